@@ -1,0 +1,15 @@
+"""SigLIP for JAX: linen modules, checkpoint interchange, processing without torch, zero-shot classification."""
+
+__version__ = "0.1.0"
+
+from siglip_jax.checkpoints import Checkpoint as Checkpoint
+from siglip_jax.checkpoints import read_checkpoint as read_checkpoint
+from siglip_jax.checkpoints import write_checkpoint as write_checkpoint
+from siglip_jax.configuration import SiglipConfig as SiglipConfig
+from siglip_jax.configuration import SiglipTextConfig as SiglipTextConfig
+from siglip_jax.configuration import SiglipVisionConfig as SiglipVisionConfig
+from siglip_jax.losses import sigmoid_loss as sigmoid_loss
+from siglip_jax.models import SiglipForImageClassification as SiglipForImageClassification
+from siglip_jax.models import SiglipModel as SiglipModel
+from siglip_jax.models import SiglipTextModel as SiglipTextModel
+from siglip_jax.models import SiglipVisionModel as SiglipVisionModel

@@ -1,0 +1,265 @@
+"""Configurations of the two towers and of the whole model: frozen dataclasses that mirror `config.json`.
+
+Mirrors `SiglipTextConfig`, `SiglipVisionConfig` and `SiglipConfig` of `transformers`: same field names, same defaults.
+Differences: instances are immutable, impossible values are refused at construction instead of at the first call, and
+every key this library does not know is kept in `extra` and written back unchanged.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from siglip_jax.files import read_json, write_atomically
+from siglip_jax.hub import resolve
+
+ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new", "gelu", "quick_gelu", "relu", "silu", "swish")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+
+def _extra_field() -> Any:
+    return dataclasses.field(default_factory=dict, hash=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Config:
+    """What the three configurations share: dictionaries and files in both directions."""
+
+    model_type: ClassVar[str]
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> Self:
+        """Builds a configuration from the contents of a `config.json`; unknown keys are kept in `extra`.
+
+        Raises:
+          ValueError: if the dictionary is of another model type, or holds an impossible value.
+        """
+        if d.get("model_type", cls.model_type) != cls.model_type:
+            raise ValueError(_wrong_type(cls.model_type, d["model_type"]))
+        known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
+        extra = {k: v for k, v in d.items() if k not in known and k != "model_type"}
+        try:
+            return cls(**{k: v for k, v in d.items() if k in known}, extra=extra)
+        except TypeError as error:
+            raise ValueError(f"not a {cls.model_type} configuration: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what `config.json` holds, unknown keys included."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra"}
+        return {**self.extra, **fields, "model_type": self.model_type}  # pyrefly: ignore
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False
+    ) -> Self:
+        """Reads `config.json` from a directory or the Hub; a tower's configuration also out of a whole model's file."""
+        return cls.from_dict(cls._select(read_config(name_or_path, revision, local_files_only)))
+
+    @classmethod
+    def _select(cls, d: dict[str, Any]) -> dict[str, Any]:
+        return d
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Writes `config.json` into `directory`, which is made if need be."""
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+        write_atomically(Path(directory) / "config.json", text.encode())
+
+    def replace(self, **changes: Any) -> Self:
+        """Returns a copy with the given fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class SiglipTextConfig(_Config):
+    """The text tower. `projection_size` is the width of the embedding and defaults to `hidden_size`.
+
+    The special-token ids are relics of CLIP that the files carry; the tokenizer's real ids are used everywhere.
+    """
+
+    vocab_size: int = 32000
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 64  # tokens
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+    attention_dropout: float = 0.0
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 49406
+    eos_token_id: int | list[int] | None = dataclasses.field(default=49407, hash=False)
+    projection_size: int | None = None
+    extra: Mapping[str, Any] = _extra_field()
+
+    model_type: ClassVar[str] = "siglip_text_model"
+
+    def __post_init__(self) -> None:
+        if self.projection_size is None:
+            object.__setattr__(self, "projection_size", self.hidden_size)
+        _check_tower(self, ("vocab_size", "max_position_embeddings", "projection_size"))
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of the text embedding."""
+        return self.projection_size or self.hidden_size
+
+    @classmethod
+    def _select(cls, d: dict[str, Any]) -> dict[str, Any]:
+        return _sub_config(d, "text_config", cls.model_type)
+
+
+@dataclasses.dataclass(frozen=True)
+class SiglipVisionConfig(_Config):
+    """The image tower. Pixels beyond a whole number of patches are cut off, as the reference does."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224  # pixels, both sides
+    patch_size: int = 16  # pixels, both sides
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+    attention_dropout: float = 0.0
+    vision_use_head: bool = True
+    extra: Mapping[str, Any] = _extra_field()
+
+    model_type: ClassVar[str] = "siglip_vision_model"
+
+    def __post_init__(self) -> None:
+        _check_tower(self, ("num_channels", "image_size", "patch_size"))
+        if self.patch_size > self.image_size:
+            raise ValueError(
+                f"patch_size must be at most image_size, got patch_size={self.patch_size}, image_size={self.image_size}"
+            )
+
+    @property
+    def num_patches(self) -> int:
+        """Rows of the position table."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @classmethod
+    def _select(cls, d: dict[str, Any]) -> dict[str, Any]:
+        return _sub_config(d, "vision_config", cls.model_type)
+
+
+@dataclasses.dataclass(frozen=True)
+class SiglipConfig(_Config):
+    """Both towers; also the configuration of `SiglipForImageClassification`, which reads the label fields.
+
+    `num_labels` follows from `id2label` where that is given, and is 2 where neither is, as in the reference.
+    """
+
+    text_config: SiglipTextConfig = None  # type: ignore[assignment]  # a dict or None is accepted and replaced
+    vision_config: SiglipVisionConfig = None  # type: ignore[assignment]
+    initializer_factor: float = 1.0
+    num_labels: int | None = None
+    id2label: Mapping[int, str] | None = dataclasses.field(default=None, hash=False)
+    label2id: Mapping[str, int] | None = dataclasses.field(default=None, hash=False)
+    problem_type: str | None = None
+    extra: Mapping[str, Any] = _extra_field()
+
+    model_type: ClassVar[str] = "siglip"
+
+    def __post_init__(self) -> None:
+        for name, cls in (("text_config", SiglipTextConfig), ("vision_config", SiglipVisionConfig)):
+            value = getattr(self, name)
+            if value is None or isinstance(value, Mapping):
+                value = cls.from_dict(value or {})
+            if not isinstance(value, cls):
+                raise ValueError(f"{name} must be a {cls.__name__} or a dict, got {type(value).__name__}")
+            object.__setattr__(self, name, value)
+        text_width, image_width = self.text_config.embedding_size, self.vision_config.hidden_size
+        if text_width != image_width:
+            raise ValueError(
+                f"text and image embeddings must have one width, got text projection_size={text_width}"
+                f" and vision hidden_size={image_width}"
+            )
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ValueError(f"problem_type must be None or one of {PROBLEM_TYPES}, got {self.problem_type!r}")
+        self._resolve_labels()
+
+    def _resolve_labels(self) -> None:
+        id2label, num_labels = self.id2label, self.num_labels
+        if id2label is None:
+            num_labels = 2 if num_labels is None else num_labels
+            if not isinstance(num_labels, int) or num_labels < 0:
+                raise ValueError(f"num_labels must be 0 or more, got {num_labels!r}")
+            id2label = {i: f"LABEL_{i}" for i in range(num_labels)}
+        id2label = {int(k): v for k, v in id2label.items()}
+        if num_labels is not None and num_labels != len(id2label):
+            raise ValueError(f"num_labels={num_labels} but id2label names {len(id2label)} labels; give one of them")
+        object.__setattr__(self, "num_labels", len(id2label))
+        object.__setattr__(self, "id2label", id2label)
+        object.__setattr__(self, "label2id", self.label2id or {label: i for i, label in id2label.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        d = super().to_dict()
+        d["text_config"], d["vision_config"] = self.text_config.to_dict(), self.vision_config.to_dict()
+        del d["num_labels"]  # follows from id2label, and the reference does not write it either
+        if d["id2label"] == {0: "LABEL_0", 1: "LABEL_1"}:
+            del d["id2label"], d["label2id"]
+        else:
+            d["id2label"] = {str(k): v for k, v in d["id2label"].items()}
+        if d["problem_type"] is None:
+            del d["problem_type"]
+        return d
+
+    def replace(self, **changes: Any) -> Self:
+        if "num_labels" in changes:
+            changes = {"id2label": None, "label2id": None} | changes
+        elif "id2label" in changes:
+            changes = {"num_labels": None, "label2id": None} | changes
+        return dataclasses.replace(self, **changes)
+
+
+def read_config(
+    name_or_path: str | os.PathLike[str], revision: str | None = None, local_files_only: bool = False
+) -> dict[str, Any]:
+    """Returns the raw `config.json` of a checkpoint directory, of the directory of a weights file, or of a Hub name.
+
+    Raises:
+      FileNotFoundError: if there is no `config.json`.
+      ValueError: if it is not a JSON object.
+    """
+    path = resolve(name_or_path, revision=revision, local_files_only=local_files_only)
+    directory = path if path.is_dir() else path.parent
+    return read_json(directory / "config.json", "a checkpoint directory needs it beside its weights")
+
+
+def _sub_config(d: dict[str, Any], name: str, model_type: str) -> dict[str, Any]:
+    if d.get("model_type") == model_type:
+        return d
+    if d.get("model_type") != SiglipConfig.model_type:
+        raise ValueError(_wrong_type(f"{SiglipConfig.model_type} or {model_type}", d.get("model_type")))
+    return d.get(name) or {}
+
+
+def _wrong_type(expected: str, found: Any) -> str:
+    hint = "; SigLIP 2 with variable resolution (NaFlex) is not supported yet" if found == "siglip2" else ""
+    return (
+        f"config.json has the wrong model_type: expected {expected!r}, found {found!r}; use a SigLIP checkpoint{hint}"
+    )
+
+
+def _check_tower(config: SiglipTextConfig | SiglipVisionConfig, sizes: tuple[str, ...]) -> None:
+    for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", *sizes):
+        value = getattr(config, name)
+        least = 0 if name == "num_hidden_layers" else 1
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    if config.hidden_size % config.num_attention_heads:
+        raise ValueError(
+            "hidden_size must be divisible by num_attention_heads, got"
+            f" hidden_size={config.hidden_size}, num_attention_heads={config.num_attention_heads}"
+        )
+    if config.hidden_act not in ACTIVATIONS:
+        raise ValueError(f"hidden_act must be one of {ACTIVATIONS}, got {config.hidden_act!r}")
+    for name, most in (("attention_dropout", 1.0), ("layer_norm_eps", float("inf"))):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < most:
+            raise ValueError(f"{name} must be a number in [0, {most}), got {value!r}")

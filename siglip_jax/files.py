@@ -1,0 +1,49 @@
+"""Reading and writing of small files: one clear error each, and nothing half-written."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def read_json(path: Path, need: str) -> dict[str, Any]:
+    """Returns the JSON object in a file; `need` says in the error why it has to be there.
+
+    Raises:
+      FileNotFoundError: if the file is missing.
+      ValueError: if it does not hold a JSON object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; {need}")
+    try:
+        d = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected a JSON object, found text that is not JSON ({error})") from error
+    if not isinstance(d, dict):
+        raise ValueError(f"{path}: expected a JSON object, found a {type(d).__name__}")
+    return d
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Yields a temporary sibling to write to; it takes the place of `path` only if the block ends well."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    aside = Path(name)
+    try:
+        yield aside
+        umask = os.umask(0)
+        os.umask(umask)
+        aside.chmod(0o666 & ~umask)  # mkstemp's files are private; this one is meant to be shared
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file so that a reader sees the old contents or the new, never a part."""
+    with written_aside(path) as aside:
+        aside.write_bytes(data)

@@ -1,0 +1,9 @@
+"""The linen modules."""
+
+from siglip_jax.models.classifier import SiglipForImageClassification as SiglipForImageClassification
+from siglip_jax.models.outputs import ImageClassifierOutput as ImageClassifierOutput
+from siglip_jax.models.outputs import SiglipOutput as SiglipOutput
+from siglip_jax.models.outputs import TowerOutput as TowerOutput
+from siglip_jax.models.siglip import SiglipModel as SiglipModel
+from siglip_jax.models.siglip import SiglipTextModel as SiglipTextModel
+from siglip_jax.models.siglip import SiglipVisionModel as SiglipVisionModel

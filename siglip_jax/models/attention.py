@@ -1,0 +1,141 @@
+"""Multi-head attention with a choice of implementation; serves the encoders and the pooling head.
+
+Mirrors `SiglipAttention` and, with queries from the probe, the `nn.MultiheadAttention` of the pooling head, whose
+packed projection is kept as separate `q_proj`, `k_proj`, `v_proj`. The softmax is always float32.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Shaped
+
+from siglip_jax.models.initializers import Initializer
+
+IMPLEMENTATIONS = ("auto", "xla", "eager", "cudnn")
+
+
+def check_implementation(name: str, *, weights: bool, dropout: bool, dtype: DTypeLike, head_width: int) -> str:
+    """Returns the implementation to run for a choice of `IMPLEMENTATIONS`.
+
+    "auto" is XLA's fused attention, or "eager" where dropout is active, which only that one has.
+
+    Raises:
+      ValueError: if the choice is unknown or cannot do what is asked.
+    """
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"attn_implementation must be one of {IMPLEMENTATIONS}, got {name!r}")
+    if weights and name != "eager":
+        raise ValueError(f"output_attentions needs attn_implementation='eager', got {name!r}")
+    if name == "auto":
+        return "eager" if dropout else "xla"
+    if dropout and name != "eager":
+        raise ValueError(f"attention dropout needs attn_implementation='eager' or 'auto', got {name!r}")
+    if name == "cudnn":
+        dtype = jnp.dtype(dtype)
+        if jax.default_backend() != "gpu":
+            raise ValueError(
+                "attn_implementation='cudnn' needs an NVIDIA GPU, found backend"
+                f" {jax.default_backend()!r}; use 'auto' or 'xla'"
+            )
+        if dtype not in (jnp.dtype(jnp.float16), jnp.dtype(jnp.bfloat16)) or head_width % 8 or head_width > 128:
+            raise ValueError(
+                "attn_implementation='cudnn' needs dtype float16 or bfloat16 and heads of a multiple of 8 up to 128,"
+                f" got dtype={dtype.name}, head width {head_width}; use 'auto' or 'xla'"
+            )
+    return name
+
+
+def mask_to_bias(
+    mask: Shaped[Array, "batch keys"] | Float[Array, "batch heads queries keys"] | None,
+) -> Float[Array, "batch heads queries keys"] | None:
+    """Turns a mask (1 = attend) into an additive bias, as large and negative as float32 allows; 4-D biases pass.
+
+    Raises:
+      ValueError: if the mask has neither 2 nor 4 axes.
+    """
+    if mask is None or mask.ndim == 4:
+        return mask
+    if mask.ndim != 2:
+        raise ValueError(f"attention_mask must be (batch, tokens) or a 4-D additive bias, got shape {mask.shape}")
+    return jnp.where(mask.astype(bool)[:, None, None, :], 0.0, jnp.finfo(jnp.float32).min).astype(jnp.float32)
+
+
+def eager_attention(
+    query: Float[Array, "batch queries heads width"],
+    key: Float[Array, "batch keys heads width"],
+    value: Float[Array, "batch keys heads width"],
+    bias: Float[Array, "..."] | None = None,
+    dropout: float = 0.0,
+    rng: jax.Array | None = None,
+) -> tuple[Float[Array, "batch queries heads width"], Float[Array, "batch heads queries keys"]]:
+    """Returns the attention's output and its weights (after dropout, as the reference returns them)."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    scores = scores * (1.0 / math.sqrt(query.shape[-1]))
+    if bias is not None:
+        scores = scores + jnp.broadcast_to(bias.astype(jnp.float32), scores.shape)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if dropout:
+        kept = jax.random.bernoulli(rng, 1.0 - dropout, weights.shape)
+        weights = jnp.where(kept, weights / (1.0 - dropout), 0.0)
+    weights = weights.astype(query.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value), weights
+
+
+class Attention(nn.Module):
+    """Projections around the attention. `dropout` is the rate in force now, 0 when deterministic."""
+
+    num_heads: int
+    kernel_init: Initializer
+    out_kernel_init: Initializer
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    implementation: str = "auto"
+    output_weights: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        queries_from: Float[Array, "batch queries width"],
+        keys_from: Float[Array, "batch keys width"],
+        bias: Float[Array, "..."] | None = None,
+    ) -> tuple[Float[Array, "batch queries width"], Float[Array, "batch heads queries keys"] | None]:
+        width = queries_from.shape[-1]
+        head_width = width // self.num_heads
+
+        def project(x: Array, name: str) -> Array:
+            y = nn.Dense(
+                width, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=self.kernel_init, name=name
+            )(x)
+            return y.reshape(*y.shape[:-1], self.num_heads, head_width)
+
+        query = project(queries_from, "q_proj")
+        key = project(keys_from, "k_proj")
+        value = project(keys_from, "v_proj")
+        implementation = check_implementation(
+            self.implementation,
+            weights=self.output_weights,
+            dropout=self.dropout > 0,
+            dtype=self.dtype,
+            head_width=head_width,
+        )
+        weights = None
+        if implementation == "eager":
+            rng = self.make_rng("dropout") if self.dropout else None
+            out, weights = eager_attention(query, key, value, bias, self.dropout, rng)
+        else:
+            out = jax.nn.dot_product_attention(
+                query,
+                key,
+                value,
+                bias=None if bias is None else bias.astype(query.dtype),
+                implementation="cudnn" if implementation == "cudnn" else "xla",
+            )
+        out = out.reshape(*out.shape[:-2], width)
+        out = nn.Dense(
+            width, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=self.out_kernel_init, name="out_proj"
+        )(out)
+        return out, weights if self.output_weights else None

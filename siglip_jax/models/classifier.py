@@ -1,0 +1,88 @@
+"""Image classification on the image tower.
+
+Mirrors `SiglipForImageClassification`: the mean of the patch tokens after the final normalisation goes through a linear
+layer; the pooling head takes no part, though its weights belong to the checkpoint. Differences: the kind of problem is
+not written back into the configuration, and `num_labels=0` gives the mean itself.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Shaped
+
+from siglip_jax.configuration import SiglipConfig
+from siglip_jax.models.initializers import initializers
+from siglip_jax.models.outputs import ImageClassifierOutput
+from siglip_jax.models.pretrained import PretrainedModule
+from siglip_jax.models.vision import VisionTransformer, check_pixels
+
+IGNORED_LABEL = -100  # torch's convention: such rows take no part in the loss
+
+
+def classification_loss(
+    logits: Float[Array, "batch labels"], labels: Shaped[Array, "..."], problem_type: str | None
+) -> Float[Array, ""]:
+    """The loss the reference picks: by `problem_type`, or by the number of labels and the type of `labels`.
+
+    One label: mean squared error. Integer `labels` (batch,): cross-entropy. Float `labels` (batch, labels): binary
+    cross-entropy, mean over all entries.
+
+    Raises:
+      ValueError: if there are no labels in the model, or their shape does not fit the problem.
+    """
+    count = logits.shape[1]
+    if problem_type is None:
+        integers = jnp.issubdtype(labels.dtype, jnp.integer)
+        kinds = ("single_label_classification", "multi_label_classification")
+        problem_type = "regression" if count == 1 else kinds[0] if integers else kinds[1]
+    expected = logits.shape[:1] if problem_type == "single_label_classification" else logits.shape
+    if problem_type == "regression" and count == 1 and labels.ndim == 1:
+        labels = labels[:, None]
+    if labels.shape != expected or not count:
+        raise ValueError(f"labels for {problem_type} must have shape {expected}, got {labels.shape}")
+    logits = logits.astype(jnp.float32)
+    if problem_type == "single_label_classification":
+        kept = labels != IGNORED_LABEL
+        rows = jnp.take_along_axis(logits, jnp.where(kept, labels, 0)[:, None], axis=1)[:, 0]
+        return jnp.sum(jnp.where(kept, jax.nn.logsumexp(logits, axis=1) - rows, 0.0)) / jnp.sum(kept)
+    labels = labels.astype(jnp.float32)
+    if problem_type == "regression":
+        return jnp.mean((logits - labels) ** 2)
+    return jnp.mean(jax.nn.softplus(logits) - labels * logits)
+
+
+class SiglipForImageClassification(PretrainedModule):
+    """A linear classifier on the image tower; see `PretrainedModule` for the fields."""
+
+    config: SiglipConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.vision_model = VisionTransformer(c.vision_config, self.options)
+        if c.num_labels:
+            init = initializers(self.init_scheme, c.initializer_factor).classifier
+            self.classifier = nn.Dense(c.num_labels, kernel_init=init, **self.options.types)
+
+    def __call__(
+        self,
+        pixel_values: Float[Array, "batch height width channel"],
+        labels: Shaped[Array, "..."] | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        deterministic: bool = True,
+    ) -> ImageClassifierOutput:
+        """Classifies images; with `labels` also the loss of `classification_loss`."""
+        check_pixels(pixel_values, self.config.vision_config, interpolate_pos_encoding)
+        out = self.vision_model(
+            pixel_values, interpolate_pos_encoding, output_hidden_states, output_attentions, deterministic
+        )
+        logits = jnp.mean(out.last_hidden_state, axis=1, dtype=jnp.float32).astype(self.dtype)
+        if self.config.num_labels:
+            logits = self.classifier(logits)
+        loss = None
+        if labels is not None:
+            if not self.config.num_labels:
+                raise ValueError("labels were given, but the model has none (num_labels=0)")
+            loss = classification_loss(logits, labels, self.config.problem_type)
+        return ImageClassifierOutput(loss, logits, out.hidden_states, out.attentions)

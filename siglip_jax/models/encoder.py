@@ -1,0 +1,202 @@
+"""The transformer encoder that both towers share: pre-normalisation, attention, MLP.
+
+Mirrors `SiglipEncoder`. With `scan_layers` the layers are one stacked layer run by `lax.scan`: parameters carry a leading
+axis of layers under `layers` instead of `layers_0`, `layers_1`, …, and compilation no longer grows with depth.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from siglip_jax.configuration import SiglipTextConfig, SiglipVisionConfig
+from siglip_jax.models.attention import Attention
+from siglip_jax.models.initializers import Initializer, Initializers, initializers
+
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+}
+
+# Names for `remat`: what is kept from the forward pass; everything else is computed again in the backward pass.
+REMAT_POLICIES: dict[str, Callable[..., bool]] = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_with_no_batch_dims": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to run, as against what to run: the fields that every module hands down unchanged."""
+
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    attn_implementation: str = "auto"
+    remat: str | None = None
+    scan_layers: bool = False
+    init_scheme: str = "paper"
+
+    @property
+    def types(self) -> dict[str, Any]:
+        """The two types, as keyword arguments of a linen layer."""
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+    @property
+    def inits(self) -> Initializers:
+        """The initialisers of the scheme."""
+        return initializers(self.init_scheme)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation in float32 whatever the compute type; parameters `scale` and `bias`.
+
+    The variance is that of the centred input: the one-pass formula loses three digits on the outliers of real weights.
+    """
+
+    epsilon: float
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
+        x = x.astype(jnp.float32)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
+        last = (1,) * (x.ndim - 1) + (-1,)
+        x = x * scale.astype(jnp.float32).reshape(last) + bias.astype(jnp.float32).reshape(last)
+        return x.astype(self.dtype)
+
+
+class Embedding(nn.Module):
+    """A table of rows; only the rows that are asked for are converted to the compute type."""
+
+    rows: int
+    width: int
+    init: Initializer
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        self.embedding = self.param("embedding", self.init, (self.rows, self.width), self.param_dtype)
+
+    def __call__(self, ids: Array) -> Array:
+        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+
+
+class MLP(nn.Module):
+    """`fc2(act(fc1(x)))`."""
+
+    intermediate_size: int
+    hidden_act: str
+    options: Options
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        inits = self.options.inits
+        dense = functools.partial(nn.Dense, kernel_init=inits.mlp, bias_init=inits.mlp_bias, **self.options.types)
+        y = ACTIVATION_FUNCTIONS[self.hidden_act](dense(self.intermediate_size, name="fc1")(x))
+        return dense(x.shape[-1], name="fc2")(y)
+
+
+class EncoderLayer(nn.Module):
+    """One layer; returns its output twice over, as a scan wants it: to carry on, and what to collect."""
+
+    config: SiglipTextConfig | SiglipVisionConfig
+    options: Options
+    dropout: float
+    output_hidden_states: bool
+    output_attentions: bool
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch tokens width"], bias: Float[Array, "..."] | None
+    ) -> tuple[Array, tuple[Array | None, Array | None]]:
+        options = self.options
+        norm = functools.partial(LayerNorm, self.config.layer_norm_eps, **options.types)
+        attention = Attention(
+            self.config.num_attention_heads,
+            kernel_init=options.inits.attention,
+            out_kernel_init=options.inits.attention,
+            dropout=self.dropout,
+            implementation=options.attn_implementation,
+            output_weights=self.output_attentions,
+            name="self_attn",
+            **options.types,
+        )
+        y = norm(name="layer_norm1")(x)
+        y, weights = attention(y, y, bias)
+        x = x + y
+        mlp = MLP(self.config.intermediate_size, self.config.hidden_act, options, name="mlp")
+        x = x + mlp(norm(name="layer_norm2")(x))
+        return x, (x if self.output_hidden_states else None, weights)
+
+
+class Encoder(nn.Module):
+    """A stack of `EncoderLayer`."""
+
+    config: SiglipTextConfig | SiglipVisionConfig
+    options: Options
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch tokens width"],
+        bias: Float[Array, "..."] | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        deterministic: bool = True,
+    ) -> tuple[Array, tuple[Array, ...] | None, tuple[Array, ...] | None]:
+        """Returns the last layer's output, all hidden states (embeddings first) and all attention weights."""
+        remat, scan = self.options.remat, self.options.scan_layers
+        layer_class: type[nn.Module] = EncoderLayer
+        if remat is not None:
+            if remat not in REMAT_POLICIES:
+                raise ValueError(f"remat must be None or one of {tuple(REMAT_POLICIES)}, got {remat!r}")
+            # A scan already keeps XLA from merging the two computations; the barrier would only cost time there.
+            layer_class = nn.remat(layer_class, policy=REMAT_POLICIES[remat], prevent_cse=not scan)
+        fields: dict[str, Any] = {
+            "config": self.config,
+            "options": self.options,
+            "dropout": 0.0 if deterministic else self.config.attention_dropout,
+            "output_hidden_states": output_hidden_states,
+            "output_attentions": output_attentions,
+        }
+        depth = self.config.num_hidden_layers
+        first = x
+        hidden: Any
+        weights: Any
+        if scan and depth:
+            stack = nn.scan(
+                layer_class,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=nn.broadcast,
+                length=depth,
+            )
+            x, (hidden, weights) = stack(**fields, name="layers")(x, bias)
+        else:
+            collected = []
+            for i in range(depth):
+                x, out = layer_class(**fields, name=f"layers_{i}")(x, bias)
+                collected.append(out)
+            hidden = [h for h, _ in collected]
+            weights = [w for _, w in collected]
+        return (
+            x,
+            (first, *hidden) if output_hidden_states else None,
+            tuple(weights) if output_attentions else None,
+        )

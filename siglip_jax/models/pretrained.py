@@ -1,0 +1,129 @@
+"""What all public modules share: their fields, `from_pretrained` and `save_pretrained`."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from siglip_jax.checkpoints.checkpoint import Checkpoint
+from siglip_jax.checkpoints.huggingface import MAX_SHARD_SIZE, write_huggingface
+from siglip_jax.checkpoints.keymap import stack_layers
+from siglip_jax.checkpoints.load import read_checkpoint
+from siglip_jax.models.encoder import Options
+
+logger = logging.getLogger(__name__)
+
+
+class PretrainedModule(nn.Module):
+    """A module that loads and saves its parameters.
+
+    Attributes:
+      config: sizes; each subclass says which configuration it takes.
+      dtype: compute type of the towers; normalisation, softmax and logits are float32 always.
+      param_dtype: type of freshly initialised parameters; `logit_scale` and `logit_bias` are float32 always.
+      attn_implementation: "auto", "xla", "eager" (the only one that returns attention weights) or "cudnn".
+      remat: None, "full", "dots" or "dots_with_no_batch_dims": what the backward pass computes again.
+      scan_layers: stack the layers of each tower on a leading axis and scan over it.
+      init_scheme: "paper" (big_vision's, temperature 10, bias -10) or "reference" (that of `transformers`).
+    """
+
+    config: Any
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    attn_implementation: str = "auto"
+    remat: str | None = None
+    scan_layers: bool = False
+    init_scheme: str = "paper"
+
+    @property
+    def options(self) -> Options:
+        """The fields that are handed down, as one."""
+        return Options(
+            self.dtype, self.param_dtype, self.attn_implementation, self.remat, self.scan_layers, self.init_scheme
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike | None = None,
+        attn_implementation: str = "auto",
+        remat: str | None = None,
+        scan_layers: bool = False,
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> tuple[Self, dict[str, Any]]:
+        """Returns the module and its parameters, from a local directory or file or a Hub name.
+
+        A tower loads from a whole model's checkpoint too. `SiglipForImageClassification` loads from any SigLIP; without
+        a trained last layer it gets a zero one, and the log says so.
+
+        Args:
+          dtype: compute type, float32 if None.
+          param_dtype: type of the parameters, as in the file if None; temperature and bias stay as in the file.
+
+        Raises:
+          FileNotFoundError: if a file is missing.
+          ValueError: if a file is corrupt or does not hold this model.
+        """
+        checkpoint = read_checkpoint(
+            name_or_path, architecture=cls.__name__, revision=revision, local_files_only=local_files_only
+        )
+        params = checkpoint.params
+        stored = jax.tree.leaves(params)[0].dtype
+        if cls.__name__ == "SiglipForImageClassification":
+            params = _with_classifier(params, checkpoint, stored)
+        if scan_layers:
+            params = stack_layers(params)
+
+        def place(path: tuple[Any, ...], x: Any) -> jax.Array:
+            if param_dtype is None or path[-1].key in ("logit_scale", "logit_bias"):
+                return jnp.asarray(x)
+            return jnp.asarray(x, param_dtype)
+
+        module = cls(
+            checkpoint.config,
+            dtype=dtype or jnp.float32,
+            param_dtype=param_dtype or stored,
+            attn_implementation=attn_implementation,
+            remat=remat,
+            scan_layers=scan_layers,
+        )
+        return module, jax.tree_util.tree_map_with_path(place, params)
+
+    @nn.nowrap
+    def save_pretrained(
+        self,
+        directory: str | os.PathLike[str],
+        params: Mapping[str, Any],
+        *,
+        max_shard_size: int = MAX_SHARD_SIZE,
+    ) -> None:
+        """Writes `config.json` and safetensors that `transformers` loads, in the types of the parameters.
+
+        Args:
+          params: stacked (`scan_layers`) or not.
+          max_shard_size: bytes; larger checkpoints are split into shards.
+
+        Raises:
+          ValueError: if the parameters are not this module's.
+        """
+        checkpoint = Checkpoint(self.config, dict(params), "huggingface", type(self).__name__)
+        write_huggingface(Path(directory), checkpoint, max_shard_size)
+
+
+def _with_classifier(params: dict[str, Any], checkpoint: Checkpoint, dtype: DTypeLike) -> dict[str, Any]:
+    config: Any = checkpoint.config
+    if "classifier" in params or not config.num_labels:
+        return params
+    logger.warning("the checkpoint has no classifier: starting a zero one of %d labels", config.num_labels)
+    width, count = config.vision_config.hidden_size, config.num_labels
+    return params | {"classifier": {"kernel": jnp.zeros((width, count), dtype), "bias": jnp.zeros(count, dtype)}}

@@ -1,0 +1,161 @@
+"""The whole model and its two towers as stand-alone modules.
+
+Mirrors `SiglipModel`, `SiglipTextModel` and `SiglipVisionModel`. Differences: images are channels last, the methods
+`get_*_features` return arrays, and embeddings are normalised and compared in float32 whatever the compute type.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
+
+from siglip_jax.configuration import SiglipConfig, SiglipTextConfig, SiglipVisionConfig
+from siglip_jax.losses.sigmoid import pairwise_logits, sigmoid_loss_of_logits
+from siglip_jax.models.outputs import SiglipOutput, TowerOutput
+from siglip_jax.models.pretrained import PretrainedModule
+from siglip_jax.models.text import TextTransformer
+from siglip_jax.models.vision import VisionTransformer, check_pixels
+
+
+def check_ids(input_ids: Array, position_ids: Array | None = None) -> None:
+    """Refuses what is not a batch of token ids.
+
+    Raises:
+      ValueError: with the shape and type expected and found.
+    """
+    for name, ids in (("input_ids", input_ids), ("position_ids", position_ids)):
+        if ids is not None and (ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer)):
+            raise ValueError(f"{name} must be (batch, tokens) integers, got shape {ids.shape} of {ids.dtype}")
+
+
+def normalize(x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+    """Returns float32 vectors of length 1. As in the reference there is no epsilon: a zero vector gives NaN."""
+    x = x.astype(jnp.float32)
+    return x / jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True))
+
+
+class SiglipTextModel(PretrainedModule):
+    """The text tower alone; see `PretrainedModule` for the fields."""
+
+    config: SiglipTextConfig
+
+    def setup(self) -> None:
+        self.text_model = TextTransformer(self.config, self.options)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "batch tokens"],
+        attention_mask: Shaped[Array, "..."] | None = None,
+        position_ids: Int[Array, "#batch tokens"] | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        deterministic: bool = True,
+    ) -> TowerOutput:
+        """Encodes token ids; `pooler_output` is the embedding, not normalised."""
+        check_ids(input_ids, position_ids)
+        return self.text_model(
+            input_ids, attention_mask, position_ids, output_hidden_states, output_attentions, deterministic
+        )
+
+
+class SiglipVisionModel(PretrainedModule):
+    """The image tower alone; see `PretrainedModule` for the fields."""
+
+    config: SiglipVisionConfig
+
+    def setup(self) -> None:
+        self.vision_model = VisionTransformer(self.config, self.options)
+
+    def __call__(
+        self,
+        pixel_values: Float[Array, "batch height width channel"],
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        deterministic: bool = True,
+    ) -> TowerOutput:
+        """Encodes images; `pooler_output` is the embedding, not normalised, or None without a pooling head."""
+        check_pixels(pixel_values, self.config, interpolate_pos_encoding)
+        return self.vision_model(
+            pixel_values, interpolate_pos_encoding, output_hidden_states, output_attentions, deterministic
+        )
+
+
+class SiglipModel(PretrainedModule):
+    """Both towers and the temperature and bias of the sigmoid loss; the fields are those of `PretrainedModule`."""
+
+    config: SiglipConfig
+
+    def setup(self) -> None:
+        if not self.config.vision_config.vision_use_head:
+            raise ValueError("SiglipModel needs vision_use_head=True, got False; load SiglipVisionModel instead")
+        inits = self.options.inits
+        self.text_model = TextTransformer(self.config.text_config, self.options)
+        self.vision_model = VisionTransformer(self.config.vision_config, self.options)
+        self.logit_scale = self.param("logit_scale", inits.logit_scale, (1,), jnp.float32)
+        self.logit_bias = self.param("logit_bias", inits.logit_bias, (1,), jnp.float32)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "texts tokens"] | None = None,
+        pixel_values: Float[Array, "images height width channel"] | None = None,
+        attention_mask: Shaped[Array, "..."] | None = None,
+        position_ids: Int[Array, "#texts tokens"] | None = None,
+        return_loss: bool = False,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        deterministic: bool = True,
+    ) -> SiglipOutput:
+        """Compares every image with every text.
+
+        Args:
+          attention_mask: (texts, tokens), 1 to attend; published models were trained without one.
+          return_loss: also the sigmoid loss, with images and texts matched by row.
+          interpolate_pos_encoding: accept images of another size, resizing the position table as the reference does.
+          deterministic: False switches attention dropout on and needs the random stream "dropout".
+
+        Raises:
+          ValueError: if one of the two inputs is missing or of the wrong shape.
+        """
+        if input_ids is None or pixel_values is None:
+            missing = "input_ids" if input_ids is None else "pixel_values"
+            raise ValueError(f"{missing} is missing; for one tower use get_text_features or get_image_features")
+        check_ids(input_ids, position_ids)
+        check_pixels(pixel_values, self.config.vision_config, interpolate_pos_encoding)
+        text = self.text_model(
+            input_ids, attention_mask, position_ids, output_hidden_states, output_attentions, deterministic
+        )
+        vision = self.vision_model(
+            pixel_values, interpolate_pos_encoding, output_hidden_states, output_attentions, deterministic
+        )
+        text_embeds, image_embeds = normalize(text.pooler_output), normalize(vision.pooler_output)
+        logits_per_image = pairwise_logits(image_embeds, text_embeds, self.logit_scale, self.logit_bias)
+        return SiglipOutput(
+            loss=sigmoid_loss_of_logits(logits_per_image) if return_loss else None,
+            logits_per_image=logits_per_image,
+            logits_per_text=logits_per_image.T,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text,
+            vision_model_output=vision,
+        )
+
+    def get_text_features(
+        self,
+        input_ids: Int[Array, "texts tokens"],
+        attention_mask: Shaped[Array, "..."] | None = None,
+        position_ids: Int[Array, "#texts tokens"] | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "texts embedding"]:
+        """Returns the pooled text embeddings, not normalised."""
+        check_ids(input_ids, position_ids)
+        return self.text_model(input_ids, attention_mask, position_ids, deterministic=deterministic).pooler_output
+
+    def get_image_features(
+        self,
+        pixel_values: Float[Array, "images height width channel"],
+        interpolate_pos_encoding: bool = False,
+        deterministic: bool = True,
+    ) -> Float[Array, "images embedding"]:
+        """Returns the pooled image embeddings, not normalised."""
+        check_pixels(pixel_values, self.config.vision_config, interpolate_pos_encoding)
+        return self.vision_model(pixel_values, interpolate_pos_encoding, deterministic=deterministic).pooler_output

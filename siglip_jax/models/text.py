@@ -1,0 +1,65 @@
+"""The text tower.
+
+Mirrors `SiglipTextTransformer`: no causal mask, no mask at all unless one is given, and the embedding is read from the
+last position, padding or not, because that is how the model was trained.
+"""
+
+import functools
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Int, Shaped
+
+from siglip_jax.configuration import SiglipTextConfig
+from siglip_jax.models.attention import mask_to_bias
+from siglip_jax.models.encoder import Embedding, Encoder, LayerNorm, Options
+from siglip_jax.models.outputs import TowerOutput
+
+
+class TextEmbeddings(nn.Module):
+    """Token plus position embedding."""
+
+    config: SiglipTextConfig
+    options: Options
+
+    @nn.compact
+    def __call__(self, input_ids: Array, position_ids: Array | None = None) -> Array:
+        c, init = self.config, self.options.inits.embedding
+        table = functools.partial(Embedding, width=c.hidden_size, init=init, **self.options.types)
+        if position_ids is None:
+            position_ids = jnp.arange(input_ids.shape[1])[None]
+        tokens = table(c.vocab_size, name="token_embedding")(input_ids)
+        positions = table(c.max_position_embeddings, name="position_embedding")(position_ids)
+        return tokens + jnp.broadcast_to(positions, tokens.shape)
+
+
+class TextTransformer(nn.Module):
+    """Embeddings, encoder, final normalisation, and the linear head on the last position."""
+
+    config: SiglipTextConfig
+    options: Options
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: Int[Array, "batch tokens"],
+        attention_mask: Shaped[Array, "..."] | None = None,
+        position_ids: Int[Array, "#batch tokens"] | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        deterministic: bool = True,
+    ) -> TowerOutput:
+        most = self.config.max_position_embeddings
+        if input_ids.shape[1] > most:
+            raise ValueError(
+                f"input_ids has {input_ids.shape[1]} tokens a text, but the model has {most} positions; truncate to"
+                f" {most} (the processor does by default)"
+            )
+        types, init = self.options.types, self.options.inits.projection
+        x = TextEmbeddings(self.config, self.options, name="embeddings")(input_ids, position_ids)
+        x, hidden_states, attentions = Encoder(self.config, self.options, name="encoder")(
+            x, mask_to_bias(attention_mask), output_hidden_states, output_attentions, deterministic
+        )
+        x = LayerNorm(self.config.layer_norm_eps, name="final_layer_norm", **types)(x)
+        head = nn.Dense(self.config.embedding_size, kernel_init=init, name="head", **types)
+        return TowerOutput(x, head(x[:, -1]), hidden_states, attentions)

@@ -1,0 +1,122 @@
+"""The image tower.
+
+Mirrors `SiglipVisionTransformer`, with images as (batch, height, width, channel). The embedding is the pooling head's:
+a learned probe attends to all patches, then an MLP with a residual; there is no class token.
+"""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from siglip_jax.configuration import SiglipVisionConfig
+from siglip_jax.models.attention import Attention
+from siglip_jax.models.encoder import MLP, Embedding, Encoder, LayerNorm, Options
+from siglip_jax.models.outputs import TowerOutput
+from siglip_jax.models.positions import resize_position_table
+
+
+def check_pixels(pixel_values: Array, config: SiglipVisionConfig, interpolate: bool) -> None:
+    """Refuses what is not a float batch of images in the layout and size of the model.
+
+    Raises:
+      ValueError: with the shape expected, the shape found and what to do.
+    """
+    shape, channels, p = pixel_values.shape, config.num_channels, config.patch_size
+    expected = f"(batch, {config.image_size}, {config.image_size}, {channels})"
+    if len(shape) != 4:
+        raise ValueError(f"pixel_values must be {expected}, got shape {shape}; add a batch axis to a single image")
+    if shape[-1] != channels:
+        hint = "transpose with (0, 2, 3, 1)" if shape[1] == channels else "use the model's processor"
+        found = "channels first" if shape[1] == channels else "another number of channels"
+        raise ValueError(f"pixel_values must be channels last, {expected}; got shape {shape}, {found}: {hint}")
+    if not jnp.issubdtype(pixel_values.dtype, jnp.floating):
+        raise ValueError(f"pixel_values must be floating point, got {pixel_values.dtype}; use the model's processor")
+    rows, columns = shape[1] // p, shape[2] // p
+    if not rows or not columns:
+        raise ValueError(f"pixel_values of shape {shape} are smaller than one patch of {p} x {p} pixels")
+    if not interpolate and rows * columns != config.num_patches:
+        raise ValueError(
+            f"pixel_values must be {expected}, that is {config.num_patches} patches; got shape {shape}, that is"
+            f" {rows * columns}: resize the images, or pass interpolate_pos_encoding=True"
+        )
+
+
+class VisionEmbeddings(nn.Module):
+    """Patches through a linear map, plus their position embedding."""
+
+    config: SiglipVisionConfig
+    options: Options
+
+    @nn.compact
+    def __call__(
+        self, pixel_values: Float[Array, "batch height width channel"], interpolate_pos_encoding: bool = False
+    ) -> Float[Array, "batch patches hidden"]:
+        c, inits, types = self.config, self.options.inits, self.options.types
+        batch, height, width, _ = pixel_values.shape
+        grid = height // c.patch_size, width // c.patch_size
+        patches = nn.Conv(
+            c.hidden_size,
+            (c.patch_size, c.patch_size),
+            strides=(c.patch_size, c.patch_size),
+            padding="VALID",  # pixels beyond a whole number of patches are dropped, as in the reference
+            kernel_init=inits.patch,
+            name="patch_embedding",
+            **types,
+        )(pixel_values.astype(self.options.dtype)).reshape(batch, -1, c.hidden_size)
+        table = Embedding(c.num_patches, c.hidden_size, inits.embedding, name="position_embedding", **types)
+        positions = table(jnp.arange(c.num_patches))
+        # The reference resizes a non-square image even where the number of patches happens to match.
+        if interpolate_pos_encoding and not (grid[0] * grid[1] == c.num_patches and height == width):
+            positions = resize_position_table(positions, grid)
+        return patches + jnp.broadcast_to(positions[None], patches.shape)
+
+
+class PoolingHead(nn.Module):
+    """Multihead attention pooling (`SiglipMultiheadAttentionPoolingHead`); the probe itself is not added back."""
+
+    config: SiglipVisionConfig
+    options: Options
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch patches width"]) -> Float[Array, "batch width"]:
+        c, inits, types = self.config, self.options.inits, self.options.types
+        probe = self.param("probe", inits.probe, (1, 1, c.hidden_size), self.options.param_dtype)
+        probe = jnp.broadcast_to(probe.astype(self.options.dtype), (x.shape[0], 1, c.hidden_size))
+        attention = Attention(
+            c.num_attention_heads,
+            kernel_init=inits.pool_qkv,
+            out_kernel_init=inits.pool_out,
+            implementation="xla",  # one query: nothing to gain from another, and the reference has no choice here
+            name="attention",
+            **types,
+        )
+        y, _ = attention(probe, x)
+        mlp = MLP(c.intermediate_size, c.hidden_act, self.options, name="mlp")
+        y = y + mlp(LayerNorm(c.layer_norm_eps, name="layernorm", **types)(y))
+        return y[:, 0]
+
+
+class VisionTransformer(nn.Module):
+    """Embeddings, encoder, final normalisation, and the pooling head unless `vision_use_head` is off."""
+
+    config: SiglipVisionConfig
+    options: Options
+
+    @nn.compact
+    def __call__(
+        self,
+        pixel_values: Float[Array, "batch height width channel"],
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        deterministic: bool = True,
+    ) -> TowerOutput:
+        x = VisionEmbeddings(self.config, self.options, name="embeddings")(pixel_values, interpolate_pos_encoding)
+        x, hidden_states, attentions = Encoder(self.config, self.options, name="encoder")(
+            x, None, output_hidden_states, output_attentions, deterministic
+        )
+        x = LayerNorm(self.config.layer_norm_eps, name="post_layernorm", **self.options.types)(x)
+        pooled = None
+        if self.config.vision_use_head:
+            pooled = PoolingHead(self.config, self.options, name="head")(x)
+        return TowerOutput(x, pooled, hidden_states, attentions)
