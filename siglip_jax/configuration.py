@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 from siglip_jax.files import read_json, write_atomically
 from siglip_jax.hub import resolve
@@ -18,19 +18,19 @@ from siglip_jax.hub import resolve
 ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new", "gelu", "quick_gelu", "relu", "silu", "swish")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
-
-def _extra_field() -> Any:
-    return dataclasses.field(default_factory=dict, hash=False)
+C = TypeVar("C", bound="_Config")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Config:
     """What the three configurations share: dictionaries and files in both directions."""
 
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False, kw_only=True)
+
     model_type: ClassVar[str]
 
     @classmethod
-    def from_dict(cls, d: Mapping[str, Any]) -> Self:
+    def from_dict(cls: type[C], d: Mapping[str, Any]) -> C:
         """Builds a configuration from the contents of a `config.json`; unknown keys are kept in `extra`.
 
         Raises:
@@ -48,12 +48,16 @@ class _Config:
     def to_dict(self) -> dict[str, Any]:
         """Returns what `config.json` holds, unknown keys included."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra"}
-        return {**self.extra, **fields, "model_type": self.model_type}  # pyrefly: ignore
+        return {**self.extra, **fields, "model_type": self.model_type}
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False
-    ) -> Self:
+        cls: type[C],
+        name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> C:
         """Reads `config.json` from a directory or the Hub; a tower's configuration also out of a whole model's file."""
         return cls.from_dict(cls._select(read_config(name_or_path, revision, local_files_only)))
 
@@ -67,7 +71,7 @@ class _Config:
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
         write_atomically(Path(directory) / "config.json", text.encode())
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self: C, **changes: Any) -> C:
         """Returns a copy with the given fields changed."""
         return dataclasses.replace(self, **changes)
 
@@ -92,7 +96,6 @@ class SiglipTextConfig(_Config):
     bos_token_id: int | None = 49406
     eos_token_id: int | list[int] | None = dataclasses.field(default=49407, hash=False)
     projection_size: int | None = None
-    extra: Mapping[str, Any] = _extra_field()
 
     model_type: ClassVar[str] = "siglip_text_model"
 
@@ -126,7 +129,6 @@ class SiglipVisionConfig(_Config):
     layer_norm_eps: float = 1e-6
     attention_dropout: float = 0.0
     vision_use_head: bool = True
-    extra: Mapping[str, Any] = _extra_field()
 
     model_type: ClassVar[str] = "siglip_vision_model"
 
@@ -154,14 +156,13 @@ class SiglipConfig(_Config):
     `num_labels` follows from `id2label` where that is given, and is 2 where neither is, as in the reference.
     """
 
-    text_config: SiglipTextConfig = None  # type: ignore[assignment]  # a dict or None is accepted and replaced
-    vision_config: SiglipVisionConfig = None  # type: ignore[assignment]
+    text_config: Any = None  # a SiglipTextConfig; a dict or None is accepted and replaced by one
+    vision_config: Any = None  # a SiglipVisionConfig, likewise
     initializer_factor: float = 1.0
     num_labels: int | None = None
-    id2label: Mapping[int, str] | None = dataclasses.field(default=None, hash=False)
+    id2label: Mapping[Any, str] | None = dataclasses.field(default=None, hash=False)
     label2id: Mapping[str, int] | None = dataclasses.field(default=None, hash=False)
     problem_type: str | None = None
-    extra: Mapping[str, Any] = _extra_field()
 
     model_type: ClassVar[str] = "siglip"
 
@@ -209,7 +210,7 @@ class SiglipConfig(_Config):
             del d["problem_type"]
         return d
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: Any) -> "SiglipConfig":
         if "num_labels" in changes:
             changes = {"id2label": None, "label2id": None} | changes
         elif "id2label" in changes:
@@ -241,9 +242,7 @@ def _sub_config(d: dict[str, Any], name: str, model_type: str) -> dict[str, Any]
 
 def _wrong_type(expected: str, found: Any) -> str:
     hint = "; SigLIP 2 with variable resolution (NaFlex) is not supported yet" if found == "siglip2" else ""
-    return (
-        f"config.json has the wrong model_type: expected {expected!r}, found {found!r}; use a SigLIP checkpoint{hint}"
-    )
+    return f"config.json: expected model_type {expected!r}, found {found!r}; use a SigLIP checkpoint{hint}"
 
 
 def _check_tower(config: SiglipTextConfig | SiglipVisionConfig, sizes: tuple[str, ...]) -> None:

@@ -77,7 +77,7 @@ def eager_attention(
     if bias is not None:
         scores = scores + jnp.broadcast_to(bias.astype(jnp.float32), scores.shape)
     weights = jax.nn.softmax(scores, axis=-1)
-    if dropout:
+    if dropout and rng is not None:
         kept = jax.random.bernoulli(rng, 1.0 - dropout, weights.shape)
         weights = jnp.where(kept, weights / (1.0 - dropout), 0.0)
     weights = weights.astype(query.dtype)

@@ -1,7 +1,7 @@
 """The transformer encoder that both towers share: pre-normalisation, attention, MLP.
 
-Mirrors `SiglipEncoder`. With `scan_layers` the layers are one stacked layer run by `lax.scan`: parameters carry a leading
-axis of layers under `layers` instead of `layers_0`, `layers_1`, …, and compilation no longer grows with depth.
+Mirrors `SiglipEncoder`. With `scan_layers` the layers are one stacked layer run by `lax.scan`: parameters carry a
+leading axis of layers under `layers` instead of `layers_0`, `layers_1`, …, and compilation no longer grows with depth.
 """
 
 import dataclasses
@@ -86,12 +86,12 @@ class Embedding(nn.Module):
 
     rows: int
     width: int
-    init: Initializer
+    embedding_init: Initializer
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        self.embedding = self.param("embedding", self.init, (self.rows, self.width), self.param_dtype)
+        self.embedding = self.param("embedding", self.embedding_init, (self.rows, self.width), self.param_dtype)
 
     def __call__(self, ids: Array) -> Array:
         return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)

@@ -30,6 +30,13 @@ class TowerOutput(_Output):
     hidden_states: tuple[Float[Array, "batch tokens width"], ...] | None = None
     attentions: tuple[Float[Array, "batch heads tokens tokens"], ...] | None = None
 
+    @property
+    def embedding(self) -> Float[Array, "batch embedding"]:
+        """`pooler_output`; a ValueError where the tower has no pooling head."""
+        if self.pooler_output is None:
+            raise ValueError("this tower has no pooling head (vision_use_head=False), so there is no embedding")
+        return self.pooler_output
+
 
 @struct.dataclass
 class SiglipOutput(_Output):

@@ -1,6 +1,6 @@
 """Resizing of the image tower's position table, equal to torch's bicubic interpolation.
 
-`jax.image.resize(..., "bicubic")` uses another cubic (a = -0.5) and an antialias filter: off by up to 0.46 on such tables.
+`jax.image.resize(..., "bicubic")` uses another cubic (a = -0.5) and an antialias filter: off by up to 0.46.
 """
 
 import functools

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from siglip_jax.checkpoints.huggingface import MAX_SHARD_SIZE, write_huggingface
 from siglip_jax.checkpoints.keymap import stack_layers
 from siglip_jax.checkpoints.load import read_checkpoint
 from siglip_jax.models.encoder import Options
+
+M = TypeVar("M", bound="PretrainedModule")
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class PretrainedModule(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[M],
         name_or_path: str | os.PathLike[str],
         *,
         dtype: DTypeLike | None = None,
@@ -60,7 +62,7 @@ class PretrainedModule(nn.Module):
         scan_layers: bool = False,
         revision: str | None = None,
         local_files_only: bool = False,
-    ) -> tuple[Self, dict[str, Any]]:
+    ) -> tuple[M, dict[str, Any]]:
         """Returns the module and its parameters, from a local directory or file or a Hub name.
 
         A tower loads from a whole model's checkpoint too. `SiglipForImageClassification` loads from any SigLIP; without

@@ -127,7 +127,7 @@ class SiglipModel(PretrainedModule):
         vision = self.vision_model(
             pixel_values, interpolate_pos_encoding, output_hidden_states, output_attentions, deterministic
         )
-        text_embeds, image_embeds = normalize(text.pooler_output), normalize(vision.pooler_output)
+        text_embeds, image_embeds = normalize(text.embedding), normalize(vision.embedding)
         logits_per_image = pairwise_logits(image_embeds, text_embeds, self.logit_scale, self.logit_bias)
         return SiglipOutput(
             loss=sigmoid_loss_of_logits(logits_per_image) if return_loss else None,
@@ -148,7 +148,7 @@ class SiglipModel(PretrainedModule):
     ) -> Float[Array, "texts embedding"]:
         """Returns the pooled text embeddings, not normalised."""
         check_ids(input_ids, position_ids)
-        return self.text_model(input_ids, attention_mask, position_ids, deterministic=deterministic).pooler_output
+        return self.text_model(input_ids, attention_mask, position_ids, deterministic=deterministic).embedding
 
     def get_image_features(
         self,
@@ -158,4 +158,4 @@ class SiglipModel(PretrainedModule):
     ) -> Float[Array, "images embedding"]:
         """Returns the pooled image embeddings, not normalised."""
         check_pixels(pixel_values, self.config.vision_config, interpolate_pos_encoding)
-        return self.vision_model(pixel_values, interpolate_pos_encoding, deterministic=deterministic).pooler_output
+        return self.vision_model(pixel_values, interpolate_pos_encoding, deterministic=deterministic).embedding

@@ -25,7 +25,7 @@ class TextEmbeddings(nn.Module):
     @nn.compact
     def __call__(self, input_ids: Array, position_ids: Array | None = None) -> Array:
         c, init = self.config, self.options.inits.embedding
-        table = functools.partial(Embedding, width=c.hidden_size, init=init, **self.options.types)
+        table = functools.partial(Embedding, width=c.hidden_size, embedding_init=init, **self.options.types)
         if position_ids is None:
             position_ids = jnp.arange(input_ids.shape[1])[None]
         tokens = table(c.vocab_size, name="token_embedding")(input_ids)

@@ -1,0 +1,144 @@
+"""`siglip-jax classify`: what it prints, and that it is what the engine says."""
+
+import io
+import json
+import os
+import sys
+
+import PIL.Image
+import pytest
+
+from siglip_jax.cli.classify import _lines
+from siglip_jax.cli.main import main
+from siglip_jax.cli.output import bar, blocks, percent, shown
+from siglip_jax.inference import load
+
+LABELS = ["a cat", "two dogs", "a house"]
+
+
+def test_json_is_what_the_engine_says(run, checkpoint, pictures):
+    ran = run("classify", pictures / "b.png", pictures, "--labels", *LABELS, "--model", checkpoint, "--json")
+    assert ran.status == 0
+    found = json.loads(ran.out)
+    files = [str(pictures / name) for name in ("b.png", "a.jpg", "b.png", "c.png")]
+    assert [entry["image"] for entry in found] == files
+    expected = load(checkpoint).classify(files, LABELS)
+    for entry, scores in zip(found, expected, strict=True):
+        assert set(entry) == {"image", "scores"}
+        assert [e["label"] for e in entry["scores"]] == [e["label"] for e in scores]
+        assert [e["score"] for e in entry["scores"]] == pytest.approx([e["score"] for e in scores], abs=1e-6)
+    assert ran.err == f"siglip-jax: {pictures}: 2 of 5 files are not pictures and were left out\n"
+
+
+def test_plain_bars_without_a_terminal(run, checkpoint, pictures):
+    ran = run("classify", pictures / "a.jpg", pictures / "b.png", "--labels", *LABELS, "--model", checkpoint)
+    assert ran.status == 0
+    assert ran.err == ""
+    assert "\x1b" not in ran.out
+    blocks = [block.splitlines() for block in ran.out.split("\n\n")]
+    assert [block[0] for block in blocks] == [str(pictures / "a.jpg"), str(pictures / "b.png")]
+    for block, name in zip(blocks, ("a.jpg", "b.png"), strict=True):
+        ranked = load(checkpoint).classify(pictures / name, LABELS)
+        assert len(block) == 1 + len(LABELS)
+        for line, entry in zip(block[1:], ranked, strict=True):
+            assert line.strip().startswith(entry["label"])
+            assert line.endswith(percent(entry["score"]))
+            assert "█" in line
+
+
+def test_colour_on_a_terminal(checkpoint, pictures, monkeypatch):
+    class Terminal(io.StringIO):
+        encoding = "utf-8"
+
+        def isatty(self) -> bool:
+            return True
+
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "60")
+    long = "a label [red]that[/red] is much too long for sixty columns of text, really"
+    with monkeypatch.context() as patched:
+        terminal = Terminal()
+        patched.setattr(sys, "stdout", terminal)
+        arguments = ["classify", str(pictures / "a.jpg"), "--labels", "a cat", long, "--model", str(checkpoint)]
+        assert main(arguments) == 0
+    assert "\x1b[36m" in terminal.getvalue()
+    assert "[red]" in terminal.getvalue()
+    plain = [line for line in terminal.getvalue().splitlines() if "%" in line]
+    for style in ("\x1b[36m", "\x1b[1m", "\x1b[0m"):
+        plain = [line.replace(style, "") for line in plain]
+    assert len(plain) == 2
+    assert all(len(line) <= 60 for line in plain)
+
+
+def test_labels_from_a_file_template_and_top_k(run, checkpoint, pictures, tmp_path):
+    labels = tmp_path / "labels.txt"
+    labels.write_bytes("\ufeffcat\r\n\r\n  two dogs \nhouse\n".encode())
+    options = ("--labels-from", labels, "--template", "a photo of {}!", "--top-k", 2, "--model", checkpoint)
+    ran = run("classify", pictures / "a.jpg", *options, "--json")
+    (entry,) = json.loads(ran.out)
+    names = ["cat", "two dogs", "house"]
+    expected = load(checkpoint).classify(
+        pictures / "a.jpg", names, hypothesis_template="a photo of {}!", top_k=2
+    )
+    assert [e["label"] for e in entry["scores"]] == [e["label"] for e in expected]
+    assert [e["score"] for e in entry["scores"]] == pytest.approx([e["score"] for e in expected], abs=1e-6)
+
+
+def test_folders_within_folders(run, checkpoint, pictures):
+    options = ("--labels", "a cat", "--model", checkpoint, "--json")
+    assert len(json.loads(run("classify", pictures, *options).out)) == 3
+    deep = json.loads(run("classify", pictures, "--recursive", *options).out)
+    assert [os.path.relpath(entry["image"], pictures) for entry in deep] == ["a.jpg", "b.png", "c.png", "deeper/d.PNG"]
+
+
+def test_the_others_are_done(run, checkpoint, pictures, tmp_path):
+    """One line for each picture that is no use, results for the rest, and a status that says so."""
+    (pictures / "aa.png").write_bytes(b"no picture")
+    options = ("--labels", "a cat", "--model", checkpoint, "--json")
+    ran = run("classify", tmp_path / "missing.png", pictures, *options)
+    assert ran.status == 2
+    assert [os.path.basename(entry["image"]) for entry in json.loads(ran.out)] == ["a.jpg", "b.png", "c.png"]
+    missing, skipped, broken = ran.err.splitlines()
+    assert "missing.png" in missing
+    assert "not pictures" in skipped
+    assert "aa.png" in broken
+
+
+def test_save_plot(run, checkpoint, pictures, tmp_path):
+    pytest.importorskip("matplotlib")
+    (pictures / "aa.png").write_bytes(b"no picture")
+    plot = tmp_path / "plot.png"
+    ran = run("classify", pictures, "--labels", *LABELS, "--model", checkpoint, "--save-plot", plot)
+    assert ran.status == 2  # one picture could not be read; the plot shows the others
+    with PIL.Image.open(plot) as drawn:
+        assert drawn.format == "PNG"
+        assert drawn.height > 200
+    assert ".plot.png" not in " ".join(os.listdir(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("share", "drawn"), [(0, ""), (1, "█" * 8), (0.5, "█" * 4), (1 / 64, "▏"), (0.99, "█" * 7 + "▉"), (1e-9, "")]
+)
+def test_bar(share, drawn):
+    assert bar(share, 8) == drawn
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(1, "100.0 %"), (0.1234, "12.3 %"), (0.001, "0.1 %"), (0.00012345, "0.012 %"), (1e-9, "1e-07 %"), (0, "0.0 %")],
+)
+def test_percent(share, text):
+    assert percent(share) == text
+
+
+def test_terminals_that_know_only_ascii():
+    assert not blocks("ascii")
+    result = {"image": "caf\u00e9.png", "scores": [{"label": "\u732b", "score": 0.5}]}
+    drawn = ["".join(parts) for parts in _lines([result], 6, 10, "ascii")]
+    assert drawn == ["caf\\xe9.png", "  \\u732b  #####         50.0 %"]
+
+
+def test_names_cannot_steer_the_terminal():
+    assert shown("a\x1b[31m\nb\udcff\u732b", "utf-8") == "a\\x1b[31m\\nb\\udcff\u732b"

@@ -1,0 +1,259 @@
+"""Every mistake a user can make on the command line: status 2, one line on stderr, and no traceback.
+
+The line says what was expected, what was found, or what to do: the words each case asks for.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from siglip_jax import __version__
+from siglip_jax.cli import classify, main
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the checkpoint, to be damaged."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+
+
+def change_config(directory: Path, change: Callable[[dict], None]) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    change(config)
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def change_tensors(directory: Path, change: Callable[[dict], None]) -> None:
+    tensors = safetensors.numpy.load_file(directory / "model.safetensors")
+    change(tensors)
+    safetensors.numpy.save_file(tensors, directory / "model.safetensors")
+
+
+def cut(file: Path, size: int) -> None:
+    file.write_bytes(file.read_bytes()[:size])
+
+
+DAMAGE = {
+    "no config.json": (lambda d: (d / "config.json").unlink(), ["config.json", "no such file"]),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), ["model.safetensors", "expected", "found"]),
+    "no vocabulary": (lambda d: (d / "spiece.model").unlink(), ["spiece.model"]),
+    "no image processor": (lambda d: (d / "preprocessor_config.json").unlink(), ["preprocessor_config.json"]),
+    "only tokenizer.json": (
+        lambda d: (d / "spiece.model").rename(d / "tokenizer.json"),
+        ["tokenizer.json", "spiece.model"],
+    ),
+    "corrupt vocabulary": (lambda d: (d / "spiece.model").write_bytes(b"not a model"), ["spiece.model"]),
+    "config is no JSON": (lambda d: (d / "config.json").write_text("{,"), ["config.json", "expected", "found"]),
+    "config is a list": (lambda d: (d / "config.json").write_text("[]"), ["config.json", "expected", "found a list"]),
+    "clip": (lambda d: change_config(d, lambda c: c.update(model_type="clip")), ["expected 'siglip'", "found 'clip'"]),
+    "bert": (lambda d: change_config(d, lambda c: c.update(model_type="bert")), ["expected 'siglip'", "found 'bert'"]),
+    "siglip2": (lambda d: change_config(d, lambda c: c.update(model_type="siglip2")), ["found 'siglip2'", "NaFlex"]),
+    "truncated weights": (lambda d: cut(d / "model.safetensors", 50_000), ["model.safetensors", "truncated"]),
+    "truncated header": (lambda d: cut(d / "model.safetensors", 100), ["model.safetensors", "expected", "found"]),
+    "empty weights": (lambda d: cut(d / "model.safetensors", 0), ["model.safetensors", "expected", "found"]),
+    "corrupt weights": (
+        lambda d: (d / "model.safetensors").write_bytes(b"\xff" * 4096),
+        ["model.safetensors", "expected", "found"],
+    ),
+    "another width": (
+        lambda d: change_config(d, lambda c: c["vision_config"].update(intermediate_size=96)),
+        ["expected", "found", "fc1", "96", "64"],
+    ),
+    "impossible heads": (
+        lambda d: change_config(d, lambda c: c["vision_config"].update(num_attention_heads=5)),
+        ["divisible", "32", "5"],
+    ),
+    "missing tensor": (
+        lambda d: change_tensors(d, lambda t: t.pop("text_model.final_layer_norm.bias")),
+        ["missing", "text_model.final_layer_norm.bias"],
+    ),
+    "unexpected tensor": (
+        lambda d: change_tensors(d, lambda t: t.update({"text_model.surprise": np.zeros(1, np.float32)})),
+        ["unexpected", "text_model.surprise"],
+    ),
+    "whole numbers for weights": (
+        lambda d: change_tensors(d, lambda t: t.update(logit_bias=np.zeros(1, np.int32))),
+        ["expected", "logit_bias", "I32"],
+    ),
+}
+
+
+def one_line(ran) -> str:
+    assert ran.status == 2
+    assert ran.out == ""
+    assert ran.err.startswith("siglip-jax: ")
+    assert ran.err.count("\n") == 1
+    assert ran.err.endswith("\n")
+    assert len(ran.err) < 500
+    return ran.err
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_checkpoints(run, copy, pictures, name):
+    damage, words = DAMAGE[name]
+    damage(copy)
+    line = one_line(run("classify", pictures / "a.jpg", "--labels", "a cat", "--model", copy))
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nowhere", ["nowhere", "no such file or directory"]),
+        ("./nowhere/else", ["no such file or directory"]),
+        ("owner/not-a-model-of-the-hub", ["owner/not-a-model-of-the-hub", "Hub"]),
+    ],
+)
+def test_models_that_are_not_there(run, pictures, name, words):
+    for line in (
+        one_line(run("classify", pictures / "a.jpg", "--labels", "a cat", "--model", name)),
+        one_line(run("info", name)),
+    ):
+        for word in words:
+            assert word in line
+
+
+MISTAKES = {
+    "no command": ([], ["expected a command", "classify", "--help"]),
+    "unknown command": (["frobnicate"], ["frobnicate", "choose from", "--help"]),
+    "unknown option": (["classify", "IMAGE", "--labels", "a", "--frobnicate"], ["--frobnicate", "--help"]),
+    "abbreviated option": (["classify", "IMAGE", "--label", "a"], ["--label", "--help"]),
+    "no pictures": (["classify", "--labels", "a cat"], ["expected pictures, found none", "before --labels"]),
+    "picture after the labels": (["classify", "--labels", "a cat", "IMAGE"], ["expected pictures", "before --labels"]),
+    "no labels": (["classify", "IMAGE"], ["expected labels, found none", "--labels-from"]),
+    "no value for labels": (["classify", "IMAGE", "--labels"], ["--labels", "expected at least one"]),
+    "blank label": (["classify", "IMAGE", "--labels", "a", " "], ["must not be blank", "position 1"]),
+    "no such labels file": (["classify", "IMAGE", "--labels-from", "TMP/no.txt"], ["no.txt", "expected", "found no"]),
+    "empty labels file": (["classify", "IMAGE", "--labels-from", "TMP/empty.txt"], ["empty.txt", "one label a line"]),
+    "labels not in UTF-8": (["classify", "IMAGE", "--labels-from", "TMP/latin.txt"], ["latin.txt", "UTF-8"]),
+    "labels file is a folder": (["classify", "IMAGE", "--labels-from", "TMP"], ["expected a text file"]),
+    "template without a place": (
+        ["classify", "IMAGE", "--labels", "a", "--template", "a photo"],
+        ["must have {}", "found 'a photo'", "write"],
+    ),
+    "top-k zero": (["classify", "IMAGE", "--labels", "a", "--top-k", "0"], ["--top-k", "at least 1", "found '0'"]),
+    "top-k word": (["classify", "IMAGE", "--labels", "a", "--top-k", "x"], ["--top-k", "whole number", "found 'x'"]),
+    "batch size negative": (["classify", "IMAGE", "--labels", "a", "--batch-size=-3"], ["--batch-size", "found '-3'"]),
+    "batch size fraction": (["classify", "IMAGE", "--labels", "a", "--batch-size", "1.5"], ["--batch-size", "'1.5'"]),
+    "missing picture": (["classify", "TMP/no.png", "--labels", "a"], ["no.png", "no such file", "check"]),
+    "picture that is none": (["classify", "TMP/empty.txt", "--labels", "a"], ["empty.txt"]),
+    "text for a picture": (["classify", "TMP/latin.txt", "--labels", "a"], ["latin.txt"]),
+    "truncated picture": (["classify", "TMP/cut.jpg", "--labels", "a"], ["cut.jpg"]),
+    "folder without pictures": (["classify", "TMP/bare", "--labels", "a"], ["bare", "found none among 1 files"]),
+    "plot of unknown kind": (
+        ["classify", "IMAGE", "--labels", "a", "--save-plot", "TMP/plot.xyz"],
+        ["plot.xyz", "expected", ".png"],
+    ),
+    "plot in no folder": (
+        ["classify", "IMAGE", "--labels", "a", "--save-plot", "TMP/no/plot.png"],
+        ["plot.png", "no such folder", "make it first"],
+    ),
+    "plot over a folder": (
+        ["classify", "IMAGE", "--labels", "a", "--save-plot", "TMP/folder.png"],
+        ["folder.png", "expected a file", "found a folder"],
+    ),
+    "plot of too many labels": (
+        ["classify", "IMAGE", "--labels-from", "TMP/many.txt", "--save-plot", "TMP/plot.png"],
+        ["1 to 128", "got 1 pictures and 200 labels"],
+    ),
+    "info of two models": (["info", "a", "b"], ["unrecognized arguments: b", "--help"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(run, checkpoint, pictures, tmp_path, name):
+    (tmp_path / "empty.txt").write_text(" \n\n")
+    (tmp_path / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    (tmp_path / "many.txt").write_text("\n".join(f"label {i}" for i in range(200)))
+    (tmp_path / "cut.jpg").write_bytes((pictures / "a.jpg").read_bytes()[:700])
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "notes.txt").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    argv, words = MISTAKES[name]
+    filled = [a.replace("IMAGE", str(pictures / "a.jpg")).replace("TMP", str(tmp_path)) for a in argv]
+    model = ["--model", str(checkpoint)] if argv[:1] == ["classify"] else []
+    line = one_line(run(*filled[:1], *model, *filled[1:]))
+    for word in words:
+        assert word in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_plot_without_matplotlib(run, checkpoint, pictures, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    plot = tmp_path / "plot.png"
+    ran = run("classify", pictures / "a.jpg", "--labels", "a", "--model", checkpoint, "--save-plot", plot)
+    assert "pip install 'siglip_jax[plot]'" in one_line(ran)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_plot_in_a_folder_that_is_closed(run, checkpoint, pictures, tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    plot = closed / "plot.png"
+    ran = run("classify", pictures / "a.jpg", "--labels", "a", "--model", checkpoint, "--save-plot", plot)
+    assert "can be written to" in one_line(ran)
+
+
+def test_plot_on_a_full_disk(run, checkpoint, pictures, tmp_path, monkeypatch):
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "plot.png"))
+
+    monkeypatch.setattr("siglip_jax.inference.heatmap.write_atomically", full)
+    plot = tmp_path / "plot.png"
+    ran = run("classify", pictures / "a.jpg", "--labels", "a", "--model", checkpoint, "--save-plot", plot)
+    assert ran.status == 2
+    assert ran.err == f"siglip-jax: {plot}: No space left on device\n"
+
+
+def test_interrupted(run, pictures, monkeypatch):
+    def interrupt(arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(classify, "read_labels", interrupt)
+    ran = run("classify", pictures / "a.jpg", "--labels", "a")
+    assert (ran.status, ran.err) == (130, "siglip-jax: interrupted\n")
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["classify", "--help"], ["info", "--help"]])
+def test_help(run, argv):
+    ran = run(*argv)
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.startswith("usage: siglip-jax")
+
+
+def test_version(run):
+    assert run("--version").out == f"siglip-jax {__version__}\n"
+
+
+def test_a_real_process(checkpoint, pictures, tmp_path):
+    """Status, both streams, and the absence of a traceback, as a shell sees them."""
+    base = [sys.executable, "-W", "error", "-m", "siglip_jax", "classify", "--model", str(checkpoint)]
+    good = subprocess.run([*base, str(pictures / "a.jpg"), "--labels", "a cat"], capture_output=True, text=True)
+    assert (good.returncode, good.stderr) == (0, "")
+    assert "a cat" in good.stdout
+    bad = subprocess.run([*base, str(tmp_path / "no.png"), "--labels", "a"], capture_output=True, text=True)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr.count("\n") == 1
+
+
+def test_a_reader_that_goes_away_is_no_news(checkpoint):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as gone:
+        argv = [sys.executable, "-m", "siglip_jax", "info", str(checkpoint)]
+        ran = subprocess.run(argv, stdout=gone, stderr=subprocess.PIPE, text=True)
+    assert (ran.returncode, ran.stderr) == (141, "")
+
+
+def test_commands_are_listed():
+    assert list(main.COMMANDS) == ["classify", "info"]

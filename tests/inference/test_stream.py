@@ -1,0 +1,81 @@
+"""The plumbing of the engine."""
+
+import threading
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+from siglip_jax.inference.stream import as_images, batches, in_threads, is_one_image, padded, run_batches
+
+
+@pytest.mark.parametrize(
+    "one", ["a.png", b"bytes", PIL.Image.new("L", (1, 1)), np.zeros((2, 2)), np.zeros((2, 2, 3), np.uint8)]
+)
+def test_single_pictures(one):
+    assert is_one_image(one)
+    assert list(as_images(one)) == [one] or as_images(one)[0] is one
+
+
+@pytest.mark.parametrize("many", [["a.png"], (), np.zeros((1, 2, 2, 3)), np.array(["a.png", "b.png"]), iter("ab")])
+def test_several_pictures(many):
+    assert not is_one_image(many)
+    assert as_images(many) is many
+
+
+def test_no_pictures_at_all():
+    with pytest.raises(ValueError, match="images must be a picture .* got int"):
+        as_images(3)
+
+
+def test_in_threads_keeps_order_and_distance():
+    release = threading.Event()
+    started: list[int] = []
+    drawn: list[int] = []
+
+    def draw():
+        for i in range(20):
+            drawn.append(i)
+            yield i
+
+    def work(i: int) -> int:
+        started.append(i)
+        if i == 0:
+            release.wait(10)  # the first is the slowest: it must still come first
+        return i * i
+
+    stream = in_threads(work, draw(), workers=3, ahead=5)
+    first = next(stream)
+    assert drawn == list(range(6))
+    release.set()
+    assert [first.result()] + [future.result() for future in stream] == [i * i for i in range(20)]
+    assert sorted(started) == list(range(20))
+
+
+def test_in_threads_stops_when_the_reader_stops():
+    started: list[int] = []
+    stream = in_threads(started.append, range(1000), workers=1, ahead=10)
+    next(stream).result()
+    stream.close()
+    assert len(started) <= 12
+
+
+def test_batches():
+    rows = [np.full(2, i) for i in range(7)]
+    assert [batch[:, 0].tolist() for batch in batches(rows, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(batches([], 3)) == []
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (9, 12), (12, 12)])
+def test_padded_to_few_sizes(rows, size):
+    batch = np.ones((rows, 2), np.int32)
+    assert padded(batch, 12).shape == (size, 2)
+    assert padded(batch, 12).sum() == 2 * rows
+
+
+def test_run_batches_drops_the_padding():
+    stream = [np.full((3, 2), 1, np.float32), np.full((1, 2), 2, np.float32)]
+    out = run_batches(jax.jit(lambda x: x + 1), stream, 4, 2)
+    np.testing.assert_array_equal(out, [[2, 2]] * 3 + [[3, 3]])
+    assert run_batches(jax.jit(lambda x: x), [], 4, 2).shape == (0, 2)

@@ -1,0 +1,128 @@
+"""Parity with `transformers` in float32, on shapes that break ports: odd heads, odd MLPs, projections, outliers.
+
+Every comparison runs against golden files, so that it holds where torch is absent; where torch is present the golden
+files are checked against it.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from siglip_jax.checkpoints.checkpoint import Checkpoint
+from siglip_jax.checkpoints.huggingface import to_tensors
+from siglip_jax.models import SiglipModel
+from tests import cases
+
+TOLERANCE = 1e-5  # of the largest value
+
+
+@pytest.fixture(scope="session", params=list(cases.CASES))
+def case(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def directory(case, tmp_path_factory):
+    return cases.make_checkpoint(tmp_path_factory.mktemp("checkpoints"), case)
+
+
+@pytest.fixture(scope="session")
+def inputs(case):
+    return {k: jnp.asarray(v) for k, v in cases.make_inputs(cases.make_config(case)).items()}
+
+
+@pytest.fixture(scope="session")
+def golden(case):
+    return dict(np.load(cases.GOLDEN / f"{case}.npz"))
+
+
+def error(found, expected, scale=None):
+    assert found.shape == expected.shape
+    return np.abs(found - expected).max() / np.abs(expected if scale is None else scale).max()
+
+
+def assert_equal(found, expected):
+    assert expected, "nothing to compare"
+    assert set(found) == set(expected)
+    # A softmax does not see a shift of its scores, so the true gradient of a key's bias is zero: what is there is
+    # rounding, to be measured against the gradient of the query's bias.
+    scales = {k: expected[k.replace("k_proj.bias", "q_proj.bias")] for k in expected}
+    wrong = {k: e for k in expected if not (e := error(found[k], expected[k], scales[k])) <= TOLERANCE}
+    assert not wrong
+
+
+def compute(directory, inputs, *, scan_layers=False, jit=True, attn_implementation="auto"):
+    model, params = SiglipModel.from_pretrained(
+        directory, scan_layers=scan_layers, attn_implementation=attn_implementation
+    )
+
+    def everything(params, inputs):
+        weights = attn_implementation == "eager"
+        forward = functools.partial(model.apply, {"params": params}, output_attentions=weights)
+        return cases.runs(forward, inputs)
+
+    found = (jax.jit(everything) if jit else everything)(params, inputs)
+    return {k: np.asarray(v) for k, v in found.items()}
+
+
+def outputs_of(results, attentions):
+    return {k: v for k, v in results.items() if not k.startswith("gradient/") and (attentions or ".attent" not in k)}
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_every_output_equals_the_reference(directory, inputs, golden, scan_layers):
+    found = compute(directory, inputs, scan_layers=scan_layers, attn_implementation="eager")
+    assert_equal(found, outputs_of(golden, attentions=True))
+
+
+def test_fused_attention_equals_the_reference(directory, inputs, golden):
+    assert_equal(compute(directory, inputs), outputs_of(golden, attentions=False))
+
+
+@pytest.mark.parametrize("case", ["odd_heads"], indirect=True)
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_without_jit_equals_the_reference(directory, inputs, golden, scan_layers):
+    found = compute(directory, inputs, scan_layers=scan_layers, jit=False)
+    assert_equal(found, outputs_of(golden, attentions=False))
+
+
+def loss_gradients(model, params, inputs):
+    """Gradients of the loss under the names and in the shapes of the file."""
+
+    def loss(params):
+        return model.apply({"params": params}, inputs["input_ids"], inputs["pixel_values"], return_loss=True).loss
+
+    gradients = jax.jit(jax.grad(loss))(params)
+    tensors = to_tensors(Checkpoint(model.config, gradients, "huggingface", "SiglipModel"))
+    return {f"gradient/{k}": np.asarray(v) for k, v in tensors.items()}
+
+
+@pytest.mark.parametrize(("scan_layers", "remat"), [(False, None), (True, "full"), (False, "dots")])
+def test_gradients_of_the_loss_equal_the_reference(directory, inputs, golden, scan_layers, remat):
+    model, params = SiglipModel.from_pretrained(directory, scan_layers=scan_layers, remat=remat)
+    found = cases.projections(loss_gradients(model, params, inputs))
+    expected = {k: v for k, v in golden.items() if k.startswith("gradient/")}
+    assert_equal(found, expected)
+
+
+def test_golden_files_are_what_the_reference_computes(directory, inputs, golden):
+    pytest.importorskip("torch", reason="torch has no CPU build here; the golden files made with it stand in")
+    given = {k: np.asarray(v) for k, v in inputs.items()}
+    truth = cases.reference_results(directory, given, "float64")
+    gradients = {k: v for k, v in truth.items() if k.startswith("gradient/")}
+    assert_equal(outputs_of(truth, attentions=True) | cases.projections(gradients), golden)
+    model, params = SiglipModel.from_pretrained(directory)
+    assert_equal(loss_gradients(model, params, inputs), gradients)
+    reference = cases.reference_results(directory, given, "float32")
+    assert_equal(compute(directory, inputs), outputs_of(reference, attentions=False))
+
+
+@pytest.mark.parametrize("case", ["base_like"], indirect=True)
+def test_tolerance_would_catch_a_wrong_gelu(directory, inputs, golden):
+    model, params = SiglipModel.from_pretrained(directory)
+    wrong = model.config.replace(vision_config=model.config.vision_config.replace(hidden_act="gelu"))
+    out = SiglipModel(wrong).apply({"params": params}, inputs["input_ids"], inputs["pixel_values"])
+    assert error(np.asarray(out.image_embeds), golden["plain/image_embeds"]) > 3 * TOLERANCE
