@@ -72,7 +72,7 @@ def make_tensors(config: SiglipConfig, architecture: str, seed: int = 0, outlier
         elif key.endswith("bias"):
             x = 0.2 * x
         elif "embedding.weight" not in key or "patch" in key:
-            x = 1.5 * x / np.sqrt(np.prod(shape[1:]))
+            x = (1.0 if outliers else 1.5) * x / np.sqrt(np.prod(shape[1:]))
         if outliers and "position_embedding" in key:
             # Released weights have position rows of norm 300 beside others of 18 …
             x[random.permutation(shape[0])[: shape[0] // 4]] *= 20
