@@ -140,12 +140,12 @@ def read_huggingface(path: Path, architecture: str | None = None) -> Checkpoint:
     tensors = {k: t for k, t in stored_tensors(path).items() if not _IGNORED.fullmatch(k)}
     config, found = read_architecture(path, tensors)
     if architecture is not None and architecture != found:
-        parts = ARCHITECTURES[architecture]
-        tensors = {k: t for k, t in tensors.items() if _part(k) in (*parts, None)}
-        if isinstance(config, SiglipConfig) and architecture in ("SiglipTextModel", "SiglipVisionModel"):
-            config = config.text_config if architecture == "SiglipTextModel" else config.vision_config
-        if not isinstance(config, SiglipConfig) and len(parts) > 1:
+        if not isinstance(config, SiglipConfig):
             raise ValueError(f"{path}: expected a checkpoint that {architecture} can load, found a {found}")
+        tensors = {k: t for k, t in tensors.items() if _part(k) in (*ARCHITECTURES[architecture], None)}
+        config = {"SiglipTextModel": config.text_config, "SiglipVisionModel": config.vision_config}.get(
+            architecture, config
+        )
     architecture = architecture or found
     rows = key_table(config, architecture)
     if architecture == "SiglipForImageClassification" and found != architecture:

@@ -64,11 +64,12 @@ class Row:
 def key_table(config: Config, architecture: str) -> list[Row]:
     """Returns a row for every parameter of a model class, in the order of the modules."""
     parts = ARCHITECTURES[architecture]
+    towers: Any = (config.text_config, config.vision_config) if isinstance(config, SiglipConfig) else (config, config)
     rows: list[Row] = []
     if TEXT in parts:
-        rows += _text(config.text_config if isinstance(config, SiglipConfig) else config)  # type: ignore[arg-type]
+        rows += _text(towers[0])
     if VISION in parts:
-        rows += _vision(config.vision_config if isinstance(config, SiglipConfig) else config)  # type: ignore[arg-type]
+        rows += _vision(towers[1])
     if LOGITS in parts:
         rows += [Row("logit_scale", "logit_scale", (1,)), Row("logit_bias", "logit_bias", (1,))]
     if CLASSIFIER in parts and isinstance(config, SiglipConfig) and config.num_labels:

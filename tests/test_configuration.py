@@ -1,0 +1,107 @@
+import json
+
+import pytest
+
+from siglip_jax import SiglipConfig, SiglipTextConfig, SiglipVisionConfig
+
+
+def test_defaults_are_the_reference_s():
+    import transformers
+
+    reference = transformers.SiglipConfig()
+    for ours, theirs in (
+        (SiglipTextConfig(), reference.text_config),
+        (SiglipVisionConfig(), reference.vision_config),
+    ):
+        fields = {k: v for k, v in ours.to_dict().items() if k != "model_type"}
+        assert fields == {k: getattr(theirs, k) for k in fields}
+        assert ours.model_type == theirs.model_type
+    assert SiglipConfig().num_labels == reference.num_labels == 2
+
+
+@pytest.mark.parametrize("labels", [{}, {"num_labels": 5}, {"id2label": {0: "a", 1: "b", 2: "c"}}, {"num_labels": 0}])
+def test_the_reference_reads_what_is_written(tmp_path, labels):
+    import transformers
+
+    config = SiglipConfig(
+        {"hidden_size": 96, "num_attention_heads": 4, "projection_size": 48}, {"hidden_size": 48}, **labels
+    )
+    config.save_pretrained(tmp_path)
+    reference = transformers.SiglipConfig.from_pretrained(tmp_path)
+    assert reference.num_labels == config.num_labels
+    assert reference.id2label == config.id2label
+    assert reference.text_config.projection_size == 48
+    reference.save_pretrained(tmp_path)
+    again = SiglipConfig.from_pretrained(tmp_path)
+    assert again.id2label == config.id2label
+    assert again.text_config.replace(extra={}) == config.text_config
+
+
+def test_towers_come_out_of_a_whole_model_s_file(tmp_path):
+    config = SiglipConfig({"vocab_size": 77}, {"image_size": 64})
+    config.save_pretrained(tmp_path)
+    assert SiglipTextConfig.from_pretrained(tmp_path) == config.text_config
+    assert SiglipVisionConfig.from_pretrained(tmp_path) == config.vision_config
+    config.text_config.save_pretrained(tmp_path)
+    assert SiglipTextConfig.from_pretrained(tmp_path) == config.text_config
+    with pytest.raises(ValueError, match="expected model_type 'siglip', found 'siglip_text_model'"):
+        SiglipConfig.from_pretrained(tmp_path)
+
+
+def test_published_style_json_resolves_to_defaults(tmp_path):
+    d = {
+        "model_type": "siglip",
+        "text_config": {"model_type": "siglip_text_model"},
+        "vision_config": {"model_type": "siglip_vision_model"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(d))
+    assert SiglipConfig.from_pretrained(tmp_path) == SiglipConfig()
+
+
+def test_unknown_keys_survive():
+    d = SiglipConfig().to_dict() | {"a": 1}
+    d["text_config"]["b"] = {"c": None}
+    assert SiglipConfig.from_dict(d).to_dict() == d
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: SiglipTextConfig(hidden_size=100, num_attention_heads=3), ["100", "3"]),
+        (lambda: SiglipVisionConfig(hidden_size=100), ["100", "12"]),
+        (lambda: SiglipConfig({"projection_size": 96}, {"hidden_size": 48}), ["96", "48"]),
+        (lambda: SiglipConfig({"hidden_size": 24}, {"hidden_size": 48}), ["24", "48"]),
+        (lambda: SiglipVisionConfig(patch_size=300), ["300", "224"]),
+        (lambda: SiglipVisionConfig(num_channels=0), ["num_channels", "0"]),
+        (lambda: SiglipTextConfig(vocab_size=-1), ["vocab_size", "-1"]),
+        (lambda: SiglipTextConfig(hidden_act="swiglu"), ["gelu_pytorch_tanh", "swiglu"]),
+        (lambda: SiglipTextConfig(attention_dropout=1.0), ["attention_dropout", "1.0"]),
+        (lambda: SiglipConfig(problem_type="ranking"), ["regression", "ranking"]),
+        (lambda: SiglipConfig(num_labels=3, id2label={0: "a"}), ["num_labels=3", "1"]),
+        (lambda: SiglipConfig(num_labels=-1), ["-1"]),
+        (lambda: SiglipConfig.from_dict({"model_type": "clip"}), ["'siglip'", "'clip'"]),
+        (lambda: SiglipConfig.from_dict({"model_type": "siglip2"}), ["'siglip2'", "NaFlex"]),
+        (lambda: SiglipConfig(text_config={"model_type": "clip_text_model"}), ["siglip_text_model", "clip_text_model"]),
+    ],
+)  # fmt: skip
+def test_impossible_values_are_refused_with_what_was_found(make, words):
+    with pytest.raises(ValueError) as caught:
+        make()
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_configurations_are_immutable_and_comparable():
+    config = SiglipConfig()
+    with pytest.raises(AttributeError):
+        config.initializer_factor = 2.0
+    assert config == SiglipConfig() and hash(config.text_config) == hash(SiglipTextConfig())
+    assert config.replace(num_labels=7).id2label[6] == "LABEL_6"
+    assert config.replace(id2label={0: "only"}).num_labels == 1
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", ""])
+def test_a_file_that_is_no_object_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="expected a JSON object"):
+        SiglipConfig.from_pretrained(tmp_path)
