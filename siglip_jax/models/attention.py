@@ -5,19 +5,23 @@ packed projection is kept as separate `q_proj`, `k_proj`, `v_proj`. The softmax 
 """
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Shaped
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float
 
 from siglip_jax.models.initializers import Initializer
 
+Implementation = Literal["eager", "xla", "cudnn"]
 IMPLEMENTATIONS = ("auto", "xla", "eager", "cudnn")
 
 
-def check_implementation(name: str, *, weights: bool, dropout: bool, dtype: DTypeLike, head_width: int) -> str:
+def check_implementation(
+    name: str, *, weights: bool, dropout: bool, dtype: DTypeLike, head_width: int
+) -> Implementation:
     """Returns the implementation to run for a choice of `IMPLEMENTATIONS`.
 
     "auto" is XLA's fused attention, or "eager" where dropout is active, which only that one has.
@@ -45,18 +49,24 @@ def check_implementation(name: str, *, weights: bool, dropout: bool, dtype: DTyp
                 "attn_implementation='cudnn' needs dtype float16 or bfloat16 and heads of a multiple of 8 up to 128,"
                 f" got dtype={dtype.name}, head width {head_width}; use 'auto' or 'xla'"
             )
-    return name
+        return "cudnn"
+    return "eager" if name == "eager" else "xla"
 
 
 def mask_to_bias(
-    mask: Shaped[Array, "batch keys"] | Float[Array, "batch heads queries keys"] | None,
+    mask: ArrayLike | None,
 ) -> Float[Array, "batch heads queries keys"] | None:
-    """Turns a mask (1 = attend) into an additive bias, as large and negative as float32 allows; 4-D biases pass.
+    """Turns a mask (batch, keys), 1 = attend, into an additive bias; a 4-D bias passes.
+
+    The bias of what is masked is the lowest float32 rather than −∞: a row with nothing to attend to stays finite.
 
     Raises:
       ValueError: if the mask has neither 2 nor 4 axes.
     """
-    if mask is None or mask.ndim == 4:
+    if mask is None:
+        return None
+    mask = jnp.asarray(mask)
+    if mask.ndim == 4:
         return mask
     if mask.ndim != 2:
         raise ValueError(f"attention_mask must be (batch, tokens) or a 4-D additive bias, got shape {mask.shape}")
@@ -127,13 +137,9 @@ class Attention(nn.Module):
             rng = self.make_rng("dropout") if self.dropout else None
             out, weights = eager_attention(query, key, value, bias, self.dropout, rng)
         else:
-            out = jax.nn.dot_product_attention(
-                query,
-                key,
-                value,
-                bias=None if bias is None else bias.astype(query.dtype),
-                implementation="cudnn" if implementation == "cudnn" else "xla",
-            )
+            bias = None if bias is None else bias.astype(query.dtype)
+            with jax.numpy_dtype_promotion("standard"):  # jax's own code relies on it for bfloat16
+                out = jax.nn.dot_product_attention(query, key, value, bias=bias, implementation=implementation)
         out = out.reshape(*out.shape[:-2], width)
         out = nn.Dense(
             width, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=self.out_kernel_init, name="out_proj"

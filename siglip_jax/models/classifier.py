@@ -8,6 +8,7 @@ not written back into the configuration, and `num_labels=0` gives the mean itsel
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
 from siglip_jax.configuration import SiglipConfig
@@ -44,7 +45,7 @@ def classification_loss(
     if problem_type == "single_label_classification":
         kept = labels != IGNORED_LABEL
         rows = jnp.take_along_axis(logits, jnp.where(kept, labels, 0)[:, None], axis=1)[:, 0]
-        return jnp.sum(jnp.where(kept, jax.nn.logsumexp(logits, axis=1) - rows, 0.0)) / jnp.sum(kept)
+        return jnp.sum(jnp.where(kept, jax.nn.logsumexp(logits, axis=1) - rows, 0.0)) / jnp.sum(kept, dtype=jnp.float32)
     labels = labels.astype(jnp.float32)
     if problem_type == "regression":
         return jnp.mean((logits - labels) ** 2)
@@ -65,15 +66,15 @@ class SiglipForImageClassification(PretrainedModule):
 
     def __call__(
         self,
-        pixel_values: Float[Array, "batch height width channel"],
-        labels: Shaped[Array, "..."] | None = None,
+        pixel_values: ArrayLike,
+        labels: ArrayLike | None = None,
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         deterministic: bool = True,
     ) -> ImageClassifierOutput:
-        """Classifies images; with `labels` also the loss of `classification_loss`."""
-        check_pixels(pixel_values, self.config.vision_config, interpolate_pos_encoding)
+        """Classifies images (batch, height, width, channel); with `labels` also the loss of `classification_loss`."""
+        pixel_values = check_pixels(pixel_values, self.config.vision_config, interpolate_pos_encoding)
         out = self.vision_model(
             pixel_values, interpolate_pos_encoding, output_hidden_states, output_attentions, deterministic
         )
@@ -84,5 +85,5 @@ class SiglipForImageClassification(PretrainedModule):
         if labels is not None:
             if not self.config.num_labels:
                 raise ValueError("labels were given, but the model has none (num_labels=0)")
-            loss = classification_loss(logits, labels, self.config.problem_type)
+            loss = classification_loss(logits, jnp.asarray(labels), self.config.problem_type)
         return ImageClassifierOutput(loss, logits, out.hidden_states, out.attentions)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.initializers import Initializer
+from jax.typing import DTypeLike
 
 # transformers divides by the standard deviation of a normal cut at two sigmas but cuts at the absolute values +-2,
 # which cuts nothing: its "lecun" normal is this much too wide.
@@ -66,5 +67,5 @@ def initializers(scheme: str, factor: float = 1.0) -> Initializers:
     raise ValueError(f"init_scheme must be 'paper' or 'reference', got {scheme!r}")
 
 
-def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, bound: float) -> jax.Array:
+def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike, bound: float) -> jax.Array:
     return jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -4,8 +4,11 @@ Mirrors `SiglipModel`, `SiglipTextModel` and `SiglipVisionModel`. Differences: i
 `get_*_features` return arrays, and embeddings are normalised and compared in float32 whatever the compute type.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
 
 from siglip_jax.configuration import SiglipConfig, SiglipTextConfig, SiglipVisionConfig
 from siglip_jax.losses.sigmoid import pairwise_logits, sigmoid_loss_of_logits
@@ -15,15 +18,16 @@ from siglip_jax.models.text import TextTransformer
 from siglip_jax.models.vision import VisionTransformer, check_pixels
 
 
-def check_ids(input_ids: Array, position_ids: Array | None = None) -> None:
-    """Refuses what is not a batch of token ids.
+def check_ids(name: str, ids: Any) -> Int[Array, "batch tokens"]:
+    """Returns a batch of token or position ids as a jax array.
 
     Raises:
       ValueError: with the shape and type expected and found.
     """
-    for name, ids in (("input_ids", input_ids), ("position_ids", position_ids)):
-        if ids is not None and (ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer)):
-            raise ValueError(f"{name} must be (batch, tokens) integers, got shape {ids.shape} of {ids.dtype}")
+    ids = jnp.asarray(ids)
+    if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(f"{name} must be (batch, tokens) integers, got shape {ids.shape} of {ids.dtype}")
+    return ids
 
 
 def normalize(x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
@@ -42,15 +46,16 @@ class SiglipTextModel(PretrainedModule):
 
     def __call__(
         self,
-        input_ids: Int[Array, "batch tokens"],
-        attention_mask: Shaped[Array, "..."] | None = None,
-        position_ids: Int[Array, "#batch tokens"] | None = None,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         deterministic: bool = True,
     ) -> TowerOutput:
-        """Encodes token ids; `pooler_output` is the embedding, not normalised."""
-        check_ids(input_ids, position_ids)
+        """Encodes token ids (batch, tokens); `pooler_output` is the embedding, not normalised."""
+        input_ids = check_ids("input_ids", input_ids)
+        position_ids = None if position_ids is None else check_ids("position_ids", position_ids)
         return self.text_model(
             input_ids, attention_mask, position_ids, output_hidden_states, output_attentions, deterministic
         )
@@ -66,14 +71,17 @@ class SiglipVisionModel(PretrainedModule):
 
     def __call__(
         self,
-        pixel_values: Float[Array, "batch height width channel"],
+        pixel_values: ArrayLike,
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         deterministic: bool = True,
     ) -> TowerOutput:
-        """Encodes images; `pooler_output` is the embedding, not normalised, or None without a pooling head."""
-        check_pixels(pixel_values, self.config, interpolate_pos_encoding)
+        """Encodes images (batch, height, width, channel).
+
+        `pooler_output` is the embedding, not normalised, or None without a pooling head.
+        """
+        pixel_values = check_pixels(pixel_values, self.config, interpolate_pos_encoding)
         return self.vision_model(
             pixel_values, interpolate_pos_encoding, output_hidden_states, output_attentions, deterministic
         )
@@ -95,10 +103,10 @@ class SiglipModel(PretrainedModule):
 
     def __call__(
         self,
-        input_ids: Int[Array, "texts tokens"] | None = None,
-        pixel_values: Float[Array, "images height width channel"] | None = None,
-        attention_mask: Shaped[Array, "..."] | None = None,
-        position_ids: Int[Array, "#texts tokens"] | None = None,
+        input_ids: ArrayLike | None = None,
+        pixel_values: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
         return_loss: bool = False,
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool = False,
@@ -108,7 +116,10 @@ class SiglipModel(PretrainedModule):
         """Compares every image with every text.
 
         Args:
+          input_ids: (texts, tokens) integers.
+          pixel_values: (images, height, width, channel), floating point.
           attention_mask: (texts, tokens), 1 to attend; published models were trained without one.
+          position_ids: (texts or 1, tokens) integers, 0, 1, 2, … if None.
           return_loss: also the sigmoid loss, with images and texts matched by row.
           interpolate_pos_encoding: accept images of another size, resizing the position table as the reference does.
           deterministic: False switches attention dropout on and needs the random stream "dropout".
@@ -119,8 +130,9 @@ class SiglipModel(PretrainedModule):
         if input_ids is None or pixel_values is None:
             missing = "input_ids" if input_ids is None else "pixel_values"
             raise ValueError(f"{missing} is missing; for one tower use get_text_features or get_image_features")
-        check_ids(input_ids, position_ids)
-        check_pixels(pixel_values, self.config.vision_config, interpolate_pos_encoding)
+        input_ids = check_ids("input_ids", input_ids)
+        position_ids = None if position_ids is None else check_ids("position_ids", position_ids)
+        pixel_values = check_pixels(pixel_values, self.config.vision_config, interpolate_pos_encoding)
         text = self.text_model(
             input_ids, attention_mask, position_ids, output_hidden_states, output_attentions, deterministic
         )
@@ -141,21 +153,22 @@ class SiglipModel(PretrainedModule):
 
     def get_text_features(
         self,
-        input_ids: Int[Array, "texts tokens"],
-        attention_mask: Shaped[Array, "..."] | None = None,
-        position_ids: Int[Array, "#texts tokens"] | None = None,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "texts embedding"]:
-        """Returns the pooled text embeddings, not normalised."""
-        check_ids(input_ids, position_ids)
+        """Returns the pooled embeddings of token ids (texts, tokens), not normalised."""
+        input_ids = check_ids("input_ids", input_ids)
+        position_ids = None if position_ids is None else check_ids("position_ids", position_ids)
         return self.text_model(input_ids, attention_mask, position_ids, deterministic=deterministic).embedding
 
     def get_image_features(
         self,
-        pixel_values: Float[Array, "images height width channel"],
+        pixel_values: ArrayLike,
         interpolate_pos_encoding: bool = False,
         deterministic: bool = True,
     ) -> Float[Array, "images embedding"]:
-        """Returns the pooled image embeddings, not normalised."""
-        check_pixels(pixel_values, self.config.vision_config, interpolate_pos_encoding)
+        """Returns the pooled embeddings of images (images, height, width, channel), not normalised."""
+        pixel_values = check_pixels(pixel_values, self.config.vision_config, interpolate_pos_encoding)
         return self.vision_model(pixel_values, interpolate_pos_encoding, deterministic=deterministic).embedding

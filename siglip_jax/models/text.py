@@ -8,7 +8,8 @@ import functools
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Int, Shaped
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int
 
 from siglip_jax.configuration import SiglipTextConfig
 from siglip_jax.models.attention import mask_to_bias
@@ -43,7 +44,7 @@ class TextTransformer(nn.Module):
     def __call__(
         self,
         input_ids: Int[Array, "batch tokens"],
-        attention_mask: Shaped[Array, "..."] | None = None,
+        attention_mask: ArrayLike | None = None,
         position_ids: Int[Array, "#batch tokens"] | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,

@@ -6,6 +6,7 @@ a learned probe attends to all patches, then an MLP with a residual; there is no
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from siglip_jax.configuration import SiglipVisionConfig
@@ -15,12 +16,15 @@ from siglip_jax.models.outputs import TowerOutput
 from siglip_jax.models.positions import resize_position_table
 
 
-def check_pixels(pixel_values: Array, config: SiglipVisionConfig, interpolate: bool) -> None:
-    """Refuses what is not a float batch of images in the layout and size of the model.
+def check_pixels(
+    pixel_values: ArrayLike, config: SiglipVisionConfig, interpolate: bool
+) -> Float[Array, "batch height width channel"]:
+    """Returns a float batch of images, in the layout and size of the model, as a jax array.
 
     Raises:
       ValueError: with the shape expected, the shape found and what to do.
     """
+    pixel_values = jnp.asarray(pixel_values)
     shape, channels, p = pixel_values.shape, config.num_channels, config.patch_size
     expected = f"(batch, {config.image_size}, {config.image_size}, {channels})"
     if len(shape) != 4:
@@ -39,6 +43,7 @@ def check_pixels(pixel_values: Array, config: SiglipVisionConfig, interpolate: b
             f"pixel_values must be {expected}, that is {config.num_patches} patches; got shape {shape}, that is"
             f" {rows * columns}: resize the images, or pass interpolate_pos_encoding=True"
         )
+    return pixel_values
 
 
 class VisionEmbeddings(nn.Module):
