@@ -8,8 +8,14 @@ from siglip_jax.checkpoints import write_checkpoint as write_checkpoint
 from siglip_jax.configuration import SiglipConfig as SiglipConfig
 from siglip_jax.configuration import SiglipTextConfig as SiglipTextConfig
 from siglip_jax.configuration import SiglipVisionConfig as SiglipVisionConfig
+from siglip_jax.inference import load as load
+from siglip_jax.inference import pipeline as pipeline
 from siglip_jax.losses import sigmoid_loss as sigmoid_loss
 from siglip_jax.models import SiglipForImageClassification as SiglipForImageClassification
 from siglip_jax.models import SiglipModel as SiglipModel
 from siglip_jax.models import SiglipTextModel as SiglipTextModel
 from siglip_jax.models import SiglipVisionModel as SiglipVisionModel
+from siglip_jax.processing import SiglipImageProcessor as SiglipImageProcessor
+from siglip_jax.processing import SiglipImageProcessorPil as SiglipImageProcessorPil
+from siglip_jax.processing import SiglipProcessor as SiglipProcessor
+from siglip_jax.processing import SiglipTokenizer as SiglipTokenizer

@@ -75,6 +75,7 @@ def write_checkpoint(directory: Path, text_length: int = 64, seed: int = 0) -> P
         "pad_token": "</s>",
         "unk_token": "<unk>",
         "do_lower_case": True,
+        "model_input_names": ["input_ids"],  # as published: with a mask the text tower would see other texts
     }
     (directory / "preprocessor_config.json").write_text(json.dumps(images | {"processor_class": "SiglipProcessor"}))
     (directory / "tokenizer_config.json").write_text(json.dumps(tokens | {"processor_class": "SiglipProcessor"}))

@@ -19,7 +19,7 @@ Implementation = Literal["eager", "xla", "cudnn"]
 IMPLEMENTATIONS = ("auto", "xla", "eager", "cudnn")
 
 
-def check_implementation(
+def choose_implementation(
     name: str, *, weights: bool, dropout: bool, dtype: DTypeLike, head_width: int
 ) -> Implementation:
     """Returns the implementation to run for a choice of `IMPLEMENTATIONS`.
@@ -125,7 +125,7 @@ class Attention(nn.Module):
         query = project(queries_from, "q_proj")
         key = project(keys_from, "k_proj")
         value = project(keys_from, "v_proj")
-        implementation = check_implementation(
+        implementation = choose_implementation(
             self.implementation,
             weights=self.output_weights,
             dropout=self.dropout > 0,

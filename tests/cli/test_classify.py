@@ -79,9 +79,7 @@ def test_labels_from_a_file_template_and_top_k(run, checkpoint, pictures, tmp_pa
     ran = run("classify", pictures / "a.jpg", *options, "--json")
     (entry,) = json.loads(ran.out)
     names = ["cat", "two dogs", "house"]
-    expected = load(checkpoint).classify(
-        pictures / "a.jpg", names, hypothesis_template="a photo of {}!", top_k=2
-    )
+    expected = load(checkpoint).classify(pictures / "a.jpg", names, hypothesis_template="a photo of {}!", top_k=2)
     assert [e["label"] for e in entry["scores"]] == [e["label"] for e in expected]
     assert [e["score"] for e in entry["scores"]] == pytest.approx([e["score"] for e in expected], abs=1e-6)
 
@@ -119,7 +117,7 @@ def test_save_plot(run, checkpoint, pictures, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("share", "drawn"), [(0, ""), (1, "█" * 8), (0.5, "█" * 4), (1 / 64, "▏"), (0.99, "█" * 7 + "▉"), (1e-9, "")]
+    ("share", "drawn"), [(0.0, ""), (1.0, "█" * 8), (0.5, "█" * 4), (1 / 64, "▏"), (0.99, "█" * 7 + "▉"), (1e-9, "")]
 )
 def test_bar(share, drawn):
     assert bar(share, 8) == drawn
@@ -127,7 +125,14 @@ def test_bar(share, drawn):
 
 @pytest.mark.parametrize(
     ("share", "text"),
-    [(1, "100.0 %"), (0.1234, "12.3 %"), (0.001, "0.1 %"), (0.00012345, "0.012 %"), (1e-9, "1e-07 %"), (0, "0.0 %")],
+    [
+        (1.0, "100.0 %"),
+        (0.1234, "12.3 %"),
+        (0.001, "0.1 %"),
+        (0.00012345, "0.012 %"),
+        (1e-9, "1e-07 %"),
+        (0.0, "0.0 %"),
+    ],
 )
 def test_percent(share, text):
     assert percent(share) == text

@@ -53,8 +53,14 @@ DAMAGE = {
     "corrupt vocabulary": (lambda d: (d / "spiece.model").write_bytes(b"not a model"), ["spiece.model"]),
     "config is no JSON": (lambda d: (d / "config.json").write_text("{,"), ["config.json", "expected", "found"]),
     "config is a list": (lambda d: (d / "config.json").write_text("[]"), ["config.json", "expected", "found a list"]),
-    "clip": (lambda d: change_config(d, lambda c: c.update(model_type="clip")), ["expected 'siglip'", "found 'clip'"]),
-    "bert": (lambda d: change_config(d, lambda c: c.update(model_type="bert")), ["expected 'siglip'", "found 'bert'"]),
+    "clip": (
+        lambda d: change_config(d, lambda c: c.update(model_type="clip")),
+        ["expected", "'siglip'", "found 'clip'"],
+    ),
+    "bert": (
+        lambda d: change_config(d, lambda c: c.update(model_type="bert")),
+        ["expected", "'siglip'", "found 'bert'"],
+    ),
     "siglip2": (lambda d: change_config(d, lambda c: c.update(model_type="siglip2")), ["found 'siglip2'", "NaFlex"]),
     "truncated weights": (lambda d: cut(d / "model.safetensors", 50_000), ["model.safetensors", "truncated"]),
     "truncated header": (lambda d: cut(d / "model.safetensors", 100), ["model.safetensors", "expected", "found"]),
@@ -92,7 +98,7 @@ def one_line(ran) -> str:
     assert ran.err.startswith("siglip-jax: ")
     assert ran.err.count("\n") == 1
     assert ran.err.endswith("\n")
-    assert len(ran.err) < 500
+    assert len(ran.err) < 800
     return ran.err
 
 
@@ -195,11 +201,9 @@ def test_plot_without_matplotlib(run, checkpoint, pictures, tmp_path, monkeypatc
     assert "pip install 'siglip_jax[plot]'" in one_line(ran)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_plot_in_a_folder_that_is_closed(run, checkpoint, pictures, tmp_path):
-    closed = tmp_path / "closed"
-    closed.mkdir(mode=0o500)
-    plot = closed / "plot.png"
+def test_plot_in_a_folder_that_is_closed(run, checkpoint, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: not (path == tmp_path and mode == os.W_OK))  # root may all
+    plot = tmp_path / "plot.png"
     ran = run("classify", pictures / "a.jpg", "--labels", "a", "--model", checkpoint, "--save-plot", plot)
     assert "can be written to" in one_line(ran)
 

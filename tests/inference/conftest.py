@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from tests.tiny_checkpoint import write_checkpoint
 
 from siglip_jax.inference import Siglip, load
+from tests.tiny_checkpoint import write_checkpoint
 
 
 @pytest.fixture(scope="session")

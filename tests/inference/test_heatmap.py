@@ -5,16 +5,16 @@ import io
 import numpy as np
 import PIL.Image
 import pytest
-from tests.tiny_checkpoint import picture
 
 from siglip_jax.inference.heatmap import check_plot, plot_similarity, render
+from tests.tiny_checkpoint import picture
 
 pytest.importorskip("matplotlib")
 
 
 def shape(rows: int, columns: int):
     rng = np.random.default_rng(rows * 100 + columns)
-    scores = rng.uniform(size=(rows, columns)).astype(np.float32)
+    scores = rng.uniform(0.01, 1, size=(rows, columns)).astype(np.float32)
     return [picture(i) for i in range(rows)], [f"label {i}" for i in range(columns)], scores
 
 

@@ -1,0 +1,1 @@
+"""The command line: `siglip-jax <command>`. One module per command; what is slow to import is imported on use."""

@@ -1,0 +1,174 @@
+"""Ranks labels for pictures, without any training: every label gets its own probability.
+
+Prints a bar per label; --json prints [{"image", "scores": [{"label", "score"}, ...]}, ...] instead. A picture that
+cannot be read is reported on stderr, the others are done, and the exit status is then 2.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from siglip_jax.cli.output import bar, blocks, percent, printable, say, shown, whole_number, with_progress
+
+HELP = "rank labels for pictures"
+EPILOG = """examples:
+  siglip-jax classify cat.png --labels "a cat" "a dog"
+  siglip-jax classify holidays/ --labels-from labels.txt --top-k 3 --json
+  siglip-jax classify a.png b.png --labels cat dog --model google/siglip-base-patch16-224 --save-plot plot.png"""
+
+PICTURES = (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="picture, or folder of pictures")
+    parser.add_argument("--labels", nargs="+", metavar="LABEL", help="labels to choose from")
+    parser.add_argument("--labels-from", metavar="FILE", help="text file with one label a line")
+    parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the embedded model)")
+    parser.add_argument("--template", metavar="TEXT", help='sentence for the labels, such as "This is a photo of {}."')
+    parser.add_argument("--top-k", type=whole_number, metavar="N", help="labels to show per picture (default: all)")
+    parser.add_argument("--batch-size", type=whole_number, metavar="N", help="pictures per step (default: by device)")
+    parser.add_argument("--recursive", action="store_true", help="look into folders within folders too")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--save-plot", metavar="FILE", help="draw the picture x label matrix into FILE (a .png)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Does the job; returns the exit status."""
+    labels = read_labels(arguments)
+    pictures, failures = find_pictures(arguments)
+    if not pictures:
+        return 2
+    from siglip_jax.inference.engine import check_labels, fill_template, load, rank
+
+    names = check_labels(labels)
+    prompts = fill_template(arguments.template, names)
+    if arguments.save_plot:
+        from siglip_jax.inference.heatmap import check_plot
+
+        check_plot(arguments.save_plot, len(pictures), len(names))
+    siglip = load(arguments.model)
+
+    def unreadable(position: int, error: Exception) -> None:
+        nonlocal failures
+        failures += 1
+        say(printable(error))
+
+    stream = with_progress(pictures, len(pictures), "pictures")
+    scores = siglip.similarity(stream, prompts, batch_size=arguments.batch_size, on_unreadable=unreadable)
+    read = [i for i, row in enumerate(scores) if row[0] == row[0]]
+    results = [{"image": os.fspath(pictures[i]), "scores": rank(scores[i], names, arguments.top_k)} for i in read]
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+    elif results:
+        print_bars(results)
+    if arguments.save_plot and results:
+        from siglip_jax.inference.heatmap import plot_similarity
+
+        plot_similarity([pictures[i] for i in read], names, scores[read], arguments.save_plot)
+    return 2 if failures else 0
+
+
+def read_labels(arguments: argparse.Namespace) -> list[str]:
+    """Returns the labels of `--labels` and of the file of `--labels-from`, whose blank lines do not count.
+
+    Raises:
+      FileNotFoundError, ValueError: if there are none, or the file is not there or is not text.
+    """
+    if not arguments.labels and not arguments.labels_from:
+        raise ValueError('expected labels, found none; give them as --labels "a cat" "a dog" or --labels-from FILE')
+    labels = list(arguments.labels or [])
+    if arguments.labels_from:
+        path = Path(arguments.labels_from)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: expected a text file with one label a line, found no such file")
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}: expected a text file of labels in UTF-8, found other bytes") from None
+        from_file = [line.strip() for line in lines if line.strip()]
+        if not from_file:
+            raise ValueError(f"{path}: expected one label a line, found an empty file; write labels into it")
+        labels += from_file
+    return labels
+
+
+def find_pictures(arguments: argparse.Namespace) -> tuple[list[str | Path], int]:
+    """Returns the pictures that the paths stand for, folders in sorted order, and the number of paths that were no use.
+
+    What is wrong with a path is said on stderr, and so is how many other files a folder held.
+
+    Raises:
+      ValueError: if there are no paths at all.
+    """
+    if not arguments.paths:
+        swallowed = [label for label in arguments.labels or [] if Path(label).exists()]
+        hint = f"put {swallowed[0]} before --labels" if swallowed else "name files or folders before --labels"
+        raise ValueError(f"expected pictures, found none; {hint}")
+    pictures: list[str | Path] = []
+    failures = 0
+    for path in arguments.paths:
+        folder = Path(path)
+        if path.startswith(("http://", "https://")) or folder.is_file():
+            pictures.append(path)
+            continue
+        if not folder.is_dir():
+            say(f"{path}: expected a picture or a folder, found no such file; check the path")
+            failures += 1
+            continue
+        files = sorted(f for f in folder.glob("**/*" if arguments.recursive else "*") if f.is_file())
+        found = [f for f in files if f.suffix.lower() in PICTURES and not f.name.startswith(".")]
+        if not found:
+            say(f"{path}: expected pictures in this folder, found none among {len(files)} files; name another folder")
+            failures += 1
+        elif len(found) < len(files):
+            say(f"{path}: {len(files) - len(found)} of {len(files)} files are not pictures and were left out")
+        pictures += found
+    return pictures, failures
+
+
+def print_bars(results: list[dict[str, Any]]) -> None:
+    """Prints a bar per label: in colour and within the width on a terminal, plain otherwise."""
+    from rich.cells import cell_len
+
+    terminal, encoding = sys.stdout.isatty(), sys.stdout.encoding
+    longest = max(cell_len(shown(entry["label"], encoding)) for result in results for entry in result["scores"])
+    columns = shutil.get_terminal_size().columns if terminal else 80
+    name_width = min(longest, max(columns // 2 - 8, 12)) if terminal else longest
+    bar_width = max(10, min(40, columns - name_width - 16))
+    lines = _lines(results, name_width, bar_width, encoding)
+    if not terminal:
+        print("\n".join("".join(parts) for parts in lines))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console()
+    for name, drawn, number in lines:
+        text = Text.assemble((name, "" if number else "bold"), (drawn, "cyan"), (number, "bold"))
+        console.print(text, soft_wrap=True)
+
+
+def _lines(
+    results: list[dict[str, Any]], name_width: int, bar_width: int, encoding: str
+) -> Iterator[tuple[str, str, str]]:
+    """Yields the parts of each line: name, bar, number; the head of a picture has only a name."""
+    from rich.cells import cell_len, set_cell_size
+
+    fine = blocks(encoding)
+    for i, result in enumerate(results):
+        if i:
+            yield "", "", ""
+        yield shown(result["image"], encoding), "", ""
+        for entry in result["scores"]:
+            label = shown(entry["label"], encoding)
+            if cell_len(label) > name_width:
+                label = set_cell_size(label, name_width - 1) + ("…" if fine else "~")
+            drawn = bar(entry["score"], bar_width, fine)
+            gap = " " * (bar_width - len(drawn))
+            yield f"  {set_cell_size(label, name_width)}  ", drawn, f"{gap} {percent(entry['score']):>9}"

@@ -1,0 +1,84 @@
+"""What the commands share: lines on stderr, bars, a progress bar, and text that any terminal takes."""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+PATIENCE = 2.0  # seconds before a progress bar appears
+EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def say(line: str) -> None:
+    """Prints one line on stderr, with the program's name before it."""
+    print(f"siglip-jax: {shown(line, sys.stderr.encoding)}", file=sys.stderr, flush=True)
+
+
+def printable(error: Exception) -> str:
+    """Returns an error as one line; an `OSError` of the system names its file first."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def shown(text: str, encoding: str | None) -> str:
+    """Escapes what a stream of this encoding cannot show, and what would steer a terminal: names come from anywhere."""
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    encoding = encoding or "utf-8"
+    return safe.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def blocks(encoding: str | None) -> bool:
+    """Says whether block characters can be printed."""
+    try:
+        EIGHTHS.encode(encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def bar(share: float, width: int, fine: bool = True) -> str:
+    """Returns a bar for a share of 1, `width` characters wide; anything above zero shows at least its thinnest form."""
+    if not fine:
+        return "#" * max(round(share * width), int(share >= 0.01)) if share == share else ""
+    eighths = round(share * width * 8) if share == share else 0
+    return "█" * (eighths // 8) + (EIGHTHS[eighths % 8] if eighths % 8 else "")
+
+
+def percent(share: float) -> str:
+    """Returns a share as a percentage: one digit after the point, two digits that count below 0.1 %."""
+    hundred = 100 * share
+    return f"{hundred:.1f} %" if hundred >= 0.1 or hundred == 0 else f"{hundred:.2g} %"
+
+
+def whole_number(text: str) -> int:
+    """Parses an option that counts something."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    return int(text)
+
+
+def with_progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+    """Yields the items; on a terminal, a bar on stderr follows them once they take longer than `PATIENCE`."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = progress.add_task(what, total=total)
+    start, shown = time.monotonic(), False
+    try:
+        for item in items:
+            yield item
+            progress.advance(task)
+            if not shown and time.monotonic() - start > PATIENCE:
+                progress.start()
+                shown = True
+    finally:
+        progress.stop()

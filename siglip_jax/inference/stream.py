@@ -1,0 +1,113 @@
+"""The plumbing of the engine: what counts as one picture, decoding ahead in threads, batches of a few fixed sizes."""
+
+import concurrent.futures
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import numpy as np
+import PIL.Image
+from jaxtyping import Float, Shaped
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def is_one_image(images: object) -> bool:
+    """Says whether `images` is a single picture: a path, URL, bytes, PIL image, or an array of at most 3 axes."""
+    if isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | PIL.Image.Image):
+        return True
+    kind = getattr(getattr(images, "dtype", None), "kind", None)  # an array of paths is not a picture
+    return kind in tuple("biuf") and getattr(images, "ndim", 4) < 4
+
+
+def as_images(images: object) -> Iterable[object]:
+    """Returns an iterable of pictures, whether one or many were given; an array of 4 axes is a batch.
+
+    Raises:
+      ValueError: if it is neither a picture nor an iterable.
+    """
+    if is_one_image(images):
+        return (images,)
+    if not isinstance(images, Iterable):
+        expected = "a picture (path, URL, bytes, PIL image or array) or an iterable of them"
+        raise ValueError(f"images must be {expected}, got {type(images).__name__}")
+    return images
+
+
+def as_texts(texts: object, name: str = "texts") -> tuple[str, ...]:
+    """Returns the texts as a tuple; a lone string is one text, not its characters.
+
+    Raises:
+      ValueError: if it is not a string or an iterable of strings; the message calls it `name`.
+    """
+    if isinstance(texts, str):
+        return (texts,)
+    if not isinstance(texts, Iterable):
+        raise ValueError(f"{name} must be a string or an iterable of strings, got {type(texts).__name__}")
+    found = tuple(texts)
+    for i, text in enumerate(found):
+        if not isinstance(text, str):
+            raise ValueError(f"{name} must be strings, got {type(text).__name__} {text!r} at position {i}")
+    return found
+
+
+def in_threads(
+    work: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int
+) -> Iterator[concurrent.futures.Future[Result]]:
+    """Yields a future of `work(item)` per item, in order, while threads work at most `ahead` items before the consumer.
+
+    `items` may be endless: it is never read further than that.
+    """
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        pending: deque[concurrent.futures.Future[Result]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(work, item))
+                if len(pending) > ahead:
+                    yield pending.popleft()
+            while pending:
+                yield pending.popleft()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def batches(rows: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
+    """Stacks rows into arrays of `batch_size` rows; the last may be shorter."""
+    batch = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == batch_size:
+            yield np.stack(batch)
+            batch = []
+    if batch:
+        yield np.stack(batch)
+
+
+def padded(batch: Shaped[np.ndarray, "rows ..."], batch_size: int) -> Shaped[np.ndarray, "padded ..."]:
+    """Appends zero rows up to the next power of two, or to `batch_size` where that is less.
+
+    A jitted function then sees at most log2(batch_size) + 2 shapes, whatever the number of rows.
+    """
+    size = min(batch_size, 1 << (len(batch) - 1).bit_length())
+    return np.pad(batch, [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1))
+
+
+def run_batches(
+    function: Callable[[np.ndarray], object], stream: Iterable[np.ndarray], batch_size: int, width: int
+) -> Float[np.ndarray, "rows {width}"]:
+    """Applies a jitted function to a stream of batches; the next batch is given to the device before the last is read.
+
+    `function` maps (rows, ...) to (rows, width) row by row, so the padding it sees changes no result.
+    """
+    done = [np.zeros((0, width), np.float32)]
+    running: deque[tuple[object, int]] = deque()
+    for batch in stream:
+        running.append((function(padded(batch, batch_size)), len(batch)))
+        if len(running) > 1:
+            result, rows = running.popleft()
+            done.append(np.asarray(result)[:rows])
+    done.extend(np.asarray(result)[:rows] for result, rows in running)
+    return np.concatenate(done)

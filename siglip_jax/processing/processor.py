@@ -1,0 +1,160 @@
+"""Texts and images to the model's inputs in one call; mirrors `transformers.SiglipProcessor`.
+
+It differs from the reference in this: texts are always padded and cut to the model's length unless the call says
+otherwise, because that is how the model was trained, and without an attention mask, because it attends to the padding.
+The length is read from the model's `config.json`, so that a model of 16 positions gets 16. An unknown argument is an
+error.
+"""
+
+import inspect
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from siglip_jax import hub
+from siglip_jax.files import read_json, write_atomically
+from siglip_jax.processing.batch import Batch, one_of, refuse_unknown
+from siglip_jax.processing.images import PROCESSOR_CONFIG, SiglipImageProcessor, SiglipImageProcessorPil
+from siglip_jax.processing.options import DEFAULTS
+from siglip_jax.processing.tokenizers import SiglipTokenizer
+
+_DEFAULT_LENGTH = 64  # of SiglipTextConfig, where a config.json leaves it out
+_TEXT = tuple(
+    name
+    for name, parameter in inspect.signature(SiglipTokenizer.__call__).parameters.items()
+    if parameter.kind == parameter.KEYWORD_ONLY and name != "return_tensors"
+)
+_IMAGES = tuple(name for name in DEFAULTS if name != "return_tensors")
+
+
+class SiglipProcessor:
+    """A tokenizer and an image processor.
+
+    Attributes:
+      max_length: what texts are padded and cut to, in tokens.
+    """
+
+    model_input_names = ["pixel_values", "input_ids"]
+
+    def __init__(
+        self,
+        image_processor: SiglipImageProcessorPil,
+        tokenizer: SiglipTokenizer,
+        *,
+        max_length: int | None = None,
+    ) -> None:
+        """Keeps both; `max_length` is the tokenizer's own unless given, and 64 if that knows none."""
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+        known = tokenizer.model_max_length if 0 < tokenizer.model_max_length < 10**9 else _DEFAULT_LENGTH
+        self.max_length = known if max_length is None else max_length
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: Any = None,
+        *,
+        return_tensors: str | None = "np",
+        text_kwargs: dict[str, Any] | None = None,
+        images_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Batch:
+        """Makes the model's inputs of what is given.
+
+        Args:
+          images: anything `load_image` takes, or a list of such.
+          text: a text, or a list of texts.
+          return_tensors: `"np"`, `"jax"`, or None for lists.
+          text_kwargs: options of `SiglipTokenizer.__call__`, such as `padding`, `truncation`, `max_length`.
+          images_kwargs: options of the image processor, such as `size`, `do_rescale`, `data_format`.
+          **options: of either, flat.
+
+        Returns:
+          `input_ids` (texts, positions) int32, and `pixel_values` (images, height, width, channels) float32.
+
+        Raises:
+          ValueError: if there is neither, for an unknown option, and for anything that is not a text or an image.
+        """
+        if images is None and text is None:
+            raise ValueError("SiglipProcessor: expected images or text or both, found neither")
+        refuse_unknown(options, [*_TEXT, *_IMAGES, "return_tensors"], "SiglipProcessor")
+        for_text = {k: v for k, v in options.items() if k in _TEXT} | (text_kwargs or {})
+        for_images = {k: v for k, v in options.items() if k in _IMAGES} | (images_kwargs or {})
+        refuse_unknown(for_text, [*_TEXT, "return_tensors"], "text_kwargs")
+        refuse_unknown(for_images, DEFAULTS, "images_kwargs")
+        batch = Batch()
+        if text is not None:
+            usual = {"padding": "max_length", "truncation": True, "return_attention_mask": False}
+            usual |= {"return_tensors": return_tensors, "max_length": self.max_length}
+            if isinstance(text, str):  # one text is a batch of one, as an image is
+                text = [text]
+                for_text |= {"text_pair": [for_text["text_pair"]]} if isinstance(for_text.get("text_pair"), str) else {}
+            batch.update(self.tokenizer(text, **usual | for_text))
+        if images is not None:
+            batch.update(self.image_processor(images, **{"return_tensors": return_tensors} | for_images))
+        return batch
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **options: Any) -> Any:
+        """Same as the tokenizer's."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens, **options)
+
+    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **options: Any) -> list[str]:
+        """Same as the tokenizer's."""
+        return self.tokenizer.batch_decode(sequences, skip_special_tokens, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        backend: str | None = None,
+    ) -> "SiglipProcessor":
+        """Reads a directory or Hub repository with a tokenizer and an image processor of version 4 or 5.
+
+        Args:
+          backend: `"pil"` resizes with Pillow, `"jax"` on the accelerator; None takes Pillow where the default device
+            is a CPU. The values are the same.
+
+        Raises:
+          FileNotFoundError: if a file is missing.
+          ValueError: if a file cannot be made sense of.
+        """
+        one_of("backend", backend, (None, "pil", "jax"))
+        directory = hub.resolve(name_or_path, revision=revision, local_files_only=local_files_only)
+        if not directory.is_dir():
+            raise ValueError(f"{directory}: expected the directory of a processor, found a file")
+        if backend is None:
+            backend = "pil" if jax.default_backend() == "cpu" else "jax"
+        kind = SiglipImageProcessorPil if backend == "pil" else SiglipImageProcessor
+        tokenizer = SiglipTokenizer.from_pretrained(directory)
+        return cls(kind.from_pretrained(directory), tokenizer, max_length=_text_length(directory))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Writes the tokenizer, `processor_config.json` for version 5, and `preprocessor_config.json` for version 4."""
+        directory = Path(save_directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(directory, model_max_length=self.max_length)
+        self.image_processor.save_pretrained(directory)
+        nested = {"image_processor": self.image_processor.to_dict(), "processor_class": "SiglipProcessor"}
+        text = json.dumps(nested, indent=2, sort_keys=True) + "\n"
+        write_atomically(directory / PROCESSOR_CONFIG, text.encode())
+
+
+def _text_length(directory: Path) -> int | None:
+    """Returns the text positions of the model in this directory, or None if there is no model."""
+    file = directory / "config.json"
+    if not file.is_file():
+        return None
+    config = read_json(file, "it holds the model's configuration")
+    text = config.get("text_config", config if config.get("model_type") == "siglip_text_model" else None)
+    if not isinstance(text, dict):
+        return None
+    length = text.get("max_position_embeddings", _DEFAULT_LENGTH)
+    if not isinstance(length, int) or length < 1:
+        raise ValueError(f"{file}: max_position_embeddings: expected a whole number above 0, found {length!r}")
+    return length

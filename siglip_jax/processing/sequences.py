@@ -1,0 +1,101 @@
+"""Rows of token ids: truncating pairs, padding, stacking into one array.
+
+Mirrors `truncate_sequences` and `_pad` of the reference's `PythonBackend`, on whole batches at once. It differs in
+raising an error for rows that do not stack, where the reference makes an object array.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from siglip_jax.processing.batch import one_of
+
+Ids = list[int]
+
+TRUNCATION = ("longest_first", "only_first", "only_second", "do_not_truncate")
+PADDING = ("longest", "max_length", "do_not_pad")
+
+
+def strategies(padding: object, truncation: object, max_length: int | None) -> tuple[str, str]:
+    """Returns the names of the padding and truncation strategies behind the reference's `True`, `False` and `None`.
+
+    Raises:
+      ValueError: for a strategy that does not exist or a length below 1.
+    """
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length: expected at least 1, found {max_length}")
+    if truncation is None and max_length is not None and padding is False:
+        truncation = True
+    padding = {True: "longest", False: "do_not_pad"}.get(padding, padding) if isinstance(padding, bool) else padding
+    if truncation is None or isinstance(truncation, bool):
+        truncation = "longest_first" if truncation else "do_not_truncate"
+    one_of("padding", padding, PADDING)
+    one_of("truncation", truncation, TRUNCATION)
+    return str(padding), str(truncation)
+
+
+def _cut(ids: Ids, remove: int, side: str) -> Ids:
+    if remove <= 0:
+        return ids
+    keep = max(len(ids) - remove, 0)
+    return ids[:keep] if side == "right" else ids[len(ids) - keep :]
+
+
+def truncate(first: Ids, second: Ids | None, excess: int, strategy: str, side: str) -> tuple[Ids, Ids | None]:
+    """Returns one text or pair with `excess` ids cut off at `side`, as the strategy says.
+
+    `longest_first` takes from the longer of a pair until both are as long, then from both in turn, as the reference.
+    """
+    if excess <= 0 or strategy == "do_not_truncate":
+        return first, second
+    if strategy == "only_first" or (strategy == "longest_first" and second is None):
+        return _cut(first, excess, side), second
+    if second is None or (strategy == "only_second" and not second):
+        return first, second
+    if strategy == "only_second":
+        return first, _cut(second, excess, side)
+    uneven = min(abs(len(first) - len(second)), excess)
+    rest = excess - uneven
+    if len(first) > len(second):
+        return _cut(first, uneven + rest // 2, side), _cut(second, rest - rest // 2, side)
+    return _cut(first, rest // 2, side), _cut(second, uneven + rest - rest // 2, side)
+
+
+def padded(rows: Sequence[Ids], width: int, fill: int, side: str) -> list[Ids]:
+    """Returns the rows filled up to `width`; longer rows stay as they are."""
+    if side == "right":
+        return [row + [fill] * (width - len(row)) for row in rows]
+    return [[fill] * (width - len(row)) + row for row in rows]
+
+
+def stacked(rows: Sequence[Ids], width: int | None, fill: int, side: str) -> Int32[np.ndarray, "text position"]:
+    """Returns the rows as one array, filled up to `width` (None: no padding was asked for).
+
+    Raises:
+      ValueError: if the rows do not have one length then.
+    """
+    lengths = np.fromiter(map(len, rows), np.int64, count=len(rows))
+    longest, shortest = int(lengths.max()), int(lengths.min())
+    if width is None and longest != shortest:
+        raise ValueError(
+            f"texts of {shortest} to {longest} tokens do not make one array; pass padding='max_length' or padding=True"
+        )
+    if width is not None and longest > width:
+        raise ValueError(f"a text has {longest} tokens, more than max_length={width}; pass truncation=True")
+    width = longest if width is None else width
+    flat = np.fromiter(itertools.chain.from_iterable(rows), np.int32, count=int(lengths.sum()))
+    if longest == shortest == width:
+        return flat.reshape(len(rows), width)
+    out = np.full((len(rows), width), fill, np.int32)
+    column = np.arange(width)
+    filled = column < lengths[:, None] if side == "right" else column >= width - lengths[:, None]
+    out[filled] = flat
+    return out
+
+
+def is_ids(value: Any) -> bool:
+    """Whether this is a non-empty list of token ids rather than of texts."""
+    return isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], (int, np.integer))

@@ -1,0 +1,108 @@
+"""Batches for the embedded model: which captions and pictures a training step sees. Pure functions of (seed, step)."""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+from PIL import Image
+
+from siglip_jax.training.embedded_augmentation import affine_coefficients, warp
+from siglip_jax.training.embedded_vocabulary import canonical
+from siglip_jax.training.pictogram_set import PROMPTS, Pictograms
+
+Tokenize = Callable[[list[str]], np.ndarray]  # m texts -> (m, positions) int32
+
+TAG_TEXTS = 3  # texts of each kind made from a caption's tags: with the caption, and without
+BARE, PROMPTED, WITH_TAGS, TAGS_ONLY = 0.55, 0.25, 0.12, 0.08  # how often a text is of which kind
+FLIP_RATE = 0.25
+FLAG_WEIGHT = 0.3  # a flag is drawn this much as often as another picture
+MIRROR_MATTERS = {"symbols", "flags", "signs_and_symbols", "geography", "shapes"}  # groups
+DIRECTIONS = re.compile(
+    r"\b(left|right|leftwards|rightwards|quarter|crescent|clockwise|counterclockwise|o.clock|thirty)\b"
+)
+
+
+class Batch(NamedTuple):
+    """The first `len(pictures)` texts describe the pictures, row by row; the others are negatives for all of them."""
+
+    pictures: UInt8[np.ndarray, "n 64 64 4"]
+    input_ids: Int32[np.ndarray, "m positions"]
+
+
+def texts_of(caption: str, tags: list[str], rng: np.random.Generator) -> list[str]:
+    """Every text a caption may be shown as: each prompt, then texts with tags, then texts of tags alone."""
+    texts = [prompt.format(caption) for prompt in PROMPTS]
+    for low, high, start in ((1, 3, [caption]), (2, 4, [])):
+        for _ in range(TAG_TEXTS):
+            if len(tags) < low:
+                texts.append(caption)
+            else:
+                size = min(int(rng.integers(low, high + 1)), len(tags))
+                texts.append(" ".join(start + [tags[i] for i in rng.permutation(len(tags))[:size]]))
+    return texts
+
+
+class Batches:
+    """Draws a step's batch: different captions, a random text for each, a random picture for each of the first ones.
+
+    A caption is drawn in proportion to its number of pictures, and no two texts of a step belong to one caption:
+    another rendering of the same thing would count as a wrong answer.
+    """
+
+    def __init__(self, train: Pictograms, tokenize: Tokenize, pictures: int, texts: int, seed: int):
+        """Prepares every text once.
+
+        Args:
+          train: the training split.
+          tokenize: the model's tokenizer, padding to the model's text length.
+          pictures: pictures in a step.
+          texts: texts in a step, at least `pictures`.
+          seed: of every draw.
+
+        Raises:
+          ValueError: fewer captions than texts in a step, or fewer texts than pictures.
+        """
+        rows_of: dict[str, list[int]] = {}
+        for i, row in enumerate(train.rows):
+            rows_of.setdefault(canonical(row["caption"]), []).append(i)
+        if not pictures <= texts <= len(rows_of):
+            raise ValueError(
+                f"a step needs pictures <= texts <= captions, got {pictures} pictures, {texts} texts and"
+                f" {len(rows_of)} captions: lower the batch or add data"
+            )
+        self.pictures, self.texts, self.seed = pictures, texts, seed
+        self.images = [Image.fromarray(image, "RGBA").convert("RGBa") for image in train.images]
+        self.rows_of = [np.asarray(rows) for rows in rows_of.values()]
+        self.may_flip = np.asarray(
+            [row["group"] not in MIRROR_MATTERS and not DIRECTIONS.search(row["caption"].lower()) for row in train.rows]
+        )
+        weight = [sum(FLAG_WEIGHT if train.rows[i]["group"] == "flags" else 1.0 for i in rows) for rows in self.rows_of]
+        self.log_weight = np.log(weight)
+
+        rng = np.random.default_rng([seed, 2**31])
+        texts_by_caption = [
+            texts_of(caption, sorted({tag for i in rows for tag in train.rows[i]["tags"]}), rng)
+            for caption, rows in rows_of.items()
+        ]
+        ids = tokenize([text for group in texts_by_caption for text in group])
+        self.ids = np.asarray(ids, np.int32).reshape(len(rows_of), len(texts_by_caption[0]), -1)
+        others = len(PROMPTS) - 1
+        self.kind_rate = np.asarray(
+            [BARE]
+            + [PROMPTED / others] * others
+            + [WITH_TAGS / TAG_TEXTS] * TAG_TEXTS
+            + [TAGS_ONLY / TAG_TEXTS] * TAG_TEXTS
+        )
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of `step`, the same whenever it is asked for."""
+        rng = np.random.default_rng([self.seed, step])
+        keys = self.log_weight + rng.gumbel(size=len(self.log_weight))  # the largest: a weighted draw without return
+        captions = rng.permutation(np.argpartition(-keys, self.texts - 1)[: self.texts])
+        kinds = rng.choice(len(self.kind_rate), self.texts, p=self.kind_rate)
+        rows = np.asarray([rng.choice(self.rows_of[caption]) for caption in captions[: self.pictures]])
+        flip = (rng.random(self.pictures) < FLIP_RATE) & self.may_flip[rows]
+        pictures = warp([self.images[row] for row in rows], affine_coefficients(rng, flip))
+        return Batch(pictures, self.ids[captions, kinds])

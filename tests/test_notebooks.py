@@ -1,0 +1,92 @@
+"""Every notebook runs from top to bottom, and says what it says in the repository."""
+
+import base64
+import os
+import re
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+
+import siglip_jax
+from siglip_jax.inference import load
+
+nbclient = pytest.importorskip("nbclient")
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
+
+
+def texts(notebook) -> list[str]:
+    """Returns what the code cells printed, one entry a cell."""
+    return [
+        "".join(output.get("text", "") for output in cell.outputs if output.output_type == "stream")
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    ]
+
+
+def figures(notebook) -> list[bytes]:
+    """Returns the PNG pictures of all outputs."""
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    return [base64.b64decode(o.data["image/png"]) for o in outputs if "image/png" in o.get("data", {})]
+
+
+@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+@pytest.fixture(scope="module")
+def executed(notebook, tmp_path_factory):
+    fresh = nbformat.from_dict(notebook)
+    folder = tmp_path_factory.mktemp("elsewhere")  # a notebook must not depend on where it is run
+    start = time.monotonic()
+    client = nbclient.NotebookClient(
+        fresh, timeout=120, kernel_name="python3", resources={"metadata": {"path": folder}}
+    )
+    client.execute(env=os.environ | {"PYTHONPATH": str(Path(siglip_jax.__file__).parent.parent)})
+    fresh.metadata["seconds"] = time.monotonic() - start
+    assert list(folder.iterdir()) == []
+    return fresh
+
+
+def test_committed_with_its_outputs(notebook):
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1)), "run all cells in order before committing"
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr"
+    assert all(len(figure) < 150_000 for figure in figures(notebook))
+
+
+def test_runs_and_says_the_same(notebook, executed):
+    assert executed.metadata["seconds"] < 120
+    assert len(figures(executed)) == len(figures(notebook)) > 0
+    for found, committed in zip(texts(executed), texts(notebook), strict=True):
+        assert NUMBER.sub("#", found).split() == NUMBER.sub("#", committed).split()
+        numbers = [[float(number) for number in NUMBER.findall(text)] for text in (found, committed)]
+        np.testing.assert_allclose(*numbers, atol=0.1 + 1e-9)  # the last digit that is printed may round the other way
+
+
+def test_zero_shot_keeps_its_promises(executed):
+    """The numbers that the prose of 01_zero_shot rests on."""
+    everything = "\n".join(texts(executed))
+    if "first choice right" not in everything:
+        return
+    first, total, five, _ = map(int, re.search(r"right: (\d+) of (\d+); .* five: (\d+) of (\d+)", everything).groups())
+    assert total == 64
+    assert first >= 32
+    assert five >= 48
+    own, other = map(float, re.search(r"own label (\S+), another label (\S+)", everything).groups())
+    assert own > other + 0.2
+    sums = dict(re.findall(r"^(\w+ \w+ \w+|\w+ \w+) +sum of sigmoid scores (\S+),", everything, re.MULTILINE))
+    assert float(sums["none fits"]) < 0.5 < float(sums["one label fits"]) < 1.5 < float(sums["two labels fit"])
+    found = re.findall(r"bias ([+-]\d): +(\d+) of 64 matching pairs found, +(\d+) of 4032 others", everything)
+    assert [int(shift) for shift, _, _ in found] == [-4, -2, 0, 2, 4]
+    assert sorted(int(n) for _, n, _ in found) == [int(n) for _, n, _ in found]
+    siglip = load()
+    assert f"temperature {siglip.logit_scale:.1f}, bias {siglip.logit_bias:.1f}" in everything
