@@ -12,7 +12,8 @@ def pairwise_logits(
     logit_bias: Float[Array, "*one"],
 ) -> Float[Array, "images texts"]:
     """Returns exp(logit_scale) * image · text + logit_bias for every pair, in float32."""
-    similarity = jnp.matmul(image_embeds, text_embeds.T, preferred_element_type=jnp.float32)
+    # The temperature multiplies every rounding by a hundred: no TF32 or bfloat16 passes here, whatever the default is.
+    similarity = jnp.matmul(image_embeds, text_embeds.T, precision="highest", preferred_element_type=jnp.float32)
     scale, bias = (jnp.asarray(x, jnp.float32).reshape(1, 1) for x in (logit_scale, logit_bias))
     return similarity * jnp.exp(scale) + bias
 
