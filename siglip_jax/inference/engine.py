@@ -225,7 +225,7 @@ def load(
     """
     path = resolve(name_or_path or EMBEDDED_MODEL, revision=revision, local_files_only=local_files_only)
     config = SiglipConfig.from_pretrained(path)
-    processor = SiglipProcessor.from_pretrained(path)
+    processor = SiglipProcessor.from_pretrained(path if path.is_dir() else path.parent)
     dtype = jnp.dtype(dtype or jnp.float32)  # parameters too, or every step would convert them again
     model, params = SiglipModel.from_pretrained(
         path, dtype=dtype, param_dtype=dtype, attn_implementation=attn_implementation

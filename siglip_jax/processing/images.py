@@ -1,8 +1,9 @@
 """Image processors of SigLIP: pictures to the float array that the vision tower takes.
 
-`SiglipImageProcessorPil` mirrors `transformers.SiglipImageProcessorPil` and equals it bit for bit. `SiglipImageProcessor`
-has the same options and the same values, and resizes and normalises on the accelerator inside `jax.jit`; the reference's
-class of that name uses torchvision, which is up to two levels in 255 away from its own PIL class.
+`SiglipImageProcessorPil` mirrors `transformers.SiglipImageProcessorPil` and equals it bit for bit.
+`SiglipImageProcessor` has the same options and the same values, and resizes and normalises on the accelerator inside
+`jax.jit`; the reference's class of that name uses torchvision, which is up to two levels in 255 away from its own PIL
+class.
 
 Both differ from the reference in these: the result is NHWC unless `data_format="channels_first"`, and float32 whatever
 the input; anything `load_image` takes is an image, grey arrays of two axes too; transparency becomes white however the
@@ -180,7 +181,8 @@ class SiglipImageProcessor(SiglipImageProcessorPil):
         for (_, _, _, channels, *out), members in groups.items():
             table = pixels.normalization_table(*steps, channels) if on_device else None
             for part in resize.powers_of_two(members):
-                chunks.append((part, resize.resize_ragged([arrays[i] for i in part], (out[0], out[1]), o.resample, table)))
+                same = [arrays[i] for i in part]
+                chunks.append((part, resize.resize_ragged(same, (out[0], out[1]), o.resample, table)))
         if len(groups) == 1 and on_device and not host and not o.do_pad:
             return chunks[0][1] if len(chunks) == 1 else jnp.concatenate([chunk for _, chunk in chunks])
         for part, chunk in chunks:

@@ -65,7 +65,7 @@ def load_image(
     )
 
 
-def _limited(data: bytes, max_bytes: int, name: str) -> bytes:
+def _limited(data: bytes | bytearray, max_bytes: int, name: str) -> bytes | bytearray:
     if len(data) > max_bytes:
         raise ValueError(f"{name}: more than the {max_bytes} bytes allowed; raise max_bytes if it is to be trusted")
     return data
@@ -86,11 +86,11 @@ def _from_path(path: Path, max_bytes: int, max_pixels: int) -> PIL.Image.Image:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _decoded(data: bytes | BinaryIO, name: str, max_pixels: int) -> PIL.Image.Image:
+def _decoded(data: bytes | bytearray | BinaryIO, name: str, max_pixels: int) -> PIL.Image.Image:
     try:
         with _FILTERS, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the bomb warning comes at half of the limit below
-            image = PIL.Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
+            image = PIL.Image.open(io.BytesIO(data) if isinstance(data, (bytes, bytearray)) else data)
         pixels = image.width * image.height
         if pixels <= max_pixels:
             image.load()

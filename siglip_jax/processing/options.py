@@ -92,6 +92,11 @@ def _statistics(name: str, value: Any) -> float | tuple[float, ...]:
     raise ValueError(f"{name}: expected a number or one per channel, found {value!r}")
 
 
+def _plain(value: Any) -> str | None:
+    """Returns the string of the reference's enumerations, which are as good as it."""
+    return None if value is None else str(getattr(value, "value", value))
+
+
 def checked(options: Mapping[str, Any]) -> ImageOptions:
     """Returns the steps that a full set of options asks for.
 
@@ -111,9 +116,8 @@ def checked(options: Mapping[str, Any]) -> ImageOptions:
     resample = 3 if o["resample"] is None else o["resample"]
     if not isinstance(resample, (int, np.integer)) or not 0 <= resample <= 5:
         raise ValueError(f"resample: expected one of Pillow's filters, 0 to 5, found {resample!r}")
-    data_format = "channels_last" if o["data_format"] is None else str(getattr(o["data_format"], "value", o["data_format"]))
-    input_format = o["input_data_format"]
-    input_format = None if input_format is None else str(getattr(input_format, "value", input_format))
+    data_format, input_format = (_plain(o[name]) for name in ("data_format", "input_data_format"))
+    data_format = data_format or "channels_last"
     one_of("data_format", data_format, _FORMATS)
     one_of("input_data_format", input_format, (None, *_FORMATS))
     one_of("return_tensors", o["return_tensors"], (None, "np", "jax"))

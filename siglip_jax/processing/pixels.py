@@ -14,7 +14,7 @@ import PIL.Image
 from jaxtyping import Float32, Shaped, UInt8
 
 _CHANNELS = (1, 3, 4)
-Pixels = Shaped[np.ndarray, "height width channel"]
+Pixels = Shaped[np.ndarray, "_height _width _channel"]  # axes of another size than those of other arguments
 
 
 def as_array(source: Any) -> Shaped[np.ndarray, "..."]:
@@ -77,7 +77,7 @@ def rgb_array(image: Pixels) -> Pixels:
     return (np.round(mixed) if integer else mixed).astype(image.dtype)
 
 
-def to_uint8(image: Pixels) -> tuple[UInt8[np.ndarray, "height width channel"], bool]:
+def to_uint8(image: Pixels) -> tuple[UInt8[np.ndarray, "_height _width _channel"], bool]:
     """Returns the picture in eight bits, and whether it was float in [0, 1] and is to be divided by 255 again.
 
     Raises:
@@ -100,7 +100,7 @@ def pil_image(source: Any) -> PIL.Image.Image:
     return _from_uint8(to_uint8(channels_last(as_array(source)))[0])
 
 
-def _from_uint8(image: UInt8[np.ndarray, "height width channel"]) -> PIL.Image.Image:
+def _from_uint8(image: UInt8[np.ndarray, "_height _width _channel"]) -> PIL.Image.Image:
     return PIL.Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image))
 
 
@@ -135,9 +135,8 @@ def target_size(height: int, width: int, size: Mapping[str, int]) -> tuple[int, 
     if keys == {"max_height", "max_width"}:
         scale = min(size["max_height"] / height, size["max_width"] / width)
         return int(height * scale), int(width * scale)
-    raise ValueError(
-        f"size: expected height and width, shortest_edge (and longest_edge), or max_height and max_width, found {dict(size)}"
-    )
+    forms = "height and width, shortest_edge (and longest_edge), or max_height and max_width"
+    raise ValueError(f"size: expected {forms}, found {dict(size)}")
 
 
 def _within(height: int, width: int, edge: int, longest: int) -> tuple[int, int]:

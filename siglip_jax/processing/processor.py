@@ -24,8 +24,8 @@ from siglip_jax.processing.tokenizers import SiglipTokenizer
 _DEFAULT_LENGTH = 64  # of SiglipTextConfig, where a config.json leaves it out
 _TEXT = tuple(
     name
-    for name, parameter in inspect.signature(SiglipTokenizer.__call__).parameters.items()
-    if parameter.kind == parameter.KEYWORD_ONLY and name != "return_tensors"
+    for name in inspect.signature(SiglipTokenizer.__call__).parameters
+    if name not in ("self", "text", "return_tensors")
 )
 _IMAGES = tuple(name for name in DEFAULTS if name != "return_tensors")
 
@@ -87,7 +87,7 @@ class SiglipProcessor:
         refuse_unknown(for_images, DEFAULTS, "images_kwargs")
         batch = Batch()
         if text is not None:
-            usual = {"padding": "max_length", "truncation": True, "return_attention_mask": False}
+            usual: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_attention_mask": False}
             usual |= {"return_tensors": return_tensors, "max_length": self.max_length}
             if isinstance(text, str):  # one text is a batch of one, as an image is
                 text = [text]

@@ -7,8 +7,8 @@ more than twice what the width does.
 
 Matrix units have no such integers. The weights are therefore cut into digits so small that every product and every sum
 of them is exact in float32: three digits of 8 bits in bfloat16 on accelerators, two of 11 bits in float32 on a CPU. The
-sums of the digits are put together again in int32. (Exact up to reductions of about 100 to 1, the largest that a float32
-sum holds; beyond that a value may be off by one.)
+sums of the digits are put together again in int32. (Exact while a reduction is at most 85 to 1, or 128 to 1 bicubic, as
+that is what a float32 sum holds; beyond that a value may be off by one.)
 """
 
 import functools
@@ -34,7 +34,7 @@ _SUPPORT = {LANCZOS: 3.0, BILINEAR: 1.0, BICUBIC: 2.0, BOX: 0.5, HAMMING: 1.0}
 class Taps(NamedTuple):
     """Sparse weights of one axis: output `o` is the sum of `weights[o, k] * input[starts[o] + k]`, over 2**22."""
 
-    starts: Int32[np.ndarray, "out"]
+    starts: Int32[np.ndarray, " out"]
     weights: Int32[np.ndarray, "out tap"]
 
 
@@ -211,7 +211,7 @@ def resize_ragged(
         slot[: image.shape[0], : image.shape[1]] = image
     rows = _stacked([taps(i.shape[0], size[0], resample) for i in images], tap_count(height, size[0], resample))
     columns = _stacked([taps(i.shape[1], size[1], resample) for i in images], tap_count(width, size[1], resample))
-    first = vertical_first(*images[0].shape[:2], size)
+    first = vertical_first(images[0].shape[0], images[0].shape[1], size)
     return _resized(canvas, rows, columns, table, vertically_first=first)
 
 

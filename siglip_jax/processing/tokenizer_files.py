@@ -42,8 +42,12 @@ class AddedToken(NamedTuple):
         if isinstance(value, str) and value:
             return cls(value, special=special)
         if isinstance(value, Mapping) and isinstance(value.get("content"), str) and value["content"]:
-            return cls(**{"special": special, **{k: v for k, v in value.items() if k in cls._fields}})
+            fields: dict[str, Any] = {"special": special}
+            return cls(**fields | {k: v for k, v in value.items() if k in cls._fields})
         raise ValueError(f"special token: expected a string, or an object with a 'content', found {value!r}")
+
+
+Token = str | AddedToken | Mapping[str, Any]  # the last is the form it has in a file
 
 
 def read_settings(directory: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from siglip_jax import hub
 from siglip_jax.files import write_atomically
 from siglip_jax.processing.batch import Batch, one_of, refuse_unknown
 from siglip_jax.processing.sequences import Ids, is_ids, padded, stacked, strategies, truncate
-from siglip_jax.processing.tokenizer_files import NAMED, VOCABULARY, AddedToken, read_settings, write_settings
+from siglip_jax.processing.tokenizer_files import NAMED, VOCABULARY, AddedToken, Token, read_settings, write_settings
 from siglip_jax.processing.vocabulary import Vocabulary
 
 _UNBOUNDED = 10**20  # the reference writes 1e30 where it means "no limit"
@@ -47,10 +47,10 @@ class SiglipTokenizer(Vocabulary):
         self,
         vocab_file: str | os.PathLike[str],
         *,
-        eos_token: str | AddedToken = "</s>",
-        unk_token: str | AddedToken = "<unk>",
-        pad_token: str | AddedToken = "</s>",
-        additional_special_tokens: Sequence[str | AddedToken] | None = None,
+        eos_token: Token = "</s>",
+        unk_token: Token = "<unk>",
+        pad_token: Token = "</s>",
+        additional_special_tokens: Sequence[Token] | None = None,
         model_max_length: int | float | None = 64,
         do_lower_case: bool = True,
         added_tokens_decoder: dict[int, AddedToken] | None = None,
@@ -61,7 +61,8 @@ class SiglipTokenizer(Vocabulary):
         Args:
           vocab_file: the SentencePiece model.
           model_max_length: in tokens; None for no limit.
-          added_tokens_decoder: further tokens that are cut out of a text before SentencePiece sees it, by id.
+          added_tokens_decoder: further tokens that are cut out of a text before SentencePiece sees it, by id; only
+            here, as in the reference, does it count whether a token stands alone or takes blanks along.
           **settings: `padding_side`, `truncation_side`, `model_input_names`, `clean_up_tokenization_spaces`,
             `split_special_tokens`, `sp_model_kwargs`, and more special tokens (`bos_token`, `sep_token`, ...).
 
@@ -80,15 +81,14 @@ class SiglipTokenizer(Vocabulary):
         one_of("truncation_side", self.truncation_side, ("right", "left"))
 
         given = {"eos_token": eos_token, "unk_token": unk_token, "pad_token": pad_token, **settings}
-        named = {name: AddedToken.of(given[name]) for name in NAMED if given.get(name) is not None}
-        extra = [AddedToken.of(token) for token in additional_special_tokens or ()]
-        self.special_tokens_map = {name: token.content for name, token in named.items()}
-        self.additional_special_tokens = [token.content for token in extra]
-        self.eos_token, self.pad_token = named["eos_token"].content, named["pad_token"].content
+        named = {name: AddedToken.of(given[name]).content for name in NAMED if given.get(name) is not None}
+        self.special_tokens_map = named
+        self.additional_special_tokens = [AddedToken.of(token).content for token in additional_special_tokens or ()]
+        self.eos_token, self.pad_token = named["eos_token"], named["pad_token"]
         super().__init__(
             os.fspath(vocab_file),
-            unk_token=named["unk_token"].content,
-            special_tokens={token.content: token for token in (*named.values(), *extra)},
+            unk_token=named["unk_token"],
+            special_tokens=[*named.values(), *self.additional_special_tokens],
             added_tokens_decoder=added_tokens_decoder or {},
             do_lower_case=do_lower_case,
             clean_up_tokenization_spaces=self._settings["clean_up_tokenization_spaces"],
@@ -127,9 +127,7 @@ class SiglipTokenizer(Vocabulary):
         tokenizer._unknown_settings = {name: value for name, value in found.items() if name not in known}
         return tokenizer
 
-    def save_vocabulary(
-        self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
-    ) -> tuple[str]:
+    def save_vocabulary(self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None) -> tuple[str]:
         """Writes `spiece.model` into an existing directory and returns its path.
 
         Raises:

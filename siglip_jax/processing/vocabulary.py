@@ -44,7 +44,7 @@ def load_vocabulary(data: bytes, file: str, options: Mapping[str, Any]) -> sente
             return sentencepiece.SentencePieceProcessor(model_proto=data, **options)
         except RuntimeError:
             pass
-    raise ValueError(f"{file}: expected a SentencePiece model, found {len(data)} bytes that are not one; fetch it again")
+    raise ValueError(f"{file}: expected a SentencePiece model, found {len(data)} other bytes; fetch it again")
 
 
 class Vocabulary:
@@ -62,7 +62,7 @@ class Vocabulary:
         file: str,
         *,
         unk_token: str,
-        special_tokens: Mapping[str, AddedToken],
+        special_tokens: Iterable[str],
         added_tokens_decoder: Mapping[int, AddedToken],
         do_lower_case: bool,
         clean_up_tokenization_spaces: bool,
@@ -75,15 +75,15 @@ class Vocabulary:
         self.unk_token = unk_token
         self._bytes = read_vocabulary(file)
         self.sp_model = load_vocabulary(self._bytes, file, options)
-        self.all_special_tokens = list(special_tokens)
+        self.all_special_tokens = list(dict.fromkeys(special_tokens))
         self.added_tokens_decoder = dict(added_tokens_decoder)
         self.added_tokens_encoder = {token.content: index for index, token in added_tokens_decoder.items()}
-        for content, token in special_tokens.items():
+        for content in self.all_special_tokens:
             if content not in self.added_tokens_encoder:
                 index = self.sp_model.piece_to_id(content)
                 if self.sp_model.id_to_piece(index) != content:
                     index = max([self.vocab_size, *(i + 1 for i in self.added_tokens_decoder)])
-                self.added_tokens_decoder[index] = token
+                self.added_tokens_decoder[index] = AddedToken(content)
                 self.added_tokens_encoder[content] = index
         self.all_special_ids = [self._id(token) for token in self.all_special_tokens]
         self.unk_token_length = len(self.sp_model.encode(unk_token))
@@ -193,8 +193,7 @@ class Vocabulary:
         start = self.unk_token + WORD_START
         blank = start + " "
         lines = [
-            (blank if line[:1].isspace() and not line.isspace() else start) + " ".join(line.split())
-            for line in cleaned
+            (blank if line[:1].isspace() and not line.isspace() else start) + " ".join(line.split()) for line in cleaned
         ]
         rows = self.sp_model.encode(lines, num_threads=-1 if len(lines) >= _THREADS_FROM else 1)
         skip = self.unk_token_length

@@ -63,6 +63,14 @@ def model() -> SiglipModel:
     return SiglipModel(TINY.config(64))
 
 
+@pytest.fixture
+def optax_types():
+    """Optax raises a float to an integer count, which strict promotion forbids."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.usefixtures("optax_types")
 class TestTraining:
     def test_loss_falls_and_resuming_equals_not_stopping_bit_for_bit(self, tmp_path, batches, model):
         whole = em.train(model, batches, TINY, tmp_path / "whole", log_every=5, save_every=10)
@@ -118,6 +126,7 @@ class TestStep:
         assert "['text_model']['encoder']['layers_0']['self_attn']['q_proj']['kernel']" in muon
         assert all(name.endswith("['kernel']") and "patch_embedding" not in name for name in muon)
 
+    @pytest.mark.usefixtures("optax_types")
     def test_the_average_follows_the_weights(self, batches, model):
         optimizer = em.make_optimizer(TINY)
         state = em.initial_state(model, TINY, optimizer)
@@ -136,6 +145,14 @@ class TestStep:
         params = em.initial_state(model, TINY, em.make_optimizer(TINY))["params"]
         np.testing.assert_allclose(np.exp(params["logit_scale"]), [10.0], rtol=1e-6)
         np.testing.assert_allclose(params["logit_bias"], [-np.log(5)], rtol=1e-6)
+
+
+    def test_all_but_the_optimizer_is_strict_about_types(self, batches, model):
+        batch = batches(0)
+        params = em.initial_state(model, TINY, em.make_optimizer(TINY))["params"]
+        pixels = restyle(jax.random.key(0), jnp.asarray(batch.pictures))
+        out = model.apply({"params": params}, input_ids=batch.input_ids, pixel_values=pixels)
+        assert np.isfinite(em.pairs_loss(out.logits_per_image))
 
 
 class TestBatches:
