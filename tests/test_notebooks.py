@@ -79,13 +79,13 @@ def test_zero_shot_keeps_its_promises(executed):
         return
     first, total, five, _ = map(int, re.search(r"right: (\d+) of (\d+); .* five: (\d+) of (\d+)", everything).groups())
     assert total == 64
-    assert first >= 32
-    assert five >= 48
+    assert first >= 45
+    assert five >= 54
     own, other = map(float, re.search(r"own label (\S+), another label (\S+)", everything).groups())
     assert own > other + 0.2
     sums = dict(re.findall(r"^(\w+ \w+ \w+|\w+ \w+) +sum of sigmoid scores (\S+),", everything, re.MULTILINE))
     assert float(sums["none fits"]) < 0.5 < float(sums["one label fits"]) < 1.5 < float(sums["two labels fit"])
-    found = re.findall(r"bias ([+-]\d): +(\d+) of 64 matching pairs found, +(\d+) of 4032 others", everything)
+    found = re.findall(r"bias ([+-]\d): +(\d+) of 64 matching pairs found, +(\d+) others", everything)
     assert [int(shift) for shift, _, _ in found] == [-4, -2, 0, 2, 4]
     assert sorted(int(n) for _, n, _ in found) == [int(n) for _, n, _ in found]
     siglip = load()

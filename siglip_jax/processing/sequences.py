@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Bool, Int32
 
 from siglip_jax.processing.batch import one_of
 
@@ -64,15 +64,43 @@ def truncate(first: Ids, second: Ids | None, excess: int, strategy: str, side: s
     return _cut(first, rest // 2, side), _cut(second, uneven + rest - rest // 2, side)
 
 
-def padded(rows: Sequence[Ids], width: int, fill: int, side: str) -> list[Ids]:
-    """Returns the rows filled up to `width`; longer rows stay as they are."""
-    if side == "right":
-        return [row + [fill] * (width - len(row)) for row in rows]
-    return [[fill] * (width - len(row)) + row for row in rows]
+def truncate_all(
+    firsts: list[Ids], seconds: list[Ids] | None, room: int, strategy: str, side: str
+) -> tuple[list[Ids], list[Ids] | None]:
+    """Returns all texts or pairs cut to `room` ids each."""
+    if strategy == "do_not_truncate" or (seconds is None and strategy == "only_second"):
+        return firsts, seconds
+    if seconds is None:
+        return [row if len(row) <= room else _cut(row, len(row) - room, side) for row in firsts], None
+    both = zip(firsts, seconds, strict=True)
+    cut = [truncate(a, b, len(a) + len(b) - room, strategy, side) for a, b in both]
+    return [a for a, _ in cut], [b or [] for _, b in cut]
 
 
-def stacked(rows: Sequence[Ids], width: int | None, fill: int, side: str) -> Int32[np.ndarray, "text position"]:
-    """Returns the rows as one array, filled up to `width` (None: no padding was asked for).
+def pad(rows: Sequence[Ids], width: int, fill: int, side: str) -> None:
+    """Fills the rows up to `width`, in place; longer rows stay as they are."""
+    fills = [(fill,) * n for n in range(width, 0, -1)]
+    for row in rows:
+        if len(row) < width:
+            if side == "right":
+                row += fills[len(row)]
+            else:
+                row[:0] = fills[len(row)]
+
+
+def attention(rows: Sequence[Ids], width: int | None, side: str) -> list[list[int]]:
+    """Returns 1 for each id of the rows and 0 for what will be filled up to `width`."""
+    made: dict[int, list[int]] = {}
+    for n in set(map(len, rows)):
+        zeros = [0] * ((width or 0) - n)
+        made[n] = [1] * n + zeros if side == "right" else zeros + [1] * n
+    return [made[len(row)].copy() for row in rows]
+
+
+def stacked(
+    rows: Sequence[Ids], width: int | None, fill: int, side: str
+) -> tuple[Int32[np.ndarray, "text position"], Bool[np.ndarray, "text position"]]:
+    """Returns the rows as one array, filled up to `width` (None: no padding was asked for), and where they are in it.
 
     Raises:
       ValueError: if the rows do not have one length then.
@@ -86,14 +114,11 @@ def stacked(rows: Sequence[Ids], width: int | None, fill: int, side: str) -> Int
     if width is not None and longest > width:
         raise ValueError(f"a text has {longest} tokens, more than max_length={width}; pass truncation=True")
     width = longest if width is None else width
-    flat = np.fromiter(itertools.chain.from_iterable(rows), np.int32, count=int(lengths.sum()))
-    if longest == shortest == width:
-        return flat.reshape(len(rows), width)
-    out = np.full((len(rows), width), fill, np.int32)
     column = np.arange(width)
-    filled = column < lengths[:, None] if side == "right" else column >= width - lengths[:, None]
-    out[filled] = flat
-    return out
+    there = column < lengths[:, None] if side == "right" else column >= width - lengths[:, None]
+    out = np.full((len(rows), width), fill, np.int32)
+    out[there] = np.fromiter(itertools.chain.from_iterable(rows), np.int32, count=int(lengths.sum()))
+    return out, there
 
 
 def is_ids(value: Any) -> bool:

@@ -9,17 +9,19 @@ long as `input_ids` then too; padding to a maximum that is unknown is an error, 
 length do not become an array of objects; arrays are int32.
 """
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from siglip_jax import hub
 from siglip_jax.files import write_atomically
 from siglip_jax.processing.batch import Batch, one_of, refuse_unknown
-from siglip_jax.processing.sequences import Ids, is_ids, padded, stacked, strategies, truncate
+from siglip_jax.processing.sequences import Ids, attention, is_ids, pad, stacked, strategies, truncate_all
 from siglip_jax.processing.tokenizer_files import NAMED, VOCABULARY, AddedToken, Token, read_settings, write_settings
 from siglip_jax.processing.vocabulary import Vocabulary
 
@@ -228,45 +230,49 @@ class SiglipTokenizer(Vocabulary):
         split = bool(self._settings["split_special_tokens"] if split_special_tokens is None else split_special_tokens)
 
         single, firsts, seconds = self._rows(text, text_pair, split)
-        ends = add_special_tokens * (1 if seconds is None else 2)
-        rows: list[Ids] = []
-        masks: list[list[int]] = []
-        for i, first in enumerate(firsts):
-            second = None if seconds is None else seconds[i]
-            if truncation != "do_not_truncate" and max_length:
-                excess = len(first) + len(second or ()) + ends - max_length
-                first, second = truncate(first, second, excess, truncation, self.truncation_side)
-            if not add_special_tokens:
-                rows.append(first + (second or []))
-            else:
-                rows.append(self._ended(first) if second is None else self._ended(first) + self._ended(second))
-            if return_special_tokens_mask:
-                bodies = [ids[:-1] if ids[-1:] == [self.eos_token_id] else ids for ids in (first, second or [])]
-                second_body = None if second is None else bodies[1]
-                ended = self.get_special_tokens_mask(bodies[0], second_body)
-                masks.append(ended if add_special_tokens else [0] * len(rows[-1]))
-
+        if max_length:
+            room = max_length - add_special_tokens * (1 if seconds is None else 2)
+            firsts, seconds = truncate_all(firsts, seconds, room, truncation, self.truncation_side)
+        parts = [firsts] if seconds is None else [firsts, seconds]
+        if add_special_tokens:
+            for ids in itertools.chain(*parts):
+                if not ids or ids[-1] != self.eos_token_id:
+                    ids.append(self.eos_token_id)
+        rows = firsts if seconds is None else [a + b for a, b in zip(firsts, seconds, strict=True)]
+        special: list[Ids] = []
+        if return_special_tokens_mask:
+            ends = [[[0] * (len(ids) - 1) + [1] if add_special_tokens else [0] * len(ids) for ids in p] for p in parts]
+            special = [list(itertools.chain(*row)) for row in zip(*ends, strict=True)]
         width = None
         if padding != "do_not_pad":
             width = max(map(len, rows)) if padding == "longest" else int(max_length or 0)
             width += -width % (pad_to_multiple_of or 1)
-        columns: dict[str, tuple[list[Ids], int]] = {"input_ids": (rows, self.pad_token_id)}
-        if return_token_type_ids if return_token_type_ids is not None else "token_type_ids" in self.model_input_names:
-            columns["token_type_ids"] = ([[0] * len(row) for row in rows], 0)
-        if return_special_tokens_mask:
-            columns["special_tokens_mask"] = (masks, 1)
-        if return_attention_mask if return_attention_mask is not None else "attention_mask" in self.model_input_names:
-            columns["attention_mask"] = ([[1] * len(row) for row in rows], 0)
 
+        wants_types, wants_mask = (
+            name in self.model_input_names if given is None else given
+            for name, given in (("token_type_ids", return_token_type_ids), ("attention_mask", return_attention_mask))
+        )
         batch = Batch()
-        for name, (values, fill) in columns.items():
-            if return_tensors:
-                array = stacked(values, width, fill, side)
-                batch[name] = jnp.asarray(array) if return_tensors == "jax" else array
-            else:
-                values = values if width is None else padded(values, width, fill, side)
-                batch[name] = values[0] if single else values
-        return batch
+        if return_tensors:
+            batch["input_ids"], there = stacked(rows, width, self.pad_token_id, side)
+            if wants_types:
+                batch["token_type_ids"] = np.zeros(there.shape, np.int32)
+            if return_special_tokens_mask:
+                batch["special_tokens_mask"], _ = stacked(special, width, 1, side)
+            if wants_mask:
+                batch["attention_mask"] = there.astype(np.int32)
+            return batch if return_tensors == "np" else Batch({k: jnp.asarray(v) for k, v in batch.items()})
+        mask = attention(rows, width, side) if wants_mask else []
+        pad(rows, width or 0, self.pad_token_id, side)
+        pad(special, width or 0, 1, side)
+        batch["input_ids"] = rows
+        if wants_types:
+            batch["token_type_ids"] = [[0] * len(row) for row in rows]
+        if return_special_tokens_mask:
+            batch["special_tokens_mask"] = special
+        if wants_mask:
+            batch["attention_mask"] = mask
+        return Batch({name: values[0] for name, values in batch.items()}) if single else batch
 
     def _rows(self, text: Any, pair: Any, split: bool) -> tuple[bool, list[Ids], list[Ids] | None]:
         """Returns whether one text was given, its ids, and those of its pair, all as lists for several texts."""

@@ -197,7 +197,9 @@ class Vocabulary:
         ]
         rows = self.sp_model.encode(lines, num_threads=-1 if len(lines) >= _THREADS_FROM else 1)
         skip = self.unk_token_length
-        rows = [row[skip:] if len(row) >= skip else row for row in rows]
+        for row in rows:
+            if len(row) >= skip:
+                del row[:skip]
         if not split_special_tokens and self._added.search(joined):
             again = {i for i, text in enumerate(texts) if self._added.search(text)}
         else:

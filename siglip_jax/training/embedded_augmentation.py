@@ -38,9 +38,10 @@ def warp(pictures: list[Image.Image], coefficients: Float[np.ndarray, "n 6"]) ->
     """Resample premultiplied ("RGBa") pictures with inverse affine maps; what comes from outside is transparent."""
     out = np.empty((len(pictures), SIZE, SIZE, 4), np.uint8)
     for i, (picture, row) in enumerate(zip(pictures, coefficients, strict=True)):
-        out[i] = picture.transform(
+        moved = picture.transform(
             (SIZE, SIZE), Image.Transform.AFFINE, tuple(map(float, row)), resample=Image.Resampling.BILINEAR
         )
+        out[i] = np.asarray(moved)
     return out
 
 

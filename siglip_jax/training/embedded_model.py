@@ -10,6 +10,7 @@ average at the last one: no held-out picture is looked at before the end. Needs 
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -133,9 +134,9 @@ def initial_state(model: SiglipModel, recipe: Recipe, optimizer: optax.GradientT
     """Parameters, their moving average, the optimizer's state and the number of steps done."""
     ids = jnp.ones((1, recipe.positions), jnp.int32)
     pixels = jnp.zeros((1, 64, 64, 3), jnp.float32)
-    params = model.init(jax.random.key(recipe.seed), input_ids=ids, pixel_values=pixels)["params"]
-    params["logit_scale"] = jnp.full_like(params["logit_scale"], math.log(recipe.temperature))
-    params["logit_bias"] = jnp.full_like(params["logit_bias"], -math.log(recipe.texts - 1))
+    params = dict(model.init(jax.random.key(recipe.seed), input_ids=ids, pixel_values=pixels)["params"])
+    params["logit_scale"] = jnp.full((1,), math.log(recipe.temperature), jnp.float32)
+    params["logit_bias"] = jnp.full((1,), -math.log(recipe.texts - 1), jnp.float32)
     average = jax.tree.map(jnp.copy, params)  # a copy: the step gives both away
     return {"params": params, "average": average, "optimizer": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
 
@@ -144,7 +145,8 @@ def make_step(model: SiglipModel, recipe: Recipe, optimizer: optax.GradientTrans
     """The jitted step: (state, pictures, input_ids) to (state, loss); the state passed in is given away."""
 
     def loss_of(params: Any, pixels: Float[Array, "n h w 3"], ids: Int32[Array, "m t"]) -> Float[Array, ""]:
-        return pairs_loss(model.apply({"params": params}, input_ids=ids, pixel_values=pixels).logits_per_image)
+        out: Any = model.apply({"params": params}, input_ids=ids, pixel_values=pixels)
+        return pairs_loss(out.logits_per_image)
 
     def step(
         state: dict[str, Any], pictures: UInt8[Array, "n 64 64 4"], ids: Int32[Array, "m t"]
@@ -248,17 +250,19 @@ def evaluate(directory: Path, data: Path) -> dict[str, Scores]:
     model, params = SiglipModel.from_pretrained(directory, param_dtype=jnp.float32)
     processor = SiglipProcessor.from_pretrained(directory)
 
-    def encoder(name: str, method: str) -> Callable[[list[Any]], np.ndarray]:
-        embed = jax.jit(lambda inputs: normalize(model.apply({"params": params}, inputs, method=method)))
+    @functools.partial(jax.jit, static_argnames="method")
+    def embed(inputs: Array, method: str) -> Array:
+        features: Any = model.apply({"params": params}, inputs, method=method)
+        return normalize(features)
 
-        def encode(items: list[Any]) -> np.ndarray:
-            kind = "text" if name == "input_ids" else "images"
-            chunks = [processor(**{kind: items[i : i + 256]})[name] for i in range(0, len(items), 256)]
-            return np.concatenate([np.asarray(embed(chunk)) for chunk in chunks])
+    def encode_images(pictures: list[Any]) -> np.ndarray:
+        pixels = processor(images=pictures)["pixel_values"]
+        return np.asarray(embed(pixels, method="get_image_features"))
 
-        return encode
+    def encode_texts(texts: list[str]) -> np.ndarray:
+        return np.asarray(embed(processor(text=texts)["input_ids"], method="get_text_features"))
 
-    return report(data, encoder("pixel_values", "get_image_features"), encoder("input_ids", "get_text_features"))
+    return report(data, encode_images, encode_texts)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -20,7 +20,9 @@ def save_state(path: Path, state: dict[str, Any], recipe: Any, seconds: float) -
       recipe: the dataclass that the state belongs to.
       seconds: trained so far.
     """
-    leaves = {jax.tree_util.keystr(key): np.asarray(leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    leaves: Any = {
+        jax.tree_util.keystr(key): np.asarray(leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
     with written_aside(path) as aside, open(aside, "wb") as out:
         np.savez(out, recipe=np.asarray(json.dumps(dataclasses.asdict(recipe))), seconds=np.asarray(seconds), **leaves)
 
