@@ -36,6 +36,8 @@ class _Config:
         Raises:
           ValueError: if the dictionary is of another model type, or holds an impossible value.
         """
+        if not isinstance(d, Mapping):
+            raise ValueError(f"expected the fields of a {cls.model_type} configuration, found a {type(d).__name__}")
         if d.get("model_type", cls.model_type) != cls.model_type:
             raise ValueError(_wrong_type(cls.model_type, d["model_type"]))
         known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
@@ -191,6 +193,8 @@ class SiglipConfig(_Config):
             if not isinstance(num_labels, int) or num_labels < 0:
                 raise ValueError(f"num_labels must be 0 or more, got {num_labels!r}")
             id2label = {i: f"LABEL_{i}" for i in range(num_labels)}
+        if not isinstance(id2label, Mapping) or not all(str(k).isdecimal() for k in id2label):
+            raise ValueError(f"id2label must map numbers to names, got {id2label!r}")
         id2label = {int(k): v for k, v in id2label.items()}
         if num_labels is not None and num_labels != len(id2label):
             raise ValueError(f"num_labels={num_labels} but id2label names {len(id2label)} labels; give one of them")

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -105,3 +107,36 @@ def test_a_file_that_is_no_object_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match="expected a JSON object"):
         SiglipConfig.from_pretrained(tmp_path)
+
+
+def test_values_of_the_wrong_type_are_refused():
+    # In a process of its own: here the checker of annotations would speak first.
+    code = """
+from siglip_jax import SiglipConfig
+for d in (
+    {"vision_config": {"image_size": "big"}},
+    {"vision_config": {"image_size": [224, 224]}},
+    {"text_config": {"attention_dropout": None}},
+    {"text_config": [1]},
+    {"id2label": ["a"]},
+    {"id2label": {"first": "a"}},
+    {"num_labels": 2.5},
+    ["text_config"],
+):
+    try:
+        SiglipConfig.from_dict(d)
+    except ValueError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "image_size must be an integer of at least 1, got 'big'",
+        "image_size must be an integer of at least 1, got [224, 224]",
+        "attention_dropout must be a number in [0, 1.0), got None",
+        "text_config must be a SiglipTextConfig or a dict, got list",
+        "id2label must map numbers to names, got ['a']",
+        "id2label must map numbers to names, got {'first': 'a'}",
+        "num_labels must be 0 or more, got 2.5",
+        "expected the fields of a siglip configuration, found a list",
+    ]

@@ -115,13 +115,13 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
 def read_architecture(path: Path, tensors: Mapping[str, StoredTensor]) -> tuple[Config, str]:
     """Returns the configuration beside the weights and the model class that the tensors make up."""
     d = read_config(path)
-    declared = (d.get("architectures") or [None])[0]
     if d.get("model_type") == SiglipTextConfig.model_type:
         return SiglipTextConfig.from_dict(d), "SiglipTextModel"
     if d.get("model_type") == SiglipVisionConfig.model_type:
         return SiglipVisionConfig.from_dict(d), "SiglipVisionModel"
     config = SiglipConfig.from_dict(d)
-    classifies = declared == "SiglipForImageClassification" or any(k.startswith(CLASSIFIER) for k in tensors)
+    declared = d.get("architectures") == ["SiglipForImageClassification"]
+    classifies = declared or any(k.startswith(CLASSIFIER) for k in tensors)
     return config, "SiglipForImageClassification" if classifies else "SiglipModel"
 
 

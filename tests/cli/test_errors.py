@@ -77,6 +77,10 @@ DAMAGE = {
         lambda d: change_config(d, lambda c: c["vision_config"].update(num_attention_heads=5)),
         ["divisible", "32", "5"],
     ),
+    "a tower that is a list": (
+        lambda d: change_config(d, lambda c: c.update(text_config=[1])),
+        ["text_config must be a SiglipTextConfig or a dict", "got list"],
+    ),
     "missing tensor": (
         lambda d: change_tensors(d, lambda t: t.pop("text_model.final_layer_norm.bias")),
         ["missing", "text_model.final_layer_norm.bias"],

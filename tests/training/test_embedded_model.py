@@ -1,6 +1,7 @@
 """The training of the embedded model, on a few synthetic pictures."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -61,6 +62,22 @@ def batches() -> Batches:
 @pytest.fixture(scope="module")
 def model() -> SiglipModel:
     return SiglipModel(TINY.config(64))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    """Compiling takes most of the time: what depends on the model and the recipe alone is made once for all tests."""
+    make_optimizer = functools.cache(em.make_optimizer)
+    initial_state = functools.cache(em.initial_state)
+
+    def fresh_state(model, recipe, optimizer):
+        return jax.tree.map(jnp.copy, initial_state(model, recipe, optimizer))  # a step gives its state away
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(em, "make_optimizer", make_optimizer)
+        patch.setattr(em, "make_step", functools.cache(em.make_step))
+        patch.setattr(em, "initial_state", fresh_state)
+        yield
 
 
 @pytest.fixture
