@@ -116,10 +116,14 @@ class TestTraining:
         steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
         assert steps == [1, 2, 3, 4]
 
-    def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_no_checkpoint(self, tmp_path, batches, model):
-        recipe = dataclasses.replace(TINY, muon_rate=float("inf"))
-        with pytest.raises(ValueError, match="no longer finite"):
-            em.train(model, batches, recipe, tmp_path, log_every=1)
+    def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_no_checkpoint(
+        self, tmp_path, batches, model, monkeypatch
+    ):
+        state = em.initial_state(model, TINY, em.make_optimizer(TINY))
+        state["params"]["logit_bias"] = jnp.full_like(state["params"]["logit_bias"], jnp.nan)
+        monkeypatch.setattr(em, "initial_state", lambda *_: state)
+        with pytest.raises(ValueError, match="no longer finite at step 1"):
+            em.train(model, batches, TINY, tmp_path, log_every=1, save_every=1)
         assert not (tmp_path / "state.npz").exists()
 
 
@@ -165,11 +169,13 @@ class TestStep:
         np.testing.assert_allclose(params["logit_bias"], [-np.log(5)], rtol=1e-6)
 
     def test_all_but_the_optimizer_is_strict_about_types(self, batches, model):
-        batch = batches(0)
+        def loss(params, pictures, ids):
+            pixels = restyle(jax.random.key(0), pictures)
+            out = model.apply({"params": params}, input_ids=ids, pixel_values=pixels)
+            return em.pairs_loss(out.logits_per_image)
+
         params = em.initial_state(model, TINY, em.make_optimizer(TINY))["params"]
-        pixels = restyle(jax.random.key(0), jnp.asarray(batch.pictures))
-        out = model.apply({"params": params}, input_ids=batch.input_ids, pixel_values=pixels)
-        assert np.isfinite(em.pairs_loss(out.logits_per_image))
+        assert jax.eval_shape(loss, params, *batches(0)).shape == ()  # tracing is where strictness is checked
 
 
 class TestBatches:
