@@ -54,7 +54,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def make_config(case: str) -> SiglipConfig:
     text, vision = CASES[case]
-    return SiglipConfig(text_config=text, vision_config=vision)  # type: ignore[arg-type]
+    return SiglipConfig(text_config=text, vision_config=vision)
 
 
 def make_tensors(config: SiglipConfig, architecture: str, outliers: bool = False) -> dict[str, np.ndarray]:

@@ -178,7 +178,6 @@ def test_classify_ranks(shared_siglip, pictures):
     ]
 
 
-@jax.numpy_dtype_promotion("standard")  # jax.nn.dot_product_attention itself promotes when it computes in bfloat16
 def test_reduced_precision(checkpoint, shared_siglip, pictures):
     half = load(checkpoint, dtype=jnp.bfloat16)
     assert {x.dtype for x in jax.tree.leaves(half.params["vision_model"])} == {jnp.dtype(jnp.bfloat16)}
