@@ -10,7 +10,6 @@ import math
 import platform
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from siglip_jax.cli.output import shown
@@ -57,8 +56,9 @@ def describe(name_or_path: str | None) -> dict[str, Any]:
     """
     from siglip_jax.checkpoints.huggingface import read_architecture, stored_tensors
     from siglip_jax.hub import resolve
+    from siglip_jax.inference.engine import EMBEDDED_MODEL
 
-    path = resolve(Path(__file__).parent.parent / "embedded" if name_or_path is None else name_or_path)
+    path = resolve(EMBEDDED_MODEL if name_or_path is None else name_or_path)
     tensors = stored_tensors(path)
     config, architecture = read_architecture(path, tensors)
     files = sorted({tensor.file for tensor in tensors.values()})
