@@ -5,6 +5,9 @@ __version__ = "0.1.0"
 from siglip_jax.checkpoints import Checkpoint as Checkpoint
 from siglip_jax.checkpoints import read_checkpoint as read_checkpoint
 from siglip_jax.checkpoints import write_checkpoint as write_checkpoint
+from siglip_jax.configuration import Siglip2Config as Siglip2Config
+from siglip_jax.configuration import Siglip2TextConfig as Siglip2TextConfig
+from siglip_jax.configuration import Siglip2VisionConfig as Siglip2VisionConfig
 from siglip_jax.configuration import SiglipConfig as SiglipConfig
 from siglip_jax.configuration import SiglipTextConfig as SiglipTextConfig
 from siglip_jax.configuration import SiglipVisionConfig as SiglipVisionConfig
@@ -15,6 +18,9 @@ from siglip_jax.models import SiglipForImageClassification as SiglipForImageClas
 from siglip_jax.models import SiglipModel as SiglipModel
 from siglip_jax.models import SiglipTextModel as SiglipTextModel
 from siglip_jax.models import SiglipVisionModel as SiglipVisionModel
+from siglip_jax.parallel import make_mesh as make_mesh
+from siglip_jax.parallel import shard_params as shard_params
+from siglip_jax.processing import Siglip2Tokenizer as Siglip2Tokenizer
 from siglip_jax.processing import SiglipImageProcessor as SiglipImageProcessor
 from siglip_jax.processing import SiglipImageProcessorPil as SiglipImageProcessorPil
 from siglip_jax.processing import SiglipProcessor as SiglipProcessor

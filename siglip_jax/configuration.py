@@ -1,12 +1,14 @@
 """Configurations of the two towers and of the whole model: frozen dataclasses that mirror `config.json`.
 
-Mirrors `SiglipTextConfig`, `SiglipVisionConfig` and `SiglipConfig` of `transformers`: same field names, same defaults.
+Mirrors `SiglipTextConfig`, `SiglipVisionConfig` and `SiglipConfig` of `transformers`, and `Siglip2TextConfig`,
+`Siglip2VisionConfig` and `Siglip2Config` of the models with variable resolution: same field names, same defaults.
 Differences: instances are immutable, impossible values are refused at construction instead of at the first call, and
 every key this library does not know is kept in `extra` and written back unchanged.
 """
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 
 from siglip_jax.files import read_json, write_atomically
 from siglip_jax.hub import resolve
+from siglip_jax.variants import find
 
 ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new", "gelu", "quick_gelu", "relu", "silu", "swish")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -117,20 +120,37 @@ class SiglipTextConfig(_Config):
 
 
 @dataclasses.dataclass(frozen=True)
-class SiglipVisionConfig(_Config):
-    """The image tower. Pixels beyond a whole number of patches are cut off, as the reference does."""
+class Siglip2TextConfig(SiglipTextConfig):
+    """The text tower of a model of variable resolution; only the name of its type is another."""
+
+    model_type: ClassVar[str] = "siglip2_text_model"
+
+
+@dataclasses.dataclass(frozen=True)
+class _VisionConfig(_Config):
+    """What both image towers have."""
 
     hidden_size: int = 768
     intermediate_size: int = 3072
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     num_channels: int = 3
-    image_size: int = 224  # pixels, both sides
     patch_size: int = 16  # pixels, both sides
     hidden_act: str = "gelu_pytorch_tanh"
     layer_norm_eps: float = 1e-6
     attention_dropout: float = 0.0
     vision_use_head: bool = True
+
+    @classmethod
+    def _select(cls, d: dict[str, Any]) -> dict[str, Any]:
+        return _sub_config(d, "vision_config", cls.model_type)
+
+
+@dataclasses.dataclass(frozen=True)
+class SiglipVisionConfig(_VisionConfig):
+    """The image tower. Pixels beyond a whole number of patches are cut off, as the reference does."""
+
+    image_size: int = 224  # pixels, both sides
 
     model_type: ClassVar[str] = "siglip_vision_model"
 
@@ -146,9 +166,19 @@ class SiglipVisionConfig(_Config):
         """Rows of the position table."""
         return (self.image_size // self.patch_size) ** 2
 
-    @classmethod
-    def _select(cls, d: dict[str, Any]) -> dict[str, Any]:
-        return _sub_config(d, "vision_config", cls.model_type)
+
+@dataclasses.dataclass(frozen=True)
+class Siglip2VisionConfig(_VisionConfig):
+    """The image tower of variable resolution (NaFlex): `num_patches` rows, a square, in the position table."""
+
+    num_patches: int = 256
+
+    model_type: ClassVar[str] = "siglip2_vision_model"
+
+    def __post_init__(self) -> None:
+        _check_tower(self, ("num_channels", "num_patches", "patch_size"))
+        if math.isqrt(self.num_patches) ** 2 != self.num_patches:
+            raise ValueError(f"num_patches must be a square number, got {self.num_patches}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,9 +197,10 @@ class SiglipConfig(_Config):
     problem_type: str | None = None
 
     model_type: ClassVar[str] = "siglip"
+    tower_classes: ClassVar[tuple[type, type]] = (SiglipTextConfig, SiglipVisionConfig)
 
     def __post_init__(self) -> None:
-        for name, cls in (("text_config", SiglipTextConfig), ("vision_config", SiglipVisionConfig)):
+        for name, cls in zip(("text_config", "vision_config"), self.tower_classes, strict=True):
             value = getattr(self, name)
             if value is None or isinstance(value, Mapping):
                 value = cls.from_dict(value or {})
@@ -185,6 +216,19 @@ class SiglipConfig(_Config):
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise ValueError(f"problem_type must be None or one of {PROBLEM_TYPES}, got {self.problem_type!r}")
         self._resolve_labels()
+
+    @classmethod
+    def from_variant(cls, name: str) -> "SiglipConfig":
+        """Returns the configuration of a released checkpoint, by its Hub name or npz file; see `siglip_jax.variants`.
+
+        A variant of variable resolution gives a `Siglip2Config`.
+
+        Raises:
+          ValueError: if there is no such variant.
+        """
+        variant = find(name)
+        d = {"text_config": dict(variant.text), "vision_config": dict(variant.vision)}
+        return CONFIGS[variant.model_type].from_dict(d)
 
     def _resolve_labels(self) -> None:
         id2label, num_labels = self.id2label, self.num_labels
@@ -222,6 +266,40 @@ class SiglipConfig(_Config):
         return dataclasses.replace(self, **changes)
 
 
+@dataclasses.dataclass(frozen=True)
+class Siglip2Config(SiglipConfig):
+    """Both towers of a model of variable resolution."""
+
+    model_type: ClassVar[str] = "siglip2"
+    tower_classes: ClassVar[tuple[type, type]] = (Siglip2TextConfig, Siglip2VisionConfig)
+
+
+TextConfig = SiglipTextConfig
+VisionConfig = SiglipVisionConfig | Siglip2VisionConfig
+Config = SiglipConfig | TextConfig | VisionConfig
+
+CONFIGS: dict[str, Any] = {
+    cls.model_type: cls
+    for cls in (
+        SiglipConfig,
+        SiglipTextConfig,
+        SiglipVisionConfig,
+        Siglip2Config,
+        Siglip2TextConfig,
+        Siglip2VisionConfig,
+    )
+}
+
+
+def config_from_dict(d: Mapping[str, Any]) -> Config:
+    """Returns the configuration of the class that `model_type` names.
+
+    Raises:
+      ValueError: if it is not one of SigLIP's, or holds an impossible value.
+    """
+    return CONFIGS.get(str(d.get("model_type", SiglipConfig.model_type)), SiglipConfig).from_dict(d)
+
+
 def read_config(
     name_or_path: str | os.PathLike[str], revision: str | None = None, local_files_only: bool = False
 ) -> dict[str, Any]:
@@ -239,17 +317,21 @@ def read_config(
 def _sub_config(d: dict[str, Any], name: str, model_type: str) -> dict[str, Any]:
     if d.get("model_type") == model_type:
         return d
-    if d.get("model_type") != SiglipConfig.model_type:
-        raise ValueError(_wrong_type(f"{SiglipConfig.model_type} or {model_type}", d.get("model_type")))
-    return d.get(name) or {}
+    part = d.get(name)
+    whole = d.get("model_type") == model_type.split("_")[0]
+    # Models that contain an image tower of SigLIP, such as PaliGemma, have types of their own.
+    if whole or (isinstance(part, Mapping) and part.get("model_type") == model_type):
+        return dict(part or {})
+    raise ValueError(_wrong_type(f"{model_type.split('_')[0]} or {model_type}", d.get("model_type")))
 
 
 def _wrong_type(expected: str, found: Any) -> str:
-    hint = "; SigLIP 2 with variable resolution (NaFlex) is not supported yet" if found == "siglip2" else ""
+    cls = CONFIGS.get(found) if isinstance(found, str) else None
+    hint = f"; that is one for {cls.__name__}" if cls else ""
     return f"config.json: expected model_type {expected!r}, found {found!r}; use a SigLIP checkpoint{hint}"
 
 
-def _check_tower(config: SiglipTextConfig | SiglipVisionConfig, sizes: tuple[str, ...]) -> None:
+def _check_tower(config: TextConfig | VisionConfig, sizes: tuple[str, ...]) -> None:
     for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", *sizes):
         value = getattr(config, name)
         least = 0 if name == "num_hidden_layers" else 1

@@ -19,12 +19,29 @@ def read_json(path: Path, need: str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; {need}")
     try:
-        d = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        d = json.loads(inside(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected a JSON object, found text that is not JSON ({error})") from error
     if not isinstance(d, dict):
         raise ValueError(f"{path}: expected a JSON object, found a {type(d).__name__}")
     return d
+
+
+def inside(path: Path) -> Path:
+    """Returns `path` if it stays in its directory; a link may lead to the blobs of the same Hub repository only.
+
+    Raises:
+      ValueError: if it is a link to somewhere else.
+    """
+    if not path.is_symlink():
+        return path
+    target, home = path.resolve(), path.parent.resolve()
+    homes = [home]
+    if home.parent.name == "snapshots":  # the Hub's cache: snapshots/REVISION/FILE -> blobs/HASH
+        homes.append(home.parent.parent / "blobs")
+    if not any(target.is_relative_to(h) for h in homes):
+        raise ValueError(f"{path}: expected a file of this directory, found a link out of it; copy the file instead")
+    return path
 
 
 @contextlib.contextmanager

@@ -1,12 +1,33 @@
-"""From a name to files on this disk: local paths as they are, Hugging Face Hub names through `huggingface_hub`."""
+"""From a name to files on this disk: local paths as they are, Hugging Face Hub names through `huggingface_hub`.
+
+Differs from `huggingface_hub.snapshot_download`: only the files that are read here are fetched, and one kind of weights
+of those a repository holds; a bar of progress shows on a terminal only; what fails is one line that says what to do.
+"""
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-# Everything a SigLIP repository needs here; torch pickles, TensorFlow and Flax msgpack files are left on the Hub.
-NEEDED = ("*.json", "*.safetensors", "spiece.model")
+WEIGHTS = "model.safetensors"
+OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
+SIDE_FILES = (
+    "added_tokens.json",
+    "config.json",
+    "open_clip_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+INDEX = "model.safetensors.index.json"
+TIMEOUT = 10  # seconds for a first answer
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# Names in the topmost folder only, with nothing in them that means something to a shell, a path or a pattern.
+_WEIGHTS = re.compile(r"\w[\w.-]*\.(safetensors|npz)")
 
 
 def resolve(
@@ -14,8 +35,13 @@ def resolve(
 ) -> Path:
     """Returns the local directory or file behind a path or a Hub name such as `google/siglip-base-patch16-224`.
 
-    A path that exists wins. A token is taken from the environment (`HF_TOKEN`), downloads resume, and `HF_HUB_OFFLINE`
-    is honoured, as `huggingface_hub` does.
+    A path that exists wins. A name is looked up on the Hub each time and only what is not in the cache yet is fetched;
+    without a connection the copy in the cache serves. A token is taken from the environment (`HF_TOKEN`), a connection
+    that breaks is taken up where it broke, and `HF_HUB_OFFLINE` is honoured, as `huggingface_hub` does.
+
+    Args:
+      revision: branch, tag or commit of a repository; None is its `main`. Local paths have none.
+      local_files_only: nothing is asked of the Hub.
 
     Raises:
       FileNotFoundError: if it is neither a path here nor a repository that can be had.
@@ -28,17 +54,129 @@ def resolve(
     if not _HUB_NAME.fullmatch(name) or name.startswith("."):
         raise FileNotFoundError(f"{name}: no such file or directory, and not a Hub name of the form owner/name")
     try:
-        import huggingface_hub
+        import huggingface_hub  # noqa: F401
     except ImportError:
         raise ValueError(
             f"{name}: no such directory; to fetch it from the Hub: pip install 'siglip_jax[hub]'"
         ) from None
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                name, revision=revision, local_files_only=local_files_only, allow_patterns=list(NEEDED)
-            )
+        found = _cached(name, revision) if local_files_only else _fetched(name, revision)
+    except Exception as error:  # besides the library's own there are those of its transport: requests, httpx or hf_xet
+        raise FileNotFoundError(f"{name}: no such directory here, and {_reason(error, name, revision)}") from error
+    if found is None:
+        raise FileNotFoundError(
+            f"{name}: no such directory here, and no whole copy of revision {revision or 'main'!r} in the cache: call"
+            " once without local_files_only to fetch it"
         )
-    except (OSError, ValueError) as error:  # the library's own errors are all one of the two
-        cause = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise FileNotFoundError(f"{name}: no such directory here, and the Hub did not give it: {cause}") from error
+    return found
+
+
+def needed(files: Iterable[str]) -> list[str]:
+    """Returns which of a repository's files are read here, given all their paths in it.
+
+    That is the configurations, the vocabulary and one kind of weights: `model.safetensors`, else its shards, else
+    open_clip's file, else other safetensors, else big_vision's npz. Never a pickle, msgpack or HDF5, nothing in
+    folders, and no name that could lead out of a directory.
+    """
+    names = set(files)
+    weights = sorted(name for name in names if _WEIGHTS.fullmatch(name) and name != OPEN_CLIP_WEIGHTS)
+    if WEIGHTS in names:
+        weights = [WEIGHTS]
+    elif INDEX in names:
+        weights = [INDEX, *(name for name in weights if name.endswith(".safetensors"))]
+    elif OPEN_CLIP_WEIGHTS in names:
+        weights = [OPEN_CLIP_WEIGHTS]
+    else:
+        weights = [name for name in weights if name.endswith(".safetensors")] or weights
+    return sorted(names.intersection(SIDE_FILES)) + weights
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
+    """Returns the copy in the cache; None if there is none, or one that is known to lack files."""
+    import huggingface_hub
+
+    try:
+        path = huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=[])
+    except huggingface_hub.errors.LocalEntryNotFoundError:
+        return None
+    listed = getattr(huggingface_hub, "get_cached_repo_tree", None)
+    if listed is not None:  # older versions do not keep what a repository holds
+        try:
+            files = needed(file.path for file in listed(name, revision=revision))
+        except huggingface_hub.errors.CachedRepoTreeNotFoundError:
+            files = []  # fetched file by file, or by an older version
+        if not _all_there(Path(path), files):
+            return None
+    return Path(path)
+
+
+def _all_there(directory: Path, files: Iterable[str]) -> bool:
+    """Returns whether the directory holds the files."""
+    return all((directory / file).is_file() for file in files)
+
+
+def _fetched(name: str, revision: str | None) -> Path:
+    """Returns the cache's copy of a revision as the Hub has it now, or as it was when there is no way to the Hub."""
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
+
+    try:
+        info = huggingface_hub.HfApi().model_info(name, revision=revision, timeout=TIMEOUT)
+    except (HFValidationError, RevisionNotFoundError):
+        raise
+    except Exception:
+        copy = _cached(name, revision)
+        if copy is None:
+            raise
+        return copy
+    files = needed(file.rfilename for file in info.siblings or ())
+    if not files:
+        raise LookupError(f"the repository of that name on the Hub holds no file of SigLIP: expected {WEIGHTS}")
+    copy = _cached(name, revision)
+    if copy is not None and copy.name == info.sha and _all_there(copy, files):
+        return copy
+    return Path(
+        # By name of the revision, not by commit: without a connection the cache then knows what the name stood for.
+        huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=files, tqdm_class=_bar_on_terminal())
+    )
+
+
+def _bar_on_terminal() -> type[Any]:
+    """Returns the library's bar of progress, but silent where standard error is no terminal."""
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.setdefault("disable", None)  # None: unless on a terminal; the library leaves it at False: never
+            super().__init__(*args, **kwargs)
+
+    return Bar
+
+
+def _reason(error: Exception, name: str, revision: str | None) -> str:
+    """Returns in one line why a repository could not be had and what to do."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    page = f"{huggingface_hub.HfApi().endpoint}/{name}"
+    cause = next((line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()), "no answer")
+    if isinstance(error, errors.HFValidationError):
+        return f"not a Hub name either: {cause}"
+    if isinstance(error, errors.GatedRepoError):  # before its base class
+        return f"the Hub asks to accept its terms: do so at {page} and set HF_TOKEN to a token of that account"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "the Hub shows no such repository: check the name, or set HF_TOKEN to a token that may read it"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"the Hub has no revision {revision!r} of it: expected a branch, tag or commit of {page}"
+    if getattr(getattr(error, "response", None), "status_code", None) == 401:
+        return "the Hub refused the token: set HF_TOKEN to a valid one, or unset it for a public repository"
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return (
+            f"no whole copy of revision {revision or 'main'!r} in the cache while HF_HUB_OFFLINE is set: unset it once"
+            " to fetch it from the Hub"
+        )
+    if type(error) is LookupError:  # ours
+        return cause
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+        return f"it cannot be kept in the cache ({cause}): make room, or set HF_HOME to another directory"
+    return f"the Hub did not give it ({cause}): check the connection and call again; files that came whole are kept"

@@ -82,7 +82,7 @@ def test_unknown_keys_survive():
         (lambda: SiglipConfig(num_labels=3, id2label={0: "a"}), ["num_labels=3", "1"]),
         (lambda: SiglipConfig(num_labels=-1), ["-1"]),
         (lambda: SiglipConfig.from_dict({"model_type": "clip"}), ["'siglip'", "'clip'"]),
-        (lambda: SiglipConfig.from_dict({"model_type": "siglip2"}), ["'siglip2'", "NaFlex"]),
+        (lambda: SiglipConfig.from_dict({"model_type": "siglip2"}), ["'siglip2'", "Siglip2Config"]),
         (lambda: SiglipConfig(text_config={"model_type": "clip_text_model"}), ["siglip_text_model", "clip_text_model"]),
     ],
 )  # fmt: skip

@@ -1,64 +1,79 @@
-"""The one table between parameters and the tensors of a Hugging Face checkpoint; loading and saving derive from it.
+"""The list of all parameters, and the table between them and the tensors of a Hugging Face checkpoint.
 
-Each row names a parameter by its path, the tensor it comes from, and the invertible transform between the two. The
-only tensors that hold several parameters are the packed projections of the pooling head: their rows say which part.
+The only tensors that hold several parameters are the packed projections of the pooling head. The tables of other
+formats take paths and shapes from this one.
 """
 
 import dataclasses
-import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
+from siglip_jax.checkpoints.table import LINEAR, PATCHES, SAME, Row
+from siglip_jax.configuration import (
+    Config,
+    Siglip2Config,
+    Siglip2VisionConfig,
+    SiglipConfig,
+    TextConfig,
+    VisionConfig,
+)
 
-from siglip_jax.configuration import SiglipConfig, SiglipTextConfig, SiglipVisionConfig
+TEXT, VISION, LOGITS, CLASSIFIER = "text_model", "vision_model", "logit_", "classifier"
 
-Config = SiglipConfig | SiglipTextConfig | SiglipVisionConfig
-Shape = tuple[int, ...]
-
-TEXT, VISION, LOGITS, CLASSIFIER = "text_model.", "vision_model.", "logit_", "classifier."
-
-# Which parts of the tensor names each class of model holds.
-ARCHITECTURES: dict[str, tuple[str, ...]] = {
-    "SiglipModel": (TEXT, VISION, LOGITS),
-    "SiglipTextModel": (TEXT,),
-    "SiglipVisionModel": (VISION,),
-    "SiglipForImageClassification": (VISION, CLASSIFIER),
+# Which parts of the names each class of model holds.
+_PARTS: dict[str, tuple[str, ...]] = {
+    "Model": (TEXT, VISION, LOGITS),
+    "TextModel": (TEXT,),
+    "VisionModel": (VISION,),
+    "ForImageClassification": (VISION, CLASSIFIER),
 }
-
-
-class Transform(NamedTuple):
-    """A tensor of the file to a parameter, and back; both are views."""
-
-    to_param: Callable[[np.ndarray], np.ndarray]
-    to_tensor: Callable[[np.ndarray], np.ndarray]
-
-
-SAME = Transform(lambda x: x, lambda x: x)
-LINEAR = Transform(lambda x: x.T, lambda x: x.T)  # (out, in) <-> (in, out)
-PATCHES = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW <-> HWIO
+ARCHITECTURES = {f"{family}{kind}": parts for family in ("Siglip", "Siglip2") for kind, parts in _PARTS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One parameter: where it is in the tree, which tensor it comes from, and its shape in the tree.
+class Parts:
+    """A model class within a checkpoint: its own configuration, and its rows in a table."""
 
-    `part` of `parts` equal pieces of the tensor's first axis.
+    config: Config
+    architecture: str
+    fresh_classifier: bool = False  # the checkpoint has no last layer for this class
+
+    def of(self, rows: list[Row]) -> list[Row]:
+        """Returns the rows of this class among those of the checkpoint or of the class itself."""
+        parts = tuple(p for p in ARCHITECTURES[self.architecture] if not (self.fresh_classifier and p == CLASSIFIER))
+        return [row for row in rows if row.path.startswith(parts)]
+
+
+def narrow(what: str, config: Config, found: str, wanted: str | None) -> Parts:
+    """Returns what to read as the class `wanted` from a checkpoint that holds the class `found`.
+
+    A tower also comes out of a whole model, a classifier also out of one without its last layer.
+
+    Raises:
+      ValueError: if the checkpoint cannot hold that class.
     """
+    if wanted is None or wanted == found:
+        return Parts(config, found)
+    family = _family(config)
+    if not isinstance(config, SiglipConfig) or wanted not in [f"{family}{kind}" for kind in _PARTS]:
+        raise ValueError(f"{what}: expected a checkpoint that {wanted} can load, found a {found}")
+    part: Config = config
+    if wanted.endswith("TextModel"):
+        part = config.text_config
+    elif wanted.endswith("VisionModel"):
+        part = config.vision_config
+    return Parts(part, wanted, fresh_classifier=wanted.endswith("ForImageClassification"))
 
-    path: str
-    key: str
-    shape: Shape
-    transform: Transform = SAME
-    part: int = 0
-    parts: int = 1
 
-    @property
-    def tensor_shape(self) -> Shape:
-        """Shape of the whole tensor in the file."""
-        # A broadcast scalar has the shape without the memory.
-        first, *rest = self.transform.to_tensor(np.broadcast_to(np.int8(0), self.shape)).shape
-        return (first * self.parts, *rest)
+def _family(config: Config) -> str:
+    return "Siglip2" if config.model_type.startswith(Siglip2Config.model_type) else "Siglip"
+
+
+def architecture_of(config: Config, classifies: bool = False) -> str:
+    """Returns the model class that belongs to a configuration."""
+    if isinstance(config, SiglipConfig):
+        return _family(config) + ("ForImageClassification" if classifies else "Model")
+    return _family(config) + ("TextModel" if isinstance(config, TextConfig) else "VisionModel")
 
 
 def key_table(config: Config, architecture: str) -> list[Row]:
@@ -88,7 +103,7 @@ def _norm(path: str, key: str, width: int) -> list[Row]:
     return [Row(f"{path}/scale", f"{key}.weight", (width,)), Row(f"{path}/bias", f"{key}.bias", (width,))]
 
 
-def _mlp(path: str, key: str, c: SiglipTextConfig | SiglipVisionConfig) -> list[Row]:
+def _mlp(path: str, key: str, c: TextConfig | VisionConfig) -> list[Row]:
     return [
         *_linear(f"{path}/fc1", f"{key}.fc1", c.hidden_size, c.intermediate_size),
         *_linear(f"{path}/fc2", f"{key}.fc2", c.intermediate_size, c.hidden_size),
@@ -99,7 +114,7 @@ def _table(path: str, key: str, rows: int, width: int) -> Row:
     return Row(f"{path}/embedding", f"{key}.weight", (rows, width))
 
 
-def _encoder(tower: str, c: SiglipTextConfig | SiglipVisionConfig) -> Iterator[Row]:
+def _encoder(tower: str, c: TextConfig | VisionConfig) -> Iterator[Row]:
     d = c.hidden_size
     for i in range(c.num_hidden_layers):
         path, key = f"{tower}/encoder/layers_{i}", f"{tower}.encoder.layers.{i}"
@@ -110,7 +125,7 @@ def _encoder(tower: str, c: SiglipTextConfig | SiglipVisionConfig) -> Iterator[R
         yield from _mlp(f"{path}/mlp", f"{key}.mlp", c)
 
 
-def _text(c: SiglipTextConfig) -> Iterator[Row]:
+def _text(c: TextConfig) -> Iterator[Row]:
     path, d = "text_model", c.hidden_size
     for name, rows in (("token", c.vocab_size), ("position", c.max_position_embeddings)):
         yield _table(f"{path}/embeddings/{name}_embedding", f"{path}.embeddings.{name}_embedding", rows, d)
@@ -119,10 +134,13 @@ def _text(c: SiglipTextConfig) -> Iterator[Row]:
     yield from _linear(f"{path}/head", f"{path}.head", d, c.embedding_size)
 
 
-def _vision(c: SiglipVisionConfig) -> Iterator[Row]:
+def _vision(c: VisionConfig) -> Iterator[Row]:
     path, d = "vision_model", c.hidden_size
     patch, key = f"{path}/embeddings/patch_embedding", f"{path}.embeddings.patch_embedding"
-    yield Row(f"{patch}/kernel", f"{key}.weight", (c.patch_size, c.patch_size, c.num_channels, d), PATCHES)
+    if isinstance(c, Siglip2VisionConfig):  # patches arrive flat: (row, column, channel)
+        yield Row(f"{patch}/kernel", f"{key}.weight", (c.patch_size**2 * c.num_channels, d), LINEAR)
+    else:
+        yield Row(f"{patch}/kernel", f"{key}.weight", (c.patch_size, c.patch_size, c.num_channels, d), PATCHES)
     yield Row(f"{patch}/bias", f"{key}.bias", (d,))
     yield _table(f"{path}/embeddings/position_embedding", f"{path}.embeddings.position_embedding", c.num_patches, d)
     yield from _encoder(path, c)
@@ -138,76 +156,3 @@ def _vision(c: SiglipVisionConfig) -> Iterator[Row]:
     yield from _linear(f"{head}/attention/out_proj", f"{key}.attention.out_proj", d, d)
     yield from _norm(f"{head}/layernorm", f"{key}.layernorm", d)
     yield from _mlp(f"{head}/mlp", f"{key}.mlp", c)
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns {"a/b/c": leaf} of a nested dict."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        at = f"{prefix}{name}"
-        flat |= flatten(value, f"{at}/") if isinstance(value, Mapping) else {at: value}
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
-
-
-_LAYER = re.compile(r"(.*encoder)/layers_(\d+)/(.*)")
-_STACK = re.compile(r"(.*encoder)/layers/(.*)")
-
-
-def stack_layers(params: Mapping[str, Any], stack: Callable[..., Any] = np.stack) -> dict[str, Any]:
-    """Turns `layers_0`, `layers_1`, … of each encoder into one `layers` with a leading axis, for `scan_layers`."""
-    flat: dict[str, Any] = {}
-    layers: dict[str, dict[int, Any]] = {}
-    for path, value in flatten(params).items():
-        if m := _LAYER.fullmatch(path):
-            layers.setdefault(f"{m[1]}/layers/{m[3]}", {})[int(m[2])] = value
-        else:
-            flat[path] = value
-    return unflatten(flat | {path: stack([parts[i] for i in range(len(parts))]) for path, parts in layers.items()})
-
-
-def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `stack_layers`; a tree that is not stacked comes back as it is."""
-    flat: dict[str, Any] = {}
-    for path, value in flatten(params).items():
-        if m := _STACK.fullmatch(path):
-            flat |= {f"{m[1]}/layers_{i}/{m[2]}": value[i] for i in range(value.shape[0])}
-        else:
-            flat[path] = value
-    return unflatten(flat)
-
-
-def check_names_and_shapes(
-    what: str, expected: Mapping[str, Shape], found: Mapping[str, Shape], known: str = "the configuration"
-) -> None:
-    """Compares two sets of names with shapes.
-
-    Raises:
-      ValueError: in one line that lists what is missing, unexpected and of the wrong shape.
-    """
-    problems = []
-    if missing := [name for name in expected if name not in found]:
-        problems.append(f"{len(missing)} missing ({_some(missing)})")
-    if unexpected := [name for name in found if name not in expected]:
-        problems.append(f"{len(unexpected)} unexpected ({_some(unexpected)})")
-    if wrong := [n for n, shape in expected.items() if n in found and tuple(found[n]) != shape]:
-        listed = _some([f"{n}: expected {expected[n]}, found {tuple(found[n])}" for n in wrong])
-        problems.append(f"{len(wrong)} of the wrong shape ({listed})")
-    if problems:
-        raise ValueError(f"{what} does not fit {known}: {'; '.join(problems)}; use the config.json it was saved with")
-
-
-def _some(names: list[str], limit: int = 4) -> str:
-    more = f", and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -1,6 +1,7 @@
 """Says what a checkpoint is, reading its headers only: towers, sizes, parameters, temperature and bias, files.
 
-Without a name it describes the embedded model, and the versions and devices in use.
+Without a name it describes the embedded model, and the versions and devices in use. A released checkpoint that is not
+on this disk is described from the registry: nothing is downloaded for it.
 """
 
 import argparse
@@ -10,14 +11,26 @@ import math
 import platform
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from siglip_jax.cli.output import shown
+from siglip_jax.variants import NAMES, VARIANTS, Variant
 
 HELP = "say what a checkpoint is"
 EPILOG = """examples:
   siglip-jax info
-  siglip-jax info google/siglip-base-patch16-224 --json"""
+  siglip-jax info google/siglip-base-patch16-224 --json
+  siglip-jax info --variants"""
+
+FIGURES = {
+    "imagenet": "ImageNet zero-shot",
+    "coco_text_to_image": "COCO R@1 text to image",
+    "coco_image_to_text": "image to text",
+}
+HEADERS = ("name", "parameters", "image", "patch", "text", "vocabulary", "ImageNet", "COCO T->I", "COCO I->T")
+CAPTION = "image and patch in pixels, text in tokens; ImageNet zero-shot and COCO recall at 1 in %, as published"
 
 SIDE_FILES = (
     "spiece.model",
@@ -32,11 +45,17 @@ SIDE_FILES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("model", nargs="?", metavar="NAME_OR_PATH", help="Hub name, directory or weights file")
+    parser.add_argument("--variants", action="store_true", help="list the released checkpoints")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Does the job; returns the exit status."""
+    if arguments.variants:
+        if arguments.model is not None:
+            raise ValueError(f"expected a model or --variants, found both; leave out {arguments.model!r} or --variants")
+        print_variants(arguments.json)
+        return 0
     facts = describe(arguments.model)
     if arguments.model is None:
         facts["versions"] = versions()
@@ -48,41 +67,110 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def describe(name_or_path: str | None) -> dict[str, Any]:
-    """Returns the facts about a checkpoint that its configuration and the headers of its weights hold.
+    """Returns the facts about a checkpoint on this disk, or about a released one from the registry.
 
     Raises:
       FileNotFoundError: if it is not there.
       ValueError: if it is not one of SigLIP or is damaged.
     """
-    from siglip_jax.checkpoints.huggingface import read_architecture, stored_tensors
     from siglip_jax.hub import resolve
     from siglip_jax.inference.engine import EMBEDDED_MODEL
 
-    path = resolve(EMBEDDED_MODEL if name_or_path is None else name_or_path)
-    tensors = stored_tensors(path)
-    config, architecture = read_architecture(path, tensors)
-    files = sorted({tensor.file for tensor in tensors.values()})
-    counts = Counter()
-    for key, tensor in tensors.items():
-        counts[key.split(".")[0] if "." in key else "temperature_and_bias"] += math.prod(tensor.shape)
+    if name_or_path is None:
+        return describe_files(resolve(EMBEDDED_MODEL), "the embedded model")
+    variant = None if Path(name_or_path).exists() else NAMES.get(name_or_path)
+    if variant is None:
+        return describe_files(resolve(name_or_path), name_or_path)
+    try:
+        path = resolve(variant.name, local_files_only=True)
+    except (FileNotFoundError, ValueError):  # not in the cache, or the library that keeps one is not installed
+        return describe_variant(variant)
+    try:
+        return describe_files(path, variant.name)
+    except FileNotFoundError:  # the cache has a part of it, as after loading the tokenizer only
+        return describe_variant(variant)
+
+
+def describe_files(path: Path, name: str) -> dict[str, Any]:
+    """Returns what the configuration and the headers of the weights hold.
+
+    Raises:
+      FileNotFoundError: if one of the files is not there.
+      ValueError: if it is not one of SigLIP or is damaged.
+    """
+    from siglip_jax.checkpoints.load import read_contents, read_scalars, rows_of
+
+    contents = read_contents(path)
+    config, architecture = contents.config, contents.architecture
+    rows = rows_of(contents)
+    stored = [contents.tensors[key] for key in {row.key: None for row in rows if row.key in contents.tensors}]
+    files = sorted({tensor.file for tensor in stored})
+    counts = _counts({row.path.replace("/", "."): row.shape for row in rows})
+    scalars = read_scalars(contents)
+    path = contents.path
     directory = path if path.is_dir() else path.parent
-    vision = getattr(config, "vision_config", config if "Vision" in architecture else None)
-    text = getattr(config, "text_config", config if "Text" in architecture else None)
+    variant = _same_shapes(config, architecture)
     return {
-        "model": "the embedded model" if name_or_path is None else str(name_or_path),
+        "model": name,
         "path": str(path),
-        "format": "huggingface",
-        "architecture": architecture,
-        "vision": vision and _vision(vision),
-        "text": text and _text(text) if "text_model" in counts else None,
-        "parameters": {**counts, "total": counts.total()},
-        "stored_as": dict(Counter(tensor.dtype for tensor in tensors.values())),
-        "bytes": sum(file.stat().st_size for file in files),
+        "format": contents.format,
+        **_towers(config, architecture, counts),
+        "parameters": counts,
+        "stored_as": dict(Counter(tensor.dtype.name for tensor in stored)),
+        "bytes": sum(_size(file) for file in files),
         "weight_files": [file.name for file in files],
-        "temperature": _scalar(tensors, "logit_scale", exponential=True),
-        "bias": _scalar(tensors, "logit_bias"),
-        "processor_files": [name for name in SIDE_FILES if (directory / name).is_file()],
+        "temperature": math.exp(scalars["logit_scale"]) if scalars else None,
+        "bias": scalars.get("logit_bias"),
+        "processor_files": [file for file in SIDE_FILES if (directory / file).is_file()],
+        "variant": variant and variant.to_dict(),
     }
+
+
+def describe_variant(variant: Variant) -> dict[str, Any]:
+    """Returns what the registry knows of a released checkpoint; what only its files hold is None."""
+    from siglip_jax.checkpoints.keymap import architecture_of
+    from siglip_jax.configuration import SiglipConfig
+
+    config = SiglipConfig.from_variant(variant.name)
+    architecture = architecture_of(config)
+    counts = _expected_counts(config, architecture)
+    unknown = ("stored_as", "bytes", "weight_files", "temperature", "bias", "processor_files")
+    return {
+        "model": variant.name,
+        "path": None,
+        "format": "registry",
+        **_towers(config, architecture, counts),
+        "parameters": counts,
+        **dict.fromkeys(unknown),
+        "variant": variant.to_dict(),
+    }
+
+
+def _same_shapes(config: Any, architecture: str) -> Variant | None:
+    """Returns the released checkpoint whose configuration has the sizes of this one."""
+    from siglip_jax.configuration import SiglipConfig
+
+    counts = _expected_counts(config, architecture)
+    for variant in VARIANTS:
+        if variant.parameters == counts["total"]:  # leaves a few, and leaves out towers and classifiers
+            released = SiglipConfig.from_variant(variant.name)
+            if _towers(released, architecture, counts) == _towers(config, architecture, counts):
+                return variant
+    return None
+
+
+def _expected_counts(config: Any, architecture: str) -> dict[str, int]:
+    from siglip_jax.checkpoints.keymap import key_table
+
+    return _counts({row.path.replace("/", "."): row.shape for row in key_table(config, architecture)})
+
+
+def _counts(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+    """Returns the number of parameters by tower, and in total."""
+    counts = Counter()
+    for key, shape in shapes.items():
+        counts[key.split(".")[0] if "." in key else "temperature_and_bias"] += math.prod(shape)
+    return {**counts, "total": counts.total()}
 
 
 def versions() -> dict[str, str]:
@@ -102,13 +190,23 @@ def _installed(name: str) -> bool:
     return True
 
 
-def _vision(config: Any) -> dict[str, int]:
+def _towers(config: Any, architecture: str, counts: dict[str, int]) -> dict[str, Any]:
+    vision = getattr(config, "vision_config", config if "Vision" in architecture else None)
+    text = getattr(config, "text_config", config if "Text" in architecture else None)
+    return {
+        "architecture": architecture,
+        "vision": vision and _vision(vision),
+        "text": text and _text(text) if "text_model" in counts else None,
+    }
+
+
+def _vision(config: Any) -> dict[str, int | None]:
     return {
         "width": config.hidden_size,
         "depth": config.num_hidden_layers,
         "heads": config.num_attention_heads,
         "mlp_width": config.intermediate_size,
-        "image_size": config.image_size,
+        "image_size": getattr(config, "image_size", None),  # None: any size, as NaFlex takes them
         "patch_size": config.patch_size,
         "patches": config.num_patches,
     }
@@ -126,14 +224,10 @@ def _text(config: Any) -> dict[str, int]:
     }
 
 
-def _scalar(tensors: Any, key: str, exponential: bool = False) -> float | None:
-    from siglip_jax.checkpoints.huggingface import open_safetensors
-
-    if key not in tensors:
-        return None
-    with open_safetensors(tensors[key].file) as file:
-        value = float(file.get_tensor(key).reshape(-1)[0])
-    return math.exp(value) if exponential else value
+def _size(path: Path) -> int:
+    return (
+        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+    )
 
 
 def print_facts(facts: dict[str, Any]) -> None:
@@ -154,27 +248,87 @@ def print_facts(facts: dict[str, Any]) -> None:
     print("\n".join(f"{name:<{width}}  {shown(value, sys.stdout.encoding)}" for name, value in rows))
 
 
-def _rows(facts: dict[str, Any]) -> Any:
+def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "model", facts["model"]
-    yield "path", facts["path"]
+    yield "path", facts["path"] or "not on this disk; from the registry"
     yield "format", f"{facts['format']}, {facts['architecture']}"
     if vision := facts["vision"]:
-        size, patch = vision["image_size"], vision["patch_size"]
+        size, patch, patches = vision["image_size"], vision["patch_size"], vision["patches"]
         yield "image tower", _tower(vision)
-        yield "image", f"{size} x {size} pixels, {vision['patches']} patches of {patch} x {patch}"
+        if size is None:
+            yield "image", f"any size and aspect ratio, patches of {patch} x {patch}, {patches} positions to resize"
+        else:
+            yield "image", f"{size} x {size} pixels, {patches} patches of {patch} x {patch}"
     if text := facts["text"]:
         yield "text tower", _tower(text)
         yield "text", f"{text['length']} tokens, vocabulary of {text['vocabulary']:,}"
         yield "embedding", f"{text['embedding_width']} wide"
     for part, count in facts["parameters"].items():
         yield f"parameters {part}", f"{count:,}"
-    types = ", ".join(f"{count} tensors in {dtype}" for dtype, count in facts["stored_as"].items())
-    yield "weights", f"{facts['bytes']:,} bytes, {types}, in {', '.join(facts['weight_files'])}"
-    if facts["temperature"] is not None:
-        yield "temperature", f"{facts['temperature']:.4f}"
-        yield "bias", f"{facts['bias']:.4f}"
-    yield "processor", ", ".join(facts["processor_files"]) or "no tokenizer or image processor files"
+    if facts["path"]:
+        types = ", ".join(f"{count} tensors in {dtype}" for dtype, count in facts["stored_as"].items())
+        yield "weights", f"{facts['bytes']:,} bytes, {types}, in {', '.join(facts['weight_files'])}"
+        if facts["temperature"] is not None:
+            yield "temperature", f"{facts['temperature']:.4f}"
+            yield "bias", f"{facts['bias']:.4f}"
+        yield "processor", ", ".join(facts["processor_files"]) or "no tokenizer or image processor files"
+    if variant := facts["variant"]:
+        yield from _variant_rows(variant, of_files=facts["path"] is not None)
     yield from facts.get("versions", {}).items()
+
+
+def _variant_rows(variant: dict[str, Any], of_files: bool) -> Iterator[tuple[str, str]]:
+    if of_files:
+        yield "same shapes as", variant["name"]
+    else:
+        head = "" if variant["text_head"] else ", without the projection of the text tower"
+        yield "original", f"{variant['location']}{head}"
+        kind, vocabulary = variant["tokenizer"], variant["vocabulary"]
+        yield "tokenizer", kind if kind == vocabulary else f"{kind}, vocabulary {vocabulary}"
+        yield "resampling", variant["resample"]
+    figures = [f"{what} {variant[field]} %" for field, what in FIGURES.items() if variant[field] is not None]
+    if figures:
+        published = "published for it" if of_files else "published"
+        yield published, f"{', '.join(figures)} ({variant['source']})"
+
+
+def print_variants(as_json: bool) -> None:
+    """Prints the registry: as JSON in full, else a table, in colour on a terminal."""
+    if as_json:
+        print(json.dumps([variant.to_dict() for variant in VARIANTS], indent=2))
+        return
+    rows = [_cells(variant) for variant in VARIANTS]
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, header_style="cyan", caption=CAPTION, caption_justify="left")
+        for header in HEADERS:
+            table.add_column(header, justify="left" if header == "name" else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        console = Console(markup=False, highlight=False)
+        # On a narrow terminal long lines are better than cut names.
+        console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
+        console.print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(HEADERS, *rows, strict=True)]
+    for name, *numbers in [HEADERS, *rows]:
+        print(f"{name:<{widths[0]}}", *(f"{x:>{w}}" for x, w in zip(numbers, widths[1:], strict=True)), sep="  ")
+    print(CAPTION)
+
+
+def _cells(variant: Variant) -> tuple[str, ...]:
+    figures = [getattr(variant, field) for field in FIGURES]
+    return (
+        variant.name,
+        f"{variant.parameters:,}",
+        "any" if variant.image_size is None else str(variant.image_size),
+        str(variant.vision["patch_size"]),
+        str(variant.text_length),
+        f"{variant.text['vocab_size']:,}",
+        *("-" if figure is None else f"{figure:.1f}" for figure in figures),
+    )
 
 
 def _tower(tower: dict[str, int]) -> str:

@@ -8,14 +8,19 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from siglip_jax.checkpoints import huggingface
 from siglip_jax.checkpoints.checkpoint import Checkpoint
-from siglip_jax.checkpoints.huggingface import MAX_SHARD_SIZE, write_huggingface
-from siglip_jax.checkpoints.keymap import stack_layers
-from siglip_jax.checkpoints.load import read_checkpoint
+from siglip_jax.checkpoints.huggingface import MAX_SHARD_SIZE
+from siglip_jax.checkpoints.load import read_contents, select
+from siglip_jax.configuration import SiglipConfig
 from siglip_jax.models.encoder import Options
+from siglip_jax.models.placement import place_params
+from siglip_jax.parallel.rules import RULES, Rules, shardings
 
 M = TypeVar("M", bound="PretrainedModule")
 
@@ -60,10 +65,12 @@ class PretrainedModule(nn.Module):
         attn_implementation: str = "auto",
         remat: str | None = None,
         scan_layers: bool = False,
+        mesh: Mesh | None = None,
+        sharding_rules: Rules | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
     ) -> tuple[M, dict[str, Any]]:
-        """Returns the module and its parameters, from a local directory or file or a Hub name.
+        """Returns the module and its parameters, from a local directory or file or a Hub name, of any format.
 
         A tower loads from a whole model's checkpoint too. `SiglipForImageClassification` loads from any SigLIP; without
         a trained last layer it gets a zero one, and the log says so.
@@ -71,26 +78,19 @@ class PretrainedModule(nn.Module):
         Args:
           dtype: compute type, float32 if None.
           param_dtype: type of the parameters, as in the file if None; temperature and bias stay as in the file.
+          mesh: lay the parameters out over it; each device reads only its part.
+          sharding_rules: (pattern over the path, axes of the last dimensions), first match wins; those of
+            `siglip_jax.parallel.rules` if None.
 
         Raises:
           FileNotFoundError: if a file is missing.
           ValueError: if a file is corrupt or does not hold this model.
         """
-        checkpoint = read_checkpoint(
-            name_or_path, architecture=cls.__name__, revision=revision, local_files_only=local_files_only
-        )
-        params = checkpoint.params
-        stored = jax.tree.leaves(params)[0].dtype
-        if cls.__name__ == "SiglipForImageClassification":
-            params = _with_classifier(params, checkpoint, stored)
-        if scan_layers:
-            params = stack_layers(params)
-
-        def place(path: tuple[Any, ...], x: Any) -> jax.Array:
-            if param_dtype is None or path[-1].key in ("logit_scale", "logit_bias"):
-                return jnp.asarray(x)
-            return jnp.asarray(x, param_dtype)
-
+        contents = read_contents(name_or_path, revision=revision, local_files_only=local_files_only)
+        rules = sharding_rules or RULES
+        checkpoint = select(contents, cls.__name__, None if mesh is None else lambda s: shardings(s, mesh, rules))
+        stored = np.dtype(jax.tree.leaves(checkpoint.params)[0].dtype)
+        params = _with_classifier(checkpoint, stored)
         module = cls(
             checkpoint.config,
             dtype=dtype or jnp.float32,
@@ -99,7 +99,7 @@ class PretrainedModule(nn.Module):
             remat=remat,
             scan_layers=scan_layers,
         )
-        return module, jax.tree_util.tree_map_with_path(place, params)
+        return module, place_params(params, param_dtype, scan_layers, mesh, rules)
 
     @nn.nowrap
     def save_pretrained(
@@ -119,13 +119,14 @@ class PretrainedModule(nn.Module):
           ValueError: if the parameters are not this module's.
         """
         checkpoint = Checkpoint(self.config, dict(params), "huggingface", type(self).__name__)
-        write_huggingface(Path(directory), checkpoint, max_shard_size)
+        huggingface.write(Path(directory), checkpoint, max_shard_size)
 
 
-def _with_classifier(params: dict[str, Any], checkpoint: Checkpoint, dtype: DTypeLike) -> dict[str, Any]:
-    config: Any = checkpoint.config
-    if "classifier" in params or not config.num_labels:
+def _with_classifier(checkpoint: Checkpoint, dtype: np.dtype) -> dict[str, Any]:
+    config, params = checkpoint.config, checkpoint.params
+    classifies = checkpoint.architecture.endswith("ForImageClassification") and isinstance(config, SiglipConfig)
+    if not classifies or "classifier" in params or not config.num_labels:
         return params
     logger.warning("the checkpoint has no classifier: starting a zero one of %d labels", config.num_labels)
     width, count = config.vision_config.hidden_size, config.num_labels
-    return params | {"classifier": {"kernel": jnp.zeros((width, count), dtype), "bias": jnp.zeros(count, dtype)}}
+    return params | {"classifier": {"kernel": np.zeros((width, count), dtype), "bias": np.zeros(count, dtype)}}

@@ -15,16 +15,17 @@ from typing import Any
 import jax
 
 from siglip_jax import hub
-from siglip_jax.files import read_json, write_atomically
+from siglip_jax.files import write_atomically
+from siglip_jax.processing.base import TokenizerBase
 from siglip_jax.processing.batch import Batch, one_of, refuse_unknown
 from siglip_jax.processing.images import PROCESSOR_CONFIG, SiglipImageProcessor, SiglipImageProcessorPil
 from siglip_jax.processing.options import DEFAULTS
+from siglip_jax.processing.tokenizer_files import DEFAULT_LENGTH, text_length
 from siglip_jax.processing.tokenizers import SiglipTokenizer
 
-_DEFAULT_LENGTH = 64  # of SiglipTextConfig, where a config.json leaves it out
 _TEXT = tuple(
     name
-    for name in inspect.signature(SiglipTokenizer.__call__).parameters
+    for name in inspect.signature(TokenizerBase.__call__).parameters
     if name not in ("self", "text", "return_tensors")
 )
 _IMAGES = tuple(name for name in DEFAULTS if name != "return_tensors")
@@ -42,14 +43,14 @@ class SiglipProcessor:
     def __init__(
         self,
         image_processor: SiglipImageProcessorPil,
-        tokenizer: SiglipTokenizer,
+        tokenizer: TokenizerBase,
         *,
         max_length: int | None = None,
     ) -> None:
         """Keeps both; `max_length` is the tokenizer's own unless given, and 64 if that knows none."""
         self.image_processor = image_processor
         self.tokenizer = tokenizer
-        known = tokenizer.model_max_length if 0 < tokenizer.model_max_length < 10**9 else _DEFAULT_LENGTH
+        known = tokenizer.model_max_length if 0 < tokenizer.model_max_length < 10**9 else DEFAULT_LENGTH
         self.max_length = known if max_length is None else max_length
 
     def __call__(
@@ -68,7 +69,7 @@ class SiglipProcessor:
           images: anything `load_image` takes, or a list of such.
           text: a text, or a list of texts.
           return_tensors: `"np"`, `"jax"`, or None for lists.
-          text_kwargs: options of `SiglipTokenizer.__call__`, such as `padding`, `truncation`, `max_length`.
+          text_kwargs: options of the tokenizer's call, such as `padding`, `truncation`, `max_length`.
           images_kwargs: options of the image processor, such as `size`, `do_rescale`, `data_format`.
           **options: of either, flat.
 
@@ -132,7 +133,7 @@ class SiglipProcessor:
             backend = "pil" if jax.default_backend() == "cpu" else "jax"
         kind = SiglipImageProcessorPil if backend == "pil" else SiglipImageProcessor
         tokenizer = SiglipTokenizer.from_pretrained(directory)
-        return cls(kind.from_pretrained(directory), tokenizer, max_length=_text_length(directory))
+        return cls(kind.from_pretrained(directory), tokenizer, max_length=text_length(directory))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Writes the tokenizer, `processor_config.json` for version 5, and `preprocessor_config.json` for version 4."""
@@ -143,18 +144,3 @@ class SiglipProcessor:
         nested = {"image_processor": self.image_processor.to_dict(), "processor_class": "SiglipProcessor"}
         text = json.dumps(nested, indent=2, sort_keys=True) + "\n"
         write_atomically(directory / PROCESSOR_CONFIG, text.encode())
-
-
-def _text_length(directory: Path) -> int | None:
-    """Returns the text positions of the model in this directory, or None if there is no model."""
-    file = directory / "config.json"
-    if not file.is_file():
-        return None
-    config = read_json(file, "it holds the model's configuration")
-    text = config.get("text_config", config if config.get("model_type") == "siglip_text_model" else None)
-    if not isinstance(text, dict):
-        return None
-    length = text.get("max_position_embeddings", _DEFAULT_LENGTH)
-    if not isinstance(length, int) or length < 1:
-        raise ValueError(f"{file}: max_position_embeddings: expected a whole number above 0, found {length!r}")
-    return length

@@ -124,3 +124,23 @@ def stacked(
 def is_ids(value: Any) -> bool:
     """Whether this is a non-empty list of token ids rather than of texts."""
     return isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], (int, np.integer))
+
+
+def texts_and_pairs(text: Any, pair: Any) -> tuple[bool, Sequence[Any], Sequence[Any] | None]:
+    """Returns whether one text was given, the list of texts, and that of their pairs if there are any.
+
+    Raises:
+      ValueError: for anything but one text, a list of texts or of pairs, or as many texts and second texts.
+    """
+    single = isinstance(text, str) or is_ids(text)
+    texts = [text] if single else text
+    pairs = [pair] if single and pair is not None else pair
+    if not isinstance(texts, (list, tuple)) or not texts:
+        raise ValueError(f"text: expected a string or a list of at least one string, found {text!r}")
+    if pairs is None and any(isinstance(t, (list, tuple)) and not is_ids(t) for t in texts):
+        if not all(isinstance(t, (list, tuple)) and len(t) == 2 for t in texts):
+            raise ValueError("text: expected strings, or pairs of two strings, found a list of other lists")
+        texts, pairs = [t[0] for t in texts], [t[1] for t in texts]
+    if pairs is not None and (not isinstance(pairs, (list, tuple)) or len(pairs) != len(texts)):
+        raise ValueError(f"text_pair: expected {len(texts)} texts, as many as in text, found {pair!r}")
+    return single, texts, pairs

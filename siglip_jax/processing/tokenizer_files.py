@@ -1,4 +1,4 @@
-"""The files of a SigLIP tokenizer: `spiece.model` and `tokenizer_config.json` with its older companions.
+"""The files of a tokenizer: `spiece.model` or `tokenizer.json`, and `tokenizer_config.json` with its older companions.
 
 Reads what version 4 and version 5 of the reference write; writes a form that both read. Keys it has no use for
 survive a round trip.
@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from siglip_jax.files import read_json, write_atomically
 
-VOCABULARY = "spiece.model"
+SENTENCEPIECE = "spiece.model"  # SigLIP
+TOKENIZERS = "tokenizer.json"  # SigLIP 2
 CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 ADDED_TOKENS = "added_tokens.json"
@@ -21,7 +22,7 @@ NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 
 
 class AddedToken(NamedTuple):
-    """A string that is matched in a text before SentencePiece sees it; mirrors the reference's class of this name."""
+    """A string that is matched in a text before the vocabulary's model sees it; mirrors the reference's class."""
 
     content: str
     lstrip: bool = False  # takes the blanks on its left along
@@ -47,23 +48,59 @@ class AddedToken(NamedTuple):
         raise ValueError(f"special token: expected a string, or an object with a 'content', found {value!r}")
 
 
+DEFAULT_LENGTH = 64  # of SiglipTextConfig, where a config.json leaves it out
+_TEXT_MODELS = ("siglip_text_model", "siglip2_text_model")
+_READ_TOKENIZERS_ONLY = ("Gemma", "Siglip2", "PreTrainedTokenizerFast", "TokenizersBackend")
+
 Token = str | AddedToken | Mapping[str, Any]  # the last is the form it has in a file
 
 
-def read_settings(directory: Path) -> dict[str, Any]:
+def vocabulary_in(directory: Path) -> str:
+    """Returns the name of the file that holds the vocabulary of a tokenizer directory, whatever its model is called.
+
+    With both files in it `tokenizer.json` is a companion of `spiece.model`, unless `tokenizer_config.json` names a
+    class that reads nothing but `tokenizer.json`.
+
+    Raises:
+      FileNotFoundError: if the directory has neither.
+    """
+    there = [name for name in (SENTENCEPIECE, TOKENIZERS) if (directory / name).is_file()]
+    if not there:
+        raise FileNotFoundError(f"{directory}: no {SENTENCEPIECE} and no {TOKENIZERS} here; a tokenizer needs one")
+    if len(there) == 1 or not (directory / CONFIG).is_file():
+        return there[0]
+    named = read_json(directory / CONFIG, "it holds the tokenizer's settings").get("tokenizer_class")
+    return TOKENIZERS if str(named).startswith(_READ_TOKENIZERS_ONLY) else SENTENCEPIECE
+
+
+def text_length(directory: Path) -> int | None:
+    """Returns the text positions of the model in this directory, or None if there is no model.
+
+    Raises:
+      ValueError: if `config.json` holds no number of positions where it should.
+    """
+    file = directory / "config.json"
+    if not file.is_file():
+        return None
+    config = read_json(file, "it holds the model's configuration")
+    text = config.get("text_config", config if config.get("model_type") in _TEXT_MODELS else None)
+    if not isinstance(text, dict):
+        return None
+    length = text.get("max_position_embeddings", DEFAULT_LENGTH)
+    if not isinstance(length, int) or length < 1:
+        raise ValueError(f"{file}: max_position_embeddings: expected a whole number above 0, found {length!r}")
+    return length
+
+
+def read_settings(directory: Path, vocabulary: str) -> dict[str, Any]:
     """Returns the settings of a tokenizer directory; special tokens and `added_tokens_decoder` as `AddedToken`.
 
     Raises:
-      FileNotFoundError: if the directory has no vocabulary.
+      FileNotFoundError: if the directory has no file of the name `vocabulary`.
       ValueError: if a file cannot be made sense of.
     """
-    if not (directory / VOCABULARY).is_file():
-        if (directory / "tokenizer.json").is_file():
-            raise ValueError(
-                f"{directory}: found tokenizer.json (a Gemma tokenizer, as in SigLIP 2) but no {VOCABULARY}; "
-                f"only SentencePiece tokenizers can be read, so give a directory with {VOCABULARY}"
-            )
-        raise FileNotFoundError(f"{directory}: no {VOCABULARY} here; a tokenizer directory needs one")
+    if not (directory / vocabulary).is_file():
+        raise FileNotFoundError(f"{directory}: no {vocabulary} here; this tokenizer needs it")
     config = directory / CONFIG
     settings = read_json(config, "it holds the tokenizer's settings") if config.is_file() else {}
     if "added_tokens_decoder" not in settings:
@@ -98,6 +135,5 @@ def write_settings(directory: Path, settings: Mapping[str, Any], decoder: Mappin
     """Writes `tokenizer_config.json`; named and additional special tokens as strings, details in the decoder."""
     out = dict(settings)
     out["added_tokens_decoder"] = {str(index): token._asdict() for index, token in sorted(decoder.items())}
-    out["tokenizer_class"] = "SiglipTokenizer"
     text = json.dumps(out, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     write_atomically(directory / CONFIG, text.encode())

@@ -6,19 +6,18 @@ added tokens overlap in a text the leftmost longest always wins here; the refere
 
 import re
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import sentencepiece
 
+from siglip_jax.processing.base import TokenizerBase
 from siglip_jax.processing.sequences import Ids
 from siglip_jax.processing.tokenizer_files import AddedToken
 
 WORD_START = "▁"  # U+2581, which SentencePiece writes for a blank
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-_CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 _THREADS_FROM = 256  # texts; below, starting SentencePiece's threads costs more than it gains
 
 
@@ -47,35 +46,28 @@ def load_vocabulary(data: bytes, file: str, options: Mapping[str, Any]) -> sente
     raise ValueError(f"{file}: expected a SentencePiece model, found {len(data)} other bytes; fetch it again")
 
 
-class Vocabulary:
+class Vocabulary(TokenizerBase):
     """Pieces, added tokens, and the way from a text to both.
 
     Attributes:
       sp_model: the SentencePiece processor.
-      added_tokens_decoder: the tokens that are cut out of a text before SentencePiece sees it, by id.
-      added_tokens_encoder: their ids, by content.
-      all_special_tokens: those that carry no text.
     """
 
     def __init__(
         self,
         file: str,
         *,
-        unk_token: str,
-        special_tokens: Iterable[str],
         added_tokens_decoder: Mapping[int, AddedToken],
         do_lower_case: bool,
-        clean_up_tokenization_spaces: bool,
-        options: Mapping[str, Any],
+        options: Mapping[str, Any] | None,
+        **base: Any,
     ) -> None:
         """Reads `file`; a special token that neither it nor `added_tokens_decoder` knows gets the next free id."""
+        super().__init__(**base)
         self.vocab_file = file
         self.do_lower_case = do_lower_case
-        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
-        self.unk_token = unk_token
         self._bytes = read_vocabulary(file)
-        self.sp_model = load_vocabulary(self._bytes, file, options)
-        self.all_special_tokens = list(dict.fromkeys(special_tokens))
+        self.sp_model = load_vocabulary(self._bytes, file, options or {})
         self.added_tokens_decoder = dict(added_tokens_decoder)
         self.added_tokens_encoder = {token.content: index for index, token in added_tokens_decoder.items()}
         for content in self.all_special_tokens:
@@ -85,8 +77,8 @@ class Vocabulary:
                     index = max([self.vocab_size, *(i + 1 for i in self.added_tokens_decoder)])
                 self.added_tokens_decoder[index] = AddedToken(content)
                 self.added_tokens_encoder[content] = index
-        self.all_special_ids = [self._id(token) for token in self.all_special_tokens]
-        self.unk_token_length = len(self.sp_model.encode(unk_token))
+        self._number_special_tokens()
+        self.unk_token_length = len(self.sp_model.encode(self.unk_token))
         added = sorted(self.added_tokens_encoder, key=len, reverse=True)  # longest first: "<a1>" before "<a"
         self._added = re.compile("(" + "|".join(map(re.escape, added)) + ")")
         own = {content: self.sp_model.piece_to_id(content) for content in added}
@@ -98,9 +90,6 @@ class Vocabulary:
     def vocab_size(self) -> int:
         """Number of pieces, without tokens that were added to them."""
         return self.sp_model.get_piece_size()
-
-    def __len__(self) -> int:
-        return len(self.get_vocab())
 
     def get_vocab(self) -> dict[str, int]:
         """Returns the id of every piece and added token."""
@@ -116,21 +105,6 @@ class Vocabulary:
     def _id(self, token: str) -> int:
         index = self.added_tokens_encoder.get(token)
         return self.sp_model.piece_to_id(token) if index is None else index
-
-    def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
-        """Returns the id of a token, or the list of ids of several; an unknown token has the id of `<unk>`."""
-        return self._id(tokens) if isinstance(tokens, str) else [self._id(token) for token in tokens]
-
-    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """Returns the token of an id, or the list of tokens of several.
-
-        Raises:
-          ValueError: for an id outside the vocabulary.
-        """
-        if isinstance(ids, (int, np.integer)):
-            return self._token(int(ids))
-        skip = set(self.all_special_ids) if skip_special_tokens else ()
-        return [self._token(i) for i in np.asarray(ids, np.int64).ravel().tolist() if i not in skip]
 
     def remove_punctuation(self, text: str) -> str:
         """Returns the text without the 32 ASCII punctuation marks."""
@@ -224,34 +198,3 @@ class Vocabulary:
             text += ("" if after_special else " ") + self.sp_model.decode(pending) + token
             pending, after_special = [], True
         return (text + self.sp_model.decode(pending)).strip()
-
-    def decode(
-        self,
-        token_ids: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-    ) -> Any:
-        """Returns the text of one row of ids, or a list of texts of several rows.
-
-        Raises:
-          ValueError: for an id outside the vocabulary.
-        """
-        if not isinstance(token_ids, (int, np.integer)) and len(token_ids) and np.ndim(token_ids[0]):
-            return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in token_ids]
-        row = [token_ids] if isinstance(token_ids, (int, np.integer)) else token_ids
-        text = self.convert_tokens_to_string(self.convert_ids_to_tokens(row, skip_special_tokens))
-        clean = self.clean_up_tokenization_spaces
-        if clean if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces:
-            for spaced in _CLEAN_UP:
-                text = text.replace(spaced, spaced.strip())
-        return text
-
-    def batch_decode(
-        self,
-        sequences: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-    ) -> list[str]:
-        """Returns the texts of several rows of ids."""
-        texts = self.decode(sequences, skip_special_tokens, clean_up_tokenization_spaces)
-        return [texts] if isinstance(texts, str) else texts

@@ -15,7 +15,8 @@ import safetensors.numpy
 import siglip_jax
 from siglip_jax import SiglipForImageClassification, SiglipModel, SiglipTextModel, SiglipVisionModel
 from siglip_jax.checkpoints import huggingface
-from siglip_jax.checkpoints.keymap import flatten, key_table, stack_layers, unstack_layers
+from siglip_jax.checkpoints.keymap import key_table
+from siglip_jax.checkpoints.table import flatten, stack_layers, unstack_layers
 from tests import cases
 
 CASE = "giant_like"
@@ -150,11 +151,6 @@ def test_the_reference_loads_our_shards(directory, tmp_path):
 
 
 def test_non_contiguous_arrays_are_written_in_order(tmp_path):
-    transposed = np.arange(6, dtype=np.float32).reshape(3, 2).T
-    safetensors.numpy.save_file({"x": transposed}, tmp_path / "raw.safetensors")
-    raw = safetensors.numpy.load_file(tmp_path / "raw.safetensors")["x"]
-    assert (raw != transposed).any(), "safetensors writes views right now: the copies in write_huggingface can go"
-
     config = cases.make_config("odd_heads")
     directory = cases.make_checkpoint(tmp_path, "odd_heads")
     checkpoint = siglip_jax.read_checkpoint(directory)
@@ -218,7 +214,7 @@ def add(key, value):
         (delete("vision_model.head.probe"), ["1 missing", "vision_model.head.probe"]),
         (add("text_model.extra", np.ones(3, np.float32)), ["1 unexpected", "text_model.extra"]),
         (add("logit_scale", np.ones((2, 1), np.float32)), ["logit_scale: expected (1,), found (2, 1)"]),
-        (add("logit_scale", np.ones(1, np.int8)), ["expected tensors of one of", "logit_scale: I8"]),
+        (add("logit_scale", np.ones(1, np.int8)), ["expected tensors of one of", "logit_scale: int8"]),
     ],
     ids=["missing", "missing_probe", "unexpected", "shape", "integers"],
 )
@@ -246,7 +242,7 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(directory, tmp_path, mon
     model, params = SiglipModel.from_pretrained(directory)
     model.save_pretrained(tmp_path, params, max_shard_size=200_000)
     before = {p.name: p.read_bytes() for p in tmp_path.glob("*.*")}
-    real, calls = safetensors.numpy.save_file, []
+    real, calls = huggingface.write_safetensors, []
 
     def fail_at_the_second(*args, **kwargs):
         calls.append(args)
@@ -254,7 +250,7 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(directory, tmp_path, mon
             raise OSError("No space left on device")
         real(*args, **kwargs)
 
-    monkeypatch.setattr(huggingface.safetensors.numpy, "save_file", fail_at_the_second)
+    monkeypatch.setattr(huggingface, "write_safetensors", fail_at_the_second)
     doubled = jax.tree.map(lambda x: 2 * x, params)
     with pytest.raises(OSError, match="No space"):
         model.save_pretrained(tmp_path, doubled, max_shard_size=200_000)
@@ -301,7 +297,7 @@ def test_files_that_are_missing_or_foreign(directory, tmp_path):
     (directory / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="config.json: no such file"):
         SiglipModel.from_pretrained(directory)
-    with pytest.raises(ValueError, match="expected a .safetensors file"):
+    with pytest.raises(ValueError, match="expected a .safetensors or .npz file"):
         SiglipModel.from_pretrained(empty / "pytorch_model.bin")
 
 

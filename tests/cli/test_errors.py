@@ -48,7 +48,7 @@ DAMAGE = {
     "no image processor": (lambda d: (d / "preprocessor_config.json").unlink(), ["preprocessor_config.json"]),
     "only tokenizer.json": (
         lambda d: (d / "spiece.model").rename(d / "tokenizer.json"),
-        ["tokenizer.json", "spiece.model"],
+        ["tokenizer.json", "expected", "found"],
     ),
     "corrupt vocabulary": (lambda d: (d / "spiece.model").write_bytes(b"not a model"), ["spiece.model"]),
     "config is no JSON": (lambda d: (d / "config.json").write_text("{,"), ["config.json", "expected", "found"]),
@@ -61,7 +61,10 @@ DAMAGE = {
         lambda d: change_config(d, lambda c: c.update(model_type="bert")),
         ["expected", "'siglip'", "found 'bert'"],
     ),
-    "siglip2": (lambda d: change_config(d, lambda c: c.update(model_type="siglip2")), ["found 'siglip2'", "NaFlex"]),
+    "siglip2": (
+        lambda d: change_config(d, lambda c: c.update(model_type="siglip2")),
+        ["found 'siglip2'", "Siglip2Config"],
+    ),
     "truncated weights": (lambda d: cut(d / "model.safetensors", 50_000), ["model.safetensors", "truncated"]),
     "truncated header": (lambda d: cut(d / "model.safetensors", 100), ["model.safetensors", "expected", "found"]),
     "empty weights": (lambda d: cut(d / "model.safetensors", 0), ["model.safetensors", "expected", "found"]),
@@ -91,7 +94,7 @@ DAMAGE = {
     ),
     "whole numbers for weights": (
         lambda d: change_tensors(d, lambda t: t.update(logit_bias=np.zeros(1, np.int32))),
-        ["expected", "logit_bias", "I32"],
+        ["expected", "logit_bias", "int32"],
     ),
 }
 

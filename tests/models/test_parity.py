@@ -99,7 +99,7 @@ def loss_gradients(model, params, inputs):
 
     gradients = jax.jit(jax.grad(loss))(params)
     tensors = to_tensors(Checkpoint(model.config, gradients, "huggingface", "SiglipModel"))
-    return {f"gradient/{k}": np.asarray(v) for k, v in tensors.items()}
+    return {f"gradient/{k}": v.make() for k, v in tensors.items()}
 
 
 @pytest.mark.parametrize(("scan_layers", "remat"), [(False, None), (True, "full"), (False, "dots")])

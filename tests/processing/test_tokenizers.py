@@ -429,7 +429,7 @@ class TestMistakes:
         with pytest.raises(FileNotFoundError, match=r"no spiece\.model"):
             SiglipTokenizer.from_pretrained(tmp_path)
         (tmp_path / "tokenizer.json").write_text("{}")
-        with pytest.raises(ValueError, match=r"tokenizer\.json.*no spiece\.model"):
+        with pytest.raises(ValueError, match=r"tokenizer\.json: expected a tokenizer of the library tokenizers"):
             SiglipTokenizer.from_pretrained(tmp_path)
 
     @pytest.mark.parametrize("config", ["{", "[]", '{"added_tokens_decoder": {"x": "y"}}', '{"eos_token": 3}'])

@@ -1,0 +1,115 @@
+"""One .npz file: its arrays as lazy views, and a writer that holds one array in memory at a time.
+
+`numpy.load` copies every array and, asked to, unpickles; here arrays that lie uncompressed in the archive are mapped,
+and arrays of objects are refused. Mirrors `npload` and `recover_dtype` of big_vision for bfloat16, which numpy writes
+as raw two-byte records.
+"""
+
+import json
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.lib import format as npy
+
+from siglip_jax.checkpoints.mapped import MappedFile, release
+from siglip_jax.checkpoints.table import NewTensor, StoredTensor
+
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_LOCAL_HEADER = 30  # bytes of a zip member's own header before its name
+_MOST_EXPANSION = 4  # weights hardly compress: more is an archive that is meant to fill the memory
+
+
+def read_npz(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
+    """Returns every array of a file by name, and the JSON object in the archive's comment; reads headers only.
+
+    Raises:
+      ValueError: if the file is truncated, corrupt or no .npz, or holds objects, which would have to be unpickled.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            names = {member.filename for member in members}
+            total, size = sum(member.file_size for member in members), path.stat().st_size
+            if len(names) < len(members) or total > _MOST_EXPANSION * size:
+                raise ValueError(f"{len(members)} members, {len(names)} names, {total} bytes unpacked from {size}")
+            file = MappedFile(path)
+            comment = json.loads(archive.comment) if archive.comment.startswith(b"{") else {}
+            return {m.filename.removesuffix(".npy"): _tensor(archive, m, file) for m in members}, comment
+    except _Objects:
+        raise
+    except _DAMAGES as error:
+        raise ValueError(f"{path}: expected an .npz file, found a truncated or corrupt one ({error})") from error
+
+
+# What zipfile, numpy's header parser and json raise for files that were not written by numpy.
+_DAMAGES = (
+    zipfile.BadZipFile,
+    zlib.error,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,  # RecursionError and NotImplementedError too
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
+
+class _Objects(ValueError):
+    """An array that could only be unpickled."""
+
+
+def _tensor(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: MappedFile) -> StoredTensor:
+    with archive.open(member) as stream:
+        shape, fortran_order, dtype = _header(stream)
+        skipped = stream.tell()
+    if dtype.hasobject:
+        raise _Objects(f"{file.path}: {member.filename} holds pickled objects, which are never opened")
+    if dtype == np.dtype("V2"):
+        dtype = _BFLOAT16
+    if any(n < 0 for n in shape) or int(np.prod(shape, dtype=object)) * dtype.itemsize != member.file_size - skipped:
+        raise ValueError(f"{member.filename}: shape {shape} and {member.file_size - skipped} bytes do not agree")
+    if member.compress_type == zipfile.ZIP_STORED:
+        local = file.bytes(member.header_offset, member.header_offset + _LOCAL_HEADER)
+        start = member.header_offset + _LOCAL_HEADER + sum(int.from_bytes(local[i : i + 2], "little") for i in (26, 28))
+        if start + member.file_size > file.size:
+            raise ValueError(f"{member.filename} ends beyond the file")
+
+        def view() -> np.ndarray:
+            return file.array(start + skipped, dtype, shape, fortran_order)
+
+    else:
+
+        def view() -> np.ndarray:
+            with zipfile.ZipFile(file.path) as archive, archive.open(member) as stream:
+                data = stream.read(member.file_size)[skipped:]
+            return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran_order else "C")
+
+    return StoredTensor(file.path, shape, dtype, view)
+
+
+def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = npy.read_magic(stream)
+    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
+    if read is None:
+        raise ValueError(f"npy version {version} is unknown")
+    return read(stream)
+
+
+def write_npz(path: Path, tensors: Mapping[str, NewTensor], comment: str) -> None:
+    """Writes arrays uncompressed, in their order, as `numpy.savez` does, with a comment of at most 65,535 bytes."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for key, tensor in tensors.items():
+            array = tensor.make()
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as stream:
+                npy.write_array(stream, np.ascontiguousarray(array).reshape(tensor.shape), allow_pickle=False)
+            release(array)
+        archive.comment = comment.encode()

@@ -1,0 +1,95 @@
+"""One safetensors file: its tensors as lazy views, and a writer that holds one tensor in memory at a time.
+
+The library `safetensors` checks every header; the views are our own because its reader copies, and the writer because
+the library's takes all tensors at once and writes the buffer behind a transposed view as if it were in order.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from siglip_jax.checkpoints.mapped import MappedFile, release
+from siglip_jax.checkpoints.table import NewTensor, StoredTensor
+
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def read_safetensors(path: Path) -> dict[str, StoredTensor]:
+    """Returns every tensor of a file by name, reading its header only.
+
+    Raises:
+      ValueError: if the file is truncated, corrupt or no safetensors file.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy"):
+            pass  # the library has checked lengths, offsets and shapes
+        file = MappedFile(path)
+        start = 8 + int.from_bytes(file.bytes(0, 8), "little")
+        return dict(_tensors(file, start))
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise ValueError(
+            f"{path}: expected a safetensors file, found a truncated or corrupt one ({error}); get it again"
+        ) from error
+
+
+def _tensors(file: MappedFile, start: int) -> Iterator[tuple[str, StoredTensor]]:
+    for key, entry in json.loads(file.bytes(8, start)).items():
+        if key == "__metadata__":
+            continue
+        shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
+        dtype = DTYPES.get(entry["dtype"])
+        if dtype is None:  # quantized types and the like: listed, but of no use here
+            dtype = np.dtype(f"V{(end - begin) // max(1, math.prod(shape)) or 1}")
+        elif math.prod(shape) * dtype.itemsize != end - begin or start + end > file.size:
+            raise ValueError(f"{key}: its shape and its place in the file do not agree")
+
+        def view(at: int = start + begin, dtype: np.dtype = dtype, shape: tuple[int, ...] = shape) -> np.ndarray:
+            return file.array(at, dtype, shape)
+
+        yield key, StoredTensor(file.path, shape, dtype, view)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str]) -> None:
+    """Writes tensors in the order and with the bytes of the library: wider types first, then by name.
+
+    Raises:
+      ValueError: if a type has no name in this format.
+    """
+    if wrong := [f"{key}: {t.dtype}" for key, t in tensors.items() if t.dtype not in _NAMES]:
+        raise ValueError(f"expected types of {', '.join(DTYPES)} to write, found {', '.join(wrong[:4])}")
+    order = sorted(tensors, key=lambda key: (-_rank(tensors[key].dtype), key))
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for key in order:
+        tensor = tensors[key]
+        place = [offset, offset := offset + tensor.nbytes]
+        header[key] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for key in order:
+            array = tensors[key].make()
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            release(array)
+
+
+def _rank(dtype: np.dtype) -> int:
+    return ["BOOL", "U8", "I8", "I16", "F16", "BF16", "I32", "F32", "F64", "I64"].index(_NAMES[dtype])

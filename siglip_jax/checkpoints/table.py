@@ -1,0 +1,266 @@
+"""Tables between parameters and the tensors of a file, whatever the format; reading and writing derive from them.
+
+Each row names a parameter by its path, the tensor it comes from, and the invertible transform between the two. A tensor
+that holds several parameters, such as packed projections or stacked layers, has several rows that say which part.
+"""
+
+import dataclasses
+import functools
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Shape = tuple[int, ...]
+
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+class Transform(NamedTuple):
+    """A tensor of the file to a parameter, and back; both are views."""
+
+    to_param: Callable[[np.ndarray], np.ndarray]
+    to_tensor: Callable[[np.ndarray], np.ndarray]
+
+
+SAME = Transform(lambda x: x, lambda x: x)
+LINEAR = Transform(lambda x: x.T, lambda x: x.T)  # (out, in) <-> (in, out)
+PATCHES = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW <-> HWIO
+
+
+def reshaped(param: Shape, tensor: Shape) -> Transform:
+    """A tensor with its axes split or merged."""
+    return Transform(lambda x: x.reshape(param), lambda x: x.reshape(tensor))
+
+
+def layer_of(transform: Transform) -> Transform:
+    """One layer of a tensor that holds all layers on a leading axis."""
+    return Transform(lambda x: transform.to_param(x[0]), lambda x: transform.to_tensor(x)[None])
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One parameter: where it is in the tree, which tensor it comes from, and its shape in the tree.
+
+    `part` of `parts` equal pieces of the tensor's first axis.
+    """
+
+    path: str
+    key: str
+    shape: Shape
+    transform: Transform = SAME
+    part: int = 0
+    parts: int = 1
+
+    @functools.cached_property
+    def tensor_shape(self) -> Shape:
+        """Shape of the whole tensor in the file."""
+        # A broadcast scalar has the shape without the memory.
+        shape = self.transform.to_tensor(np.broadcast_to(np.int8(0), self.shape)).shape
+        return shape if self.parts == 1 else (shape[0] * self.parts, *shape[1:])
+
+    def param(self, tensor: np.ndarray) -> np.ndarray:
+        """Returns the parameter, a view of the whole tensor."""
+        if self.parts > 1:
+            size = tensor.shape[0] // self.parts
+            tensor = tensor[self.part * size : (self.part + 1) * size]
+        return self.transform.to_param(tensor)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a file: what its header says, and the view that reads it."""
+
+    file: Path
+    shape: Shape
+    dtype: np.dtype
+    view: Callable[[], np.ndarray] = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class NewTensor:
+    """A tensor to be written: its shape and type are known before it is put together."""
+
+    shape: Shape
+    dtype: np.dtype
+    make: Callable[[], np.ndarray] = dataclasses.field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+def read_params(
+    what: str,
+    rows: Iterable[Row],
+    tensors: Mapping[str, StoredTensor],
+    ignored: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Returns the tree of parameters of a table: views that read the file when they are looked at.
+
+    Args:
+      what: says in errors what was read.
+      ignored: further keys that the file may hold.
+
+    Raises:
+      ValueError: if tensors are missing, unexpected, of the wrong shape or no floats.
+    """
+    rows = list(rows)
+    expected = check_rows(what, rows, tensors, ignored)
+    if wrong := [f"{key}: {tensors[key].dtype}" for key in expected if tensors[key].dtype.name not in FLOATS]:
+        raise ValueError(f"{what}: expected tensors of one of {FLOATS}, found {', '.join(wrong[:4])}")
+    views = {key: tensors[key].view() for key in expected}
+    return unflatten({row.path: row.param(views[row.key]) for row in rows})
+
+
+def check_rows(
+    what: str, rows: Iterable[Row], tensors: Mapping[str, StoredTensor], ignored: Iterable[str]
+) -> dict[str, Shape]:
+    """Compares a table with a file and returns the shapes of its tensors by key.
+
+    Raises:
+      ValueError: if tensors are missing, unexpected or of the wrong shape.
+    """
+    expected = {row.key: row.tensor_shape for row in rows}
+    others = set(ignored).difference(expected)
+    check_names_and_shapes(what, expected, {key: t.shape for key, t in tensors.items() if key not in others})
+    return expected
+
+
+def new_tensors(what: str, rows: Iterable[Row], params: Mapping[str, Any]) -> dict[str, NewTensor]:
+    """Returns the tensors of a file by key, in the order of the table, each to be made when it is written.
+
+    Args:
+      params: layers stacked or not; numpy or jax arrays.
+
+    Raises:
+      ValueError: if the parameters are not those of the table.
+    """
+    if set(params) == {"params"}:
+        raise ValueError("expected the parameters themselves, found {'params': …}; pass variables['params']")
+    flat = flatten(unstack_layers(params, LayerSlice))
+    rows = list(rows)
+    check_names_and_shapes(what, {row.path: row.shape for row in rows}, {p: np.shape(x) for p, x in flat.items()})
+    grouped: dict[str, list[Row]] = {}
+    for row in rows:
+        grouped.setdefault(row.key, []).append(row)
+    return {key: _new_tensor(key, group, flat) for key, group in grouped.items()}
+
+
+def _new_tensor(key: str, rows: list[Row], flat: Mapping[str, Any]) -> NewTensor:
+    dtypes = {np.dtype(flat[row.path].dtype) for row in rows}
+    if len(dtypes) > 1:
+        raise ValueError(f"expected one type in {', '.join(r.path for r in rows)}, which make up {key}; found {dtypes}")
+
+    def make() -> np.ndarray:
+        pieces = [row.transform.to_tensor(np.asarray(flat[row.path])) for row in rows]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    return NewTensor(rows[0].tensor_shape, dtypes.pop(), make)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns {"a/b/c": leaf} of a nested dict."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        at = f"{prefix}{name}"
+        flat |= flatten(value, f"{at}/") if isinstance(value, Mapping) else {at: value}
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
+
+
+LAYER = re.compile(r"(.*encoder)/layers_(\d+)/(.*)")
+_STACK = re.compile(r"(.*encoder)/layers/(.*)")
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSlice:
+    """One layer of a stacked parameter, taken out when numpy asks for it."""
+
+    stack: Any
+    index: int
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the layer's parameter."""
+        return self.stack.shape[1:]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the stack."""
+        return np.dtype(self.stack.dtype)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.stack[self.index], dtype)
+
+
+class LayerStack:
+    """The parameters of all layers, to be stacked when they are copied to where they are needed."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.layers = list(layers)
+        self.shape: Shape = (len(self.layers), *self.layers[0].shape)
+        self.dtype = self.layers[0].dtype
+
+
+def stack_layers(params: Mapping[str, Any], stack: Callable[..., Any] = np.stack) -> dict[str, Any]:
+    """Turns `layers_0`, `layers_1`, … of each encoder into one `layers` with a leading axis, for `scan_layers`."""
+    flat: dict[str, Any] = {}
+    layers: dict[str, dict[int, Any]] = {}
+    for path, value in flatten(params).items():
+        if m := LAYER.fullmatch(path):
+            layers.setdefault(f"{m[1]}/layers/{m[3]}", {})[int(m[2])] = value
+        else:
+            flat[path] = value
+    return unflatten(flat | {path: stack([parts[i] for i in range(len(parts))]) for path, parts in layers.items()})
+
+
+def unstack_layers(params: Mapping[str, Any], take: Callable[[Any, int], Any] = operator.getitem) -> dict[str, Any]:
+    """The inverse of `stack_layers`; a tree that is not stacked comes back as it is."""
+    flat: dict[str, Any] = {}
+    for path, value in flatten(params).items():
+        if m := _STACK.fullmatch(path):
+            flat |= {f"{m[1]}/layers_{i}/{m[2]}": take(value, i) for i in range(value.shape[0])}
+        else:
+            flat[path] = value
+    return unflatten(flat)
+
+
+def check_names_and_shapes(what: str, expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
+    """Compares two sets of names with shapes.
+
+    Raises:
+      ValueError: in one line that lists what is missing, unexpected and of the wrong shape.
+    """
+    problems = []
+    if missing := [name for name in expected if name not in found]:
+        problems.append(f"{len(missing)} missing ({_some(missing)})")
+    if unexpected := [name for name in found if name not in expected]:
+        problems.append(f"{len(unexpected)} unexpected ({_some(unexpected)})")
+    if wrong := [n for n, shape in expected.items() if n in found and tuple(found[n]) != shape]:
+        listed = _some([f"{n}: expected {expected[n]}, found {tuple(found[n])}" for n in wrong])
+        problems.append(f"{len(wrong)} of the wrong shape ({listed})")
+    if problems:
+        raise ValueError(
+            f"{what} does not fit the configuration: {'; '.join(problems)}; use the config.json it was saved with"
+        )
+
+
+def _some(names: list[str], limit: int = 4) -> str:
+    more = f", and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

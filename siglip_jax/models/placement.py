@@ -1,0 +1,79 @@
+"""From the arrays of a checkpoint to arrays on devices, one at a time."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from siglip_jax.checkpoints.mapped import release
+from siglip_jax.checkpoints.table import LayerStack, flatten, stack_layers, unflatten
+from siglip_jax.parallel.rules import Rules, shardings
+
+_ALIGNMENT = 64  # bytes; XLA on a CPU takes memory over, without a copy, only if it begins at such an address
+
+
+def place_params(
+    params: Mapping[str, Any],
+    dtype: DTypeLike | None,
+    scan_layers: bool,
+    mesh: Mesh | None,
+    rules: Rules,
+) -> dict[str, Any]:
+    """Puts parameters on devices; of a file that is mapped each device reads its part, and nothing is kept twice.
+
+    Args:
+      params: numpy or jax arrays, layers not stacked.
+      dtype: converts to this type, except temperature and bias; None keeps each array's own.
+      scan_layers: stack the layers of each tower.
+      mesh: None for the default device.
+    """
+    if scan_layers:
+        params = stack_layers(params, LayerStack)
+    flat = flatten(params)
+    where: Mapping[str, Any] = {}
+    if mesh is not None:
+        where = shardings({path: tuple(x.shape) for path, x in flat.items()}, mesh, rules)
+    return unflatten({path: _place(path, flat.pop(path), dtype, where.get(path)) for path in list(flat)})
+
+
+def _place(path: str, x: Any, dtype: DTypeLike | None, sharding: Any) -> jax.Array:
+    kind = np.dtype(x.dtype if dtype is None or path in ("logit_scale", "logit_bias") else dtype)
+    kind = np.dtype(jax.dtypes.canonicalize_dtype(kind))
+    if isinstance(x, jax.Array):
+        x = x.astype(kind)
+        return x if sharding is None else jax.device_put(x, sharding)
+    if sharding is None:
+        return jax.device_put(_copy(x, (), kind))
+    parts: dict[str, np.ndarray] = {}  # devices that hold the same part share its copy
+
+    def part(index: Any) -> np.ndarray:
+        if (name := str(index)) not in parts:
+            parts[name] = _copy(x, index, kind)
+        return parts[name]
+
+    return jax.make_array_from_callback(tuple(x.shape), sharding, part)
+
+
+def _copy(x: Any, index: Any, dtype: np.dtype) -> np.ndarray:
+    """Copies a part of an array in C order to memory of its own, which nothing else will write to."""
+    layers, index = (
+        (x.layers[index[0] if index else slice(None)], index[1:]) if isinstance(x, LayerStack) else ([x], index)
+    )
+    views = [layer[index] for layer in layers]
+    out = _empty((len(views), *views[0].shape), dtype)
+    for i, (layer, view) in enumerate(zip(layers, views, strict=True)):
+        out[i] = view
+        release(layer)
+    return out if isinstance(x, LayerStack) else out[0]
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Returns memory that XLA can take over as it is."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
