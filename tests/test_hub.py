@@ -182,6 +182,19 @@ def test_a_file_gone_from_the_cache_is_fetched_again(server, online):
     assert not any("model.safetensors" in r.path for r in server.log[before:])
 
 
+def test_what_another_program_fetched_in_part_is_completed(server, online, home):
+    server.repositories["owner/part"] = one_commit()
+    repository = home / "hub" / "models--owner--part"
+    snapshot = repository / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_bytes(b"{}")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    assert online.path("owner/part") == snapshot
+    assert server.files("owner/part") == {"model.safetensors"}
+    assert (snapshot / "model.safetensors").read_bytes() == b"weights"
+
+
 SHARDS = {f"model-0000{i}-of-00002.safetensors" for i in (1, 2)}
 INDEX = "model.safetensors.index.json"
 
@@ -232,6 +245,8 @@ def test_a_revision_is_a_commit_a_branch_or_a_tag(server, online):
     refs["main"] = OTHER  # the branch moves on
     assert (online.path("owner/two") / "model.safetensors").read_bytes() == b"old"
     assert (online.path("owner/two", revision=COMMIT) / "model.safetensors").read_bytes() == b"new"
+    refs.pop("v1")  # not what it once was, silently
+    assert "no revision 'v1'" in online.error("owner/two", revision="v1")
 
 
 def test_the_token_is_sent_to_the_hub_alone(server, online):

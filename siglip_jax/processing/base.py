@@ -43,10 +43,14 @@ class TokenizerBase(TextEncoder):
     _arguments: ClassVar[tuple[str, ...]]  # of the constructor, that a file of settings may hold
     _cleans_up: ClassVar[bool] = True
     vocab_file: str
-    vocab_size: Any  # a property of the subclass: ids that the vocabulary's model itself knows
     all_special_ids: list[int]
     added_tokens_decoder: dict[int, AddedToken]
     added_tokens_encoder: dict[str, int]
+
+    @property
+    @abc.abstractmethod
+    def vocab_size(self) -> int:
+        """Ids that the vocabulary's model itself knows."""
 
     def __init__(
         self,
