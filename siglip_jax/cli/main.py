@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from siglip_jax import __version__
-from siglip_jax.cli import classify, info
+from siglip_jax.cli import classify, convert, info
 from siglip_jax.cli.output import printable, say
 
-COMMANDS = {"classify": classify, "info": info}
+COMMANDS = {"classify": classify, "convert": convert, "info": info}
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,0 +1,11 @@
+"""Converts a SigLIP checkpoint; the same as `siglip-jax convert SRC DST --to huggingface`.
+
+python convert/big_vision_to_huggingface.py SRC DST [--dtype bfloat16] [--resolution 384] [--dry-run] [--help]
+"""
+
+import sys
+
+from siglip_jax.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["convert", "--to", "huggingface", *sys.argv[1:]]))

@@ -1,0 +1,174 @@
+"""Changes to a checkpoint that keep its meaning as far as can be; each says in a sentence what it did.
+
+Numbers are computed in float64 and stored in the type they had.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.typing import DTypeLike
+
+from siglip_jax.bicubic import bicubic_matrix
+from siglip_jax.checkpoints.checkpoint import Checkpoint
+from siglip_jax.checkpoints.table import flatten, unflatten
+from siglip_jax.configuration import SiglipConfig, SiglipTextConfig, SiglipVisionConfig
+
+RULES = ("bicubic", "big_vision")
+_IMAGE_POSITIONS = "vision_model/embeddings/position_embedding/embedding"
+_TEXT_POSITIONS = "text_model/embeddings/position_embedding/embedding"
+_PATCHES = "vision_model/embeddings/patch_embedding/kernel"
+
+
+class Changed(NamedTuple):
+    """A changed checkpoint, and what was changed, in a sentence."""
+
+    checkpoint: Checkpoint
+    said: str
+
+
+def with_resolution(checkpoint: Checkpoint, image_size: int, rule: str = "bicubic") -> Changed:
+    """Resizes the position table for images of another size.
+
+    Args:
+      image_size: pixels of both sides.
+      rule: "bicubic", as `interpolate_pos_encoding` of the reference, or "big_vision", its linear interpolation between
+        corners (`scipy.ndimage.zoom` of order 1) when it loads a checkpoint.
+
+    Raises:
+      ValueError: if there is no image tower of fixed resolution, or the rule is unknown.
+    """
+    vision = _vision(checkpoint)
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {RULES}, got {rule!r}")
+    changed = vision.replace(image_size=image_size)
+    old, new = (math.isqrt(c.num_patches) for c in (vision, changed))
+    params = flatten(checkpoint.params)
+    params[_IMAGE_POSITIONS] = _resized_positions(np.asarray(params[_IMAGE_POSITIONS]), old, new, rule)
+    said = f"position table {old} x {old} resized to {new} x {new} ({rule}) for images of {image_size} pixels"
+    return Changed(_replaced(checkpoint, params, vision_config=changed), said)
+
+
+def with_patch_size(checkpoint: Checkpoint, patch_size: int) -> Changed:
+    """Resizes the patch embedding so that a resized patch embeds as before (FlexiViT, arXiv 2212.08013, section 3.4).
+
+    The grid of patches stays, so the images grow or shrink with the patches.
+
+    Args:
+      patch_size: pixels of both sides.
+
+    Raises:
+      ValueError: if there is no image tower of fixed resolution.
+    """
+    vision = _vision(checkpoint)
+    old, side = vision.patch_size, math.isqrt(vision.num_patches)
+    changed = vision.replace(patch_size=patch_size, image_size=side * patch_size)
+    params = flatten(checkpoint.params)
+    kernel = np.asarray(params[_PATCHES])
+    one = _bilinear_matrix(old, patch_size)
+    # pinv of a Kronecker product is the product of the pinvs, so each axis is solved alone.
+    inverse = np.linalg.pinv(one.T)
+    new = np.einsum("oi,pj,ijcd->opcd", inverse, inverse, kernel.astype(np.float64), optimize=True)
+    params[_PATCHES] = new.astype(kernel.dtype)
+    said = f"patches of {old} pixels resized to {patch_size} by the pseudo-inverse; images are {changed.image_size} now"
+    return Changed(_replaced(checkpoint, params, vision_config=changed), said)
+
+
+def with_text_length(checkpoint: Checkpoint, length: int) -> Changed:
+    """Cuts or stretches the text positions. The last one, which the embedding is taken from, stays the last.
+
+    Longer tables interpolate between the last two rows; a model needs fine-tuning after that.
+
+    Args:
+      length: tokens.
+
+    Raises:
+      ValueError: if there is no text tower, or the length is below 2.
+    """
+    config: Any = checkpoint.config
+    text = config.text_config if isinstance(config, SiglipConfig) else config
+    if not isinstance(text, SiglipTextConfig) or length < 2:
+        raise ValueError(f"expected a text tower and a length of at least 2, found {type(text).__name__} and {length}")
+    params = flatten(checkpoint.params)
+    table = np.asarray(params[_TEXT_POSITIONS])
+    old = len(table)
+    if length <= old:
+        rows = np.concatenate([table[: length - 1], table[-1:]])
+        said = f"text positions cut from {old} to {length}: the first {length - 1} and the last"
+    else:
+        share = np.linspace(0, 1, length - old + 2, dtype=np.float64)[1:, None]
+        before, last = table[-2:-1].astype(np.float64), table[-1:].astype(np.float64)
+        between = ((1 - share) * before + share * last).astype(table.dtype)
+        rows = np.concatenate([table[:-1], between[:-1], table[-1:]])
+        said = f"text positions stretched from {old} to {length}: the model needs fine-tuning now"
+    params[_TEXT_POSITIONS] = rows
+    return Changed(_replaced(checkpoint, params, text_config=text.replace(max_position_embeddings=length)), said)
+
+
+def with_dtype(checkpoint: Checkpoint, dtype: DTypeLike) -> Changed:
+    """Converts every parameter but temperature and bias, which stay float32."""
+    kind = np.dtype(dtype)
+    params = {
+        path: np.asarray(x) if path in ("logit_scale", "logit_bias") else np.asarray(x).astype(kind)
+        for path, x in flatten(checkpoint.params).items()
+    }
+    return Changed(_replaced(checkpoint, params), f"parameters converted to {kind.name}")
+
+
+def with_labels(checkpoint: Checkpoint, labels: list[str]) -> Changed:
+    """Makes an image classifier with a fresh last layer of zeros out of a whole model or a classifier.
+
+    Raises:
+      ValueError: if there is no whole configuration to keep the labels in.
+    """
+    config = checkpoint.config
+    if not isinstance(config, SiglipConfig):
+        raise ValueError("a classifier is made from a whole model, found one tower")
+    config = config.replace(id2label=dict(enumerate(labels)))
+    params = {path: x for path, x in flatten(checkpoint.params).items() if path.startswith("vision_model/")}
+    dtype = np.dtype(params[_IMAGE_POSITIONS].dtype)
+    params["classifier/kernel"] = np.zeros((config.vision_config.hidden_size, len(labels)), dtype)
+    params["classifier/bias"] = np.zeros(len(labels), dtype)
+    family = checkpoint.architecture.removesuffix("ForImageClassification").removesuffix("Model")
+    made = Checkpoint(
+        config, unflatten(params), checkpoint.format, f"{family}ForImageClassification", checkpoint.layout
+    )
+    return Changed(made, f"a fresh classifier of {len(labels)} labels, zeros")
+
+
+def _vision(checkpoint: Checkpoint) -> SiglipVisionConfig:
+    config = checkpoint.config
+    vision = config.vision_config if isinstance(config, SiglipConfig) else config
+    if not isinstance(vision, SiglipVisionConfig):
+        raise ValueError(f"expected an image tower of fixed resolution, found a {checkpoint.architecture}")
+    return vision
+
+
+def _replaced(checkpoint: Checkpoint, params: dict[str, Any], **towers: Any) -> Checkpoint:
+    config = checkpoint.config
+    if towers:
+        config = config.replace(**towers) if isinstance(config, SiglipConfig) else next(iter(towers.values()))
+    return Checkpoint(config, unflatten(params), checkpoint.format, checkpoint.architecture, checkpoint.layout)
+
+
+def _resized_positions(table: np.ndarray, old: int, new: int, rule: str) -> np.ndarray:
+    square = table.astype(np.float64).reshape(old, old, -1)
+    if rule == "big_vision":
+        from scipy import ndimage
+
+        resized = ndimage.zoom(square, (new / old, new / old, 1), order=1)
+    else:
+        matrix = bicubic_matrix(old, new)
+        resized = np.einsum("oi,pj,ijd->opd", matrix, matrix, square, optimize=True)
+    return resized.reshape(new * new, -1).astype(table.dtype)
+
+
+def _bilinear_matrix(size: int, new_size: int) -> np.ndarray:
+    """The (new_size, size) matrix of a bilinear resize along one axis: half-pixel centres, no antialias."""
+    centre = np.clip((np.arange(new_size) + 0.5) * (size / new_size) - 0.5, 0, size - 1)
+    left = np.minimum(np.floor(centre).astype(int), max(size - 2, 0))
+    matrix = np.zeros((new_size, size))
+    rows, share = np.arange(new_size), centre - left
+    matrix[rows, left] += 1 - share
+    matrix[rows, np.minimum(left + 1, size - 1)] += share
+    return matrix

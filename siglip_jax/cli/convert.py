@@ -1,0 +1,96 @@
+"""Converts a checkpoint between Hugging Face, big_vision (.npz), open_clip and orbax, then reads it back and compares.
+
+The format of the source is recognised from its files. A Hub name works as a source.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from siglip_jax.cli.output import say, whole_number
+
+HELP = "convert a checkpoint to another format"
+EPILOG = """examples:
+  siglip-jax convert google/siglip-base-patch16-224 base.npz --to big_vision
+  siglip-jax convert webli_en_b16_224_63724782.npz out/ --to huggingface --dtype bfloat16
+  siglip-jax convert model/ larger/ --to huggingface --resolution 384 --dry-run"""
+
+FORMATS = ("huggingface", "big_vision", "open_clip", "orbax")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("source", metavar="SRC", help="Hub name, directory or file; file.npz:img is one tower")
+    parser.add_argument("destination", metavar="DST", help="directory, or .npz file for big_vision")
+    parser.add_argument("--to", required=True, choices=FORMATS, help="format of DST")
+    parser.add_argument("--dtype", choices=DTYPES, help="type of the parameters")
+    parser.add_argument("--resolution", type=whole_number, metavar="PIXELS", help="resize the position table")
+    parser.add_argument("--rule", choices=("bicubic", "big_vision"), default="bicubic", help="how --resolution does it")
+    parser.add_argument("--patch-size", type=whole_number, metavar="PIXELS", help="resize the patch embedding")
+    parser.add_argument("--text-length", type=whole_number, metavar="TOKENS", help="cut or stretch the text positions")
+    parser.add_argument("--tower", choices=("text", "image"), help="one tower alone")
+    parser.add_argument("--labels-from", metavar="FILE", help="a fresh classifier of these labels, one a line")
+    parser.add_argument("--stacked", action="store_true", help="stack the layers in an .npz, for big_vision's scan")
+    parser.add_argument("--dry-run", action="store_true", help="print what goes where, write nothing")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Does the job; returns the exit status."""
+    from siglip_jax.checkpoints.convert import Changes, carry_out, plan
+
+    a = arguments
+    changes = Changes(
+        a.tower, a.patch_size, a.resolution, a.rule, a.text_length, _labels(a.labels_from), a.dtype, a.stacked
+    )
+    ready = plan(a.source, a.destination, a.to, changes)
+    facts: dict[str, Any] = {
+        "source": str(ready.source),
+        "destination": str(ready.destination),
+        "from": ready.checkpoint.format,
+        "to": ready.format,
+        "architecture": ready.checkpoint.architecture,
+        "changes": list(ready.said),
+    }
+    if a.dry_run:
+        names = ("parameter", "shape", "dtype", "from", "to")
+        facts["rows"] = [dict(zip(names, row, strict=True)) for row in ready.rows]
+    else:
+        facts |= carry_out(ready)
+    if a.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        _print(facts)
+    if facts.get("different"):
+        say(f"{a.destination}: {len(facts['different'])} tensors read back differ from those written; do not use it")
+        return 1
+    return 0
+
+
+def _labels(file: str | None) -> tuple[str, ...]:
+    if file is None:
+        return ()
+    labels = tuple(line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip())
+    if not labels:
+        raise ValueError(f"{file}: expected one label a line, found none")
+    return labels
+
+
+def _print(facts: dict[str, Any]) -> None:
+    if rows := facts.get("rows"):
+        cells = [(r["parameter"], " x ".join(map(str, r["shape"])), r["dtype"], r["from"], r["to"]) for r in rows]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        for row in cells:
+            print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    for said in facts["changes"]:
+        print(said)
+    if "tensors" not in facts:
+        print(f"{len(facts['rows'])} parameters, nothing written")
+        return
+    same = facts["tensors"] - len(facts["different"])
+    print(f"{facts['destination']}: {facts['to']}, {facts['architecture']}, {facts['bytes']:,} bytes")
+    print(f"read back: {same} of {facts['tensors']} tensors equal to the last bit")
+    if facts["copied"]:
+        print(f"copied: {', '.join(facts['copied'])}")
