@@ -36,10 +36,13 @@ def release(array: np.ndarray) -> None:
 
     What is looked at again is read again: call this when the array has been copied.
     """
-    base = array
+    root = base = array
     while isinstance(base, np.ndarray):
-        base = base.base
+        root, base = base, base.base
     if isinstance(base, memoryview):
         base = base.obj
-    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        base.madvise(mmap.MADV_DONTNEED)
+    if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    start = root.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+    first = start // mmap.PAGESIZE * mmap.PAGESIZE
+    base.madvise(mmap.MADV_DONTNEED, first, start + root.nbytes - first)

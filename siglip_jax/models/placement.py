@@ -1,10 +1,13 @@
 """From the arrays of a checkpoint to arrays on devices, one at a time."""
 
 import math
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -13,6 +16,7 @@ from siglip_jax.checkpoints.mapped import release
 from siglip_jax.checkpoints.table import LayerStack, flatten, stack_layers, unflatten
 from siglip_jax.parallel.rules import Rules, shardings
 
+_THREADS = 4
 _ALIGNMENT = 64  # bytes; XLA on a CPU takes memory over, without a copy, only if it begins at such an address
 
 
@@ -37,12 +41,20 @@ def place_params(
     where: Mapping[str, Any] = {}
     if mesh is not None:
         where = shardings({path: tuple(x.shape) for path, x in flat.items()}, mesh, rules)
-    return unflatten({path: _place(path, flat.pop(path), dtype, where.get(path)) for path in list(flat)})
+
+    def place(path: str) -> jax.Array:
+        return _place(path, flat[path], dtype, where.get(path))
+
+    # numpy copies without holding the interpreter's lock; more threads than this only hold more copies at a time.
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        return unflatten(dict(zip(flat, pool.map(place, flat), strict=True)))
 
 
 def _place(path: str, x: Any, dtype: DTypeLike | None, sharding: Any) -> jax.Array:
     kind = np.dtype(x.dtype if dtype is None or path in ("logit_scale", "logit_bias") else dtype)
     kind = np.dtype(jax.dtypes.canonicalize_dtype(kind))
+    if isinstance(x, LayerStack) and isinstance(x.layers[0], jax.Array):
+        x = jnp.stack(x.layers)
     if isinstance(x, jax.Array):
         x = x.astype(kind)
         return x if sharding is None else jax.device_put(x, sharding)

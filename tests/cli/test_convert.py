@@ -1,0 +1,80 @@
+"""`siglip-jax convert`: every format, dry runs, changes, mistakes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import siglip_jax
+
+CONVERT = Path(__file__).parents[2] / "convert"
+
+
+def test_there_and_back(run, checkpoint, tmp_path):
+    for format, name in (("big_vision", "a.npz"), ("open_clip", "b"), ("orbax", "c"), ("huggingface", "d")):
+        ran = run("convert", checkpoint, tmp_path / name, "--to", format)
+        assert ran.status == 0 and "tensors equal to the last bit" in ran.out
+        back = run("convert", tmp_path / name, tmp_path / f"{name}.back", "--to", "huggingface", "--json")
+        facts = json.loads(back.out)
+        assert facts["different"] == [] and facts["from"] == format
+        written = (tmp_path / f"{name}.back" / "model.safetensors").read_bytes()
+        assert written == (checkpoint / "model.safetensors").read_bytes()
+    # Tokenizer and image processor came along: the copy classifies as the original does.
+    assert siglip_jax.load(tmp_path / "d").encode_text("a cat").shape == (1, 32)
+
+
+def test_dry_run_prints_every_parameter_and_writes_nothing(run, checkpoint, tmp_path):
+    facts = json.loads(run("convert", checkpoint, tmp_path / "x.npz", "--to", "big_vision", "--dry-run", "--json").out)
+    row = next(r for r in facts["rows"] if r["parameter"] == "vision_model/encoder/layers_1/self_attn/q_proj/kernel")
+    assert row == {
+        "parameter": "vision_model/encoder/layers_1/self_attn/q_proj/kernel",
+        "shape": [32, 32],
+        "dtype": "float32",
+        "from": "vision_model.encoder.layers.1.self_attn.q_proj.weight",
+        "to": "params/img/Transformer/encoderblock_1/MultiHeadDotProductAttention_0/query/kernel",
+    }
+    out = run("convert", checkpoint, tmp_path / "x.npz", "--to", "big_vision", "--dry-run").out
+    assert out.splitlines()[-1] == f"{len(facts['rows'])} parameters, nothing written"
+    assert not (tmp_path / "x.npz").exists()
+
+
+def test_changes_on_the_way(run, checkpoint, tmp_path):
+    out = run(
+        "convert", checkpoint, tmp_path / "x", "--to", "huggingface", "--resolution", 64, "--dtype", "bfloat16"
+    ).out
+    assert "position table 4 x 4 resized to 8 x 8" in out and "converted to bfloat16" in out
+    siglip = siglip_jax.load(tmp_path / "x")
+    assert siglip.config.vision_config.image_size == 64
+    assert siglip.encode_image(checkpoint.parent / "missing.png", on_unreadable=lambda i, e: None).shape == (1, 32)
+    size = json.loads((tmp_path / "x" / "preprocessor_config.json").read_text())["size"]
+    assert size == {"height": 64, "width": 64}
+    run("convert", checkpoint, tmp_path / "image.npz", "--to", "big_vision", "--tower", "image", "--stacked")
+    read = siglip_jax.read_checkpoint(tmp_path / "image.npz")
+    assert read.architecture == "SiglipVisionModel" and read.layout["stacked"] == ["vision_model"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("x.bin", "--to", "big_vision"), "expected the name of an .npz file"),
+        (("x", "--to", "torch"), "invalid choice"),
+        (("x", "--to", "huggingface", "--resolution", "4"), "patch_size must be at most image_size"),
+        (("x", "--to", "huggingface", "--labels-from", "nowhere.txt"), "nowhere.txt: No such file"),
+        ((".", "--to", "huggingface"), "expected another place than the source"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(run, checkpoint, arguments, words, monkeypatch):
+    monkeypatch.chdir(checkpoint)
+    before = sorted(checkpoint.iterdir())
+    ran = run("convert", checkpoint, *arguments)
+    assert ran.status == 2 and words in ran.err and ran.err.count("\n") == 1
+    assert sorted(checkpoint.iterdir()) == before
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in CONVERT.glob("*.py")))
+def test_the_scripts_are_the_command(script, checkpoint, tmp_path):
+    ran = subprocess.run([sys.executable, CONVERT / script, "--help"], capture_output=True, text=True, check=True)
+    assert "--dry-run" in ran.stdout
+    assert script.removesuffix(".py").split("_to_")[1] in (CONVERT / script).read_text()
