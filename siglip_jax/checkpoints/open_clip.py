@@ -250,7 +250,7 @@ def _model_cfg(config: SiglipConfig, text_head: bool) -> dict[str, Any]:
         "width": text.hidden_size,
         "heads": text.num_attention_heads,
         "layers": text.num_hidden_layers,
-        "mlp_ratio": text.intermediate_size / text.hidden_size,
+        "mlp_ratio": _mlp_ratio(text.intermediate_size, text.hidden_size),
         "no_causal_mask": True,
         "pool_type": "last",
         "norm_kwargs": {"eps": text.layer_norm_eps},
@@ -271,6 +271,12 @@ def _model_cfg(config: SiglipConfig, text_head: bool) -> dict[str, Any]:
         "vision_cfg": vision,
         "text_cfg": cfg,
     }
+
+
+def _mlp_ratio(mlp: int, width: int) -> float:
+    """Returns the ratio from which open_clip has `int(width * ratio)`, which may fall short of a quotient rounded."""
+    ratio = mlp / width
+    return ratio if int(width * ratio) == mlp else math.nextafter(ratio, math.inf)
 
 
 def _timm_name(c: VisionConfig) -> str:

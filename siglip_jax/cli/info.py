@@ -109,7 +109,7 @@ def describe_files(path: Path, name: str) -> dict[str, Any]:
     scalars = read_scalars(contents)
     path = contents.path
     directory = path if path.is_dir() else path.parent
-    variant = _same_shapes(config, architecture)
+    variant = released_variant(config, architecture)
     return {
         "model": name,
         "path": str(path),
@@ -146,7 +146,7 @@ def describe_variant(variant: Variant) -> dict[str, Any]:
     }
 
 
-def _same_shapes(config: Any, architecture: str) -> Variant | None:
+def released_variant(config: Any, architecture: str) -> Variant | None:
     """Returns the released checkpoint whose configuration has the sizes of this one."""
     from siglip_jax.configuration import SiglipConfig
 
