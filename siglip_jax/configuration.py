@@ -21,6 +21,10 @@ from siglip_jax.variants import find
 ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new", "gelu", "quick_gelu", "relu", "silu", "swish")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
+# A config.json is not to be trusted: beyond these sizes no model exists, and the mere list of its tensors is too long.
+_MOST = {"num_hidden_layers": 4096, "patch_size": 4096, "num_channels": 4096, "vocab_size": 2**31}
+_MOST_ELSE = 2**20
+
 C = TypeVar("C", bound="_Config")
 
 
@@ -73,8 +77,11 @@ class _Config:
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Writes `config.json` into `directory`, which is made if need be."""
         Path(directory).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-        write_atomically(Path(directory) / "config.json", text.encode())
+        write_atomically(Path(directory) / "config.json", self.to_json_string().encode())
+
+    def to_json_string(self) -> str:
+        """Returns the text of `config.json`."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     def replace(self: C, **changes: Any) -> C:
         """Returns a copy with the given fields changed."""
@@ -236,6 +243,8 @@ class SiglipConfig(_Config):
             num_labels = 2 if num_labels is None else num_labels
             if not isinstance(num_labels, int) or num_labels < 0:
                 raise ValueError(f"num_labels must be 0 or more, got {num_labels!r}")
+            if num_labels > _MOST_ELSE:
+                raise ValueError(f"num_labels must be at most {_MOST_ELSE}, got {num_labels}")
             id2label = {i: f"LABEL_{i}" for i in range(num_labels)}
         if not isinstance(id2label, Mapping) or not all(str(k).isdecimal() for k in id2label):
             raise ValueError(f"id2label must map numbers to names, got {id2label!r}")
@@ -337,6 +346,8 @@ def _check_tower(config: TextConfig | VisionConfig, sizes: tuple[str, ...]) -> N
         least = 0 if name == "num_hidden_layers" else 1
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        if value > (most := _MOST.get(name, _MOST_ELSE)):
+            raise ValueError(f"{name} must be at most {most}, got {value}")
     if config.hidden_size % config.num_attention_heads:
         raise ValueError(
             "hidden_size must be divisible by num_attention_heads, got"

@@ -111,12 +111,14 @@ def write(directory: Path, checkpoint: Checkpoint, max_shard_size: int = MAX_SHA
     names = [WEIGHTS] if len(shards) == 1 else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in _count(shards)]
     config = _with_dtype(checkpoint, tensors)
     directory.mkdir(parents=True, exist_ok=True)
+    # New weights of the same model in one file: its renaming alone turns the old checkpoint into the new one.
+    at_once = names == [WEIGHTS] and not (directory / INDEX).exists() and _holds(directory / "config.json", config)
     with contextlib.ExitStack() as complete:
         for name, shard in zip(names, shards, strict=True):
             aside = complete.enter_context(written_aside(directory / name))
             write_safetensors(aside, shard, {"format": "pt"})
         # All is on disk. From here to the last line the directory has no configuration, so it cannot pass for whole.
-        for old in (directory / "config.json", directory / INDEX):
+        for old in () if at_once else (directory / "config.json", directory / INDEX):
             old.unlink(missing_ok=True)
     if len(shards) > 1:
         weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
@@ -125,7 +127,12 @@ def write(directory: Path, checkpoint: Checkpoint, max_shard_size: int = MAX_SHA
     for old in directory.glob("model*.safetensors"):
         if old.name not in names and (old.name == WEIGHTS or _SHARD.fullmatch(old.name)):
             os.unlink(old)
-    config.save_pretrained(directory)
+    if not at_once:
+        config.save_pretrained(directory)
+
+
+def _holds(file: Path, config: Config) -> bool:
+    return file.is_file() and file.read_bytes() == config.to_json_string().encode()
 
 
 def to_tensors(checkpoint: Checkpoint) -> dict[str, NewTensor]:

@@ -43,7 +43,9 @@ def read_npz(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
             return {m.filename.removesuffix(".npy"): _tensor(archive, m, file) for m in members}, comment
     except _Objects:
         raise
-    except _DAMAGES as error:
+    except (*_DAMAGES, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # the file cannot be opened; without a name, it is a place in the archive that cannot be
         raise ValueError(f"{path}: expected an .npz file, found a truncated or corrupt one ({error})") from error
 
 
