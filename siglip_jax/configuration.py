@@ -316,11 +316,14 @@ def read_config(
 
     Raises:
       FileNotFoundError: if there is no `config.json`.
-      ValueError: if it is not a JSON object.
+      ValueError: if it is not a JSON object, or its `model_type` is no string.
     """
     path = resolve(name_or_path, revision=revision, local_files_only=local_files_only)
     directory = path if path.is_dir() else path.parent
-    return read_json(directory / "config.json", "a checkpoint directory needs it beside its weights")
+    d = read_json(directory / "config.json", "a checkpoint directory needs it beside its weights")
+    if not isinstance(d.get("model_type", ""), str):
+        raise ValueError(f"{directory / 'config.json'}: expected model_type to be a string, found {d['model_type']!r}")
+    return d
 
 
 def _sub_config(d: dict[str, Any], name: str, model_type: str) -> dict[str, Any]:
@@ -330,6 +333,8 @@ def _sub_config(d: dict[str, Any], name: str, model_type: str) -> dict[str, Any]
     whole = d.get("model_type") == model_type.split("_")[0]
     # Models that contain an image tower of SigLIP, such as PaliGemma, have types of their own.
     if whole or (isinstance(part, Mapping) and part.get("model_type") == model_type):
+        if part is not None and not isinstance(part, Mapping):
+            raise ValueError(f"config.json: expected {name} to be an object, found a {type(part).__name__}")
         return dict(part or {})
     raise ValueError(_wrong_type(f"{model_type.split('_')[0]} or {model_type}", d.get("model_type")))
 

@@ -76,7 +76,8 @@ def read_contents(path: Path) -> Contents:
         config: Config = SiglipVisionConfig.from_dict(SiglipVisionConfig._select(d))
         return Contents(path, "huggingface", config, "SiglipVisionModel", _image_tower(path, tensors), {})
     config = config_from_dict(d)
-    declared = str((d.get("architectures") or [""])[0]).endswith("ForImageClassification")
+    classes = d.get("architectures")
+    declared = isinstance(classes, list) and str(*classes[:1]).endswith("ForImageClassification")
     classifies = declared or any(key.startswith(CLASSIFIER) for key in tensors)
     return Contents(path, "huggingface", config, architecture_of(config, classifies), tensors, {})
 

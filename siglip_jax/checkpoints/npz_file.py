@@ -70,11 +70,13 @@ class _Objects(ValueError):
 
 
 def _tensor(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: MappedFile) -> StoredTensor:
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{member.filename!r}: compression {member.compress_type}, which numpy does not write")
     with archive.open(member) as stream:
         shape, fortran_order, dtype = _header(stream)
         skipped = stream.tell()
     if dtype.hasobject:
-        raise _Objects(f"{file.path}: {member.filename} holds pickled objects, which are never opened")
+        raise _Objects(f"{file.path}: {member.filename!r} holds pickled objects, which are never opened")
     if dtype == np.dtype("V2"):
         dtype = _BFLOAT16
     if any(n < 0 for n in shape) or int(np.prod(shape, dtype=object)) * dtype.itemsize != member.file_size - skipped:
@@ -91,8 +93,13 @@ def _tensor(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: MappedFile)
     else:
 
         def view() -> np.ndarray:
-            with zipfile.ZipFile(file.path) as archive, archive.open(member) as stream:
-                data = stream.read(member.file_size)[skipped:]
+            try:
+                with zipfile.ZipFile(file.path) as archive, archive.open(member) as stream:
+                    data = stream.read(member.file_size)[skipped:]
+            except _DAMAGES as error:  # the checksum is looked at only now
+                raise ValueError(
+                    f"{file.path}: expected an .npz file, found a truncated or corrupt one ({error})"
+                ) from error
             return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran_order else "C")
 
     return StoredTensor(file.path, shape, dtype, view)

@@ -262,5 +262,7 @@ def check_names_and_shapes(what: str, expected: Mapping[str, Shape], found: Mapp
 
 
 def _some(names: list[str], limit: int = 4) -> str:
+    # A file may name its tensors as it likes, with newlines and what terminals take for commands.
+    names = [name if name.isprintable() else repr(name) for name in names]
     more = f", and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

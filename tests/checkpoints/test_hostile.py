@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import siglip_jax
 from tests.checkpoints.ordeal import read_all, write
 
 
@@ -142,6 +143,51 @@ def test_archives_that_lie(tmp_path):
     refused(path, "x.npz", "corrupt")
     path.write_bytes(b"")
     refused(path, "x.npz", "corrupt")
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compressed_archives_with_a_wrong_bit(tmp_path, compression):
+    path = write(tmp_path, "big_vision")
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+        first = archive.infolist()[0]
+    if compression == zipfile.ZIP_DEFLATED:
+        read_all(path)
+    data = bytearray(path.read_bytes())
+    data[first.header_offset + 30 + len(first.filename) + first.compress_size // 2] ^= 0x10
+    path.write_bytes(data)
+    refused(path, "x.npz", "corrupt")
+
+
+def test_names_of_tensors_do_not_break_the_line(tmp_path):
+    path = write(tmp_path, "huggingface")
+    with_header(path / "model.safetensors", lambda header: header.update({"a\nb": header.pop("logit_scale")}))
+    refused(path, "1 missing (logit_scale)", r"1 unexpected ('a\nb')")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("architectures", {"a": 1}), ("architectures", 5), ("model_type", ["x"]), ("model_type", {})]
+)
+def test_fields_of_the_wrong_type(tmp_path, field, value):
+    path = write(tmp_path, "huggingface")
+    d = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(d | {field: value}))
+    if field == "architectures":
+        assert read_all(path)  # a hint and no more
+    else:
+        refused(path)
+
+
+@pytest.mark.parametrize("value", [3, [1], "abc"])
+def test_a_tower_that_is_no_object(tmp_path, value):
+    d = {"model_type": "siglip", "text_config": value, "vision_config": value}
+    (tmp_path / "config.json").write_text(json.dumps(d))
+    for cls in (siglip_jax.SiglipTextConfig, siglip_jax.SiglipVisionConfig, siglip_jax.SiglipConfig):
+        with pytest.raises(ValueError, match="_config"):
+            cls.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
