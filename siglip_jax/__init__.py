@@ -14,6 +14,10 @@ from siglip_jax.configuration import SiglipVisionConfig as SiglipVisionConfig
 from siglip_jax.inference import load as load
 from siglip_jax.inference import pipeline as pipeline
 from siglip_jax.losses import sigmoid_loss as sigmoid_loss
+from siglip_jax.models import Siglip2ForImageClassification as Siglip2ForImageClassification
+from siglip_jax.models import Siglip2Model as Siglip2Model
+from siglip_jax.models import Siglip2TextModel as Siglip2TextModel
+from siglip_jax.models import Siglip2VisionModel as Siglip2VisionModel
 from siglip_jax.models import SiglipForImageClassification as SiglipForImageClassification
 from siglip_jax.models import SiglipModel as SiglipModel
 from siglip_jax.models import SiglipTextModel as SiglipTextModel

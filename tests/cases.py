@@ -151,13 +151,19 @@ def projections(gradients: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return flat
 
 
-def reference_results(directory: Path, inputs: dict[str, np.ndarray], dtype: str = "float32") -> dict[str, np.ndarray]:
+def reference_results(
+    directory: Path,
+    inputs: dict[str, np.ndarray],
+    dtype: str = "float32",
+    architecture: str = "SiglipModel",
+    runs: Any = runs,
+) -> dict[str, np.ndarray]:
     """What `transformers` computes, with attentions, and the gradients of its loss under `gradient/<key>`."""
     import torch
-    from transformers import SiglipModel
+    import transformers
 
     kind = getattr(torch, dtype)
-    model, info = SiglipModel.from_pretrained(
+    model, info = getattr(transformers, architecture).from_pretrained(
         directory, dtype=kind, attn_implementation="eager", output_loading_info=True
     )
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
@@ -166,7 +172,7 @@ def reference_results(directory: Path, inputs: dict[str, np.ndarray], dtype: str
     def tensors(x: np.ndarray) -> Any:
         if x.ndim == 4:
             return torch.tensor(x.transpose(0, 3, 1, 2)).to(kind)
-        return torch.tensor(x.astype(np.int64))
+        return torch.tensor(x).to(kind if x.dtype == np.float32 else torch.int64)
 
     def forward(ids: Any, pixels: Any, **kwargs: Any) -> Any:
         return model(input_ids=ids, pixel_values=pixels, output_attentions=True, **kwargs)
@@ -174,16 +180,26 @@ def reference_results(directory: Path, inputs: dict[str, np.ndarray], dtype: str
     given = {k: tensors(v) for k, v in inputs.items()}
     with torch.no_grad():
         results = {k: v.numpy() for k, v in runs(forward, given).items()}
-    model(input_ids=given["input_ids"], pixel_values=given["pixel_values"], return_loss=True).loss.backward()
+    model(**loss_inputs(given), return_loss=True).loss.backward()
     return results | {f"gradient/{k}": p.grad.numpy() for k, p in model.named_parameters()}
+
+
+def loss_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of the loss whose gradients are compared."""
+    names = ("input_ids", "pixel_values", "pixel_attention_mask", "spatial_shapes")
+    return {k: v for k, v in inputs.items() if k in names}
+
+
+def save_golden(name: str, results: dict[str, np.ndarray]) -> None:
+    gradients = {k: v for k, v in results.items() if k.startswith("gradient/")}
+    outputs = {k: v.astype(np.float32) for k, v in results.items() if k not in gradients}
+    np.savez_compressed(GOLDEN / f"{name}.npz", **outputs, **projections(gradients))
 
 
 def write_golden(work: Path) -> None:
     for case in CASES:
-        results = reference_results(make_checkpoint(work, case), make_inputs(make_config(case)), "float64")
-        gradients = {k: v for k, v in results.items() if k.startswith("gradient/")}
-        outputs = {k: v.astype(np.float32) for k, v in results.items() if k not in gradients}
-        np.savez_compressed(GOLDEN / f"{case}.npz", **outputs, **projections(gradients))
+        directory, inputs = make_checkpoint(work, case), make_inputs(make_config(case))
+        save_golden(case, reference_results(directory, inputs, "float64"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
 """The linen modules."""
 
 from siglip_jax.models.classifier import SiglipForImageClassification as SiglipForImageClassification
+from siglip_jax.models.naflex import Siglip2ForImageClassification as Siglip2ForImageClassification
+from siglip_jax.models.naflex import Siglip2Model as Siglip2Model
+from siglip_jax.models.naflex import Siglip2TextModel as Siglip2TextModel
+from siglip_jax.models.naflex import Siglip2VisionModel as Siglip2VisionModel
 from siglip_jax.models.outputs import ImageClassifierOutput as ImageClassifierOutput
 from siglip_jax.models.outputs import SiglipOutput as SiglipOutput
 from siglip_jax.models.outputs import TowerOutput as TowerOutput

@@ -137,7 +137,8 @@ class Attention(nn.Module):
             rng = self.make_rng("dropout") if self.dropout else None
             out, weights = eager_attention(query, key, value, bias, self.dropout, rng)
         else:
-            bias = None if bias is None else bias.astype(query.dtype)
+            if bias is not None:  # the lowest float32 would become -inf in a narrower type
+                bias = jnp.maximum(bias, float(jnp.finfo(query.dtype).min)).astype(query.dtype)
             with jax.numpy_dtype_promotion("standard"):  # jax's own code relies on it for bfloat16
                 out = jax.nn.dot_product_attention(query, key, value, bias=bias, implementation=implementation)
         out = out.reshape(*out.shape[:-2], width)

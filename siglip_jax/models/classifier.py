@@ -1,9 +1,11 @@
-"""Image classification on the image tower.
+"""Image classification on the image tower, of fixed resolution here; `naflex` has that of variable resolution.
 
 Mirrors `SiglipForImageClassification`: the mean of the patch tokens after the final normalisation goes through a linear
 layer; the pooling head takes no part, though its weights belong to the checkpoint. Differences: the kind of problem is
 not written back into the configuration, and `num_labels=0` gives the mean itself.
 """
+
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +15,9 @@ from jaxtyping import Array, Float, Shaped
 
 from siglip_jax.configuration import SiglipConfig
 from siglip_jax.models.initializers import initializers
-from siglip_jax.models.outputs import ImageClassifierOutput
+from siglip_jax.models.outputs import ImageClassifierOutput, TowerOutput
 from siglip_jax.models.pretrained import PretrainedModule
-from siglip_jax.models.vision import VisionTransformer, check_pixels
+from siglip_jax.models.vision import ImageTransformer, VisionTransformer, check_pixels
 
 IGNORED_LABEL = -100  # torch's convention: such rows take no part in the loss
 
@@ -52,17 +54,49 @@ def classification_loss(
     return jnp.mean(jax.nn.softplus(logits) - labels * logits)
 
 
-class SiglipForImageClassification(PretrainedModule):
-    """A linear classifier on the image tower; see `PretrainedModule` for the fields."""
+class ImageClassifier(PretrainedModule):
+    """A linear layer on the mean of an image tower's patches; each family adds its own `__call__`."""
 
     config: SiglipConfig
 
+    tower_class: ClassVar[type[ImageTransformer]]
+
     def setup(self) -> None:
         c = self.config
-        self.vision_model = VisionTransformer(c.vision_config, self.options)
+        self.vision_model = self.tower_class(c.vision_config, self.options)
         if c.num_labels:
             init = initializers(self.init_scheme, c.initializer_factor).classifier
             self.classifier = nn.Dense(c.num_labels, kernel_init=init, **self.options.types)
+
+    def classify(
+        self, out: TowerOutput, mask: ArrayLike | None = None, labels: ArrayLike | None = None
+    ) -> ImageClassifierOutput:
+        """Classifies what the tower made of the images; with `labels` also the loss of `classification_loss`.
+
+        Args:
+          mask: (batch, patches), 1 for what takes part in the mean.
+        """
+        if mask is None:
+            mean = jnp.mean(out.last_hidden_state, axis=1, dtype=jnp.float32)
+        else:
+            weights = jnp.asarray(mask).astype(jnp.float32)[..., None]
+            total = jnp.sum(out.last_hidden_state.astype(jnp.float32) * weights, axis=1)
+            mean = total / jnp.sum(weights, axis=1)
+        logits = mean.astype(self.dtype)
+        if self.config.num_labels:
+            logits = self.classifier(logits)
+        loss = None
+        if labels is not None:
+            if not self.config.num_labels:
+                raise ValueError("labels were given, but the model has none (num_labels=0)")
+            loss = classification_loss(logits, jnp.asarray(labels), self.config.problem_type)
+        return ImageClassifierOutput(loss, logits, out.hidden_states, out.attentions)
+
+
+class SiglipForImageClassification(ImageClassifier):
+    """A linear classifier on the image tower; see `PretrainedModule` for the fields."""
+
+    tower_class = VisionTransformer
 
     def __call__(
         self,
@@ -78,12 +112,4 @@ class SiglipForImageClassification(PretrainedModule):
         out = self.vision_model(
             pixel_values, interpolate_pos_encoding, output_hidden_states, output_attentions, deterministic
         )
-        logits = jnp.mean(out.last_hidden_state, axis=1, dtype=jnp.float32).astype(self.dtype)
-        if self.config.num_labels:
-            logits = self.classifier(logits)
-        loss = None
-        if labels is not None:
-            if not self.config.num_labels:
-                raise ValueError("labels were given, but the model has none (num_labels=0)")
-            loss = classification_loss(logits, jnp.asarray(labels), self.config.problem_type)
-        return ImageClassifierOutput(loss, logits, out.hidden_states, out.attentions)
+        return self.classify(out, labels=labels)

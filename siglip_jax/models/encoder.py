@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from siglip_jax.configuration import SiglipTextConfig, SiglipVisionConfig
+from siglip_jax.configuration import TextConfig, VisionConfig
 from siglip_jax.models.attention import Attention
 from siglip_jax.models.initializers import Initializer, Initializers, initializers
 
@@ -115,7 +115,7 @@ class MLP(nn.Module):
 class EncoderLayer(nn.Module):
     """One layer; returns its output twice over, as a scan wants it: to carry on, and what to collect."""
 
-    config: SiglipTextConfig | SiglipVisionConfig
+    config: TextConfig | VisionConfig
     options: Options
     dropout: float
     output_hidden_states: bool
@@ -148,7 +148,7 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """A stack of `EncoderLayer`."""
 
-    config: SiglipTextConfig | SiglipVisionConfig
+    config: TextConfig | VisionConfig
     options: Options
 
     @nn.compact

@@ -1,9 +1,13 @@
-"""Resizing of the image tower's position table, equal to torch's bicubic interpolation."""
+"""Resizing of the image towers' position tables: bicubic for another fixed size, antialiased bilinear for NaFlex.
+
+Both equal torch's interpolation: `interpolate_pos_encoding` of SigLIP and `resize_positional_embeddings` of SigLIP 2,
+but for grids of one column, which torch 2.13 gets wrong on a CPU: there the definition holds, as in big_vision.
+"""
 
 import math
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from siglip_jax.bicubic import bicubic_matrix
 
@@ -16,12 +20,56 @@ def resize_position_table(
     Raises:
       ValueError: if the table is not square.
     """
-    side = math.isqrt(table.shape[0])
-    if side * side != table.shape[0]:
-        raise ValueError(f"only a square position table can be resized, got {table.shape[0]} positions")
+    side = _side(table)
     rows = jnp.asarray(bicubic_matrix(side, grid[0]), table.dtype)
     columns = jnp.asarray(bicubic_matrix(side, grid[1]), table.dtype)
     square = table.reshape(side, side, table.shape[1])
     # Exact arithmetic matters more than speed here: this runs once per resolution on a small table.
     resized = jnp.einsum("oi,pj,ijd->opd", rows, columns, square, precision="highest")
     return resized.reshape(grid[0] * grid[1], table.shape[1])
+
+
+def flexible_positions(
+    table: Float[Array, "positions width"], spatial_shapes: Int[Array, "batch 2"], length: int
+) -> Float[Array, "batch {length} width"]:
+    """Resizes a square table to the grid of each image, row-major, in float32; grids may be traced and of any form.
+
+    Each patch takes its weights over the whole table from its row and column, so the grids need no static size: one
+    matrix product gives all images' positions. Patches beyond an image's grid are padding and take its first position,
+    as in the reference.
+
+    Args:
+      spatial_shapes: (rows, columns) of each image; below 1, as in a row that only pads the batch, counts as 1.
+      length: patches of an image, padding included.
+
+    Raises:
+      ValueError: if the table is not square.
+    """
+    side = _side(table)
+    rows, columns = jnp.split(jnp.maximum(spatial_shapes.astype(jnp.int32), 1), 2, axis=1)
+    patch = jnp.arange(length, dtype=jnp.int32)[None]
+    patch = jnp.where(patch < rows * columns, patch, 0)
+    down, across = _weights(patch // columns, rows, side), _weights(patch % columns, columns, side)
+    weights = (down[..., :, None] * across[..., None, :]).reshape(*patch.shape, side * side)
+    return jnp.einsum("bnp,pd->bnd", weights, table.astype(jnp.float32), precision="highest")
+
+
+def _weights(
+    index: Int[Array, "batch length"], size: Int[Array, "batch 1"], side: int
+) -> Float[Array, "batch length {side}"]:
+    """Returns the weights of `side` table entries for entry `index` of an axis resized to `size`.
+
+    A triangle around the entry's place in the table, as wide as the larger of the two steps. Places are counted in
+    units of 1 / (2 * size) of a table entry, where all are whole numbers, so only the last division rounds.
+    """
+    entries = (2 * jnp.arange(side, dtype=jnp.int32) + 1)[None, None, :]
+    distance = jnp.abs(entries * size[..., None] - (2 * index[..., None] + 1) * side)
+    triangle = jnp.maximum(2 * jnp.maximum(size, side)[..., None] - distance, 0).astype(jnp.float32)
+    return triangle / jnp.sum(triangle, axis=-1, keepdims=True)
+
+
+def _side(table: Float[Array, "positions width"]) -> int:
+    side = math.isqrt(table.shape[0])
+    if side * side != table.shape[0]:
+        raise ValueError(f"only a square position table can be resized, got {table.shape[0]} positions")
+    return side

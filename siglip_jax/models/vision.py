@@ -1,16 +1,18 @@
-"""The image tower.
+"""The image tower of fixed resolution, and what it shares with that of variable resolution in `naflex`.
 
 Mirrors `SiglipVisionTransformer`, with images as (batch, height, width, channel). The embedding is the pooling head's:
 a learned probe attends to all patches, then an MLP with a residual; there is no class token.
 """
+
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from siglip_jax.configuration import SiglipVisionConfig
-from siglip_jax.models.attention import Attention
+from siglip_jax.configuration import SiglipVisionConfig, VisionConfig
+from siglip_jax.models.attention import Attention, mask_to_bias
 from siglip_jax.models.encoder import MLP, Embedding, Encoder, LayerNorm, Options
 from siglip_jax.models.outputs import TowerOutput
 from siglip_jax.models.positions import resize_position_table
@@ -79,11 +81,13 @@ class VisionEmbeddings(nn.Module):
 class PoolingHead(nn.Module):
     """Multihead attention pooling (`SiglipMultiheadAttentionPoolingHead`); the probe itself is not added back."""
 
-    config: SiglipVisionConfig
+    config: VisionConfig
     options: Options
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch patches width"]) -> Float[Array, "batch width"]:
+    def __call__(
+        self, x: Float[Array, "batch patches width"], bias: Float[Array, "..."] | None = None
+    ) -> Float[Array, "batch width"]:
         c, inits, types = self.config, self.options.inits, self.options.types
         probe = self.param("probe", inits.probe, (1, 1, c.hidden_size), self.options.param_dtype)
         probe = jnp.broadcast_to(probe.astype(self.options.dtype), (x.shape[0], 1, c.hidden_size))
@@ -95,17 +99,46 @@ class PoolingHead(nn.Module):
             name="attention",
             **types,
         )
-        y, _ = attention(probe, x)
+        y, _ = attention(probe, x, bias)
         mlp = MLP(c.intermediate_size, c.hidden_act, self.options, name="mlp")
         y = y + mlp(LayerNorm(c.layer_norm_eps, name="layernorm", **types)(y))
         return y[:, 0]
 
 
-class VisionTransformer(nn.Module):
-    """Embeddings, encoder, final normalisation, and the pooling head unless `vision_use_head` is off."""
+class ImageTransformer(nn.Module):
+    """What both image towers do after the embeddings; each adds its own `__call__`, whose scope the layers are in."""
+
+    config: Any
+    options: Options
+
+    def transform(
+        self,
+        x: Float[Array, "batch patches width"],
+        mask: ArrayLike | None,
+        output_hidden_states: bool,
+        output_attentions: bool,
+        deterministic: bool,
+    ) -> TowerOutput:
+        """Applies encoder, final normalisation, and the pooling head unless `vision_use_head` is off.
+
+        Args:
+          mask: (batch, patches), 1 where there is a patch, 0 where padding; None where all are patches.
+        """
+        bias = mask_to_bias(mask)
+        x, hidden_states, attentions = Encoder(self.config, self.options, name="encoder")(
+            x, bias, output_hidden_states, output_attentions, deterministic
+        )
+        x = LayerNorm(self.config.layer_norm_eps, name="post_layernorm", **self.options.types)(x)
+        pooled = None
+        if self.config.vision_use_head:
+            pooled = PoolingHead(self.config, self.options, name="head")(x, bias)
+        return TowerOutput(x, pooled, hidden_states, attentions)
+
+
+class VisionTransformer(ImageTransformer):
+    """The image tower of fixed resolution."""
 
     config: SiglipVisionConfig
-    options: Options
 
     @nn.compact
     def __call__(
@@ -117,11 +150,4 @@ class VisionTransformer(nn.Module):
         deterministic: bool = True,
     ) -> TowerOutput:
         x = VisionEmbeddings(self.config, self.options, name="embeddings")(pixel_values, interpolate_pos_encoding)
-        x, hidden_states, attentions = Encoder(self.config, self.options, name="encoder")(
-            x, None, output_hidden_states, output_attentions, deterministic
-        )
-        x = LayerNorm(self.config.layer_norm_eps, name="post_layernorm", **self.options.types)(x)
-        pooled = None
-        if self.config.vision_use_head:
-            pooled = PoolingHead(self.config, self.options, name="head")(x)
-        return TowerOutput(x, pooled, hidden_states, attentions)
+        return self.transform(x, None, output_hidden_states, output_attentions, deterministic)
