@@ -24,6 +24,7 @@ from siglip_jax.models import SiglipTextModel as SiglipTextModel
 from siglip_jax.models import SiglipVisionModel as SiglipVisionModel
 from siglip_jax.parallel import make_mesh as make_mesh
 from siglip_jax.parallel import shard_params as shard_params
+from siglip_jax.processing import Siglip2ImageProcessor as Siglip2ImageProcessor
 from siglip_jax.processing import Siglip2Tokenizer as Siglip2Tokenizer
 from siglip_jax.processing import SiglipImageProcessor as SiglipImageProcessor
 from siglip_jax.processing import SiglipImageProcessorPil as SiglipImageProcessorPil

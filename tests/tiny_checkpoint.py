@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import sentencepiece
 
-from siglip_jax.configuration import SiglipConfig
-from siglip_jax.models import SiglipModel
+from siglip_jax.configuration import Siglip2Config, SiglipConfig
+from siglip_jax.models import Siglip2Model, SiglipModel
 
 SENTENCES = """a photo of a cat
 a photo of two dogs on the beach
@@ -37,20 +37,27 @@ def write_vocabulary(path: Path) -> int:
     return sentencepiece.SentencePieceProcessor(model_file=str(path)).vocab_size()
 
 
-def tiny_config(vocab_size: int, text_length: int = 64) -> SiglipConfig:
-    """Returns a configuration of two layers a tower, 32 wide, for pictures of 32 x 32."""
+def tiny_config(vocab_size: int, text_length: int = 64, flexible: bool = False) -> SiglipConfig:
+    """Returns a configuration of two layers a tower, 32 wide, for pictures of 32 x 32, or of any form."""
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     text = tower | {"vocab_size": vocab_size, "max_position_embeddings": text_length}
+    if flexible:
+        return Siglip2Config(text_config=text, vision_config=tower | {"num_patches": 16, "patch_size": 8})
     return SiglipConfig(text_config=text, vision_config=tower | {"image_size": 32, "patch_size": 8})
 
 
-def write_checkpoint(directory: Path, text_length: int = 64, seed: int = 0) -> Path:
-    """Writes everything `siglip_jax.load` and `transformers` need into `directory` and returns it."""
+def write_checkpoint(directory: Path, text_length: int = 64, seed: int = 0, flexible: bool = False) -> Path:
+    """Writes everything `siglip_jax.load` and `transformers` need into `directory` and returns it.
+
+    With `flexible` it is a model of variable resolution.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    config = tiny_config(write_vocabulary(directory / "spiece.model"), text_length)
-    model = SiglipModel(config)
-    ids = jnp.zeros((1, text_length), jnp.int32)
-    params = model.init(jax.random.key(seed), input_ids=ids, pixel_values=jnp.zeros((1, 32, 32, 3)))["params"]
+    config = tiny_config(write_vocabulary(directory / "spiece.model"), text_length, flexible)
+    model = Siglip2Model(config) if flexible else SiglipModel(config)
+    inputs = {"input_ids": jnp.zeros((1, text_length), jnp.int32), "pixel_values": jnp.zeros((1, 32, 32, 3))}
+    if flexible:
+        inputs |= {"pixel_values": jnp.zeros((1, 16, 192)), "spatial_shapes": jnp.full((1, 2), 4)}
+    params = jax.jit(model.init)(jax.random.key(seed), **inputs)["params"]
     rng = np.random.default_rng(seed)
     # Fresh biases and scales are all alike: shake them, or a mix-up of two would not show.
     params = jax.tree.map(lambda x: x + rng.normal(scale=0.05, size=x.shape).astype(np.float32), params)
@@ -68,6 +75,10 @@ def write_checkpoint(directory: Path, text_length: int = 64, seed: int = 0) -> P
         "image_mean": half,
         "image_std": half,
     }
+    if flexible:
+        images |= {"image_processor_type": "Siglip2ImageProcessor", "resample": 2}
+        images |= {"patch_size": 8, "max_num_patches": 20}
+        del images["size"]
     tokens = {
         "tokenizer_class": "SiglipTokenizer",
         "model_max_length": text_length,

@@ -19,10 +19,10 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Array, Float
 
-from siglip_jax.configuration import SiglipConfig
+from siglip_jax.configuration import Siglip2Config, SiglipConfig, read_config
 from siglip_jax.hub import resolve
-from siglip_jax.inference.stream import as_images, as_texts, batches, in_threads, is_one_image, run_batches
-from siglip_jax.models import SiglipModel
+from siglip_jax.inference.stream import Arrays, as_images, as_texts, batches, in_threads, is_one_image, run_batches
+from siglip_jax.models import Siglip2Model, SiglipModel
 from siglip_jax.models.siglip import normalize
 from siglip_jax.processing import SiglipProcessor, load_image
 
@@ -35,6 +35,7 @@ CACHED_TEXT_LISTS = 8
 ImageSource = str | bytes | os.PathLike | PIL.Image.Image | np.ndarray | jax.Array
 Images = ImageSource | Iterable[ImageSource]
 Texts = str | Iterable[str]
+Model = SiglipModel | Siglip2Model
 OnUnreadable = Callable[[int, Exception], None]
 
 
@@ -47,7 +48,7 @@ class Siglip:
     of every result is there; only `classify` answers a single picture with a single list.
     """
 
-    model: SiglipModel
+    model: Model
     params: dict[str, Any]
     processor: SiglipProcessor
     config: SiglipConfig
@@ -76,7 +77,7 @@ class Siglip:
         batch_size = _batch_size(batch_size, IMAGE_BATCH)
         unreadable: list[int] = []
 
-        def pixels() -> Iterator[np.ndarray]:
+        def pixels() -> Iterator[Arrays]:
             work = functools.partial(self._pixels, timeout=timeout)
             workers = min(os.cpu_count() or 1, 32)
             futures = in_threads(work, as_images(images), workers=workers, ahead=max(2 * batch_size, workers))
@@ -114,7 +115,7 @@ class Siglip:
         batch_size = _batch_size(batch_size, TEXT_BATCH)
         length = self.config.text_config.max_position_embeddings
         tokens = (
-            self.processor(text=list(found[i : i + batch_size]), max_length=length)["input_ids"]
+            (self.processor(text=list(found[i : i + batch_size]), max_length=length)["input_ids"],)
             for i in range(0, len(found), batch_size)
         )
         function = functools.partial(self._encode_tokens, self.params)
@@ -179,9 +180,11 @@ class Siglip:
         """The bias, added to every logit."""
         return float(np.asarray(self.params["logit_bias"], np.float32).item())
 
-    def _pixels(self, image: Any, timeout: float) -> Float[np.ndarray, "height width channel"]:
+    def _pixels(self, image: Any, timeout: float) -> Arrays:
         loaded = load_image(image, timeout=timeout)
-        return np.asarray(self.processor.image_processor(loaded, return_tensors="np")["pixel_values"])[0]
+        processor = self.processor.image_processor
+        inputs = processor(loaded, return_tensors="np")
+        return tuple(np.asarray(inputs[name])[0] for name in processor.model_input_names)
 
     def _remembered_text(self, texts: tuple[str, ...]) -> Float[np.ndarray, "texts embed"]:
         cache = self._text_cache
@@ -195,11 +198,11 @@ class Siglip:
 
     @functools.cached_property
     def _encode_pixels(self) -> Callable[..., Array]:
-        return jax.jit(functools.partial(_embed, self.model, SiglipModel.get_image_features))
+        return jax.jit(functools.partial(_embed, self.model, "get_image_features"))
 
     @functools.cached_property
     def _encode_tokens(self) -> Callable[..., Array]:
-        return jax.jit(functools.partial(_embed, self.model, SiglipModel.get_text_features))
+        return jax.jit(functools.partial(_embed, self.model, "get_text_features"))
 
 
 def load(
@@ -224,10 +227,12 @@ def load(
       ValueError: if the checkpoint is not one of SigLIP or is damaged.
     """
     path = resolve(name_or_path or EMBEDDED_MODEL, revision=revision, local_files_only=local_files_only)
-    config = SiglipConfig.from_pretrained(path)
+    settings = read_config(path)
+    flexible = settings.get("model_type") == Siglip2Config.model_type
+    config = (Siglip2Config if flexible else SiglipConfig).from_dict(settings)
     processor = SiglipProcessor.from_pretrained(path if path.is_dir() else path.parent)
     dtype = jnp.dtype(dtype or jnp.float32)  # parameters too, or every step would convert them again
-    model, params = SiglipModel.from_pretrained(
+    model, params = (Siglip2Model if flexible else SiglipModel).from_pretrained(
         path, dtype=dtype, param_dtype=dtype, attn_implementation=attn_implementation
     )
     return Siglip(model, params, processor, config)
@@ -290,6 +295,6 @@ def _batch_size(asked: int | None, defaults: dict[str, int]) -> int:
     return asked or defaults.get(jax.default_backend(), ACCELERATOR_BATCH)
 
 
-def _embed(model: SiglipModel, method: Callable, params: dict[str, Any], inputs: Array) -> Float[Array, "rows embed"]:
-    embeds: Any = model.apply({"params": params}, inputs, method=method)
+def _embed(model: Model, method: str, params: dict[str, Any], *inputs: Array) -> Float[Array, "rows embed"]:
+    embeds: Any = model.apply({"params": params}, *inputs, method=method)
     return normalize(embeds)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Arrays = tuple[np.ndarray, ...]  # what the model takes of a row, or of a batch of rows
 
 
 def is_one_image(images: object) -> bool:
@@ -74,16 +75,20 @@ def in_threads(
                 future.cancel()
 
 
-def batches(rows: Iterable[np.ndarray], batch_size: int) -> Iterator[np.ndarray]:
-    """Stacks rows into arrays of `batch_size` rows; the last may be shorter."""
+def batches(rows: Iterable[Arrays], batch_size: int) -> Iterator[Arrays]:
+    """Stacks the arrays of `batch_size` rows, each with each; the last batch may be shorter."""
     batch = []
     for row in rows:
         batch.append(row)
         if len(batch) == batch_size:
-            yield np.stack(batch)
+            yield _stacked(batch)
             batch = []
     if batch:
-        yield np.stack(batch)
+        yield _stacked(batch)
+
+
+def _stacked(rows: list[Arrays]) -> Arrays:
+    return tuple(np.stack(arrays) for arrays in zip(*rows, strict=True))
 
 
 def padded(batch: Shaped[np.ndarray, "rows ..."], batch_size: int) -> Shaped[np.ndarray, "padded ..."]:
@@ -96,16 +101,16 @@ def padded(batch: Shaped[np.ndarray, "rows ..."], batch_size: int) -> Shaped[np.
 
 
 def run_batches(
-    function: Callable[[np.ndarray], object], stream: Iterable[np.ndarray], batch_size: int, width: int
+    function: Callable[..., object], stream: Iterable[Arrays], batch_size: int, width: int
 ) -> Float[np.ndarray, "rows {width}"]:
     """Applies a jitted function to a stream of batches; the next batch is given to the device before the last is read.
 
-    `function` maps (rows, ...) to (rows, width) row by row, so the padding it sees changes no result.
+    `function` maps arrays (rows, ...) to (rows, width) row by row, so the padding it sees changes no result.
     """
     done = [np.zeros((0, width), np.float32)]
     running: deque[tuple[object, int]] = deque()
     for batch in stream:
-        running.append((function(padded(batch, batch_size)), len(batch)))
+        running.append((function(*(padded(array, batch_size) for array in batch)), len(batch[0])))
         if len(running) > 1:
             result, rows = running.popleft()
             done.append(np.asarray(result)[:rows])

@@ -10,60 +10,35 @@ the input; anything `load_image` takes is an image, grey arrays of two axes too;
 picture arrives; a float array in [0, 1] is refused while `do_rescale` would divide it by 255 once more.
 """
 
-import json
-import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
-from siglip_jax import hub
-from siglip_jax.files import read_json, write_atomically
 from siglip_jax.processing import pixels, resize
 from siglip_jax.processing.batch import Batch, refuse_unknown
-from siglip_jax.processing.loading import load_image
+from siglip_jax.processing.image_base import ImageProcessor, Picture, as_picture, flat
 from siglip_jax.processing.options import DEFAULTS, ImageOptions, checked, normalized_spelling
 
-CONFIG = "preprocessor_config.json"
-PROCESSOR_CONFIG = "processor_config.json"
-_CALLS_OWN = ("data_format", "return_tensors")  # a file does not decide what a caller gets
 
-Picture = PIL.Image.Image | pixels.Pixels
-
-
-class SiglipImageProcessorPil:
+class SiglipImageProcessorPil(ImageProcessor):
     """Resizes with Pillow on the host.
 
     Attributes are the options; see `siglip_jax.processing.options.DEFAULTS`.
     """
 
     model_input_names = ["pixel_values"]
+    defaults = DEFAULTS
+    file_type = "SiglipImageProcessor"
+    processor_type = "SiglipProcessor"
 
-    def __init__(self, **options: Any) -> None:
-        """Keeps the options; None stands for the default.
-
-        Raises:
-          ValueError: for an unknown option, or one that cannot be understood.
-        """
-        refuse_unknown(options, DEFAULTS, type(self).__name__)
-        given = {name: value for name, value in options.items() if value is not None}
-        self._options = normalized_spelling(DEFAULTS | given)
-        checked(self._options)
-        self._unknown_settings: dict[str, Any] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        options = self.__dict__.get("_options", {})
-        if name in options:
-            return options[name]
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-
-    def __call__(self, images: Any, **options: Any) -> Batch:
-        """Same as `preprocess`."""
-        return self.preprocess(images, **options)
+    def _checked_spelling(self, options: dict[str, Any]) -> dict[str, Any]:
+        spelled = normalized_spelling(options)
+        checked(spelled)
+        return spelled
 
     def preprocess(self, images: Any, **options: Any) -> Batch:
         """Makes `pixel_values` of one image or several.
@@ -83,7 +58,7 @@ class SiglipImageProcessorPil:
         """
         refuse_unknown(options, DEFAULTS, type(self).__name__)
         o = checked(self._options | options)
-        pictures = [_picture(image, o) for image in _flat(images)]
+        pictures = [as_picture(image, o) for image in flat(images)]
         done = self._processed(pictures, o)
         if isinstance(done, list) and o.do_pad:
             height, width = o.pad_size or np.max([image.shape[:2] for image in done], axis=0).tolist()
@@ -99,55 +74,6 @@ class SiglipImageProcessorPil:
         if all(a.dtype == np.uint8 and a.shape == arrays[0].shape for a in arrays) and not o.do_pad:
             return pixels.normalize(np.stack(arrays), o.rescale_factor, o.image_mean, o.image_std)
         return [pixels.normalize(a, o.rescale_factor, o.image_mean, o.image_std) for a in arrays]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the options as the reference writes them, and what else was in the file they came from."""
-        options = {k: v for k, v in self._options.items() if v is not None and k not in _CALLS_OWN}
-        options = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
-        if not options["default_to_square"]:
-            del options["default_to_square"]
-        return self._unknown_settings | options | {"image_processor_type": "SiglipImageProcessor"}
-
-    @classmethod
-    def from_dict(cls, settings: Mapping[str, Any], **options: Any) -> "SiglipImageProcessorPil":
-        """Makes a processor of what `to_dict`, or a file of the reference, holds; `options` take precedence.
-
-        Raises:
-          ValueError: for the options of a processor whose result is of another form.
-        """
-        kind = settings.get("image_processor_type", settings.get("feature_extractor_type", "SiglipImageProcessor"))
-        if str(kind).startswith("Siglip2"):
-            raise ValueError(f"image_processor_type: expected SiglipImageProcessor, found {kind}, which makes patches")
-        known = {k: v for k, v in settings.items() if k in DEFAULTS and k not in _CALLS_OWN}
-        processor = cls(**known | options)
-        skipped = {*known, "image_processor_type", "feature_extractor_type", "return_tensors"}
-        processor._unknown_settings = {k: v for k, v in settings.items() if k not in skipped}
-        return processor
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        local_files_only: bool = False,
-        **options: Any,
-    ) -> "SiglipImageProcessorPil":
-        """Reads `processor_config.json` or `preprocessor_config.json`, whichever holds the options.
-
-        Raises:
-          FileNotFoundError: if neither is there.
-          ValueError: if the file cannot be made sense of.
-        """
-        path = hub.resolve(name_or_path, revision=revision, local_files_only=local_files_only)
-        return cls.from_dict(read_settings(path), **options)
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Writes `preprocessor_config.json`, which versions 4 and 5 of the reference read."""
-        directory = Path(save_directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-        write_atomically(directory / CONFIG, text.encode())
 
 
 class SiglipImageProcessor(SiglipImageProcessorPil):
@@ -192,51 +118,6 @@ class SiglipImageProcessor(SiglipImageProcessorPil):
         for i in host:
             done[i] = super()._processed([pictures[i]], o)[0]
         return done
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """Returns the options of an image processor in a directory or file; the nested form of version 5 goes first.
-
-    Raises:
-      FileNotFoundError: if there is none.
-      ValueError: if the file is not a JSON object.
-    """
-    files = [path] if path.is_file() else [path / PROCESSOR_CONFIG, path / CONFIG]
-    for file in files:
-        if file.is_file():
-            settings = read_json(file, "it holds the options of the image processor")
-            if isinstance(settings.get("image_processor"), dict):
-                return settings["image_processor"]
-            if file.name != PROCESSOR_CONFIG:
-                return settings
-    raise FileNotFoundError(f"{path}: no {CONFIG}, and no {PROCESSOR_CONFIG} with an image processor in it")
-
-
-def _flat(images: Any) -> list[Any]:
-    if isinstance(images, (list, tuple)):
-        if not images:
-            raise ValueError("images: expected at least one image, found an empty list")
-        return [image for group in images for image in _flat(group)]
-    if getattr(images, "ndim", 0) == 4:
-        return list(pixels.as_array(images))
-    return [images]
-
-
-def _picture(image: Any, o: ImageOptions) -> Picture:
-    """Returns one image as an RGB picture, or as an array HWC where it is one or is not to be converted."""
-    if hasattr(image, "__array__") and not isinstance(image, PIL.Image.Image):
-        array = pixels.channels_last(pixels.as_array(image), o.input_data_format)
-        if np.issubdtype(array.dtype, np.floating) and o.rescale_factor not in (None, 1.0) and 0 < array.max() <= 1:
-            raise ValueError(
-                "image: a float array in [0, 1] would be divided by 255 once more; pass do_rescale=False, "
-                "or values in [0, 255]"
-            )
-        return pixels.rgb_array(array) if o.do_convert_rgb else array
-    picture = load_image(image)
-    if o.do_convert_rgb:
-        return pixels.rgb_pil(picture)
-    array = np.asarray(picture)
-    return array[:, :, None] if array.ndim == 2 else array
 
 
 def _resized(picture: Picture, o: ImageOptions) -> pixels.Pixels:

@@ -1,6 +1,6 @@
-"""Texts and images to the model's inputs in one call; mirrors `transformers.SiglipProcessor`.
+"""Texts and images to the model's inputs in one call; mirrors `transformers.SiglipProcessor` and `Siglip2Processor`.
 
-It differs from the reference in this: texts are always padded and cut to the model's length unless the call says
+It differs from the references in this: texts are always padded and cut to the model's length unless the call says
 otherwise, because that is how the model was trained, and without an attention mask, because it attends to the padding.
 The length is read from the model's `config.json`, so that a model of 16 positions gets 16. An unknown argument is an
 error.
@@ -18,8 +18,9 @@ from siglip_jax import hub
 from siglip_jax.files import write_atomically
 from siglip_jax.processing.base import TokenizerBase
 from siglip_jax.processing.batch import Batch, one_of, refuse_unknown
-from siglip_jax.processing.images import PROCESSOR_CONFIG, SiglipImageProcessor, SiglipImageProcessorPil
-from siglip_jax.processing.options import DEFAULTS
+from siglip_jax.processing.image_base import PROCESSOR_CONFIG, ImageProcessor, kind_of, read_settings
+from siglip_jax.processing.images import SiglipImageProcessor, SiglipImageProcessorPil
+from siglip_jax.processing.naflex import Siglip2ImageProcessor
 from siglip_jax.processing.tokenizer_files import DEFAULT_LENGTH, text_length
 from siglip_jax.processing.tokenizers import SiglipTokenizer
 
@@ -28,7 +29,6 @@ _TEXT = tuple(
     for name in inspect.signature(TokenizerBase.__call__).parameters
     if name not in ("self", "text", "return_tensors")
 )
-_IMAGES = tuple(name for name in DEFAULTS if name != "return_tensors")
 
 
 class SiglipProcessor:
@@ -42,7 +42,7 @@ class SiglipProcessor:
 
     def __init__(
         self,
-        image_processor: SiglipImageProcessorPil,
+        image_processor: ImageProcessor,
         tokenizer: TokenizerBase,
         *,
         max_length: int | None = None,
@@ -74,18 +74,20 @@ class SiglipProcessor:
           **options: of either, flat.
 
         Returns:
-          `input_ids` (texts, positions) int32, and `pixel_values` (images, height, width, channels) float32.
+          `input_ids` (texts, positions) int32, and what the image processor makes: `pixel_values` (images, height,
+          width, channels) float32, or the patches, masks and grids of `Siglip2ImageProcessor`.
 
         Raises:
           ValueError: if there is neither, for an unknown option, and for anything that is not a text or an image.
         """
         if images is None and text is None:
             raise ValueError("SiglipProcessor: expected images or text or both, found neither")
-        refuse_unknown(options, [*_TEXT, *_IMAGES, "return_tensors"], "SiglipProcessor")
+        known = self.image_processor.defaults
+        refuse_unknown(options, [*_TEXT, *known], "SiglipProcessor")
         for_text = {k: v for k, v in options.items() if k in _TEXT} | (text_kwargs or {})
-        for_images = {k: v for k, v in options.items() if k in _IMAGES} | (images_kwargs or {})
+        for_images = {k: v for k, v in options.items() if k in known} | (images_kwargs or {})
         refuse_unknown(for_text, [*_TEXT, "return_tensors"], "text_kwargs")
-        refuse_unknown(for_images, DEFAULTS, "images_kwargs")
+        refuse_unknown(for_images, known, "images_kwargs")
         batch = Batch()
         if text is not None:
             usual: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_attention_mask": False}
@@ -119,7 +121,7 @@ class SiglipProcessor:
 
         Args:
           backend: `"pil"` resizes with Pillow, `"jax"` on the accelerator; None takes Pillow where the default device
-            is a CPU. The values are the same.
+            is a CPU. The values are the same. Pictures of variable resolution always go through Pillow.
 
         Raises:
           FileNotFoundError: if a file is missing.
@@ -129,11 +131,16 @@ class SiglipProcessor:
         directory = hub.resolve(name_or_path, revision=revision, local_files_only=local_files_only)
         if not directory.is_dir():
             raise ValueError(f"{directory}: expected the directory of a processor, found a file")
-        if backend is None:
-            backend = "pil" if jax.default_backend() == "cpu" else "jax"
-        kind = SiglipImageProcessorPil if backend == "pil" else SiglipImageProcessor
-        tokenizer = SiglipTokenizer.from_pretrained(directory)
-        return cls(kind.from_pretrained(directory), tokenizer, max_length=text_length(directory))
+        tokenizer, settings = SiglipTokenizer.from_pretrained(directory), read_settings(directory)
+        if (kind_of(settings) or "").startswith("Siglip2"):
+            if backend == "jax":
+                raise ValueError("backend: expected 'pil' or None for pictures of variable resolution, found 'jax'")
+            kind: type[ImageProcessor] = Siglip2ImageProcessor
+        elif backend == "pil" or backend is None and jax.default_backend() == "cpu":
+            kind = SiglipImageProcessorPil
+        else:
+            kind = SiglipImageProcessor
+        return cls(kind.from_dict(settings), tokenizer, max_length=text_length(directory))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Writes the tokenizer, `processor_config.json` for version 5, and `preprocessor_config.json` for version 4."""
@@ -141,6 +148,9 @@ class SiglipProcessor:
         directory.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(directory, model_max_length=self.max_length)
         self.image_processor.save_pretrained(directory)
-        nested = {"image_processor": self.image_processor.to_dict(), "processor_class": "SiglipProcessor"}
+        nested = {
+            "image_processor": self.image_processor.to_dict(),
+            "processor_class": self.image_processor.processor_type,
+        }
         text = json.dumps(nested, indent=2, sort_keys=True) + "\n"
         write_atomically(directory / PROCESSOR_CONFIG, text.encode())

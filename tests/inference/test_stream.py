@@ -62,8 +62,10 @@ def test_in_threads_stops_when_the_reader_stops():
 
 
 def test_batches():
-    rows = [np.full(2, i) for i in range(7)]
-    assert [batch[:, 0].tolist() for batch in batches(rows, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
+    rows = [(np.full(2, i), np.full((3, 1), -i)) for i in range(7)]
+    found = list(batches(rows, 3))
+    assert [first[:, 0].tolist() for first, _ in found] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [second[:, 2, 0].tolist() for _, second in found] == [[0, -1, -2], [-3, -4, -5], [-6]]
     assert list(batches([], 3)) == []
 
 
@@ -75,7 +77,7 @@ def test_padded_to_few_sizes(rows, size):
 
 
 def test_run_batches_drops_the_padding():
-    stream = [np.full((3, 2), 1, np.float32), np.full((1, 2), 2, np.float32)]
-    out = run_batches(jax.jit(lambda x: x + 1), stream, 4, 2)
-    np.testing.assert_array_equal(out, [[2, 2]] * 3 + [[3, 3]])
+    stream = [(np.full((3, 2), 1, np.float32), np.arange(3)), (np.full((1, 2), 2, np.float32), np.arange(1))]
+    out = run_batches(jax.jit(lambda x, y: x + y[:, None].astype(np.float32)), stream, 4, 2)
+    np.testing.assert_array_equal(out, [[1, 1], [2, 2], [3, 3], [2, 2]])
     assert run_batches(jax.jit(lambda x: x), [], 4, 2).shape == (0, 2)
