@@ -10,7 +10,8 @@ import pytest
 
 from siglip_jax.checkpoints.keymap import architecture_of, key_table
 from siglip_jax.configuration import Siglip2Config, SiglipConfig
-from siglip_jax.variants import ANSWERS, NAFLEX, SIGLIP, SIGLIP2, TOKEN_IDS, VARIANTS, VOCABULARIES, find
+from siglip_jax.published import ANSWERS, TOKEN_IDS
+from siglip_jax.variants import NAFLEX, SIGLIP, SIGLIP2, VARIANTS, VOCABULARIES, find
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.short_name)
 
@@ -121,6 +122,7 @@ def test_answers_have_a_row_for_each_image_and_a_column_for_each_text(variant):
         assert len(answer.values) == len(answer.images)
         assert {len(row) for row in answer.values} == {len(answer.texts)}
         assert answer.kind in ("logits", "probabilities")
+        assert answer.given == "drawn" if variant in NAFLEX else answer.given in ("picture", "pixels")
         if answer.kind == "probabilities":
             assert all(0 <= p <= 1 for row in answer.values for p in row)
         assert 0 < answer.tolerance <= 1e-3

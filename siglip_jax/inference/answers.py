@@ -1,0 +1,106 @@
+"""Published logits, computed anew: do weights, tokenizer and processor together do what the released model does?
+
+The pictures of the variable-resolution models are drawn here. The others need the published file, or its `pixel_values`
+where the reference's own resizing is not what the logits were computed with.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+from jaxtyping import Float
+
+from siglip_jax.inference.engine import Siglip
+from siglip_jax.processing.naflex import Siglip2ImageProcessor, grid_of
+from siglip_jax.published import DISC_SIZES, Answer
+
+
+class Comparison(NamedTuple):
+    """What a model answers beside what was published, both (images, texts)."""
+
+    answer: Answer
+    found: Float[np.ndarray, "images texts"]
+
+    @property
+    def expected(self) -> Float[np.ndarray, "images texts"]:
+        """The published values."""
+        return np.array(self.answer.values)
+
+    @property
+    def error(self) -> float:
+        """The largest difference; NaN if the model answers NaN."""
+        return float(np.max(np.abs(self.found - self.expected)))
+
+    @property
+    def right(self) -> bool:
+        """Whether that is within the published tolerance."""
+        return self.error <= self.answer.tolerance
+
+
+def compare(siglip: Siglip, answer: Answer, given: Any = None) -> Comparison:
+    """Computes a published answer in float32 at the highest precision of the device.
+
+    Args:
+      given: nothing for an answer to drawn pictures, a sequence of anything `load_image` takes for one to files, and
+        `pixel_values` (images, height, width, channels), or with the channels second, for one to pixels.
+
+    Raises:
+      ValueError: if there are not as many pictures as the answer is to, or the pixels are of another size.
+    """
+    inputs = dict(siglip.processor(text=list(answer.texts), return_tensors="jax"))
+    inputs |= _drawn(siglip) if answer.given == "drawn" else _given(siglip, answer, given)
+    with jax.default_matmul_precision("highest"):
+        out: Any = jax.jit(siglip.model.apply)({"params": siglip.params}, **inputs)
+    logits = np.asarray(out.logits_per_image, np.float64)
+    return Comparison(answer, logits if answer.kind == "logits" else 1 / (1 + np.exp(-logits)))
+
+
+def disc(width: int, height: int) -> PIL.Image.Image:
+    """Draws the picture that `published.DISC` describes, of that many pixels."""
+    image = PIL.Image.new("RGB", (width, height), "red")
+    x, y = width // 2, height // 2
+    radius = min(x, y) // 8 * 7
+    box = (x - radius, y - radius, x + radius, y + radius)
+    PIL.ImageDraw.Draw(image).ellipse(box, fill="blue", outline="green", width=width // 20)
+    return image
+
+
+def _drawn(siglip: Siglip) -> dict[str, Any]:
+    processor = siglip.processor.image_processor
+    if not isinstance(processor, Siglip2ImageProcessor):
+        raise ValueError(f"expected the files of a Siglip2ImageProcessor, found those of a {processor.file_type}")
+    patch, most = processor.patch_size, processor.max_num_patches
+    images = [_resized(disc(*size), patch, most) for size in DISC_SIZES]
+    return dict(processor(images, do_resize=False, return_tensors="jax"))
+
+
+def _resized(image: PIL.Image.Image, patch: int, most: int) -> np.ndarray:
+    """Resizes in floating point and rounds once, where Pillow rounds twice: the published pixels were made so."""
+    rows, columns = grid_of(image.height, image.width, patch, most)
+    size = (rows * patch, columns * patch, 3)
+    resized = jax.image.resize(jnp.asarray(np.asarray(image, np.float32)), size, "bilinear", antialias=True)
+    return np.asarray(jnp.clip(jnp.round(resized), 0, 255)).astype(np.uint8)
+
+
+def _given(siglip: Siglip, answer: Answer, given: Any) -> dict[str, Any]:
+    if answer.given == "picture":
+        images: Sequence[Any] = list(given)
+        if len(images) != len(answer.images):
+            raise ValueError(
+                f"expected {len(answer.images)} pictures ({', '.join(answer.images)}), found {len(images)}"
+            )
+        return dict(siglip.processor(images=images, return_tensors="jax"))
+    pixels, vision = np.asarray(given), siglip.config.vision_config
+    if pixels.ndim == 4 and pixels.shape[1] == vision.num_channels:
+        pixels = pixels.transpose(0, 2, 3, 1)
+    expected = (len(answer.images), vision.image_size, vision.image_size, vision.num_channels)
+    if pixels.shape != expected or not np.issubdtype(pixels.dtype, np.floating):
+        raise ValueError(
+            f"expected the pixel values of {' and '.join(answer.images)}, {expected} floating point, found"
+            f" {pixels.shape} of {pixels.dtype}"
+        )
+    return {"pixel_values": jnp.asarray(pixels, jnp.float32)}
