@@ -1,8 +1,9 @@
 """Loading of a full-size checkpoint of so400m-patch14-384 (3.5 GB in float32, random weights): time and peak memory.
 
 Ours beside `transformers`' `from_pretrained` with every element read once, since it only maps the file, where ours are
-arrays of their own, transposed for JAX. Each load in a process of its own, in turns, medians. The weights are read
-through once before, so that all loads find them in the page cache.
+arrays of their own, transposed for JAX. The third line is what memory costs here: as many fresh bytes, written once by
+two threads. Each in a process of its own, in turns, medians. The weights are read through once before, so that all
+loads find them in the page cache.
 
     python benchmarks/loading.py [--variant siglip-so400m-patch14-384] [--repeats 3] [--json]
 """
@@ -42,6 +43,17 @@ model = SiglipModel.from_pretrained(sys.argv[1]).to("cpu")
 touched = sum(float(p.detach().sum()) for p in model.parameters())
 print(time.perf_counter() - start, base, peak())
 """
+FRESH = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+base = peak()
+start = time.perf_counter()
+blocks = [np.empty(2**25, np.uint8) for _ in range(int(sys.argv[2]) // 2**25)]
+with ThreadPoolExecutor(2) as pool:
+    list(pool.map(lambda block: block.fill(1), blocks))
+print(time.perf_counter() - start, base, peak())
+"""
 
 
 def write(directory: Path, variant: str) -> int:
@@ -68,11 +80,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         size = write(Path(work), arguments.variant)
         (Path(work) / "model.safetensors").read_bytes()
-        measured = {"ours": [], "transformers": []}
+        measured = {"ours": [], "transformers": [], "fresh memory": []}
         for _ in range(arguments.repeats):
-            for name, program in (("ours", OURS), ("transformers", THEIRS)):
+            for name, program in (("ours", OURS), ("transformers", THEIRS), ("fresh memory", FRESH)):
                 ran = subprocess.run(
-                    [sys.executable, "-c", PEAK + program, work], capture_output=True, text=True, check=True
+                    [sys.executable, "-c", PEAK + program, work, str(size)], capture_output=True, text=True, check=True
                 )
                 measured[name].append([float(x) for x in ran.stdout.split()[-3:]])
     facts = {"variant": arguments.variant, "bytes": size}

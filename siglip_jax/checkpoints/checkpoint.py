@@ -16,7 +16,8 @@ class Checkpoint:
     Attributes:
       config: of the whole model, or of the one tower that the files hold.
       params: nested dict of arrays in the types of the file, layers not stacked. Read from files they are read-only
-        views of a memory map: nothing is in memory before it is looked at.
+        views of a memory map: nothing is in memory before it is looked at. After `surgery.with_dtype` they are what
+        `np.asarray` makes an array of.
       format: "huggingface", "big_vision", "open_clip" or "orbax".
       architecture: the model class that the files hold, a key of `keymap.ARCHITECTURES`.
       layout: how the files used the freedom that their format leaves, such as stacked layers; the same format is

@@ -5,9 +5,10 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from siglip_jax.checkpoints.surgery import (
     with_resolution,
     with_text_length,
 )
-from siglip_jax.checkpoints.table import flatten
+from siglip_jax.checkpoints.table import LazyArray, flatten, unflatten
 from siglip_jax.files import inside, read_json, write_atomically
 
 TOWERS = {"text": "TextModel", "image": "VisionModel"}
@@ -81,6 +82,7 @@ class Plan:
       checkpoint: what will be written.
       said: what was changed, one sentence each.
       rows: (parameter, shape, type, name in the source or "-", name in the destination).
+      options: of the writer.
     """
 
     source: Path
@@ -90,6 +92,11 @@ class Plan:
     said: tuple[str, ...]
     rows: tuple[tuple[str, tuple[int, ...], str, str, str], ...]
     options: dict[str, Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the parameters in bytes."""
+        return sum(math.prod(shape) * np.dtype(dtype).itemsize for _, shape, dtype, _, _ in self.rows)
 
 
 def plan(source: str | os.PathLike[str], destination: str | os.PathLike[str], to: str, changes: Changes) -> Plan:
@@ -127,8 +134,11 @@ def plan(source: str | os.PathLike[str], destination: str | os.PathLike[str], to
     return Plan(contents.path, Path(destination), to, checkpoint, tuple(said), rows, options)
 
 
-def carry_out(plan: Plan) -> dict[str, Any]:
+def carry_out(plan: Plan, advance: Callable[[int], object] = lambda _: None) -> dict[str, Any]:
     """Writes, copies the files of tokenizer and image processor along, reads back and compares every bit.
+
+    Args:
+      advance: is told the bytes of each parameter that is about to be written, and of each that is compared.
 
     Returns:
       `tensors` compared, `different` names, `bytes` written, `copied` file names.
@@ -137,14 +147,33 @@ def carry_out(plan: Plan) -> dict[str, Any]:
       ValueError: if the format cannot hold the checkpoint.
       OSError: if it cannot be written.
     """
-    write_checkpoint(plan.destination, plan.checkpoint, plan.format, **plan.options)
+    written = flatten(plan.checkpoint.params)
+    told = {path: _telling(x, advance) for path, x in written.items()}
+    followed = dataclasses.replace(plan.checkpoint, params=unflatten(told))
+    write_checkpoint(plan.destination, followed, plan.format, **plan.options)
     copied = _copy_side_files(plan) if plan.destination.is_dir() else []
     read = flatten(read_checkpoint(plan.destination).params)
-    written = flatten(plan.checkpoint.params)
-    different = sorted(set(read) ^ set(written)) + [p for p in read if p in written and not _same(read[p], written[p])]
+    different = sorted(set(read) ^ set(written))
+    for path in set(read) & set(written):
+        if not _same(read[path], written[path]):
+            different.append(path)
+        advance(math.prod(written[path].shape) * np.dtype(written[path].dtype).itemsize)
     files = plan.destination.rglob("*") if plan.destination.is_dir() else [plan.destination]
     size = sum(file.stat().st_size for file in files if file.is_file())
     return {"tensors": len(written), "different": different, "bytes": size, "copied": copied}
+
+
+def _telling(x: Any, advance: Callable[[int], object]) -> LazyArray:
+    """Returns the same array, which says so when it is first looked at."""
+    shape, dtype = tuple(x.shape), np.dtype(x.dtype)
+    untold = [math.prod(shape) * dtype.itemsize]
+
+    def make() -> np.ndarray:
+        while untold:
+            advance(untold.pop())
+        return np.asarray(x)
+
+    return LazyArray(shape, dtype, make)
 
 
 def _same(one: Any, two: Any) -> bool:

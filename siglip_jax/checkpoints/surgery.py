@@ -11,7 +11,8 @@ from jax.typing import DTypeLike
 
 from siglip_jax.bicubic import bicubic_matrix
 from siglip_jax.checkpoints.checkpoint import Checkpoint
-from siglip_jax.checkpoints.table import flatten, unflatten
+from siglip_jax.checkpoints.mapped import release
+from siglip_jax.checkpoints.table import LazyArray, flatten, unflatten
 from siglip_jax.configuration import SiglipConfig, SiglipTextConfig, SiglipVisionConfig
 
 RULES = ("bicubic", "big_vision")
@@ -106,10 +107,19 @@ def with_text_length(checkpoint: Checkpoint, length: int) -> Changed:
 
 
 def with_dtype(checkpoint: Checkpoint, dtype: DTypeLike) -> Changed:
-    """Converts every parameter but temperature and bias, which stay float32."""
+    """Converts every parameter but temperature and bias, which stay float32; each when it is looked at."""
     kind = np.dtype(dtype)
+
+    def converted(x: Any) -> LazyArray:
+        def make() -> np.ndarray:
+            out = np.asarray(x).astype(kind)
+            release(x)
+            return out
+
+        return LazyArray(tuple(x.shape), kind, make)
+
     params = {
-        path: np.asarray(x) if path in ("logit_scale", "logit_bias") else np.asarray(x).astype(kind)
+        path: np.asarray(x) if path in ("logit_scale", "logit_bias") else converted(x)
         for path, x in flatten(checkpoint.params).items()
     }
     return Changed(_replaced(checkpoint, params), f"parameters converted to {kind.name}")

@@ -142,7 +142,7 @@ def new_tensors(what: str, rows: Iterable[Row], params: Mapping[str, Any]) -> di
     """
     if set(params) == {"params"}:
         raise ValueError("expected the parameters themselves, found {'params': …}; pass variables['params']")
-    flat = flatten(unstack_layers(params, LayerSlice))
+    flat = flatten(unstack_layers(params, layer_slice))
     rows = list(rows)
     check_names_and_shapes(what, {row.path: row.shape for row in rows}, {p: np.shape(x) for p, x in flat.items()})
     grouped: dict[str, list[Row]] = {}
@@ -189,24 +189,20 @@ _STACK = re.compile(r"(.*encoder)/layers/(.*)")
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerSlice:
-    """One layer of a stacked parameter, taken out when numpy asks for it."""
+class LazyArray:
+    """An array of known shape and type that is made each time numpy asks for it."""
 
-    stack: Any
-    index: int
-
-    @property
-    def shape(self) -> Shape:
-        """Shape of the layer's parameter."""
-        return self.stack.shape[1:]
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the stack."""
-        return np.dtype(self.stack.dtype)
+    shape: Shape
+    dtype: np.dtype
+    make: Callable[[], np.ndarray] = dataclasses.field(repr=False)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self.stack[self.index], dtype)
+        return np.asarray(self.make(), dtype)
+
+
+def layer_slice(stack: Any, index: int) -> LazyArray:
+    """Returns one layer of a stacked parameter, taken out when numpy asks for it."""
+    return LazyArray(stack.shape[1:], np.dtype(stack.dtype), lambda: np.asarray(stack[index]))
 
 
 class LayerStack:

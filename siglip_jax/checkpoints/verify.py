@@ -3,7 +3,7 @@
 Where the checkpoint has the sizes of a released one, its tokenizer is held against the published token ids.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +23,11 @@ class Check(NamedTuple):
     found: str
 
 
-def verify(contents: Contents) -> Iterator[Check]:
+def verify(contents: Contents, advance: Callable[[int], object] = lambda _: None) -> Iterator[Check]:
     """Yields what was checked, cheapest first.
+
+    Args:
+      advance: is told the bytes of each parameter whose values have been looked at.
 
     Raises:
       ValueError: if tensors are missing, unexpected, of the wrong shape or no floats; nothing else can be checked then.
@@ -41,6 +44,7 @@ def verify(contents: Contents) -> Iterator[Check]:
         elif values.ndim > 1 and path != "classifier/kernel" and values.min() == values.max():  # a fresh one is zero
             constant.append(path)
         release(values)
+        advance(values.nbytes)
     yield Check("every value finite", not bad, ", ".join(bad[:4]) or "no NaN, no infinity")
     yield Check("no matrix of one value", not constant, ", ".join(constant[:4]) or "none")
     if "logit_scale" in flat:

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from siglip_jax.cli.output import say, whole_number
+from siglip_jax.cli.output import progress, say, whole_number
 
 HELP = "convert a checkpoint to another format"
 EPILOG = """examples:
@@ -58,7 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         names = ("parameter", "shape", "dtype", "from", "to")
         facts["rows"] = [dict(zip(names, row, strict=True)) for row in ready.rows]
     else:
-        facts |= carry_out(ready)
+        with progress(2 * ready.nbytes, "written and read back", in_bytes=True) as advance:
+            facts |= carry_out(ready, advance)
     if a.json:
         print(json.dumps(facts, indent=2))
     else:

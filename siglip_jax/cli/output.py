@@ -1,9 +1,10 @@
 """What the commands share: lines on stderr, bars, a progress bar, and text that any terminal takes."""
 
 import argparse
+import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -63,22 +64,35 @@ def whole_number(text: str) -> int:
 
 def with_progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
     """Yields the items; on a terminal, a bar on stderr follows them once they take longer than `PATIENCE`."""
-    if not sys.stderr.isatty():
-        yield from items
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = progress.add_task(what, total=total)
-    start, shown = time.monotonic(), False
-    try:
+    with progress(total, what) as advance:
         for item in items:
             yield item
-            progress.advance(task)
-            if not shown and time.monotonic() - start > PATIENCE:
-                progress.start()
-                shown = True
+            advance(1)
+
+
+@contextlib.contextmanager
+def progress(total: int, what: str, in_bytes: bool = False) -> Iterator[Callable[[int], None]]:
+    """Yields what to call with the amount done; on a terminal, a bar on stderr follows after `PATIENCE`."""
+    if not sys.stderr.isatty():
+        yield lambda amount: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    amount_column = DownloadColumn() if in_bytes else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), amount_column, TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(what, total=total)
+    start, shown = time.monotonic(), False
+
+    def advance(amount: int) -> None:
+        nonlocal shown
+        bar.advance(task, amount)
+        if not shown and time.monotonic() - start > PATIENCE:
+            bar.start()
+            shown = True
+
+    try:
+        yield advance
     finally:
-        progress.stop()
+        bar.stop()

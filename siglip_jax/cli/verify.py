@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from siglip_jax.cli.output import with_progress
+from siglip_jax.cli.output import progress, with_progress
 
 HELP = "check that a checkpoint is whole"
 EPILOG = """examples:
@@ -39,7 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
     contents = read_contents(arguments.model)
     variant = released_variant(contents.config, contents.architecture)
     answers, left = _answers(variant, arguments.image)
-    checks = list(verify(contents))
+    size = sum(tensor.dtype.itemsize * math.prod(tensor.shape) for tensor in contents.tensors.values())
+    with progress(size, "values", in_bytes=True) as advance:
+        checks = list(verify(contents, advance))
     home = directory_of(contents)
     comparisons = []
     if any((home / name).is_file() for name in ("spiece.model", "tokenizer.json")):

@@ -96,6 +96,15 @@ def test_dtype_leaves_temperature_and_bias(checkpoint):
     kinds = {path: x.dtype.name for path, x in flatten(changed.params).items()}
     assert {path for path, kind in kinds.items() if kind != "bfloat16"} == {"logit_scale", "logit_bias"}
     assert said == "parameters converted to bfloat16"
+    before, after = flatten(checkpoint.params), flatten(changed.params)
+    for path, x in before.items():
+        np.testing.assert_array_equal(np.asarray(after[path]), np.asarray(x).astype(kinds[path]))
+
+
+def test_a_changed_type_takes_no_memory_before_it_is_looked_at(checkpoint):
+    changed, _ = surgery.with_dtype(checkpoint, "float16")
+    held = [path for path, x in flatten(changed.params).items() if isinstance(x, np.ndarray)]
+    assert sorted(held) == ["logit_bias", "logit_scale"]
 
 
 def test_a_fresh_classifier_is_written_and_loads(checkpoint, tmp_path):

@@ -1,13 +1,18 @@
 """`siglip-jax convert`: every format, dry runs, changes, mistakes."""
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 import siglip_jax
+from siglip_jax import SiglipModel
+from siglip_jax.checkpoints.convert import Changes, carry_out, plan
+from siglip_jax.cli import output
 
 CONVERT = Path(__file__).parents[2] / "convert"
 
@@ -78,3 +83,29 @@ def test_the_scripts_are_the_command(script, checkpoint, tmp_path):
     ran = subprocess.run([sys.executable, CONVERT / script, "--help"], capture_output=True, text=True, check=True)
     assert "--dry-run" in ran.stdout
     assert script.removesuffix(".py").split("_to_")[1] in (CONVERT / script).read_text()
+
+
+@pytest.mark.parametrize("format", ["huggingface", "big_vision", "open_clip", "orbax"])
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_every_byte_is_followed_twice(checkpoint, tmp_path, format, dtype):
+    ready = plan(checkpoint, tmp_path / ("x.npz" if format == "big_vision" else "x"), format, Changes(dtype=dtype))
+    told = []
+    assert carry_out(ready, told.append)["different"] == []
+    parameters = sum(x.size for x in jax.tree.leaves(SiglipModel.from_pretrained(checkpoint)[1]))
+    assert ready.nbytes == (2 * (parameters - 2) + 8 if dtype else 4 * parameters)
+    assert sum(told) == 2 * ready.nbytes
+
+
+def test_a_bar_on_a_terminal_only(run, checkpoint, tmp_path, monkeypatch):
+    """On a terminal, with no patience, the bar is drawn on stderr and wiped away."""
+    assert run("convert", checkpoint, tmp_path / "quiet", "--to", "huggingface").err == ""
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(output, "PATIENCE", -1.0)
+    for name in ("TERM", "COLUMNS"):
+        monkeypatch.setenv(name, {"TERM": "xterm-256color", "COLUMNS": "100"}[name])
+    assert run("convert", checkpoint, tmp_path / "seen", "--to", "huggingface").status == 0
+    assert "written and read back" in screen.getvalue() and "kB" in screen.getvalue()
+    assert run("verify", checkpoint).status == 0
+    assert "values" in screen.getvalue()

@@ -63,7 +63,7 @@ DAMAGE = {
     ),
     "siglip2": (
         lambda d: change_config(d, lambda c: c.update(model_type="siglip2")),
-        ["found 'siglip2'", "Siglip2Config"],
+        ["expected model_type 'siglip2_text_model'", "found 'siglip_text_model'", "SiglipTextConfig"],
     ),
     "truncated weights": (lambda d: cut(d / "model.safetensors", 50_000), ["model.safetensors", "truncated"]),
     "truncated header": (lambda d: cut(d / "model.safetensors", 100), ["model.safetensors", "expected", "found"]),
