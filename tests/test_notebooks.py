@@ -72,11 +72,7 @@ def test_runs_and_says_the_same(notebook, executed):
         np.testing.assert_allclose(*numbers, atol=0.1 + 1e-9)  # the last digit that is printed may round the other way
 
 
-def test_zero_shot_keeps_its_promises(executed):
-    """The numbers that the prose of 01_zero_shot rests on."""
-    everything = "\n".join(texts(executed))
-    if "first choice right" not in everything:
-        return
+def zero_shot(everything: str):
     first, total, five, _ = map(int, re.search(r"right: (\d+) of (\d+); .* five: (\d+) of (\d+)", everything).groups())
     assert total == 64
     assert first >= 45
@@ -90,3 +86,22 @@ def test_zero_shot_keeps_its_promises(executed):
     assert sorted(int(n) for _, n, _ in found) == [int(n) for _, n, _ in found]
     siglip = load()
     assert f"temperature {siglip.logit_scale:.1f}, bias {siglip.logit_bias:.1f}" in everything
+
+
+def checkpoints(everything: str):
+    assert "byte for byte: True" in everything
+    rows = re.findall(r"^(.+?) +(\d+) of 124 +(\S+) +(\d+) of 64$", everything, re.MULTILINE)
+    table = {name: (int(equal), float(difference), int(right)) for name, equal, difference, right in rows}
+    for name in ("the original", "big vision", "open clip", "orbax", "huggingface"):
+        assert table[name][:2] == (124, 0)
+    assert table["larger patches"][2] > table["more places"][2] + 5  # "no training at all", "where fine-tuning starts"
+    assert everything.count("156 of 156 tensors equal") == 8
+
+
+PROMISES = {"01_zero_shot": zero_shot, "02_checkpoints": checkpoints}
+
+
+def test_keeps_its_promises(request, executed):
+    """The numbers that the prose rests on."""
+    name = request.node.callspec.params["notebook"].stem
+    PROMISES[name]("\n".join(texts(executed)))
