@@ -17,6 +17,7 @@ from siglip_jax.checkpoints.table import LayerStack, flatten, stack_layers, unfl
 from siglip_jax.parallel.rules import Rules, shardings
 
 _THREADS = 4
+_COLUMNS = 64  # of a transposed view, copied at a time: the cache then holds the rows of the file they come from
 _ALIGNMENT = 64  # bytes; XLA on a CPU takes memory over, without a copy, only if it begins at such an address
 
 
@@ -78,9 +79,16 @@ def _copy(x: Any, index: Any, dtype: np.dtype) -> np.ndarray:
     views = [layer[index] for layer in layers]
     out = _empty((len(views), *views[0].shape), dtype)
     for i, (layer, view) in enumerate(zip(layers, views, strict=True)):
-        out[i] = view
+        _fill(out[i : i + 1], view)
         release(layer)
     return out if isinstance(x, LayerStack) else out[0]
+
+
+def _fill(out: np.ndarray, view: np.ndarray) -> None:
+    transposed = view.ndim > 1 and view.strides[-1] != view.itemsize
+    step = _COLUMNS if transposed else max(1, math.prod(view.shape[-1:]))
+    for start in range(0, max(1, math.prod(view.shape[-1:])), step):
+        out[..., start : start + step] = view[..., start : start + step]
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
