@@ -13,6 +13,7 @@ from siglip_jax.configuration import SiglipTextConfig as SiglipTextConfig
 from siglip_jax.configuration import SiglipVisionConfig as SiglipVisionConfig
 from siglip_jax.inference import load as load
 from siglip_jax.inference import pipeline as pipeline
+from siglip_jax.losses import ring_sigmoid_loss as ring_sigmoid_loss
 from siglip_jax.losses import sigmoid_loss as sigmoid_loss
 from siglip_jax.models import Siglip2ForImageClassification as Siglip2ForImageClassification
 from siglip_jax.models import Siglip2Model as Siglip2Model

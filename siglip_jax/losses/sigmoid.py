@@ -1,8 +1,25 @@
 """The pairwise sigmoid loss (Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", algorithm 1)."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from siglip_jax.losses.ring import ring_sigmoid_loss
+from siglip_jax.losses.tiles import (
+    AxisName,
+    BlockSize,
+    accumulator_dtype,
+    make_pairs,
+    matching,
+    signed_loss,
+    sum_over_pairs,
+)
+from siglip_jax.parallel.mesh import check_mesh
 
 
 def pairwise_logits(
@@ -13,45 +30,111 @@ def pairwise_logits(
 ) -> Float[Array, "images texts"]:
     """Returns exp(logit_scale) * image · text + logit_bias for every pair, in float32."""
     # The temperature multiplies every rounding by a hundred: no TF32 or bfloat16 passes here, whatever the default is.
-    similarity = jnp.matmul(image_embeds, text_embeds.T, precision="highest", preferred_element_type=jnp.float32)
-    scale, bias = (jnp.asarray(x, jnp.float32).reshape(1, 1) for x in (logit_scale, logit_bias))
+    dtype = accumulator_dtype(image_embeds, text_embeds)
+    similarity = jnp.matmul(image_embeds, text_embeds.T, precision="highest", preferred_element_type=dtype)
+    scale, bias = (jnp.asarray(x, dtype).reshape(1, 1) for x in (logit_scale, logit_bias))
     return similarity * jnp.exp(scale) + bias
 
 
-def sigmoid_loss_of_logits(logits: Float[Array, "images texts"]) -> Float[Array, ""]:
-    """The loss of a square matrix of logits whose diagonal holds the matching pairs.
+def sigmoid_loss_of_logits(
+    logits: Float[Array, "images texts"], match: Bool[Array, "images texts"] | None = None
+) -> Float[Array, ""]:
+    """Mean over images of the sum over texts of −log σ(±logit).
+
+    Args:
+      match: which pairs match; None: those on the diagonal.
 
     Raises:
-      ValueError: if the matrix is not square.
+      ValueError: if they are to match by row, and there are not as many texts as images.
     """
-    if logits.shape[0] != logits.shape[1]:
-        raise ValueError(
-            f"the loss needs as many texts as images, matched by row; got {logits.shape[0]} images and"
-            f" {logits.shape[1]} texts"
-        )
-    # -log sigmoid(-x) = softplus(x) for all pairs; a matching pair has -log sigmoid(x) = softplus(x) - x instead.
-    return (jnp.sum(jax.nn.softplus(logits)) - jnp.trace(logits)) / logits.shape[0]
+    if match is None:
+        if logits.shape[0] != logits.shape[1]:
+            raise ValueError(
+                f"the loss needs as many texts as images, matched by row; got {logits.shape[0]} images and"
+                f" {logits.shape[1]} texts"
+            )
+        match = jnp.eye(len(logits), dtype=bool)
+    return jnp.sum(signed_loss(jnp.where(match, -logits, logits))) / len(logits)
 
 
 def sigmoid_loss(
-    image_embeds: Float[Array, "batch embedding"],
-    text_embeds: Float[Array, "batch embedding"],
+    image_embeds: Float[Array, "images embedding"],
+    text_embeds: Float[Array, "texts embedding"],
     logit_scale: Float[Array, "*one"],
     logit_bias: Float[Array, "*one"],
+    *,
+    block_size: BlockSize = None,
+    mesh: Mesh | None = None,
+    axis: AxisName = "data",
+    image_groups: Int[Array, " images"] | None = None,
+    text_groups: Int[Array, " texts"] | None = None,
 ) -> Float[Array, ""]:
-    """Mean over images of the sum over texts of −log σ(±logit): + for the matching text, − for all others.
+    """Mean over images of the sum over texts of −log σ(±logit): + for matching texts, − for all others.
 
     For embeddings that are already L2-normalised; temperature and bias are learned with the towers. Every pair of the
-    batch is a binary problem of its own, so the value grows with the batch, unlike that of a softmax loss.
+    batch is a binary problem of its own, so the value grows with the batch, unlike that of a softmax loss. Sums and
+    logits are float32 whatever the type of the embeddings.
+
+    With a block size or a mesh, gradients are made together with the value, in three matrix products, and never more
+    than one tile of logits exists at a time; second derivatives are right, but keep all tiles. `jax.jvp` is refused.
 
     Args:
+      image_embeds, text_embeds: matched by row, or by groups.
       logit_scale: log of the temperature, a scalar or (1,), as in the checkpoints.
       logit_bias: added to every logit, a scalar or (1,).
+      block_size: rows and columns of the largest tile of logits that is held; None: all at once (with a mesh, one
+        tile for each pair of devices); "auto": chosen for the kind of device.
+      mesh: the devices over whose `axis` the embeddings are cut; texts travel around them as a ring.
+      axis: of the mesh; a tuple if the batch is cut over several, as in `("data", "fsdp")`.
+      image_groups, text_groups: a picture and a text of the same group match: several captions for a picture, or
+        several pictures for a caption. None: they match by row.
 
     Returns:
       A float32 scalar.
 
+    Raises:
+      ValueError: if shapes do not fit each other, or the batch cannot be cut evenly over the devices.
+
     References:
-      Zhai et al. 2023, arXiv 2303.15343, section 3.2; `SiglipModel(return_loss=True)` of `transformers`.
+      Zhai et al. 2023, arXiv 2303.15343, sections 3.2 and 3.3; `SiglipModel(return_loss=True)` of `transformers`.
     """
-    return sigmoid_loss_of_logits(pairwise_logits(image_embeds, text_embeds, logit_scale, logit_bias))
+    pairs = make_pairs(image_embeds, text_embeds, logit_scale, logit_bias, image_groups, text_groups)
+    if mesh is not None:
+        check_mesh(mesh)
+        _check_axis(mesh, axis, len(pairs.images), len(pairs.texts))
+        share = functools.partial(_mean_of_shares, axis, block_size, image_groups is not None)
+        cut, whole = PartitionSpec(axis), PartitionSpec()
+        specs = (cut, cut, cut, cut, whole, whole)
+        return jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=whole)(*pairs)
+    if block_size is not None:
+        return sum_over_pairs(pairs, block_size) / len(pairs.images)
+    logits = pairwise_logits(pairs.images, pairs.texts, pairs.scale, pairs.bias)
+    return sigmoid_loss_of_logits(logits, matching(pairs.image_groups, pairs.text_groups))
+
+
+def _mean_of_shares(
+    axis: AxisName,
+    block_size: BlockSize,
+    grouped: bool,
+    images: Array,
+    texts: Array,
+    image_groups: Array,
+    text_groups: Array,
+    scale: Array,
+    bias: Array,
+) -> Array:
+    groups = {"image_groups": image_groups, "text_groups": text_groups} if grouped else {}
+    share = ring_sigmoid_loss(images, texts, scale, bias, axis_name=axis, block_size=block_size, **groups)
+    return lax.pmean(share, axis)
+
+
+def _check_axis(mesh: Mesh, axis: AxisName, images: int, texts: int) -> None:
+    names = (axis,) if isinstance(axis, str) else tuple(axis)
+    if missing := [name for name in names if name not in mesh.shape]:
+        raise ValueError(f"the mesh has the axes {', '.join(mesh.shape)}, not {', '.join(missing)}; pass axis=…")
+    devices = math.prod(mesh.shape[name] for name in names)
+    if images % devices or texts % devices:
+        raise ValueError(
+            f"{images} images and {texts} texts cannot be cut evenly over {devices} devices along {', '.join(names)};"
+            " drop or repeat some"
+        )

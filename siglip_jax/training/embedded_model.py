@@ -27,6 +27,7 @@ import optax
 from jaxtyping import Array, Float, Int32, Key, UInt8
 
 from siglip_jax.configuration import SiglipConfig, SiglipTextConfig, SiglipVisionConfig
+from siglip_jax.losses.sigmoid import sigmoid_loss_of_logits
 from siglip_jax.models import SiglipModel
 from siglip_jax.models.siglip import normalize
 from siglip_jax.processing import SiglipImageProcessorPil, SiglipProcessor, SiglipTokenizer
@@ -120,16 +121,6 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     )
 
 
-def pairs_loss(logits: Float[Array, "n m"]) -> Float[Array, ""]:
-    """Sigmoid loss of n images against m >= n texts, whose first n match row by row: mean over images, sum over texts.
-
-    `-log sigmoid(-z) = softplus(z)` for pairs that do not match, the texts beyond n among them, and
-    `-log sigmoid(z) = softplus(z) - z` for those that do. Source: arXiv 2303.15343, algorithm 1, the case m = n.
-    """
-    matching = jnp.diagonal(logits)
-    return (jnp.sum(jax.nn.softplus(logits)) - jnp.sum(matching)) / logits.shape[0]
-
-
 def initial_state(model: SiglipModel, recipe: Recipe, optimizer: optax.GradientTransformation) -> dict[str, Any]:
     """Parameters, their moving average, the optimizer's state and the number of steps done."""
     ids = jnp.ones((1, recipe.positions), jnp.int32)
@@ -146,7 +137,8 @@ def make_step(model: SiglipModel, recipe: Recipe, optimizer: optax.GradientTrans
 
     def loss_of(params: Any, pixels: Float[Array, "n h w 3"], ids: Int32[Array, "m t"]) -> Float[Array, ""]:
         out: Any = model.apply({"params": params}, input_ids=ids, pixel_values=pixels)
-        return pairs_loss(out.logits_per_image)
+        first = jnp.eye(len(pixels), len(ids), dtype=bool)  # match by row; the other texts match no picture
+        return sigmoid_loss_of_logits(out.logits_per_image, first)
 
     def step(
         state: dict[str, Any], pictures: UInt8[Array, "n 64 64 4"], ids: Int32[Array, "m t"]

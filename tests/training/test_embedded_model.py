@@ -128,12 +128,6 @@ class TestTraining:
 
 
 class TestStep:
-    def test_loss_is_the_sum_over_pairs_spelt_out(self):
-        logits = np.random.default_rng(0).normal(0, 3, (3, 5)).astype(np.float32)
-        sign = np.where(np.eye(3, 5, dtype=bool), 1.0, -1.0)
-        expected = -np.log(1 / (1 + np.exp(-sign * logits.astype(np.float64)))).sum() / 3
-        np.testing.assert_allclose(em.pairs_loss(jnp.asarray(logits)), expected, rtol=1e-6)
-
     def test_learning_rate_warms_up_and_ends_at_its_fraction(self):
         rate = em.learning_rate(em.Recipe(steps=1000, warmup=100, final_rate=0.02), 0.5)
         np.testing.assert_allclose([rate(0), rate(50), rate(100), rate(550), rate(1000)], [0, 0.25, 0.5, 0.255, 0.01])
@@ -172,7 +166,7 @@ class TestStep:
         def loss(params, pictures, ids):
             pixels = restyle(jax.random.key(0), pictures)
             out = model.apply({"params": params}, input_ids=ids, pixel_values=pixels)
-            return em.pairs_loss(out.logits_per_image)
+            return em.sigmoid_loss_of_logits(out.logits_per_image, jnp.eye(len(pixels), len(ids), dtype=bool))
 
         params = em.initial_state(model, TINY, em.make_optimizer(TINY))["params"]
         assert jax.eval_shape(loss, params, *batches(0)).shape == ()  # tracing is where strictness is checked

@@ -1,0 +1,264 @@
+"""The sum behind the sigmoid loss, over all pairs, one tile of logits at a time.
+
+The gradients are made in the same pass as the value, while a tile is at hand: three matrix products a tile, nothing is
+computed again in the backward pass, and memory grows with the embeddings and not with the pairs. Over a mesh axis the
+texts travel around the ring of devices, and the sums that will be their gradients with them (section 3.3 of Zhai et al.
+2023, arXiv 2303.15343); nothing is gathered.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+Carry = TypeVar("Carry")
+AxisName = str | tuple[str, ...]
+BlockSize = int | str | None
+
+_AUTO = {"cpu": 1024}  # rows and columns: a tile then stays in the cache of a CPU
+_AUTO_ELSEWHERE = 8192  # matrices that keep an accelerator busy; 256 MiB a tile in float32
+
+
+class Gradients(NamedTuple):
+    """Of the sum, before the factor exp(logit_scale) of the first three."""
+
+    images: Float[Array, "images embedding"]
+    texts: Float[Array, "texts embedding"]
+    scale: Float[Array, ""]
+    bias: Float[Array, ""]
+
+
+class Pairs(NamedTuple):
+    """What is to be compared; pairs of the same group match."""
+
+    images: Float[Array, "images embedding"]
+    texts: Float[Array, "texts embedding"]
+    image_groups: Int[Array, " images"]
+    text_groups: Int[Array, " texts"]
+    scale: Float[Array, ""]
+    bias: Float[Array, ""]
+
+
+def tile_size(block_size: BlockSize, most: int) -> int:
+    """Returns the rows and columns of a tile, at most `most`; None is one tile for all.
+
+    Raises:
+      ValueError: if the block size is neither None, "auto" nor a positive whole number.
+    """
+    if block_size is None:
+        return most
+    if block_size == "auto":
+        block_size = _AUTO.get(jax.default_backend(), _AUTO_ELSEWHERE)
+    if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
+        raise ValueError(f'block_size must be None, "auto" or a whole number of at least 1, got {block_size!r}')
+    return min(block_size, most)
+
+
+def make_pairs(
+    image_embeds: Float[Array, "images embedding"],
+    text_embeds: Float[Array, "texts embedding"],
+    logit_scale: Float[Array, "*one"],
+    logit_bias: Float[Array, "*one"],
+    image_groups: Int[Array, " images"] | None,
+    text_groups: Int[Array, " texts"] | None,
+) -> Pairs:
+    """Checks shapes; without groups, pairs match by row.
+
+    Raises:
+      ValueError: with the shapes that do not fit each other.
+    """
+    images, texts = jnp.asarray(image_embeds), jnp.asarray(text_embeds)
+    if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1] or 0 in images.shape + texts.shape:
+        raise ValueError(
+            "the loss needs embeddings (images, width) and (texts, width) of one width, at least one of each; got"
+            f" {images.shape} and {texts.shape}"
+        )
+    if (image_groups is None) != (text_groups is None):
+        raise ValueError("image_groups and text_groups say together which pairs match; got only one of them")
+    if image_groups is None or text_groups is None:
+        if len(images) != len(texts):
+            raise ValueError(
+                f"the loss needs as many texts as images, matched by row; got {len(images)} images and {len(texts)}"
+                " texts: pass image_groups and text_groups to say which match"
+            )
+        image_groups = text_groups = jnp.arange(len(images))
+    groups = jnp.asarray(image_groups), jnp.asarray(text_groups)
+    for name, x, ids in (("image", images, groups[0]), ("text", texts, groups[1])):
+        if ids.shape != x.shape[:1] or not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise ValueError(
+                f"{name}_groups must be a whole number for each of the {len(x)} {name}s, got shape {ids.shape} of"
+                f" {ids.dtype}"
+            )
+    dtype = accumulator_dtype(images, texts)
+    common = jnp.promote_types(images.dtype, texts.dtype)
+    scale, bias = (jnp.asarray(x, dtype).reshape(()) for x in (logit_scale, logit_bias))
+    return Pairs(images.astype(common), texts.astype(common), *groups, scale, bias)
+
+
+def accumulator_dtype(*arrays: Array) -> Any:
+    """Returns float32, or float64 where an operand is."""
+    return functools.reduce(jnp.promote_types, (x.dtype for x in arrays), jnp.float32)
+
+
+def signed_loss(z: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns −log σ(−z) = log(1 + exp(z)) without overflow, and without cancellation where it is tiny."""
+    return jnp.maximum(z, 0) + jnp.log1p(jnp.exp(-jnp.abs(z)))
+
+
+def matching(image_groups: Int[Array, " images"], text_groups: Int[Array, " texts"]) -> Array:
+    """Returns which pairs match, (images, texts)."""
+    return image_groups[:, None] == text_groups[None, :]
+
+
+def sum_over_pairs(pairs: Pairs, block_size: BlockSize, axis_name: AxisName | None = None) -> Float[Array, ""]:
+    """Returns the sum over all pairs of −log σ(±logit), + for those that match.
+
+    Args:
+      axis_name: inside `shard_map` or `pmap`, the axis over which images and texts are cut; the sum is then over the
+        images of this device and the texts of all, but the gradients are those of the sum of all devices' sums.
+    """
+    # Nothing, but of a value that varies over the axes of a mesh as the sums will: `shard_map` wants all types alike.
+    one_of_each = (x.reshape(-1)[0].astype(pairs.scale.dtype) for x in pairs)
+    nothing = jnp.zeros_like(functools.reduce(jnp.add, one_of_each))
+    if axis_name is not None:
+        nothing += (lax.axis_index(axis_name) * 0).astype(nothing.dtype)
+    return _sum_over_pairs(axis_name, block_size, jax.tree.map(lambda x: x + nothing.astype(x.dtype), pairs))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sum_over_pairs(axis_name: AxisName | None, block_size: BlockSize, pairs: Pairs) -> Float[Array, ""]:
+    return _ring(axis_name, block_size, pairs, False)[0]
+
+
+def _forward(axis_name: AxisName | None, block_size: BlockSize, pairs: Pairs) -> tuple[Array, tuple[Pairs, Gradients]]:
+    value, gradients = _ring(axis_name, block_size, pairs, True)
+    assert gradients is not None
+    return value, (pairs, gradients)
+
+
+def _backward(
+    axis_name: AxisName | None, block_size: BlockSize, kept: tuple[Pairs, Gradients], cotangent: Array
+) -> tuple[Pairs]:
+    pairs, d = kept
+    if axis_name is not None:
+        # The texts' gradients already hold the shares of all devices, with equal weights. Others would be wrong: NaN.
+        least, most = -lax.pmax(-cotangent, axis_name), lax.pmax(cotangent, axis_name)
+        cotangent = jnp.where(least == most, cotangent, jnp.nan)
+    by_scale = cotangent * jnp.exp(pairs.scale)
+    return (
+        Pairs(
+            images=(by_scale * d.images).astype(pairs.images.dtype),
+            texts=(by_scale * d.texts).astype(pairs.texts.dtype),
+            image_groups=None,  # type: ignore[bad-argument-type]  # whole numbers have no gradient
+            text_groups=None,  # type: ignore[bad-argument-type]
+            scale=by_scale * d.scale,
+            bias=cotangent * d.bias,
+        ),
+    )
+
+
+_sum_over_pairs.defvjp(_forward, _backward)
+
+
+def _ring(
+    axis_name: AxisName | None, block_size: BlockSize, pairs: Pairs, with_gradients: bool
+) -> tuple[Array, Gradients | None]:
+    """Compares the resident images with the texts of each device in turn."""
+    size = tile_size(block_size, max(len(pairs.images), len(pairs.texts)))
+    if axis_name is None:
+        return _tiles(size, pairs, with_gradients)
+    count = lax.axis_size(axis_name)
+    onwards = functools.partial(lax.ppermute, axis_name=axis_name, perm=[(i, (i + 1) % count) for i in range(count)])
+
+    def visit(texts: tuple[Array, Array], so_far: Any) -> Any:
+        # Nothing here depends on what `onwards` sends meanwhile, so that the transfers hide behind the matrix products.
+        here = _tiles(size, pairs._replace(texts=texts[0], text_groups=texts[1]), with_gradients)
+        if so_far is None:
+            return here
+        return jax.tree.map(jnp.add, here, so_far)
+
+    def step(_: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        texts, (value, gradients) = carry
+        following = jax.tree.map(onwards, texts)
+        if gradients is not None:
+            gradients = gradients._replace(texts=onwards(gradients.texts))
+        return following, visit(texts, (value, gradients))
+
+    texts = (pairs.texts, pairs.text_groups)
+    following = jax.tree.map(onwards, texts) if count > 1 else texts
+    so_far = visit(texts, None)
+    texts, so_far = lax.fori_loop(1, count - 1, step, (following, so_far)) if count > 2 else (following, so_far)
+    if count == 1:
+        return so_far
+    value, gradients = so_far
+    if gradients is not None:
+        gradients = gradients._replace(texts=onwards(gradients.texts))
+    value, gradients = visit(texts, (value, gradients))
+    if gradients is not None:
+        gradients = gradients._replace(texts=onwards(gradients.texts))  # home
+    return value, gradients
+
+
+def _tiles(size: int, pairs: Pairs, with_gradients: bool) -> tuple[Array, Gradients | None]:
+    """Returns the sum over all tiles, and its gradients."""
+    p = pairs
+    dtype = p.scale.dtype
+    product = functools.partial(jnp.matmul, precision="highest", preferred_element_type=dtype)
+    scale = jnp.exp(p.scale)
+    zeros = [jnp.zeros_like(x, dtype) for x in (p.images, p.texts)] if with_gradients else []
+    # Value and derivatives by scale and bias: sums of many terms, with what is lost of each addition beside them.
+    sums = jnp.zeros_like(jnp.stack([p.scale] * (3 if with_gradients else 1)))
+
+    def tile(carry: tuple[Array, Array, list[Array]], row: Any, rows: int, column: Any, columns: int) -> Any:
+        sums, lost, gradients = carry
+        images, image_groups = (lax.dynamic_slice_in_dim(x, row, rows) for x in (p.images, p.image_groups))
+        texts, text_groups = (lax.dynamic_slice_in_dim(x, column, columns) for x in (p.texts, p.text_groups))
+        similarity = product(images, texts.T)
+        match = matching(image_groups, text_groups)
+        logits = similarity * scale + p.bias
+        z = jnp.where(match, -logits, logits)
+        new = [jnp.sum(signed_loss(z))]
+        if with_gradients:
+            slope = jax.nn.sigmoid(z)
+            slope = jnp.where(match, -slope, slope)  # of the sum by each logit
+            factor = slope.astype(images.dtype)
+            of_images, of_texts = gradients
+            of_images = _add_rows(of_images, row, product(factor, texts))
+            of_texts = _add_rows(of_texts, column, product(factor.T, images))
+            gradients = [of_images, of_texts]
+            new += [jnp.sum(slope * similarity), jnp.sum(slope)]
+        return (*_compensated(sums, lost, jnp.stack(new)), gradients)
+
+    def columns_of(carry: Any, row: Any, rows: int) -> Any:
+        return _each(len(p.texts), size, lambda c, start, columns: tile(c, row, rows, start, columns), carry)
+
+    sums, lost, gradients = _each(len(p.images), size, columns_of, (sums, jnp.zeros_like(sums), zeros))
+    value, *of_scalars = sums + lost
+    return value, Gradients(*gradients, *of_scalars) if with_gradients else None
+
+
+def _compensated(total: Array, lost: Array, term: Array) -> tuple[Array, Array]:
+    """Adds as Neumaier does: `total` + `lost` is the sum to twice the precision."""
+    new = total + term
+    of_term = (total - new) + term
+    of_total = (term - new) + total
+    return new, lost + jnp.where(jnp.abs(total) >= jnp.abs(term), of_term, of_total)
+
+
+def _add_rows(total: Array, start: Any, part: Array) -> Array:
+    old = lax.dynamic_slice_in_dim(total, start, len(part))
+    return lax.dynamic_update_slice_in_dim(total, old + part, start, 0)
+
+
+def _each(count: int, size: int, body: Callable[[Carry, Any, int], Carry], carry: Carry) -> Carry:
+    """Runs `body(carry, start, length)` over pieces of `size`, and over what is left."""
+    full, rest = divmod(count, size)
+    if full == 1:
+        carry = body(carry, 0, size)
+    elif full:
+        carry = lax.fori_loop(0, full, lambda i, c: body(c, i * size, size), carry)
+    return body(carry, full * size, rest) if rest else carry
