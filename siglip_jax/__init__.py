@@ -23,6 +23,7 @@ from siglip_jax.models import SiglipForImageClassification as SiglipForImageClas
 from siglip_jax.models import SiglipModel as SiglipModel
 from siglip_jax.models import SiglipTextModel as SiglipTextModel
 from siglip_jax.models import SiglipVisionModel as SiglipVisionModel
+from siglip_jax.models import pmap_forward as pmap_forward
 from siglip_jax.parallel import make_mesh as make_mesh
 from siglip_jax.parallel import shard_params as shard_params
 from siglip_jax.processing import Siglip2ImageProcessor as Siglip2ImageProcessor

@@ -13,7 +13,8 @@ from siglip_jax.losses.ring import ring_sigmoid_loss
 from siglip_jax.losses.tiles import (
     AxisName,
     BlockSize,
-    accumulator_dtype,
+    Pairs,
+    common_dtype,
     make_pairs,
     matching,
     signed_loss,
@@ -30,7 +31,7 @@ def pairwise_logits(
 ) -> Float[Array, "images texts"]:
     """Returns exp(logit_scale) * image · text + logit_bias for every pair, in float32."""
     # The temperature multiplies every rounding by a hundred: no TF32 or bfloat16 passes here, whatever the default is.
-    dtype = accumulator_dtype(image_embeds, text_embeds)
+    dtype = common_dtype(image_embeds.dtype, text_embeds.dtype, jnp.float32)
     similarity = jnp.matmul(image_embeds, text_embeds.T, precision="highest", preferred_element_type=dtype)
     scale, bias = (jnp.asarray(x, dtype).reshape(1, 1) for x in (logit_scale, logit_bias))
     return similarity * jnp.exp(scale) + bias
@@ -100,35 +101,35 @@ def sigmoid_loss(
     """
     pairs = make_pairs(image_embeds, text_embeds, logit_scale, logit_bias, image_groups, text_groups)
     if mesh is not None:
-        check_mesh(mesh)
-        _check_axis(mesh, axis, len(pairs.images), len(pairs.texts))
-        share = functools.partial(_mean_of_shares, axis, block_size, image_groups is not None)
-        cut, whole = PartitionSpec(axis), PartitionSpec()
-        specs = (cut, cut, cut, cut, whole, whole)
-        return jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=whole)(*pairs)
+        check_axis(mesh, axis, len(pairs.images), len(pairs.texts))
+        return _over_mesh(pairs, mesh, axis, block_size)
     if block_size is not None:
         return sum_over_pairs(pairs, block_size) / len(pairs.images)
     logits = pairwise_logits(pairs.images, pairs.texts, pairs.scale, pairs.bias)
     return sigmoid_loss_of_logits(logits, matching(pairs.image_groups, pairs.text_groups))
 
 
-def _mean_of_shares(
-    axis: AxisName,
-    block_size: BlockSize,
-    grouped: bool,
-    images: Array,
-    texts: Array,
-    image_groups: Array,
-    text_groups: Array,
-    scale: Array,
-    bias: Array,
-) -> Array:
-    groups = {"image_groups": image_groups, "text_groups": text_groups} if grouped else {}
-    share = ring_sigmoid_loss(images, texts, scale, bias, axis_name=axis, block_size=block_size, **groups)
-    return lax.pmean(share, axis)
+@functools.partial(jax.jit, static_argnames=("mesh", "axis", "block_size"))
+def _over_mesh(pairs: Pairs, mesh: Mesh, axis: AxisName, block_size: BlockSize) -> Array:
+    def mean_of_shares(
+        images: Array, texts: Array, image_groups: Array, text_groups: Array, scale: Array, bias: Array
+    ) -> Array:
+        groups = {"image_groups": image_groups, "text_groups": text_groups}
+        share = ring_sigmoid_loss(images, texts, scale, bias, axis_name=axis, block_size=block_size, **groups)
+        return lax.pmean(share, axis)
+
+    cut, whole = PartitionSpec(axis), PartitionSpec()
+    specs = (cut, cut, cut, cut, whole, whole)
+    return jax.shard_map(mean_of_shares, mesh=mesh, in_specs=specs, out_specs=whole)(*pairs)
 
 
-def _check_axis(mesh: Mesh, axis: AxisName, images: int, texts: int) -> None:
+def check_axis(mesh: Mesh, axis: AxisName, images: int, texts: int) -> None:
+    """Refuses a batch that cannot be cut over an axis of a mesh.
+
+    Raises:
+      ValueError: with the numbers of images, texts and devices.
+    """
+    check_mesh(mesh)
     names = (axis,) if isinstance(axis, str) else tuple(axis)
     if missing := [name for name in names if name not in mesh.shape]:
         raise ValueError(f"the mesh has the axes {', '.join(mesh.shape)}, not {', '.join(missing)}; pass axis=…")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
 Carry = TypeVar("Carry")
@@ -59,12 +60,12 @@ def tile_size(block_size: BlockSize, most: int) -> int:
 
 
 def make_pairs(
-    image_embeds: Float[Array, "images embedding"],
-    text_embeds: Float[Array, "texts embedding"],
-    logit_scale: Float[Array, "*one"],
-    logit_bias: Float[Array, "*one"],
-    image_groups: Int[Array, " images"] | None,
-    text_groups: Int[Array, " texts"] | None,
+    image_embeds: ArrayLike,
+    text_embeds: ArrayLike,
+    logit_scale: ArrayLike,
+    logit_bias: ArrayLike,
+    image_groups: ArrayLike | None,
+    text_groups: ArrayLike | None,
 ) -> Pairs:
     """Checks shapes; without groups, pairs match by row.
 
@@ -93,15 +94,16 @@ def make_pairs(
                 f"{name}_groups must be a whole number for each of the {len(x)} {name}s, got shape {ids.shape} of"
                 f" {ids.dtype}"
             )
-    dtype = accumulator_dtype(images, texts)
-    common = jnp.promote_types(images.dtype, texts.dtype)
-    scale, bias = (jnp.asarray(x, dtype).reshape(()) for x in (logit_scale, logit_bias))
+    common = common_dtype(images.dtype, texts.dtype)
+    sums = common_dtype(common, jnp.float32)
+    scale, bias = (jnp.asarray(x, sums).reshape(()) for x in (logit_scale, logit_bias))
     return Pairs(images.astype(common), texts.astype(common), *groups, scale, bias)
 
 
-def accumulator_dtype(*arrays: Array) -> Any:
-    """Returns float32, or float64 where an operand is."""
-    return functools.reduce(jnp.promote_types, (x.dtype for x in arrays), jnp.float32)
+def common_dtype(*dtypes: DTypeLike) -> Any:
+    """Returns the type that holds all of them, also where promotion is set to be strict."""
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, dtypes)
 
 
 def signed_loss(z: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -114,6 +116,7 @@ def matching(image_groups: Int[Array, " images"], text_groups: Int[Array, " text
     return image_groups[:, None] == text_groups[None, :]
 
 
+@functools.partial(jax.jit, static_argnames=("block_size", "axis_name"))
 def sum_over_pairs(pairs: Pairs, block_size: BlockSize, axis_name: AxisName | None = None) -> Float[Array, ""]:
     """Returns the sum over all pairs of −log σ(±logit), + for those that match.
 

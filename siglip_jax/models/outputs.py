@@ -1,4 +1,7 @@
-"""What the modules return: pytrees with the reference's field names in the reference's order."""
+"""What the modules return: pytrees with the reference's field names in the reference's order.
+
+Under `jax.vmap` and `jax.pmap` each array gets an axis more in front.
+"""
 
 import dataclasses
 from typing import Any
@@ -25,13 +28,13 @@ class TowerOutput(_Output):
     one is before the final normalisation, `last_hidden_state` after it.
     """
 
-    last_hidden_state: Float[Array, "batch tokens width"]
-    pooler_output: Float[Array, "batch embedding"] | None = None
-    hidden_states: tuple[Float[Array, "batch tokens width"], ...] | None = None
-    attentions: tuple[Float[Array, "batch heads tokens tokens"], ...] | None = None
+    last_hidden_state: Float[Array, "*devices batch tokens width"]
+    pooler_output: Float[Array, "*devices batch embedding"] | None = None
+    hidden_states: tuple[Float[Array, "*devices batch tokens width"], ...] | None = None
+    attentions: tuple[Float[Array, "*devices batch heads tokens tokens"], ...] | None = None
 
     @property
-    def embedding(self) -> Float[Array, "batch embedding"]:
+    def embedding(self) -> Float[Array, "*devices batch embedding"]:
         """`pooler_output`; a ValueError where the tower has no pooling head."""
         if self.pooler_output is None:
             raise ValueError("this tower has no pooling head (vision_use_head=False), so there is no embedding")
@@ -42,11 +45,11 @@ class TowerOutput(_Output):
 class SiglipOutput(_Output):
     """Output of `SiglipModel`; N images, M texts, E embedding. The embeddings are L2-normalised."""
 
-    loss: Float[Array, ""] | None = None
-    logits_per_image: Float[Array, "images texts"] | None = None
-    logits_per_text: Float[Array, "texts images"] | None = None
-    text_embeds: Float[Array, "texts embedding"] | None = None
-    image_embeds: Float[Array, "images embedding"] | None = None
+    loss: Float[Array, "*devices"] | None = None
+    logits_per_image: Float[Array, "*devices images texts"] | None = None
+    logits_per_text: Float[Array, "*devices texts images"] | None = None
+    text_embeds: Float[Array, "*devices texts embedding"] | None = None
+    image_embeds: Float[Array, "*devices images embedding"] | None = None
     text_model_output: TowerOutput | None = None
     vision_model_output: TowerOutput | None = None
 
@@ -55,7 +58,7 @@ class SiglipOutput(_Output):
 class ImageClassifierOutput(_Output):
     """Output of `SiglipForImageClassification`."""
 
-    loss: Float[Array, ""] | None = None
-    logits: Float[Array, "batch labels"] | None = None
-    hidden_states: tuple[Float[Array, "batch tokens width"], ...] | None = None
-    attentions: tuple[Float[Array, "batch heads tokens tokens"], ...] | None = None
+    loss: Float[Array, "*devices"] | None = None
+    logits: Float[Array, "*devices batch labels"] | None = None
+    hidden_states: tuple[Float[Array, "*devices batch tokens width"], ...] | None = None
+    attentions: tuple[Float[Array, "*devices batch heads tokens tokens"], ...] | None = None

@@ -1,0 +1,88 @@
+"""Forward passes over the devices of this process with `jax.pmap`; new code does better with `jax.jit` over a mesh."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from siglip_jax.checkpoints.table import flatten
+from siglip_jax.configuration import Siglip2VisionConfig
+from siglip_jax.losses.sigmoid import pairwise_logits, sigmoid_loss_of_logits
+from siglip_jax.models.classifier import classification_loss
+from siglip_jax.models.outputs import ImageClassifierOutput, SiglipOutput
+from siglip_jax.models.pretrained import PretrainedModule
+
+
+def pmap_forward(model: PretrainedModule, method: str | None = None) -> Callable[..., Any]:
+    """Returns `forward(params, *inputs, **inputs)`: `model.apply`, computed on all devices of this process.
+
+    Each device takes an equal part of the first dimension of every input; the outputs come back whole. A model of both
+    towers still compares all images with all texts, and its loss is that of the whole batch.
+
+    Args:
+      model: any of the modules.
+      method: another method of it, as "get_image_features".
+
+    The returned function takes `params` as they are or with a leading axis of devices, as `flax.jax_utils.replicate`
+    makes them, and inputs as `model.apply` takes them or cut into (devices, batch of one device, ...) already. Options
+    such as `return_loss` are given by name. It raises a ValueError if a batch cannot be cut evenly over the devices.
+    """
+
+    @functools.cache
+    def compiled(params_axis: int | None, options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+        def run(params: Any, inputs: tuple[Array, ...], named: dict[str, Array]) -> Any:
+            out = model.apply({"params": params}, *inputs, **named, **dict(options), method=method)
+            if isinstance(out, SiglipOutput):  # of a part of the batch
+                return out.replace(loss=None, logits_per_image=None, logits_per_text=None)
+            return out.replace(loss=None) if isinstance(out, ImageClassifierOutput) else out
+
+        return jax.pmap(run, in_axes=(params_axis, 0, 0))
+
+    def forward(params: Any, *inputs: Any, **keywords: Any) -> Any:
+        named = {name: jnp.asarray(x) for name, x in keywords.items() if hasattr(x, "shape")}
+        options = {name: x for name, x in keywords.items() if name not in named}
+        labels = named.pop("labels", None)
+        arrays = tuple(map(jnp.asarray, inputs))
+        first = (*arrays, *(named[name] for name in ("input_ids", "pixel_values") if name in named))[0]
+        is_cut = first.ndim > _dimensions(model, first)
+        if not is_cut:
+            arrays, named = jax.tree.map(functools.partial(_cut, len(first)), (arrays, named))
+        out = compiled(_params_axis(params), tuple(options.items()))(params, arrays, named)
+        out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+        if isinstance(out, SiglipOutput):
+            scalars = (np.asarray(params[name]).reshape(-1)[:1] for name in ("logit_scale", "logit_bias"))
+            logits = jax.jit(pairwise_logits)(out.image_embeds, out.text_embeds, *scalars)
+            loss = sigmoid_loss_of_logits(logits) if options.get("return_loss") else None
+            return out.replace(loss=loss, logits_per_image=logits, logits_per_text=logits.T)
+        if isinstance(out, ImageClassifierOutput) and labels is not None:
+            labels = labels.reshape(-1, *labels.shape[2:]) if is_cut else labels
+            return out.replace(loss=classification_loss(out.logits, labels, model.config.problem_type))
+        return out
+
+    return forward
+
+
+def _dimensions(model: PretrainedModule, x: Array) -> int:
+    """Returns how many dimensions an input of the model has: token ids, images, or images cut into patches."""
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        return 2
+    return 3 if isinstance(getattr(model.config, "vision_config", model.config), Siglip2VisionConfig) else 4
+
+
+def _params_axis(params: Any) -> int | None:
+    """Returns 0 for parameters with a leading axis of devices."""
+    final = ("final_layer_norm/scale", "post_layernorm/scale")  # never stacked, so of one dimension
+    return 0 if any(path.endswith(final) and x.ndim == 2 for path, x in flatten(params).items()) else None
+
+
+def _cut(batch: int, x: Array) -> Array:
+    if len(x) == 1 != batch:  # position ids for all texts
+        x = jnp.broadcast_to(x, (batch, *x.shape[1:]))
+    devices = jax.local_device_count()
+    if len(x) % devices:
+        raise ValueError(f"a batch of {len(x)} cannot be cut evenly over {devices} devices; drop or repeat some")
+    return x.reshape(devices, -1, *x.shape[1:])

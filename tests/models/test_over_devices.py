@@ -1,0 +1,112 @@
+"""Every module computes the same on one device, under pmap and over meshes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import jax_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+import siglip_jax
+from siglip_jax import make_mesh, pmap_forward, shard_params
+from siglip_jax.parallel import global_batch
+from tests import cases, naflex_cases
+
+BATCH = 8
+
+
+def setting(name):
+    """Returns a module, its parameters, and a batch of eight for it."""
+    flexible = name.startswith("Siglip2")
+    config = naflex_cases.make_config("naflex_odd") if flexible else cases.make_config("so400m_like")
+    inputs = (naflex_cases if flexible else cases).make_inputs(config)
+    part = config.replace(num_labels=5)
+    names = ["pixel_values", *(["pixel_attention_mask", "spatial_shapes"] if flexible else [])]
+    if name.endswith("TextModel"):
+        part, names = config.text_config, ["input_ids", "attention_mask"]
+    elif name.endswith("VisionModel"):
+        part = config.vision_config
+    elif name.endswith("Model"):
+        part, names = config, ["input_ids", *names]
+    model = getattr(siglip_jax, name)(part)
+    batch = {key: np.resize(inputs[key], (BATCH, *inputs[key].shape[1:])) for key in names}
+    if "pixel_values" in batch:  # no two pictures alike
+        batch["pixel_values"] = batch["pixel_values"] * np.linspace(0.5, 1, BATCH, dtype=np.float32).reshape(
+            -1, *[1] * (batch["pixel_values"].ndim - 1)
+        )
+    batch = {key: jnp.asarray(x) for key, x in batch.items()}
+    params = jax.jit(model.init)(jax.random.key(0), **batch)["params"]
+    options = {}
+    if name.endswith("Classification"):
+        batch["labels"] = jnp.array([0, 3, -100, 4, 1, -100, 2, 2])
+    elif name in ("SiglipModel", "Siglip2Model"):
+        options["return_loss"] = True
+    return model, params, batch, options
+
+
+def assert_same(found, expected):
+    found, expected = jax.tree.leaves(found), jax.tree.leaves(expected)
+    assert len(found) == len(expected) > 0
+    for x, y in zip(found, expected, strict=True):
+        assert x.shape == y.shape
+        assert np.abs(x - y).max() <= 1e-5 * np.abs(y).max()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{family}{kind}"
+        for family in ("Siglip", "Siglip2")
+        for kind in ("Model", "TextModel", "VisionModel", "ForImageClassification")
+    ],
+)
+def test_every_module(name):
+    model, params, batch, options = setting(name)
+
+    @jax.jit
+    def forward(params, batch):
+        return model.apply({"params": params}, **batch, **options)
+
+    expected = forward(params, batch)
+    assert_same(pmap_forward(model)(params, **batch, **options), expected)
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    assert_same(forward(shard_params(params, mesh), global_batch(batch, mesh)), expected)
+
+
+def test_methods_and_options_under_pmap():
+    model, params, batch, _ = setting("SiglipModel")
+    everything = {"output_hidden_states": True, "position_ids": jnp.arange(16)[None][:, ::-1]}
+    apply = jax.jit(
+        lambda method, **given: model.apply({"params": params}, method=method, **given),
+        static_argnames=("method", "output_hidden_states"),
+    )
+    assert_same(pmap_forward(model)(params, **batch, **everything), apply(None, **batch, **everything))
+    pixels = batch["pixel_values"]
+    features = pmap_forward(model, "get_image_features")(params, pixels)
+    assert_same(features, apply("get_image_features", pixel_values=pixels))
+
+
+@pytest.mark.parametrize("name", ["SiglipModel", "Siglip2ForImageClassification"])
+def test_what_pmap_users_have(name):
+    """Parameters replicated by flax, and inputs that are cut already."""
+    model, params, batch, options = setting(name)
+    expected = jax.jit(lambda p, b: model.apply({"params": p}, **b, **options))(params, batch)
+    cut = {name: x.reshape(8, 1, *x.shape[1:]) for name, x in batch.items()}
+    assert_same(pmap_forward(model)(jax_utils.replicate(params), **cut, **options), expected)
+
+
+def test_uneven_batches_are_refused():
+    model, params, batch, _ = setting("SiglipVisionModel")
+    with pytest.raises(ValueError, match="a batch of 6 cannot be cut evenly over 8 devices"):
+        pmap_forward(model)(params, batch["pixel_values"][:6])
+    with pytest.raises(ValueError, match="6 examples on each of 1 processes .* over 4 parts along data"):
+        global_batch(np.zeros((6, 2)), make_mesh(data=4, fsdp=2), "data")
+
+
+def test_parameters_placed_once_stay_where_they_are():
+    """Parameters that lie on all devices already are not sent again."""
+    model, params, batch, _ = setting("SiglipVisionModel")
+    mesh = make_mesh()
+    placed = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    expected = pmap_forward(model)(params, **batch)
+    assert_same(pmap_forward(model)(placed, **batch), expected)
