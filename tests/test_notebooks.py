@@ -98,7 +98,34 @@ def checkpoints(everything: str):
     assert everything.count("156 of 156 tensors equal") == 8
 
 
-PROMISES = {"01_zero_shot": zero_shot, "02_checkpoints": checkpoints}
+def ring(everything: str):
+    assert "texts of device (d − k) mod 8: True" in everything
+    assert "blocks computed in each step: 8 8 8 8 8 8 8 8" in everything
+    rows = re.findall(
+        r"^(dense|blocked|ring of \d) +" + r" +".join([r"(\d+\.\d+)"] * 5) + "$", everything, re.MULTILINE
+    )
+    assert [name for name, *_ in rows] == ["dense", "blocked", "ring of 2", "ring of 4", "ring of 8"]
+    assert all(float(error) < 0.5 for _, *errors in rows for error in errors)  # "a small fraction of what is allowed"
+    towers = re.findall(
+        r"^(\w+) +loss (\S+), gradients of the towers differ by (\S+) of 1e-5$", everything, re.MULTILINE
+    )
+    assert [name for name, *_ in towers] == ["shard_map", "pmap"]
+    assert all(float(difference) < 0.5 for *_, difference in towers)
+    memory = dict(re.findall(r"^ +(\d+) +\d+ MiB +(\S+)$", everything, re.MULTILINE))
+    assert float(memory["32768"]) < 0.1  # "about a twelfth"
+    assert all(float(ratio) < 0.5 for ratio in memory.values())
+    lines = re.findall(
+        r"^(formula|ring), \S.*?  +(0|1, \S+ MiB)  +\d, (\S+) MiB  +(0|\d, \S+ MiB)$", everything, re.MULTILINE
+    )
+    assert lines == [("formula", "1, 96.0 MiB", "96.0", "0")] + [("ring", "0", "0.0", "7, 12.0 MiB")] * 2
+    for one, two in (
+        re.search(r"pair by pair (\S+), on the mesh (\S+)", everything).groups(),
+        re.search(r"^ring over .*: (\S+)\nin float64: (\S+)", everything, re.MULTILINE).groups(),
+    ):
+        np.testing.assert_allclose(float(one), float(two), rtol=1e-4)
+
+
+PROMISES = {"01_zero_shot": zero_shot, "02_checkpoints": checkpoints, "03_sigmoid_loss_on_a_mesh": ring}
 
 
 def test_keeps_its_promises(request, executed):

@@ -19,10 +19,13 @@ def ring_sigmoid_loss(
 ) -> Float[Array, ""]:
     """This device's share of the sigmoid loss of the global batch; the `pmean` of the shares is the loss.
 
-    The share compares the images of this device with the texts of all devices, which travel around the ring. Its
-    gradients are those of the sum of all shares, as everywhere inside `pmap`: take their `pmean` for parameters that
-    all devices hold. The shares must enter what is differentiated with the same weight on every device, as they do in
-    a mean; other weights give NaN gradients, since the texts' gradients are summed up on the way.
+    The share compares the images of this device with the texts of all devices, which travel around the ring.
+    `shard_map` sums the gradients of what all devices hold by itself: take the `pmean` of the share inside what is
+    differentiated. `pmap`, and `shard_map` with `check_vma=False`, do not: differentiate the share, whose gradients are
+    those of the sum of all shares, and take the `pmean` of the gradients of the parameters afterwards.
+
+    The shares must enter what is differentiated with the same weight on every device, as they do in a mean; other
+    weights give NaN gradients, since the texts' gradients are summed up on the way.
 
     Args:
       image_embeds, text_embeds: those of this device, L2-normalised; as many on every device.

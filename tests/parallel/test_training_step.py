@@ -1,0 +1,98 @@
+"""A training step over FSDP and tensor parallelism is the step of one device, and what it sends is known."""
+
+import re
+from collections import Counter
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from siglip_jax import SiglipModel, make_mesh, shard_params, sigmoid_loss
+from siglip_jax.checkpoints.table import flatten
+from siglip_jax.parallel import global_batch
+from tests import cases
+
+BATCH, AXIS = 8, ("data", "fsdp")
+# Momentum, not Adam: where a gradient is zero but for rounding, as of a key's bias, Adam would make a whole step of it.
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)
+
+
+def make_step(model, mesh=None):
+    def loss(params, ids, pixels):
+        out = model.apply({"params": params}, ids, pixels)
+        over = {} if mesh is None else {"mesh": mesh, "axis": AXIS, "block_size": "auto"}
+        return sigmoid_loss(out.image_embeds, out.text_embeds, params["logit_scale"], params["logit_bias"], **over)
+
+    def step(params, state, ids, pixels):
+        """Returns the new parameters and state, and the loss."""
+        value, gradients = jax.value_and_grad(loss)(params, ids, pixels)
+        updates, state = OPTIMIZER.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    return step
+
+
+def compiled(model, mesh, params, batch):
+    """Returns the step over a mesh, its outputs laid out as its inputs, and all its inputs."""
+    placed = shard_params(params, mesh)
+    state = OPTIMIZER.init(placed)
+    shardings = jax.tree.map(lambda x: x.sharding, (placed, state))
+    inputs = (placed, state, *global_batch(batch, mesh))
+    return jax.jit(make_step(model, mesh), out_shardings=(*shardings, None)).lower(*inputs).compile(), inputs
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    directory = cases.make_checkpoint(tmp_path_factory.mktemp("model"), "giant_like")
+    config = cases.make_config("giant_like")
+    inputs = cases.make_inputs(config)
+    random = np.random.RandomState(2)
+    ids = random.randint(0, config.text_config.vocab_size, (BATCH, 16)).astype(np.int32)
+    pixels = random.standard_normal((BATCH, *inputs["pixel_values"].shape[1:])).astype(np.float32)
+    return directory, ids, pixels
+
+
+@pytest.mark.parametrize(
+    ("sizes", "scan_layers"),
+    [((8, 1, 1), True), ((1, 8, 1), True), ((2, 2, 2), True), ((2, 2, 2), False), ((1, 2, 4), True)],
+    ids=str,
+)
+def test_parameters_after_a_step_are_those_of_one_device(setting, sizes, scan_layers):
+    directory, ids, pixels = setting
+    model, params = SiglipModel.from_pretrained(directory, scan_layers=scan_layers)
+    expected, _, value = jax.jit(make_step(model))(params, OPTIMIZER.init(params), ids, pixels)
+    mesh = make_mesh(*sizes)
+    step, given = compiled(model, mesh, params, (ids, pixels))
+    found, _, sharded_value = step(*given)
+    np.testing.assert_allclose(sharded_value, value, rtol=1e-6)
+    moved = 0
+    for path, x in flatten(expected).items():
+        y, before = flatten(found)[path], flatten(params)[path]
+        assert np.abs(y - x).max() <= 1e-6 * np.abs(x).max(), path
+        moved += np.abs(x - before).max() > 1e-3 * np.abs(x).max()
+    assert moved > 40  # the step is large enough to be seen
+
+
+# Data alone: the ring's permutes, and the gradients' sum. FSDP: parameters are gathered layer by layer. With tensor
+# parallelism, the partial sums of each matrix pair too, some of which the compiler of jax 0.12 splits in two.
+SENT = {
+    (8, 1, 1): {"collective-permute": 7, "all-reduce": 1},
+    (1, 8, 1): {"collective-permute": 7, "all-reduce": 31, "all-gather": 54},
+    (2, 2, 2): {"collective-permute": 15, "all-reduce": 49, "all-gather": 62, "all-to-all": 8},
+}
+ALL_REDUCES_LATER = 51  # from jax 0.12 on, of the last one
+
+
+@pytest.mark.parametrize("sizes", SENT, ids=str)
+def test_what_a_step_sends(setting, sizes):
+    """With stacked layers, so that what is sent for each layer counts once."""
+    directory, ids, pixels = setting
+    model, params = SiglipModel.from_pretrained(directory, scan_layers=True)
+    step, _ = compiled(model, make_mesh(*sizes), params, (ids, pixels))
+    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+    sent = Counter(re.findall(rf"= [^=]*? ({kinds})(?:-start)?\(", step.as_text()))
+    expected = dict(SENT[sizes])
+    if sizes == (2, 2, 2) and jax.__version_info__ >= (0, 12):
+        expected["all-reduce"] = ALL_REDUCES_LATER
+    assert sent == expected
