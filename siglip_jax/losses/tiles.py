@@ -172,38 +172,29 @@ def _ring(
 ) -> tuple[Array, Gradients | None]:
     """Compares the resident images with the texts of each device in turn."""
     size = tile_size(block_size, max(len(pairs.images), len(pairs.texts)))
-    if axis_name is None:
+    count = 1 if axis_name is None else lax.axis_size(axis_name)
+    if axis_name is None or count == 1:
         return _tiles(size, pairs, with_gradients)
-    count = lax.axis_size(axis_name)
     onwards = functools.partial(lax.ppermute, axis_name=axis_name, perm=[(i, (i + 1) % count) for i in range(count)])
 
-    def visit(texts: tuple[Array, Array], so_far: Any) -> Any:
-        # Nothing here depends on what `onwards` sends meanwhile, so that the transfers hide behind the matrix products.
-        here = _tiles(size, pairs._replace(texts=texts[0], text_groups=texts[1]), with_gradients)
-        if so_far is None:
-            return here
-        return jax.tree.map(jnp.add, here, so_far)
+    def pass_on(so_far: Any) -> Any:
+        value, d = so_far
+        return value, None if d is None else d._replace(texts=onwards(d.texts))
 
-    def step(_: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-        texts, (value, gradients) = carry
-        following = jax.tree.map(onwards, texts)
-        if gradients is not None:
-            gradients = gradients._replace(texts=onwards(gradients.texts))
-        return following, visit(texts, (value, gradients))
+    def compare(texts: Any) -> Any:
+        return _tiles(size, pairs._replace(texts=texts[0], text_groups=texts[1]), with_gradients)
+
+    def step(_: Any, carry: Any) -> Any:
+        # The products do not depend on what is sent before them, so that the transfers hide behind them.
+        texts, so_far = carry
+        following, so_far = jax.tree.map(onwards, texts), pass_on(so_far)
+        return following, jax.tree.map(jnp.add, compare(texts), so_far)
 
     texts = (pairs.texts, pairs.text_groups)
-    following = jax.tree.map(onwards, texts) if count > 1 else texts
-    so_far = visit(texts, None)
-    texts, so_far = lax.fori_loop(1, count - 1, step, (following, so_far)) if count > 2 else (following, so_far)
-    if count == 1:
-        return so_far
-    value, gradients = so_far
-    if gradients is not None:
-        gradients = gradients._replace(texts=onwards(gradients.texts))
-    value, gradients = visit(texts, (value, gradients))
-    if gradients is not None:
-        gradients = gradients._replace(texts=onwards(gradients.texts))  # home
-    return value, gradients
+    following = jax.tree.map(onwards, texts)
+    texts, so_far = lax.fori_loop(1, count - 1, step, (following, compare(texts)))
+    so_far = pass_on(so_far)
+    return pass_on(jax.tree.map(jnp.add, compare(texts), so_far))  # the last stop of the texts' gradients is home
 
 
 def _tiles(size: int, pairs: Pairs, with_gradients: bool) -> tuple[Array, Gradients | None]:

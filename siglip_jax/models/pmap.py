@@ -1,5 +1,6 @@
 """Forward passes over the devices of this process with `jax.pmap`; new code does better with `jax.jit` over a mesh."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -35,10 +36,10 @@ def pmap_forward(model: PretrainedModule, method: str | None = None) -> Callable
     @functools.cache
     def compiled(params_axis: int | None, options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
         def run(params: Any, inputs: tuple[Array, ...], named: dict[str, Array]) -> Any:
-            out = model.apply({"params": params}, *inputs, **named, **dict(options), method=method)
+            out: Any = model.apply({"params": params}, *inputs, **named, **dict(options), method=method)
             if isinstance(out, SiglipOutput):  # of a part of the batch
-                return out.replace(loss=None, logits_per_image=None, logits_per_text=None)
-            return out.replace(loss=None) if isinstance(out, ImageClassifierOutput) else out
+                return dataclasses.replace(out, loss=None, logits_per_image=None, logits_per_text=None)
+            return dataclasses.replace(out, loss=None) if isinstance(out, ImageClassifierOutput) else out
 
         return jax.pmap(run, in_axes=(params_axis, 0, 0))
 
@@ -57,10 +58,11 @@ def pmap_forward(model: PretrainedModule, method: str | None = None) -> Callable
             scalars = (np.asarray(params[name]).reshape(-1)[:1] for name in ("logit_scale", "logit_bias"))
             logits = jax.jit(pairwise_logits)(out.image_embeds, out.text_embeds, *scalars)
             loss = sigmoid_loss_of_logits(logits) if options.get("return_loss") else None
-            return out.replace(loss=loss, logits_per_image=logits, logits_per_text=logits.T)
+            return dataclasses.replace(out, loss=loss, logits_per_image=logits, logits_per_text=logits.T)
         if isinstance(out, ImageClassifierOutput) and labels is not None:
             labels = labels.reshape(-1, *labels.shape[2:]) if is_cut else labels
-            return out.replace(loss=classification_loss(out.logits, labels, model.config.problem_type))
+            loss = classification_loss(jnp.asarray(out.logits), labels, model.config.problem_type)
+            return dataclasses.replace(out, loss=loss)
         return out
 
     return forward
