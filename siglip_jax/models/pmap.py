@@ -36,7 +36,8 @@ def pmap_forward(model: PretrainedModule, method: str | None = None) -> Callable
     @functools.cache
     def compiled(params_axis: int | None, options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
         def run(params: Any, inputs: tuple[Array, ...], named: dict[str, Array]) -> Any:
-            out: Any = model.apply({"params": params}, *inputs, **named, **dict(options), method=method)
+            keywords: dict[str, Any] = {**named, **dict(options)}
+            out = model.apply({"params": params}, *inputs, **keywords, method=method)
             if isinstance(out, SiglipOutput):  # of a part of the batch
                 return dataclasses.replace(out, loss=None, logits_per_image=None, logits_per_text=None)
             return dataclasses.replace(out, loss=None) if isinstance(out, ImageClassifierOutput) else out
@@ -44,14 +45,18 @@ def pmap_forward(model: PretrainedModule, method: str | None = None) -> Callable
         return jax.pmap(run, in_axes=(params_axis, 0, 0))
 
     def forward(params: Any, *inputs: Any, **keywords: Any) -> Any:
-        named = {name: jnp.asarray(x) for name, x in keywords.items() if hasattr(x, "shape")}
-        options = {name: x for name, x in keywords.items() if name not in named}
+        options = {name: x for name, x in keywords.items() if x is None or isinstance(x, bool | str)}
+        named = {name: jnp.asarray(x) for name, x in keywords.items() if name not in options}
         labels = named.pop("labels", None)
         arrays = tuple(map(jnp.asarray, inputs))
-        first = (*arrays, *(named[name] for name in ("input_ids", "pixel_values") if name in named))[0]
-        is_cut = first.ndim > _dimensions(model, first)
+        found = (*arrays, *(named[name] for name in ("input_ids", "pixel_values") if name in named))
+        if not found:
+            raise ValueError("expected input_ids or pixel_values beside the parameters, got neither")
+        is_cut = found[0].ndim > _dimensions(model, found[0])
         if not is_cut:
-            arrays, named = jax.tree.map(functools.partial(_cut, len(first)), (arrays, named))
+            if len(named.get("position_ids", ())) == 1:  # the same for all texts
+                named["position_ids"] = jnp.repeat(named["position_ids"], len(found[0]), axis=0)
+            arrays, named = jax.tree.map(_cut, (arrays, named))
         out = compiled(_params_axis(params), tuple(options.items()))(params, arrays, named)
         out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
         if isinstance(out, SiglipOutput):
@@ -81,9 +86,7 @@ def _params_axis(params: Any) -> int | None:
     return 0 if any(path.endswith(final) and x.ndim == 2 for path, x in flatten(params).items()) else None
 
 
-def _cut(batch: int, x: Array) -> Array:
-    if len(x) == 1 != batch:  # position ids for all texts
-        x = jnp.broadcast_to(x, (batch, *x.shape[1:]))
+def _cut(x: Array) -> Array:
     devices = jax.local_device_count()
     if len(x) % devices:
         raise ValueError(f"a batch of {len(x)} cannot be cut evenly over {devices} devices; drop or repeat some")

@@ -99,8 +99,23 @@ def test_uneven_batches_are_refused():
     model, params, batch, _ = setting("SiglipVisionModel")
     with pytest.raises(ValueError, match="a batch of 6 cannot be cut evenly over 8 devices"):
         pmap_forward(model)(params, batch["pixel_values"][:6])
+    whole, params, both, _ = setting("SiglipModel")
+    with pytest.raises(ValueError, match="a batch of 1 cannot be cut"):  # one picture, eight texts
+        pmap_forward(whole)(params, input_ids=both["input_ids"], pixel_values=both["pixel_values"][:1])
+    with pytest.raises(ValueError, match="got neither"):
+        pmap_forward(whole)(params, return_loss=True)
     with pytest.raises(ValueError, match="6 examples on each of 1 processes .* over 4 parts along data"):
         global_batch(np.zeros((6, 2)), make_mesh(data=4, fsdp=2), "data")
+
+
+def test_as_many_texts_as_one_likes():
+    """The numbers of images and texts need not be the same, only divide evenly."""
+    model, params, batch, _ = setting("SiglipModel")
+    batch["input_ids"] = jnp.concatenate([batch["input_ids"], batch["input_ids"][::-1]])
+    expected = jax.jit(lambda p, b: model.apply({"params": p}, **b))(params, batch)
+    found = pmap_forward(model)(params, **batch)
+    assert found.logits_per_image.shape == (8, 16)
+    assert_same(found, expected)
 
 
 def test_parameters_placed_once_stay_where_they_are():
