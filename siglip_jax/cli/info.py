@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from siglip_jax.cli import mesh
 from siglip_jax.cli.output import shown
 from siglip_jax.variants import NAMES, VARIANTS, Variant
 
@@ -22,6 +23,7 @@ HELP = "say what a checkpoint is"
 EPILOG = """examples:
   siglip-jax info
   siglip-jax info google/siglip-base-patch16-224 --json
+  siglip-jax info google/siglip-base-patch16-224 --mesh data=4,fsdp=2
   siglip-jax info --variants"""
 
 FIGURES = {
@@ -47,10 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="NAME_OR_PATH", help="Hub name, directory or weights file")
     parser.add_argument("--variants", action="store_true", help="list the released checkpoints")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    mesh.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Does the job; returns the exit status."""
+    if mesh.wanted(arguments):
+        mesh.run(arguments)
+        return 0
     if arguments.variants:
         if arguments.model is not None:
             raise ValueError(f"expected a model or --variants, found both; leave out {arguments.model!r} or --variants")

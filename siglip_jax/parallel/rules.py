@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from siglip_jax.parallel.mesh import check_mesh
 
@@ -30,7 +30,7 @@ RULES: Rules = (
 )
 
 
-def partition(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = RULES) -> PartitionSpec:
+def partition(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> PartitionSpec:
     """Returns the axes that each dimension of a parameter is cut over.
 
     Raises:
@@ -45,7 +45,7 @@ def partition(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = RULE
     return PartitionSpec(*(_fitting(entry, size, mesh) for entry, size in zip(entries, shape, strict=True)))
 
 
-def _fitting(entry: Any, size: int, mesh: Mesh) -> tuple[str, ...] | None:
+def _fitting(entry: Any, size: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...] | None:
     axes = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
     kept: tuple[str, ...] = ()
     for axis in axes:
