@@ -54,7 +54,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where one parameter lies: `spec` in words, as in "fsdp, tensor" or "whole"; `bytes` on each device, in float32."""
+    """Where a parameter lies: `spec` in words, as in "fsdp, tensor" or "whole"; `bytes` on each device, in float32."""
 
     path: str
     shape: tuple[int, ...]

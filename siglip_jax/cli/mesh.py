@@ -1,0 +1,172 @@
+"""What `siglip-jax info --mesh` prints: the memory that each device would hold, and where the parameters would lie."""
+
+import argparse
+import dataclasses
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from siglip_jax.checkpoints.keymap import architecture_of, key_table
+from siglip_jax.checkpoints.load import read_contents, rows_of
+from siglip_jax.cli.output import shown, whole_number
+from siglip_jax.configuration import SiglipConfig
+from siglip_jax.inference.engine import EMBEDDED_MODEL
+from siglip_jax.parallel.memory import Placement, estimate, placements
+from siglip_jax.parallel.mesh import AXES
+from siglip_jax.variants import NAMES
+
+EXAMPLES = 32  # on a device, unless --batch says otherwise
+ROWS = {"moments": "Adam moments", "activations": "activations kept"}
+CAPTION = """parameters, gradients, moments and batch are exact; the rest is estimated, for scanned layers
+and a batch that stays cut over data and fsdp"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    group = parser.add_argument_group("memory over a mesh of devices, none of which has to be there")
+    group.add_argument("--mesh", type=_sizes, metavar="AXES", help="sizes of data, fsdp and tensor: data=4,fsdp=2")
+    text = f"image-text pairs over all devices, {EXAMPLES} on each along data and fsdp if not given"
+    group.add_argument("--batch", type=whole_number, metavar="N", help=text)
+    group.add_argument("--remat", choices=("full",), help="compute the layers again in the backward pass")
+    group.add_argument("--dtype", choices=("float32", "bfloat16"), help="compute type, float32 if not given")
+    group.add_argument("--table", action="store_true", help="also list every parameter and how it is cut")
+
+
+def _sizes(text: str) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d{1,9})\s*", part, re.ASCII)
+        if match is None or match[1] not in AXES or match[1] in sizes or not int(match[2]):
+            raise argparse.ArgumentTypeError(
+                f"expected sizes of at least 1 of {', '.join(AXES)}, as in data=4,fsdp=2, found {text!r}"
+            )
+        sizes[match[1]] = int(match[2])
+    return {axis: sizes.get(axis, 1) for axis in AXES}
+
+
+def wanted(arguments: argparse.Namespace) -> bool:
+    """Says whether the memory over a mesh is asked for.
+
+    Raises:
+      ValueError: if an option that belongs to a mesh stands without one, or the mesh beside a list.
+    """
+    if arguments.mesh is None:
+        for option in ("batch", "remat", "dtype", "table"):
+            if getattr(arguments, option):
+                raise ValueError(f"--{option} goes with --mesh; add --mesh, as in --mesh data=4,fsdp=2")
+        return False
+    if arguments.variants:
+        raise ValueError("expected --mesh or --variants, found both; leave one out")
+    return True
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints the memory, and with `--table` the parameters.
+
+    Raises:
+      FileNotFoundError: if the model is not there.
+      ValueError: if it is not one of SigLIP, or the batch cannot be cut evenly.
+    """
+    sizes = arguments.mesh
+    name, config, shapes = _model(arguments.model)
+    holders = sizes["data"] * sizes["fsdp"]
+    batch = arguments.batch or EXAMPLES * holders
+    options = {"remat": arguments.remat, "dtype": arguments.dtype or "float32"}
+    table = placements(shapes, sizes)
+    forward, training = (estimate(config, table, sizes, batch, training=t, **options) for t in (False, True))
+    facts = {
+        "model": name,
+        "mesh": sizes,
+        "devices": math.prod(sizes.values()),
+        "batch": batch,
+        **options,
+        "forward": {**dataclasses.asdict(forward), "total": forward.total},
+        "training_step": {**dataclasses.asdict(training), "total": training.total},
+        "table": [dataclasses.asdict(row) for row in table],
+    }
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+        return
+    each = f"{batch // holders:,} on a device" + ("" if arguments.batch else ", the default of --batch")
+    _print_table(
+        None,
+        [
+            ("model", shown(name, sys.stdout.encoding)),
+            ("mesh", f"{' x '.join(f'{axis}={size}' for axis, size in sizes.items())}, {facts['devices']:,} devices"),
+            ("batch", f"{batch:,} image-text pairs, {each}"),
+            ("compute", f"{options['dtype']}, {'remat full' if options['remat'] else 'no remat'}"),
+        ],
+        2,
+    )
+    print()
+    rows = [
+        (ROWS.get(key, key), _size(facts["forward"][key]), _size(value))
+        for key, value in facts["training_step"].items()
+    ]
+    _print_table(("on each device", "forward pass", "training step"), rows, 1)
+    print(CAPTION)
+    if arguments.table:
+        print()
+        _print_table(("parameter", "shape", "cut over", "on each device"), _lines(table), 3)
+
+
+def _model(name: str | None) -> tuple[str, Any, dict[str, tuple[int, ...]]]:
+    """Returns name, configuration and shapes of the parameters; of a released checkpoint no file is read."""
+    variant = None if name is None or Path(name).exists() else NAMES.get(name)
+    if variant is not None:
+        config: Any = SiglipConfig.from_variant(variant.name)
+        rows = key_table(config, architecture_of(config))
+        return variant.name, config, {row.path: row.shape for row in rows}
+    contents = read_contents(EMBEDDED_MODEL if name is None else name)
+    shapes = {row.path: row.shape for row in rows_of(contents)}
+    return name or "the embedded model", contents.config, shapes
+
+
+def _lines(table: Sequence[Placement]) -> list[tuple[str, ...]]:
+    """Returns a line for each parameter, but one for all layers of a tower, and the total."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for row in table:
+        line = (re.sub(r"/layers_\d+/", "/layers_*/", row.path), " x ".join(map(str, row.shape)), row.spec)
+        groups.setdefault(line, []).append(row.bytes)
+    lines = [
+        (f"{path}  x {len(sizes)}" if "*" in path else path, *others, _size(sum(sizes)))
+        for (path, *others), sizes in groups.items()
+    ]
+    return [*lines, ("total", "", "", _size(sum(row.bytes for row in table)))]
+
+
+def _size(count: int) -> str:
+    """Returns bytes in MiB or GiB, to three digits."""
+    unit, value = ("GiB", count / 2**30) if count >= 1000 * 2**20 else ("MiB", count / 2**20)
+    if value < 0.01:
+        return "< 0.01 MiB" if count else "-"
+    digits = min(max(2 - math.floor(math.log10(value)), 0), 2)
+    return f"{value:,.{digits}f} {unit}"
+
+
+def _print_table(headers: Sequence[str] | None, rows: Sequence[Sequence[str]], words: int) -> None:
+    """Prints a table whose first `words` columns are words, the others numbers; on a terminal in colour."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, header_style="cyan", show_header=headers is not None)
+        for i, header in enumerate(headers or rows[0]):
+            style = "cyan" if headers is None and i == 0 else None
+            table.add_column(header, justify="left" if i < words else "right", style=style, no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        console = Console(markup=False, highlight=False)
+        # On a narrow terminal long lines are better than cut names.
+        console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
+        console.print(table)
+        return
+    lines = [headers, *rows] if headers else rows
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (f"{x:<{w}}" if i < words else f"{x:>{w}}" for i, (x, w) in enumerate(zip(line, widths, strict=True)))
+        print("  ".join(cells).rstrip())
