@@ -21,8 +21,8 @@ from siglip_jax.variants import NAMES
 
 EXAMPLES = 32  # on a device, unless --batch says otherwise
 ROWS = {"moments": "Adam moments", "activations": "activations kept"}
-CAPTION = """parameters, gradients, moments and batch are exact; the rest is estimated, for scanned layers
-and a batch that stays cut over data and fsdp"""
+CAPTION = """parameters, gradients, moments and batch are exact; the rest is estimated, for scan_layers
+and a model that knows its mesh, by mesh=... or jax.set_mesh"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

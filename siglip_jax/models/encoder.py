@@ -12,12 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from siglip_jax.configuration import TextConfig, VisionConfig
 from siglip_jax.models.attention import Attention
 from siglip_jax.models.initializers import Initializer, Initializers, initializers
+from siglip_jax.parallel.mesh import keep_batch_cut
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
@@ -47,6 +49,7 @@ class Options:
     remat: str | None = None
     scan_layers: bool = False
     init_scheme: str = "paper"
+    mesh: Mesh | None = None
 
     @property
     def types(self) -> dict[str, Any]:
@@ -176,7 +179,7 @@ class Encoder(nn.Module):
             "output_attentions": output_attentions,
         }
         depth = self.config.num_hidden_layers
-        first = x
+        first = x = keep_batch_cut(x, self.options.mesh)
         hidden: Any
         weights: Any
         if scan and depth:

@@ -1,5 +1,6 @@
 """What all public modules share: their fields, `from_pretrained` and `save_pretrained`."""
 
+import dataclasses
 import logging
 import os
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ class PretrainedModule(nn.Module):
       remat: None, "full", "dots" or "dots_with_no_batch_dims": what the backward pass computes again.
       scan_layers: stack the layers of each tower on a leading axis and scan over it.
       init_scheme: "paper" (big_vision's, temperature 10, bias -10) or "reference" (that of `transformers`).
+      mesh: over whose axes `data` and `fsdp` the examples of a batch are cut; None: that of `jax.set_mesh`, if any.
     """
 
     config: Any
@@ -47,13 +49,12 @@ class PretrainedModule(nn.Module):
     remat: str | None = None
     scan_layers: bool = False
     init_scheme: str = "paper"
+    mesh: Mesh | None = None
 
     @property
     def options(self) -> Options:
         """The fields that are handed down, as one."""
-        return Options(
-            self.dtype, self.param_dtype, self.attn_implementation, self.remat, self.scan_layers, self.init_scheme
-        )
+        return Options(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Options)})
 
     @classmethod
     def from_pretrained(
@@ -98,6 +99,7 @@ class PretrainedModule(nn.Module):
             attn_implementation=attn_implementation,
             remat=remat,
             scan_layers=scan_layers,
+            mesh=mesh,
         )
         return module, place_params(params, param_dtype, scan_layers, mesh, rules)
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from siglip_jax.parallel.mesh import check_mesh
+from siglip_jax.parallel.mesh import BATCH_AXES, check_mesh
 
 # For each launcher that `jax.distributed.initialize` knows: what it needs, and the number of processes.
 _LAUNCHERS = (("SLURM_STEP_NODELIST", "SLURM_NTASKS"), ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE"))
@@ -55,7 +55,7 @@ def launched_with_others(environment: Mapping[str, str]) -> bool:
     return "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment
 
 
-def global_batch(local: Any, mesh: Mesh, axis: str | tuple[str, ...] = ("data", "fsdp")) -> Any:
+def global_batch(local: Any, mesh: Mesh, axis: str | tuple[str, ...] = BATCH_AXES) -> Any:
     """Returns global arrays, cut over `axis` along their first dimension, of what each process has loaded.
 
     Args:

@@ -4,9 +4,11 @@ import math
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")  # those over which examples are cut
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
@@ -33,6 +35,26 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         named = " x ".join(f"{name}={size}" for name, size in zip(AXES, (data, fsdp, tensor), strict=True))
         raise ValueError(f"a mesh must take all {len(devices)} devices, got {named}; change one of them, or use -1")
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=np.asarray(devices).tolist())
+
+
+def keep_batch_cut(x: Array, mesh: Mesh | None) -> Array:
+    """Says to XLA that the first dimension of an array stays cut over `data` and `fsdp`, where the mesh has them.
+
+    It does not find that out about a scan over layers that are cut over `fsdp` themselves, and then holds the
+    activations of the whole batch on every device.
+
+    Args:
+      mesh: unless `jax.set_mesh` has set one; inside `shard_map` and `pmap` nothing is said.
+    """
+    current = jax.sharding.get_abstract_mesh()
+    over = mesh if current.empty else current
+    if over is None:
+        return x
+    kinds = dict(zip(over.axis_names, over.axis_types, strict=True))
+    axes = tuple(axis for axis in BATCH_AXES if kinds.get(axis) == AxisType.Auto)
+    if not axes or len(x) % math.prod(over.shape[axis] for axis in axes):
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(over, PartitionSpec(axes)))
 
 
 def check_mesh(mesh: Mesh) -> None:
