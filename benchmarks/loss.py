@@ -140,7 +140,8 @@ def main() -> None:
     table = []
     for dtype in arguments.dtypes:
         for batch in batches:
-            table += measure(batch, dtype, arguments, card, {row["what"] for row in table if row.get("too_long")})
+            slow = {row["what"] for row in table if row["dtype"] == dtype and row.get("too_long")}
+            table += measure(batch, dtype, arguments, card, slow)
     if arguments.json:
         print(json.dumps({"device": card or "CPU", "rows": table}, indent=2))
         return
