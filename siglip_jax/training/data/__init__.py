@@ -1,0 +1,1 @@
+"""Image-text pairs and labelled pictures on disk, and the batches a training step sees."""
