@@ -1,0 +1,70 @@
+"""LoRA: low-rank additions to the frozen matrices of a model (Hu et al. 2021, arXiv 2106.09685).
+
+The additions are a tree of their own, `{path of the dense layer: {"a": (in, rank), "b": (rank, out)}}`, and act on the
+activations, so that no gradient of a frozen matrix is ever made. `merge` folds them into the matrices for good.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Key
+
+from siglip_jax.checkpoints.table import flatten, unflatten
+from siglip_jax.training.recipe import Lora
+
+Additions = dict[str, dict[str, Any]]
+
+
+def init_lora(key: Key[Array, ""], options: Lora, params: Mapping[str, Any]) -> Additions:
+    """Returns additions that change nothing yet: `a` random, `b` zero.
+
+    Raises:
+      ValueError: if the pattern fits no dense layer.
+    """
+    found: Additions = {}
+    for path, kernel in sorted(flatten(params).items()):
+        layer = path.removesuffix("/kernel")
+        if layer == path or len(kernel.shape) != 2 or not re.fullmatch(options.where, layer):
+            continue
+        key, draw = jax.random.split(key)
+        rows, columns = kernel.shape
+        a = jax.random.normal(draw, (rows, options.rank), jnp.float32) / rows**0.5
+        found[layer] = {"a": a, "b": jnp.zeros((options.rank, columns), jnp.float32)}
+    if not found:
+        raise ValueError(f"lora.where: {options.where!r} fits the path of no dense layer; try '.*/(q_proj|v_proj)'")
+    return found
+
+
+def added(options: Lora, additions: Additions) -> AbstractContextManager[None]:
+    """Within the returned context, dense layers of linen modules add their low-rank part to what they give."""
+    scale = options.alpha / options.rank
+
+    def intercept(
+        call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: nn.module.InterceptorContext
+    ) -> Any:
+        y = call(*args, **kwargs)
+        if not isinstance(context.module, nn.Dense) or context.method_name != "__call__":
+            return y
+        part = additions.get("/".join(context.module.path))
+        if part is None:
+            return y
+        x: Array = args[0]
+        a, b = part["a"].astype(y.dtype), part["b"].astype(y.dtype)
+        return y + (x.astype(y.dtype) @ a @ b) * jnp.asarray(scale, y.dtype)
+
+    return nn.intercept_methods(intercept)
+
+
+def merge(options: Lora, params: Mapping[str, Any], additions: Additions) -> dict[str, Any]:
+    """Returns parameters that do without the additions what they do with them."""
+    flat = dict(flatten(params))
+    for layer, part in additions.items():
+        kernel: Float[Array, "rows columns"] = flat[f"{layer}/kernel"]
+        product = jnp.matmul(part["a"], part["b"], precision="highest") * (options.alpha / options.rank)
+        flat[f"{layer}/kernel"] = (kernel.astype(jnp.float32) + product).astype(kernel.dtype)
+    return unflatten(flat)

@@ -1,0 +1,159 @@
+"""Optimizers with the semantics of big_vision, where SigLIP was trained: rates, decay and freezing by ordered rules.
+
+An update is schedule · (rate · factor · direction + weight_decay · factor · parameter), and is subtracted. So the weight
+decay is the share of a parameter that a step takes off, whatever the rate: the paper's rate 1e-3 with decay 1e-4 is what
+`optax.adamw` calls `weight_decay=0.1`. Mirrors `big_vision/optax.py:make`.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from siglip_jax.training.recipe import Optimizer, Schedule, steps_of
+from siglip_jax.training.rules import path_of, tree_by_path, values_by_rule
+
+# big_vision's variant of Adafactor ("Scaling Vision Transformers", Zhai et al. 2021, section 3.4).
+ADAFACTOR_EXPONENT = 0.8
+ADAFACTOR_SMALLEST = 32  # a dimension below this is not factored
+MUON_SMALLEST = 64  # matrices with a side below this are Adam's
+
+
+class Treatment(NamedTuple):
+    """What the rules say of one parameter: factors of the rate and of the weight decay; a rate of 0 freezes it."""
+
+    rate: float
+    decay: float
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the parameter never changes."""
+        return self.rate == 0
+
+
+def treatments(options: Optimizer, paths: Iterable[str]) -> dict[str, Treatment]:
+    """Returns what the rules say of every parameter.
+
+    Raises:
+      ValueError: if a parameter is covered by no rule, a pattern fits nothing, or all are frozen.
+    """
+    paths = list(paths)
+    rates = values_by_rule(options.rates, paths, "optimizer.rates")
+    decays = values_by_rule(options.decays, paths, "optimizer.decays")
+    table = {path: Treatment(rates[path], 0.0 if rates[path] == 0 else decays[path]) for path in paths}
+    if all(entry.frozen for entry in table.values()):
+        raise ValueError("optimizer.rates: every parameter has the factor 0, so nothing would be trained")
+    return table
+
+
+def make_schedule(options: Schedule, *, steps: int, batch_size: int, examples: int) -> Callable[[Any], Any]:
+    """Returns the function from the number of steps done to the factor, in [0, 1], of rate and weight decay.
+
+    Args:
+      steps: of the whole run.
+      batch_size: examples of a step.
+      examples: of an epoch.
+
+    Raises:
+      ValueError: if warm-up and cool-down are longer than the run.
+    """
+    units = {"batch_size": batch_size, "examples": examples, "total": steps}
+    warmup, cooldown = steps_of(options.warmup, **units), steps_of(options.cooldown, **units)
+    if warmup + cooldown > steps:
+        raise ValueError(
+            f"warm-up and cool-down must fit into the run, got {warmup} + {cooldown} of {steps} steps; shorten them"
+        )
+
+    def schedule(step: Any) -> Float[Array, ""]:
+        step = jnp.asarray(step).astype(jnp.float32)
+        progress = jnp.clip((step - warmup) / max(steps - warmup - cooldown, 1), 0.0, 1.0)
+        factor = jnp.ones(())
+        if options.shape == "cosine":
+            factor = options.final + (1 - options.final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        elif options.shape == "linear":
+            factor = options.final + (1 - options.final) * (1 - progress)
+        elif options.shape == "rsqrt":
+            shift = options.timescale - warmup
+            factor = jnp.where(step >= warmup, jnp.sqrt(options.timescale / jnp.maximum(step + shift, 1.0)), 1.0)
+        if warmup:
+            factor = factor * jnp.minimum(step / warmup, 1.0)
+        if cooldown:
+            factor = factor * jnp.clip((steps - step) / cooldown, 0.0, 1.0)
+        return factor
+
+    return schedule
+
+
+def _adafactor(options: Optimizer) -> optax.GradientTransformation:
+    def decay(step: Any, exponent: Any) -> Array:
+        done = jnp.asarray(step).astype(jnp.float32) + 1.0
+        return jnp.minimum(options.beta2, 1.0 - done ** (-exponent))
+
+    return optax.chain(
+        optax.scale_by_factored_rms(
+            decay_rate=ADAFACTOR_EXPONENT, min_dim_size_to_factor=ADAFACTOR_SMALLEST, decay_rate_fn=decay
+        ),
+        optax.ema(options.beta1, debias=False, accumulator_dtype=jnp.bfloat16),
+    )
+
+
+def _muon_dimensions(params: Any) -> Any:
+    """Muon for dense kernels, single or stacked; Adam (None) for tables, the patches, norms, biases and small heads."""
+
+    def choose(keys: tuple[Any, ...], leaf: Any) -> Any:
+        path, depth = path_of(keys), len(leaf.shape) - 2
+        stacked = "/layers/" in path
+        if not path.endswith("/kernel") or depth != int(stacked) or min(leaf.shape[-2:]) < MUON_SMALLEST:
+            return None
+        return optax.contrib.MuonDimensionNumbers(reduction_axis=depth, output_axis=depth + 1)
+
+    return jax.tree_util.tree_map_with_path(choose, params)
+
+
+def _direction(options: Optimizer) -> optax.GradientTransformation:
+    if options.name == "adamw":
+        return optax.scale_by_adam(options.beta1, options.beta2, options.epsilon)
+    if options.name == "adafactor":
+        return _adafactor(options)
+    if options.name == "muon":
+        muon = optax.contrib.muon(
+            learning_rate=1.0,
+            beta=options.beta1,
+            adam_b1=options.beta1,
+            adam_b2=options.beta2,
+            eps=options.epsilon,
+            muon_weight_dimension_numbers=_muon_dimensions,
+        )
+        return optax.chain(muon, optax.scale(-1.0))  # it ends with the minus of a learning rate
+    raise ValueError(f"optimizer.name must be 'adamw', 'adafactor' or 'muon', got {options.name!r}")
+
+
+def make_optimizer(
+    options: Optimizer, table: dict[str, Treatment], schedule: Callable[[Any], Any]
+) -> optax.GradientTransformation:
+    """Returns the optimizer of what is trained; its updates are added to the parameters.
+
+    Args:
+      table: as from `treatments`; the trees that the optimizer is given hold exactly the paths that are not frozen.
+      schedule: as from `make_schedule`.
+    """
+    parts = [] if options.clip_norm is None else [optax.clip_by_global_norm(options.clip_norm)]
+    parts += [_direction(options), _rates_and_decay(options, table), optax.scale_by_schedule(schedule)]
+    return optax.chain(*parts, optax.scale(-1.0))
+
+
+def _rates_and_decay(options: Optimizer, table: dict[str, Treatment]) -> optax.GradientTransformation:
+    def update(updates: Any, params: Any) -> Any:
+        if params is None:
+            raise ValueError("the optimizer needs the parameters beside their gradients, got None")
+
+        def one(update: Array, param: Array, entry: Treatment) -> Array:
+            scaled = options.rate * entry.rate * update
+            return scaled + options.weight_decay * entry.decay * param if entry.decay else scaled
+
+        return jax.tree.map(one, updates, params, tree_by_path(table, updates))
+
+    return optax.stateless(update)
