@@ -1,6 +1,6 @@
 """LoRA: low-rank additions to the frozen matrices of a model (Hu et al. 2021, arXiv 2106.09685).
 
-The additions are a tree of their own, `{path of the dense layer: {"a": (in, rank), "b": (rank, out)}}`, and act on the
+The additions are a tree of their own, with `a` (in, rank) and `b` (rank, out) where a dense layer is, and act on the
 activations, so that no gradient of a frozen matrix is ever made. `merge` folds them into the matrices for good.
 """
 
@@ -17,16 +17,13 @@ from jaxtyping import Array, Float, Key
 from siglip_jax.checkpoints.table import flatten, unflatten
 from siglip_jax.training.recipe import Lora
 
-Additions = dict[str, dict[str, Any]]
-
-
-def init_lora(key: Key[Array, ""], options: Lora, params: Mapping[str, Any]) -> Additions:
+def init_lora(key: Key[Array, ""], options: Lora, params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns additions that change nothing yet: `a` random, `b` zero.
 
     Raises:
       ValueError: if the pattern fits no dense layer.
     """
-    found: Additions = {}
+    found: dict[str, Array] = {}
     for path, kernel in sorted(flatten(params).items()):
         layer = path.removesuffix("/kernel")
         if layer == path or len(kernel.shape) != 2 or not re.fullmatch(options.where, layer):
@@ -34,15 +31,15 @@ def init_lora(key: Key[Array, ""], options: Lora, params: Mapping[str, Any]) -> 
         key, draw = jax.random.split(key)
         rows, columns = kernel.shape
         a = jax.random.normal(draw, (rows, options.rank), jnp.float32) / rows**0.5
-        found[layer] = {"a": a, "b": jnp.zeros((options.rank, columns), jnp.float32)}
+        found |= {f"{layer}/a": a, f"{layer}/b": jnp.zeros((options.rank, columns), jnp.float32)}
     if not found:
         raise ValueError(f"lora.where: {options.where!r} fits the path of no dense layer; try '.*/(q_proj|v_proj)'")
-    return found
+    return unflatten(found)
 
 
-def added(options: Lora, additions: Additions) -> AbstractContextManager[None]:
+def added(options: Lora, additions: Mapping[str, Any]) -> AbstractContextManager[None]:
     """Within the returned context, dense layers of linen modules add their low-rank part to what they give."""
-    scale = options.alpha / options.rank
+    scale, parts = options.alpha / options.rank, flatten(additions)
 
     def intercept(
         call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: nn.module.InterceptorContext
@@ -50,21 +47,22 @@ def added(options: Lora, additions: Additions) -> AbstractContextManager[None]:
         y = call(*args, **kwargs)
         if not isinstance(context.module, nn.Dense) or context.method_name != "__call__":
             return y
-        part = additions.get("/".join(context.module.path))
-        if part is None:
+        layer = "/".join(context.module.path)
+        if f"{layer}/a" not in parts:
             return y
         x: Array = args[0]
-        a, b = part["a"].astype(y.dtype), part["b"].astype(y.dtype)
+        a, b = (parts[f"{layer}/{name}"].astype(y.dtype) for name in "ab")
         return y + (x.astype(y.dtype) @ a @ b) * jnp.asarray(scale, y.dtype)
 
     return nn.intercept_methods(intercept)
 
 
-def merge(options: Lora, params: Mapping[str, Any], additions: Additions) -> dict[str, Any]:
+def merge(options: Lora, params: Mapping[str, Any], additions: Mapping[str, Any]) -> dict[str, Any]:
     """Returns parameters that do without the additions what they do with them."""
-    flat = dict(flatten(params))
-    for layer, part in additions.items():
+    flat, parts = flatten(params), flatten(additions)
+    for layer in (path.removesuffix("/a") for path in parts if path.endswith("/a")):
         kernel: Float[Array, "rows columns"] = flat[f"{layer}/kernel"]
-        product = jnp.matmul(part["a"], part["b"], precision="highest") * (options.alpha / options.rank)
+        product = jnp.matmul(parts[f"{layer}/a"], parts[f"{layer}/b"], precision="highest")
+        product = product * (options.alpha / options.rank)
         flat[f"{layer}/kernel"] = (kernel.astype(jnp.float32) + product).astype(kernel.dtype)
     return unflatten(flat)
