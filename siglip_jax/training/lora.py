@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Key
 from siglip_jax.checkpoints.table import flatten, unflatten
 from siglip_jax.training.recipe import Lora
 
+
 def init_lora(key: Key[Array, ""], options: Lora, params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns additions that change nothing yet: `a` random, `b` zero.
 

@@ -83,7 +83,10 @@ class Pairs(Objective):
         else:
             pixels = self.prepare(key, batch["pixels"])
             images = normalize(self.apply(params, pixels, method="get_image_features"))
-        return {"images": images, "texts": normalize(self.apply(params, batch["input_ids"], method="get_text_features"))}
+        return {
+            "images": images,
+            "texts": normalize(self.apply(params, batch["input_ids"], method="get_text_features")),
+        }
 
     def loss(self, params: Mapping[str, Any], embeds: Any, batch: Batch) -> tuple[Float[Array, ""], Metrics]:
         """Returns the sigmoid or softmax loss; of the sigmoid loss also the parts of matching and other pairs."""

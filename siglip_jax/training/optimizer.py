@@ -1,8 +1,8 @@
 """Optimizers with the semantics of big_vision, where SigLIP was trained: rates, decay and freezing by ordered rules.
 
-An update is schedule · (rate · factor · direction + weight_decay · factor · parameter), and is subtracted. So the weight
-decay is the share of a parameter that a step takes off, whatever the rate: the paper's rate 1e-3 with decay 1e-4 is what
-`optax.adamw` calls `weight_decay=0.1`. Mirrors `big_vision/optax.py:make`.
+An update is schedule · (rate · factor · direction + weight_decay · factor · parameter), and is subtracted. So the
+weight decay is the share of a parameter that a step takes off, whatever the rate: the paper's rate 1e-3 with decay 1e-4
+is what `optax.adamw` calls `weight_decay=0.1`. Mirrors `big_vision/optax.py:make`.
 """
 
 from collections.abc import Callable, Iterable
@@ -142,7 +142,21 @@ def make_optimizer(
     """
     parts = [] if options.clip_norm is None else [optax.clip_by_global_norm(options.clip_norm)]
     parts += [_direction(options), _rates_and_decay(options, table), optax.scale_by_schedule(schedule)]
-    return optax.chain(*parts, optax.scale(-1.0))
+    return _unstrict(optax.chain(*parts, optax.scale(-1.0)))
+
+
+def _unstrict(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """optax relies on implicit promotion, which a user may have switched off."""
+
+    def init(params: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.init(params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.update(updates, state, params)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _rates_and_decay(options: Optimizer, table: dict[str, Treatment]) -> optax.GradientTransformation:

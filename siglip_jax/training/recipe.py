@@ -41,7 +41,7 @@ class Schedule:
     warmup: str = "0 steps"  # linear, from 0
     cooldown: str = "0 steps"  # linear, to 0
     final: float = 0.0  # what cosine and linear end at
-    timescale: float = 10_000  # steps; of rsqrt
+    timescale: float = 10_000.0  # steps; of rsqrt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Recipe:
 
     task: Literal["pairs", "labels"] = "pairs"  # image-text pairs, or pictures with labels
     loss: Literal["sigmoid", "softmax"] = "sigmoid"  # of pairs; labels have cross-entropy
-    fresh: bool = False  # random weights instead of the checkpoint's, whose sizes and processor are used
+    fresh: str | None = None  # pattern over the paths of parameters that start anew, not from the checkpoint
     resolution: int | None = None  # pixels; None: that of the checkpoint
     augment: Literal["none", "flip", "crop", "crop_flip"] = "none"
     batch_size: int = 256  # examples of a step, over all devices

@@ -142,9 +142,7 @@ class Step:
         for what, tree in (("gradient", gradients), ("update", updates), ("parameter", state.trained)):
             metrics |= {f"{what}_norm/{group}": norm for group, norm in _norms(tree).items()}
 
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(gradients)) & jnp.isfinite(
-            optax.global_norm(updates)
-        )
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients)) & jnp.isfinite(optax.tree.norm(updates))
         new, old = (trained, average, optimizer), (state.trained, state.average, state.optimizer)
         trained, average, optimizer = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
         bad = 1 - finite.astype(jnp.int32)
@@ -210,9 +208,14 @@ class Step:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*spec)))
 
 
-def make_step(step: Step) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Returns the step, compiled when first called; the state passed in is given away."""
-    return jax.jit(step.__call__, donate_argnums=0)
+def make_step(step: Step, state: TrainState) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Returns the step, compiled when first called; the state passed in is given away, the next lies where it lay.
+
+    Args:
+      state: one to say where its arrays lie.
+    """
+    where = None if step.mesh is None else (jax.tree.map(lambda x: x.sharding, state), None)
+    return jax.jit(step.__call__, donate_argnums=0, out_shardings=where)
 
 
 def _norms(tree: Any) -> dict[str, Float[Array, ""]]:
@@ -220,4 +223,4 @@ def _norms(tree: Any) -> dict[str, Float[Array, ""]]:
     groups: dict[str, list[Array]] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
         groups.setdefault(group_of(path_of(keys)), []).append(leaf)
-    return {group: optax.global_norm(leaves) for group, leaves in groups.items()}
+    return {group: optax.tree.norm(leaves) for group, leaves in groups.items()}

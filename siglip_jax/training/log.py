@@ -1,0 +1,94 @@
+"""What a run says of itself: JSON lines in a file always, TensorBoard where asked for, a bar on a terminal."""
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from siglip_jax.files import write_atomically
+
+
+class Log:
+    """Writes figures by step into `log.jsonl` of a directory, and into TensorBoard's files too if asked.
+
+    What an interrupted run logged after its last checkpoint is dropped, because it is going to be logged again.
+    """
+
+    def __init__(self, directory: Path, first: int, tensorboard: bool = False):
+        """Opens the log of a run that has done `first` steps.
+
+        Raises:
+          ValueError: if TensorBoard is asked for and tensorboardX is not installed.
+        """
+        path = directory / "log.jsonl"
+        if path.is_file():
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= first]
+            write_atomically(path, "".join(line + "\n" for line in kept).encode())
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 closed by `close`
+        self._board = _board(directory / "tensorboard", first) if tensorboard else None
+
+    def write(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Writes one line; numbers get six digits, what is not finite becomes null."""
+        line = {"step": step} | {name: _short(value) for name, value in figures.items()}
+        print(json.dumps(line), file=self._file, flush=True)
+        if self._board is not None:
+            for name, value in line.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._board.add_scalar(name, value, step)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):  # the last line of a run that was killed
+        return math.inf
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+def _board(directory: Path, first: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise ValueError(
+            "TensorBoard's files need tensorboardX, which is not installed: pip install 'siglip_jax[tensorboard]'"
+        ) from None
+    return SummaryWriter(str(directory), purge_step=first + 1)
+
+
+@contextlib.contextmanager
+def progress_bar(total: int, done: int) -> Iterator[Callable[[int, str], None]]:
+    """Yields what to call with the steps done and a few words; a bar on stderr if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done, words: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=total, completed=done)
+        yield lambda done, words: bar.update(task, completed=done, description=words)

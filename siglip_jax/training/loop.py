@@ -1,0 +1,307 @@
+"""The training loop: steps, figures, checkpoints, and going on as if nothing had happened after any interruption."""
+
+import contextlib
+import dataclasses
+import signal
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from siglip_jax.parallel.distributed import global_batch
+from siglip_jax.training.log import Log, progress_bar
+from siglip_jax.training.saving import Saver
+from siglip_jax.training.step import TrainState
+
+PATIENCE = 10  # steps in a row that are not finite, before the run goes back to its last checkpoint
+ROLLBACKS = 3  # times it does so without having reached a further checkpoint
+IN_FLIGHT = 2  # steps handed to the devices and not yet done
+NAMED = 5  # unreadable examples named in a line of the log; all are counted
+
+Evaluate = Callable[[TrainState], Mapping[str, float]]
+
+
+class DataBatch(Protocol):
+    """What a step sees: this process's rows, and the examples that could not be read, with the reasons."""
+
+    arrays: Mapping[str, np.ndarray]
+    skipped: tuple[str, ...]
+
+
+class Data(Protocol):
+    """Batches as a function of their number alone."""
+
+    fingerprint: str  # changes if the batches do
+
+    def batches(self, start: int = 0) -> Iterator[Any]:
+        """Yields the batches from number `start` on, without end."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where a run is kept and what it says; nothing that changes its result.
+
+    Attributes:
+      directory: for checkpoints and log.
+      save_every: steps between checkpoints; each is evaluated, if there is anything to evaluate with.
+      keep: the last checkpoints that stay.
+      best: name of the figure whose highest checkpoint stays too.
+      log_every: steps between lines of the log.
+      tensorboard: write TensorBoard's files too.
+    """
+
+    directory: Path
+    save_every: int = 1000
+    keep: int = 2
+    best: str | None = None
+    log_every: int = 20
+    tensorboard: bool = False
+
+
+class Outcome(NamedTuple):
+    """How a run ended: its state, the steps done, and whether a signal stopped it before its end."""
+
+    state: TrainState
+    steps: int
+    stopped: bool
+
+
+def train(
+    step: Callable[[TrainState, Any], tuple[TrainState, Mapping[str, jax.Array]]],
+    state: TrainState,
+    data: Data,
+    steps: int,
+    run: Run,
+    *,
+    identity: Mapping[str, Any],
+    figures: Callable[[int, float], Mapping[str, float]] = lambda step, rate: {},
+    evaluate: Evaluate | None = None,
+    mesh: Mesh | None = None,
+) -> Outcome:
+    """Runs what is left of a run, from its last checkpoint if there is one.
+
+    SIGTERM and Ctrl-C save and return. A step that is not finite changes nothing (see `Step`); after `PATIENCE` of them
+    in a row the run goes back to its last checkpoint and on with the data that come next.
+
+    Args:
+      step: as from `make_step`; it is given `state` away.
+      state: before the first step.
+      data: batches by their number.
+      steps: of the whole run.
+      identity: JSON that must be the same for a checkpoint to be this run's: the recipe.
+      figures: more of them for the log, from the steps done and steps per second.
+      evaluate: from a state to figures; called at every checkpoint.
+      mesh: to cut batches over; None on one device.
+
+    Raises:
+      ValueError: if the directory holds a run of another identity or data, or the loss stays not finite.
+    """
+    run.directory.mkdir(parents=True, exist_ok=True)
+    loop = _Loop(step, data, steps, run, dict(identity), figures, evaluate, mesh)
+    with Saver(run.directory / "checkpoints", run.keep, run.best) as saver, _signals() as asked_to_stop:
+        return loop.run(state, saver, asked_to_stop)
+
+
+@dataclasses.dataclass
+class _Loop:
+    step: Callable[..., Any]
+    data: Data
+    steps: int
+    options: Run
+    identity: dict[str, Any]
+    figures: Callable[[int, float], Mapping[str, float]]
+    evaluate: Evaluate | None
+    mesh: Mesh | None
+
+    offset: int = 0  # batches that were passed over by going back
+    unreadable: int = 0  # examples
+    seconds: float = 0.0  # of earlier sessions
+    rollbacks: int = 0  # since the last checkpoint
+
+    def run(self, state: TrainState, saver: Saver, asked_to_stop: Callable[[int], bool]) -> Outcome:
+        if saver.latest is None:
+            self._save(saver, 0, state)  # a directory that cannot be written to is found out now
+        else:
+            state = self._restore(saver, state)
+        done = int(state.step)
+        if done >= self.steps:
+            return Outcome(state, done, False)
+        began = time.monotonic() - self.seconds
+        with (
+            Log(self.options.directory, done, self.options.tensorboard) as log,
+            progress_bar(self.steps, done) as advance,
+        ):
+            window = _Window(done)
+            batches = self.data.batches(done + self.offset)
+            in_flight: deque[Mapping[str, jax.Array]] = deque()
+            while done < self.steps:
+                with window.waiting():
+                    batch = next(batches)
+                window.unreadable(batch.skipped)
+                self.unreadable += len(batch.skipped)
+                arrays = dict(batch.arrays) if self.mesh is None else global_batch(dict(batch.arrays), self.mesh)
+                state, metrics = self.step(state, arrays)
+                done += 1
+                in_flight.append(metrics | {"skipped_in_a_row": state.skipped_in_a_row + 0})
+                stop = asked_to_stop(done)
+                last = done == self.steps or stop
+                save = last or done % self.options.save_every == 0
+                log_now = save or done % self.options.log_every == 0
+                bad = 0
+                while len(in_flight) > (0 if log_now else IN_FLIGHT):
+                    bad = max(bad, window.add(in_flight.popleft()))
+                if bad >= PATIENCE:
+                    state, done = self._go_back(saver, state, done, log)
+                    in_flight.clear()
+                    window = _Window(done)
+                    batches = self.data.batches(done + self.offset)
+                    continue
+                if log_now:
+                    line = window.line(done) | self._counts(state)
+                    line |= self.figures(done, line["steps_per_second"]) | {"seconds": time.monotonic() - began}
+                    advance(done, f"loss {line['loss']:.4g}")
+                    if jax.process_index() == 0:
+                        log.write(done, line)
+                    window = _Window(done)
+                if save:
+                    self.seconds = time.monotonic() - began
+                    judged = self._save(saver, done, state)
+                    if judged and jax.process_index() == 0:
+                        log.write(done, judged)
+                    window = _Window(done)  # saving and evaluating are not training
+                if stop:
+                    break
+            saver.wait()
+            close = getattr(batches, "close", None)
+            if close is not None:
+                close()
+        return Outcome(state, done, done < self.steps)
+
+    def _counts(self, state: TrainState) -> dict[str, int]:
+        return {"skipped_steps": int(state.skipped), "unreadable_examples": self.unreadable}
+
+    def _save(self, saver: Saver, done: int, state: TrainState) -> Mapping[str, float]:
+        judged = self.evaluate(state) if self.evaluate is not None and done else {}
+        facts = {"identity": self.identity, "data": self.data.fingerprint, "offset": self.offset}
+        saver.save(done, state, facts | {"unreadable": self.unreadable, "seconds": self.seconds}, judged)
+        if done:
+            self.rollbacks = 0
+        return judged
+
+    def _restore(self, saver: Saver, like: TrainState) -> TrainState:
+        saver.wait()
+        step = saver.latest
+        if step is None:
+            raise ValueError(f"{self.options.directory}: expected a checkpoint to go on from, found none")
+        state, facts = saver.restore(step, like)
+        check_same_run(self.options.directory, facts, self.identity, self.data.fingerprint)
+        self.offset, self.unreadable = facts["offset"], facts["unreadable"]
+        self.seconds = facts["seconds"]
+        return state
+
+    def _go_back(self, saver: Saver, state: TrainState, done: int, log: Log) -> tuple[TrainState, int]:
+        self.rollbacks += 1
+        if self.rollbacks > ROLLBACKS:
+            raise ValueError(
+                f"the loss was not finite in {PATIENCE} steps in a row, {self.rollbacks} times since the last"
+                f" checkpoint; the run is kept in {self.options.directory}: lower the rate, or look at the data"
+            )
+        passed = done + self.offset
+        rollbacks = self.rollbacks
+        state = self._restore(saver, state)
+        self.rollbacks = rollbacks
+        back = int(state.step)
+        self.offset = passed - back  # on with data not seen yet
+        log.write(done, {"rolled_back_to": back})
+        return state, back
+
+
+def check_same_run(directory: Path, facts: Mapping[str, Any], identity: Mapping[str, Any], data: str) -> None:
+    """Refuses to go on with a run of another recipe or other data.
+
+    Raises:
+      ValueError: with what differs.
+    """
+    found = facts["identity"]
+    differing = [
+        f"{k} (there {found.get(k)!r}, here {identity.get(k)!r})"
+        for k in sorted(found.keys() | identity.keys())
+        if found.get(k) != identity.get(k)
+    ]
+    if facts["data"] != data:
+        differing.append("the data")
+    if differing:
+        raise ValueError(
+            f"{directory} holds a run with another {', '.join(differing)}; give another output directory, or the same"
+            " options"
+        )
+
+
+class _Window:
+    """Figures since the last line of the log."""
+
+    def __init__(self, done: int):
+        self.first, self.began = done, time.monotonic()
+        self.waited = 0.0
+        self.losses: list[float] = []
+        self.last: dict[str, float] = {}
+        self.reasons: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.waited += time.monotonic() - start
+
+    def unreadable(self, names: tuple[str, ...]) -> None:
+        self.reasons.update(names)
+
+    def add(self, metrics: Mapping[str, jax.Array]) -> int:
+        """Waits for a step's figures; returns how many steps in a row were not finite."""
+        values = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
+        bad = int(values.pop("skipped_in_a_row"))
+        self.losses.append(values["loss"])
+        self.last = values
+        return bad
+
+    def line(self, done: int) -> dict[str, Any]:
+        seconds = max(time.monotonic() - self.began, 1e-9)
+        finite = [loss for loss in self.losses if np.isfinite(loss)]
+        line: dict[str, Any] = self.last | {"loss": float(np.mean(finite)) if finite else float("nan")}
+        line |= {"steps_per_second": (done - self.first) / seconds, "data_wait": self.waited / seconds}
+        if self.reasons:
+            line["unreadable"] = list(self.reasons)[:NAMED]
+        return line
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Callable[[int], bool]]:
+    """Yields what says whether to stop after a step; a second Ctrl-C does not wait for that."""
+    asked = False
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked = True
+
+    if jax.process_count() > 1:  # all processes must stop at the same step; jax watches SIGTERM for that
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not in the main thread, as in a notebook's worker: signals are none of our business
+        yield lambda step: False
+        return
+    try:
+        yield lambda step: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
