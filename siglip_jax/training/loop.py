@@ -231,9 +231,9 @@ def check_same_run(directory: Path, facts: Mapping[str, Any], identity: Mapping[
     """
     found = facts["identity"]
     differing = [
-        f"{k} (there {found.get(k)!r}, here {identity.get(k)!r})"
-        for k in sorted(found.keys() | identity.keys())
-        if found.get(k) != identity.get(k)
+        f"{name} (there {found.get(name)!r}, here {identity.get(name)!r})"
+        for name in sorted(found.keys() | identity.keys())
+        if found.get(name) != identity.get(name)
     ]
     if facts["data"] != data:
         differing.append("the data")
