@@ -123,7 +123,7 @@ class ArrowSource:
         texts = None if self._chosen.text is None else batch.column(self._chosen.text)[row].as_py()
         if isinstance(texts, list):
             texts = [text for text in texts if text is not None]
-        label = None if self._labels is None else columns.label_of(self._labels[index])
+        label = None if self._labels is None else columns.label_of(int(self._labels[index]))
         return Example(image, columns.as_texts(texts, where), label, where)
 
 

@@ -87,4 +87,4 @@ def as_labels(values: Sequence[Any], where: str) -> tuple[Int32[np.ndarray, " ex
 
 def label_of(number: int) -> int | None:
     """Returns a stored label as an `Example` has it."""
-    return None if number < 0 else int(number)
+    return None if number < 0 else number

@@ -87,7 +87,7 @@ class TableSource:
         if not name:
             raise ValueError(f"{where}: no path of a picture")
         texts = () if self._texts is None else tuple(self._texts[index].as_py())
-        label = None if self._labels is None else columns.label_of(self._labels[index])
+        label = None if self._labels is None else columns.label_of(int(self._labels[index]))
         return Example(read_inside(self._root, name, where), texts, label, where)
 
 

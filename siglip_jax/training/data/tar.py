@@ -84,9 +84,9 @@ class TarSource:
 
     def _keys_in_json(self) -> list[str]:
         keys: dict[str, None] = {}
-        for row in self._places[self._places[:, 6] >= 0][:100]:
+        for row in self._places[self._places[:, 6] >= 0][:100].tolist():
             try:
-                keys |= dict.fromkeys(_object(self._files.read(row[0], row[5], min(row[6], MAX_BYTES)), self.path))
+                keys |= dict.fromkeys(_object(self._read(row[0], (row[5], row[6]), self.path), self.path))
             except ValueError:
                 continue  # said when the example is read
         return list(keys)
