@@ -250,8 +250,7 @@ class _Window:
     def __init__(self, done: int):
         self.first, self.began = done, time.monotonic()
         self.waited = 0.0
-        self.losses: list[float] = []
-        self.last: dict[str, float] = {}
+        self.steps: list[dict[str, float]] = []
         self.reasons: Counter[str] = Counter()
 
     @contextlib.contextmanager
@@ -267,14 +266,13 @@ class _Window:
         """Waits for a step's figures; returns how many steps in a row were not finite."""
         values = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
         bad = int(values.pop("skipped_in_a_row"))
-        self.losses.append(values["loss"])
-        self.last = values
+        self.steps.append(values)
         return bad
 
     def line(self, done: int) -> dict[str, Any]:
         seconds = max(time.monotonic() - self.began, 1e-9)
-        finite = [loss for loss in self.losses if np.isfinite(loss)]
-        line: dict[str, Any] = self.last | {"loss": float(np.mean(finite)) if finite else float("nan")}
+        finite = [values for values in self.steps if np.isfinite(values["loss"])] or self.steps
+        line: dict[str, Any] = {name: float(np.mean([values[name] for values in finite])) for name in finite[0]}
         line |= {"steps_per_second": (done - self.first) / seconds, "data_wait": self.waited / seconds}
         if self.reasons:
             line["unreadable"] = list(self.reasons)[:NAMED]

@@ -11,7 +11,7 @@ import jax
 
 Rules = Sequence[tuple[str, float]]
 
-LOGITS = ("logit_scale", "logit_bias")
+LOGITS = frozenset({"logit_scale", "logit_bias"})
 
 
 def values_by_rule(rules: Rules, paths: Iterable[str], what: str) -> dict[str, float]:

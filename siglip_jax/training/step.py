@@ -74,8 +74,14 @@ def init_state(
       frozen: whether the parameter of a path never changes.
       average: whether to keep a moving average.
       mesh: lays the optimizer's state out like the parameters; None on one device.
+
+    Raises:
+      ValueError: if something that is trained is not float32: small steps would be lost.
     """
     flat = flatten(params)
+    for path, x in flat.items():
+        if not frozen(path) and x.dtype != jnp.float32:
+            raise ValueError(f"expected float32 parameters to train, found {path} in {x.dtype}; convert them first")
     trained = unflatten({path: x for path, x in flat.items() if not frozen(path)})
     rest = unflatten({path: x for path, x in flat.items() if frozen(path)})
 

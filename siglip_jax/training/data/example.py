@@ -10,7 +10,7 @@ class Example(NamedTuple):
     """A picture and what is said of it.
 
     Attributes:
-      image: an encoded picture file, or pixels.
+      image: an encoded picture file, or pixels; `locked` puts embeddings there.
       texts: its captions; empty where there are only labels.
       label: a position in the classes of the source, or None.
       name: where it lies, for messages: "shard-000.tar:0017.jpg", "pairs.jsonl:12".

@@ -1,0 +1,133 @@
+"""Pictures embedded once, for a run whose image tower does not change: after that a step costs the text tower only."""
+
+import copy
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from siglip_jax.files import written_aside
+from siglip_jax.models.siglip import normalize
+from siglip_jax.training.data.example import Example, Source
+from siglip_jax.training.data.pipeline import ordered
+from siglip_jax.training.data.transform import Transform
+from siglip_jax.training.objective import Objective
+
+BATCH = 64  # pictures
+PART = 8192  # pictures of a file
+
+
+def embed_source(
+    objective: Objective,
+    params: Any,
+    source: Source,
+    transform: Transform,
+    directory: Path,
+    advance: Callable[[int], Any] = lambda count: None,
+) -> "Embedded":
+    """Embeds every picture of a source; what an interrupted call has done is kept and gone on with.
+
+    Args:
+      objective, params: embed a batch of pictures.
+      transform: makes rows of examples; its augmentation must be "none".
+      directory: for the embeddings, float32, a file for every 8,192 pictures.
+      advance: called with the number of pictures done.
+
+    Returns:
+      The source with embeddings in the place of pictures.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    pictures = copy.copy(transform)
+    pictures.captions = pictures.labels = False
+
+    @jax.jit
+    def embed(params: Any, pixels: Array) -> Float[Array, "n embed"]:
+        return normalize(
+            objective.apply(params, objective.prepare(jax.random.key(0), pixels), method="get_image_features")
+        )
+
+    parts = []
+    for start in range(0, len(source), PART):
+        stop = min(start + PART, len(source))
+        path = directory / f"{start:012d}.npy"
+        if not path.is_file():
+            rows = None
+            for batch in ordered(_Slice(source, start, stop), pictures, BATCH):
+                pixels = batch.arrays["pixels"]
+                short = BATCH - len(pixels)
+                padded = np.concatenate([pixels, np.repeat(pixels[-1:], short, axis=0)]) if short else pixels
+                found = np.asarray(embed(params, padded))[: len(pixels)]
+                if rows is None:
+                    rows = np.full((stop - start, found.shape[1]), np.nan, np.float32)  # what cannot be read stays so
+                rows[batch.arrays["index"]] = found
+                advance(len(pixels) + len(batch.skipped))
+            with written_aside(path) as aside, open(aside, "wb") as out:
+                np.save(out, rows)
+        else:
+            advance(stop - start)
+        parts.append(path)
+    return Embedded(source, parts)
+
+
+class Embedded:
+    """A source whose pictures are their embeddings, read from files as they are needed."""
+
+    def __init__(self, source: Source, parts: list[Path]):
+        """Keeps both; nothing is read."""
+        self.source, self.parts = source, parts
+        self.classes = source.classes
+        self.path = getattr(source, "path", type(source).__name__)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns an example whose picture is a float32 vector.
+
+        Raises:
+          ValueError: if the picture could not be read when it was to be embedded.
+        """
+        example = self.source[index]
+        row = self._part(index // PART)[index % PART]
+        if not np.isfinite(row[0]):
+            raise ValueError(f"{example.name}: the picture cannot be read")
+        return example._replace(image=np.array(row))
+
+    def _part(self, number: int) -> np.ndarray:
+        return _mapped(self.parts[number])
+
+
+@functools.lru_cache(maxsize=64)
+def _mapped(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+class EmbeddedTransform(Transform):
+    """Makes rows of the examples of `Embedded`: `image_embeds` (rows, embed) in the place of `pixels`."""
+
+    def _pixels(self, example: Example, rng: np.random.Generator) -> Any:
+        return example.image
+
+    def stack(self, rows: Any) -> dict[str, np.ndarray]:
+        """Returns the arrays of several rows."""
+        arrays = super().stack(rows)
+        arrays["image_embeds"] = arrays.pop("pixels")
+        return arrays
+
+
+class _Slice:
+    """Some of the examples of a source."""
+
+    def __init__(self, source: Source, start: int, stop: int):
+        self.source, self.start, self.stop = source, start, stop
+        self.classes = source.classes
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source[self.start + index]

@@ -1,0 +1,227 @@
+"""From a recipe, a checkpoint and data to all that the loop needs."""
+
+import dataclasses
+import functools
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from siglip_jax.checkpoints import read_checkpoint
+from siglip_jax.checkpoints.surgery import with_labels, with_resolution
+from siglip_jax.checkpoints.table import flatten, unflatten
+from siglip_jax.configuration import SiglipConfig
+from siglip_jax.hub import resolve
+from siglip_jax.models import SiglipForImageClassification, SiglipModel
+from siglip_jax.models.placement import place_params
+from siglip_jax.parallel.mesh import BATCH_AXES, make_mesh
+from siglip_jax.parallel.rules import RULES, shard_params
+from siglip_jax.processing import SiglipProcessor
+from siglip_jax.training.data.transform import Transform, normalize_pixels
+from siglip_jax.training.lora import init_lora
+from siglip_jax.training.lora import merge as merge_lora
+from siglip_jax.training.objective import Labels, Objective, Pairs
+from siglip_jax.training.optimizer import Treatment, make_optimizer, make_schedule, treatments
+from siglip_jax.training.recipe import Recipe, steps_of
+from siglip_jax.training.rules import LOGITS
+from siglip_jax.training.step import Step, TrainState, init_state
+
+Trainable = SiglipModel | SiglipForImageClassification
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A module with what it starts from.
+
+    Attributes:
+      module: with the recipe's compute type and mesh.
+      params: float32, on their devices; low-rank additions beside them under "lora".
+      processor: for pictures of the module's size.
+      table: what the rules say of each parameter.
+    """
+
+    module: Trainable
+    params: dict[str, Any]
+    processor: SiglipProcessor
+    table: dict[str, Treatment]
+
+
+def mesh_of(recipe: Recipe) -> Mesh | None:
+    """Returns the mesh of the recipe over the devices there are; None for a single one.
+
+    Raises:
+      ValueError: if the sizes or the batch do not fit the devices.
+    """
+    shape = recipe.mesh
+    mesh = make_mesh(shape.data, shape.fsdp, shape.tensor)
+    holders = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    if recipe.batch_size % (holders * recipe.micro_batches):
+        raise ValueError(
+            f"batch_size must be a multiple of {holders} devices x {recipe.micro_batches} micro-batches, got"
+            f" {recipe.batch_size}; change one of them"
+        )
+    return None if mesh.size == 1 else mesh
+
+
+def prepare_model(
+    recipe: Recipe, name_or_path: str | os.PathLike[str], *, labels: Sequence[str] = (), mesh: Mesh | None = None
+) -> Model:
+    """Reads a checkpoint and makes of it what the recipe trains.
+
+    Args:
+      name_or_path: a Hub name, directory or file, with the files of the processor beside the weights.
+      labels: names of the classes, for `task="labels"`.
+
+    Raises:
+      FileNotFoundError: if a file is missing.
+      ValueError: if the checkpoint or the rules do not fit the recipe.
+    """
+    path = resolve(name_or_path)
+    checkpoint = read_checkpoint(path)
+    if type(checkpoint.config) is not SiglipConfig or checkpoint.architecture not in _ARCHITECTURES[recipe.task]:
+        raise ValueError(
+            f"{name_or_path}: expected a whole SigLIP model of fixed resolution to train with task={recipe.task!r},"
+            f" found a {checkpoint.architecture} with a {type(checkpoint.config).__name__}"
+        )
+    dropout = checkpoint.config.vision_config.attention_dropout, checkpoint.config.text_config.attention_dropout
+    if any(dropout):
+        raise ValueError(f"expected attention_dropout 0, as in all published models, found {max(dropout)}")
+    processor = SiglipProcessor.from_pretrained(path if path.is_dir() else path.parent)
+    if recipe.resolution is not None and recipe.resolution != checkpoint.config.vision_config.image_size:
+        checkpoint = with_resolution(checkpoint, recipe.resolution).checkpoint
+    if recipe.task == "labels" and (checkpoint.architecture == "SiglipModel" or list(labels) != _labels(checkpoint)):
+        checkpoint = with_labels(checkpoint, list(labels)).checkpoint
+    size = checkpoint.config.vision_config.image_size
+    images = processor.image_processor
+    if images.size != {"height": size, "width": size}:
+        images = type(images).from_dict(images.to_dict() | {"size": {"height": size, "width": size}})
+    processor = SiglipProcessor(images, processor.tokenizer, max_length=processor.max_length)
+
+    module_class = SiglipModel if recipe.task == "pairs" else SiglipForImageClassification
+    module = module_class(
+        checkpoint.config,
+        dtype=jnp.dtype(recipe.dtype),
+        remat=recipe.remat,
+        scan_layers=recipe.scan_layers,
+        mesh=mesh,
+    )
+    params: Mapping[str, Any] = checkpoint.params
+    if recipe.fresh is not None:
+        params = _with_fresh(params, module, recipe)
+    placed = place_params(params, jnp.float32, recipe.scan_layers, mesh, RULES)
+    for name in LOGITS & placed.keys():  # left in the type of the file, where a small step would be lost
+        placed[name] = placed[name].astype(jnp.float32)
+    if recipe.lora.rank:
+        lora = init_lora(jax.random.fold_in(jax.random.key(recipe.seed), 1), recipe.lora, placed)
+        placed["lora"] = lora if mesh is None else shard_params(lora, mesh, ((".*", jax.P()),))
+    table = treatments(recipe.optimizer, flatten(placed))
+    if recipe.locked_images and any(not e.frozen for path, e in table.items() if path.startswith("vision_model/")):
+        raise ValueError("locked_images needs the rule ('vision_model/.*', 0.0) first in optimizer.rates")
+    return Model(module, placed, processor, table)
+
+
+_ARCHITECTURES = {
+    "pairs": ("SiglipModel",),
+    "labels": ("SiglipModel", "SiglipForImageClassification"),
+}
+
+
+def _labels(checkpoint: Any) -> list[str]:
+    return list((checkpoint.config.id2label or {}).values())
+
+
+def _with_fresh(params: Mapping[str, Any], module: Trainable, recipe: Recipe) -> dict[str, Any]:
+    """Replaces the parameters whose paths the recipe's pattern fits by random ones."""
+    config = module.config
+    side, channels = config.vision_config.image_size, config.vision_config.num_channels
+    pixels = jnp.zeros((1, side, side, channels), jnp.float32)
+    ids = jnp.zeros((1, config.text_config.max_position_embeddings), jnp.int32)
+    inputs = (ids, pixels) if isinstance(module, SiglipModel) else (pixels,)
+    unstacked = module.clone(scan_layers=False, mesh=None)
+    random = flatten(jax.jit(unstacked.init)(jax.random.key(recipe.seed), *inputs)["params"])
+    flat = flatten(params)
+    chosen = [path for path in flat if re.fullmatch(recipe.fresh or "", path) and path in random]
+    if not chosen:
+        raise ValueError(f"fresh: {recipe.fresh!r} fits no parameter; they are called {', '.join(list(flat)[:3])}, …")
+    return unflatten(flat | {path: random[path] for path in chosen})
+
+
+def make_transform(recipe: Recipe, processor: SiglipProcessor) -> Transform:
+    """Returns what makes a row of a batch of an example."""
+    pairs = recipe.task == "pairs"
+    return Transform(processor, augment=recipe.augment, captions=pairs, labels=not pairs)
+
+
+def make_objective(recipe: Recipe, model: Model, transform: Transform, mesh: Mesh | None) -> Objective:
+    """Returns what the recipe minimises."""
+    normalize = functools.partial(
+        normalize_pixels, mean=transform.mean, std=transform.std, rescale_factor=transform.rescale_factor
+    )
+    fields: dict[str, Any] = {
+        "module": model.module,
+        "prepare": lambda key, pixels: normalize(pixels),
+        "lora": recipe.lora,
+    }
+    if recipe.task == "labels":
+        return Labels(**fields)
+    return Pairs(**fields, contrast=recipe.loss, mesh=mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How long, and with which step.
+
+    Attributes:
+      steps: of the whole run.
+      schedule: from steps done to the factor of rate and decay.
+      step: to be compiled by `make_step`.
+    """
+
+    steps: int
+    schedule: Callable[[Any], Any]
+    step: Step
+
+
+def make_plan(recipe: Recipe, model: Model, objective: Objective, examples: int, mesh: Mesh | None) -> Plan:
+    """Returns the plan of a run over data with `examples` in an epoch.
+
+    Raises:
+      ValueError: if a duration makes no sense.
+    """
+    units = {"batch_size": recipe.batch_size, "examples": examples}
+    steps = steps_of(recipe.duration, **units)
+    schedule = make_schedule(recipe.schedule, steps=steps, **units)
+    optimizer = make_optimizer(recipe.optimizer, model.table, schedule)
+    step = Step(objective, optimizer, recipe.micro_batches, recipe.optimizer.average, recipe.seed, mesh)
+    return Plan(steps, schedule, step)
+
+
+def make_state(recipe: Recipe, model: Model, plan: Plan, mesh: Mesh | None) -> TrainState:
+    """Returns the state before the first step; it takes the parameters of `model` over."""
+    average = recipe.optimizer.average is not None
+    return init_state(model.params, lambda path: model.table[path].frozen, plan.step.optimizer, average, mesh)
+
+
+def identity_of(recipe: Recipe, name_or_path: str) -> dict[str, Any]:
+    """Returns, as JSON, what must be the same for a run to go on: the recipe but for the devices, and the start."""
+    fields = dataclasses.asdict(recipe)
+    del fields["mesh"]
+    return json.loads(json.dumps(fields | {"model": name_or_path}))
+
+
+def save_model(directory: Path, recipe: Recipe, model: Model, params: Mapping[str, Any]) -> None:
+    """Writes a Hugging Face directory: weights in float32 with low-rank additions folded in, and the processor."""
+    params = dict(params)
+    additions = params.pop("lora", None)
+    if additions is not None:
+        params = merge_lora(recipe.lora, params, additions)
+    directory.mkdir(parents=True, exist_ok=True)
+    model.module.save_pretrained(directory, params)
+    model.processor.save_pretrained(directory)

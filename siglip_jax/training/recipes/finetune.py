@@ -1,0 +1,13 @@
+"""Both towers go on from a checkpoint, with a small rate and without weight decay on what was pretrained.
+
+The absence of decay is what makes it work (Zhai et al. 2023, figure 4). Temperature and bias go on from where they are.
+"""
+
+from siglip_jax.training.recipe import Optimizer, Recipe, Schedule
+
+RECIPE = Recipe(
+    batch_size=256,
+    duration="10 epochs",
+    optimizer=Optimizer(rate=1e-5, weight_decay=0.0, beta2=0.95, clip_norm=1.0),
+    schedule=Schedule("cosine", warmup="5 percent"),
+)
