@@ -55,16 +55,16 @@ def embed_source(
         stop = min(start + PART, len(source))
         path = directory / f"{start:012d}.npy"
         if not path.is_file():
-            rows = None
+            found = {}
             for batch in ordered(_Slice(source, start, stop), pictures, BATCH):
                 pixels = batch.arrays["pixels"]
                 short = BATCH - len(pixels)
                 padded = np.concatenate([pixels, np.repeat(pixels[-1:], short, axis=0)]) if short else pixels
-                found = np.asarray(embed(params, padded))[: len(pixels)]
-                if rows is None:
-                    rows = np.full((stop - start, found.shape[1]), np.nan, np.float32)  # what cannot be read stays so
-                rows[batch.arrays["index"]] = found
+                embeds = np.asarray(embed(params, padded))
+                found |= dict(zip(batch.arrays["index"].tolist(), embeds, strict=False))
                 advance(len(pixels) + len(batch.skipped))
+            unread = np.full_like(next(iter(found.values())), np.nan)
+            rows = np.stack([found.get(i, unread) for i in range(stop - start)])
             with written_aside(path) as aside, open(aside, "wb") as out:
                 np.save(out, rows)
         else:

@@ -7,7 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -27,20 +27,17 @@ NAMED = 5  # unreadable examples named in a line of the log; all are counted
 Evaluate = Callable[[TrainState], Mapping[str, float]]
 
 
-class DataBatch(Protocol):
-    """What a step sees: this process's rows, and the examples that could not be read, with the reasons."""
-
-    arrays: Mapping[str, np.ndarray]
-    skipped: tuple[str, ...]
-
-
+@runtime_checkable
 class Data(Protocol):
-    """Batches as a function of their number alone."""
+    """Batches as a function of their number alone, as of `siglip_jax.training.data.pipeline.Pipeline`."""
 
     fingerprint: str  # changes if the batches do
 
     def batches(self, start: int = 0) -> Iterator[Any]:
-        """Yields the batches from number `start` on, without end."""
+        """Yields the batches from number `start` on, without end.
+
+        Each has `arrays`, this process's rows by name, and `skipped`, what could not be read, with the reasons.
+        """
         ...
 
 
@@ -165,7 +162,7 @@ class _Loop:
                     continue
                 if log_now:
                     line = window.line(done) | self._counts(state)
-                    line |= self.figures(done, line["steps_per_second"]) | {"seconds": time.monotonic() - began}
+                    line |= {**self.figures(done, line["steps_per_second"]), "seconds": time.monotonic() - began}
                     advance(done, f"loss {line['loss']:.4g}")
                     if jax.process_index() == 0:
                         log.write(done, line)

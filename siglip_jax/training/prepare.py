@@ -98,7 +98,8 @@ def prepare_model(
         checkpoint = with_resolution(checkpoint, recipe.resolution).checkpoint
     if recipe.task == "labels" and (checkpoint.architecture == "SiglipModel" or list(labels) != _labels(checkpoint)):
         checkpoint = with_labels(checkpoint, list(labels)).checkpoint
-    size = checkpoint.config.vision_config.image_size
+    config: Any = checkpoint.config
+    size = config.vision_config.image_size
     images = processor.image_processor
     if images.size != {"height": size, "width": size}:
         images = type(images).from_dict(images.to_dict() | {"size": {"height": size, "width": size}})
@@ -106,7 +107,7 @@ def prepare_model(
 
     module_class = SiglipModel if recipe.task == "pairs" else SiglipForImageClassification
     module = module_class(
-        checkpoint.config,
+        config,
         dtype=jnp.dtype(recipe.dtype),
         remat=recipe.remat,
         scan_layers=recipe.scan_layers,
@@ -211,8 +212,7 @@ def make_state(recipe: Recipe, model: Model, plan: Plan, mesh: Mesh | None) -> T
 
 def identity_of(recipe: Recipe, name_or_path: str) -> dict[str, Any]:
     """Returns, as JSON, what must be the same for a run to go on: the recipe but for the devices, and the start."""
-    fields = dataclasses.asdict(recipe)
-    del fields["mesh"]
+    fields = {name: value for name, value in dataclasses.asdict(recipe).items() if name != "mesh"}
     return json.loads(json.dumps(fields | {"model": name_or_path}))
 
 

@@ -58,7 +58,11 @@ def test_accumulated_gradients_are_those_of_the_large_batch(whole, parts, device
     largest = max(np.abs(x).max() for x in expected.values())
     for path, x in expected.items():
         scale = largest if path.endswith("k_proj/bias") else np.abs(x).max()  # no gradient there but rounding
-        assert np.abs(np.asarray(found[path]) - x).max() <= 1e-6 * scale, path
+        difference = np.abs(np.asarray(found[path]) - x).max()
+        assert difference <= 3e-6 * scale, path  # sums in another order; a factor or a part left out is far more
+        assert 0.1 * difference <= 1e-6 * np.abs(np.asarray(flatten(params)[path])).max(), (
+            path
+        )  # what a step of 0.1 sees
 
 
 def test_the_parts_of_the_loss(whole):

@@ -1,0 +1,55 @@
+"""Small data sets of pictures that differ by a rule, on disk."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+COLOURS = {"red": (220, 40, 30), "green": (40, 200, 60), "blue": (40, 60, 220), "white": (240, 240, 240)}
+FORMS = ("disc", "bar", "ring", "cross")
+
+
+def picture(colour: str, form: str, rng: np.random.Generator, side: int = 40) -> PIL.Image.Image:
+    """Draws one form in one colour, at a random place on a dark ground."""
+    y, x = np.mgrid[0:side, 0:side]
+    cx, cy = rng.uniform(0.35, 0.65, 2) * side
+    dx, dy = x - cx, y - cy
+    radius = rng.uniform(0.22, 0.3) * side
+    distance = np.hypot(dx, dy)
+    inside = {
+        "disc": distance < radius,
+        "bar": (np.abs(dy) < radius * 0.3) & (np.abs(dx) < radius * 1.2),
+        "ring": (distance < radius * 1.2) & (distance > radius * 0.8),
+        "cross": (np.minimum(np.abs(dx), np.abs(dy)) < radius * 0.25) & (np.maximum(np.abs(dx), np.abs(dy)) < radius),
+    }[form]
+    pixels = rng.integers(0, 40, (side, side, 3))
+    pixels[inside] = np.array(COLOURS[colour])
+    return PIL.Image.fromarray(pixels.astype(np.uint8))
+
+
+def write_pairs(directory: Path, copies: int, seed: int = 0) -> Path:
+    """Writes pictures of every colour and form with captions, and returns the JSON lines that list them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    lines = []
+    for copy in range(copies):
+        for colour in COLOURS:
+            for form in FORMS:
+                name = f"{colour}-{form}-{copy}.png"
+                picture(colour, form, rng).save(directory / name)
+                lines.append({"image": name, "captions": [f"a {colour} {form}", f"a photo of a {form} in {colour}"]})
+    path = directory / "pairs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def write_classes(directory: Path, copies: int, seed: int = 0) -> Path:
+    """Writes a folder for each form, whatever the colour, and returns the folder of these."""
+    rng = np.random.default_rng(seed)
+    for form in FORMS:
+        (directory / form).mkdir(parents=True, exist_ok=True)
+        for copy in range(copies):
+            for colour in COLOURS:
+                picture(colour, form, rng).save(directory / form / f"{colour}-{copy}.png")
+    return directory
