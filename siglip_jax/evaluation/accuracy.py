@@ -27,8 +27,8 @@ class Accuracy:
 
     @property
     def worst(self) -> Int[np.ndarray, " found"]:
-        """The classes that have pictures, those of the lowest recall first."""
-        order = np.argsort(np.where(self.counts > 0, self.per_class, np.inf), kind="stable")
+        """The classes that have pictures, those of the lowest recall first; of equals the one with most pictures."""
+        order = np.lexsort((-self.counts, np.where(self.counts > 0, self.per_class, np.inf)))
         return order[: int((self.counts > 0).sum())]
 
 

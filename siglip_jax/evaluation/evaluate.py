@@ -104,7 +104,7 @@ def evaluate_zero_shot(
     classes: Sequence[str] | None = None,
     canonicalize: bool = True,
     first_name_only: bool = False,
-    options: Options = Options(),  # noqa: B008  frozen
+    options: Options = Options(),
 ) -> Result:
     """Names each picture by the nearest of the classes' sentences.
 
@@ -139,7 +139,7 @@ def evaluate_knn(
     *,
     k: int = 20,
     temperature: float | None = None,
-    options: Options = Options(),  # noqa: B008
+    options: Options = Options(),
 ) -> Result:
     """Names each picture by the votes of the k nearest pictures of `train`; see `neighbours.vote`.
 
@@ -167,7 +167,7 @@ def evaluate_linear_probe(
     strength: float | None = None,
     shots: int | None = None,
     seed: int = 0,
-    options: Options = Options(),  # noqa: B008
+    options: Options = Options(),
 ) -> Result:
     """Names each picture by a linear classifier of the embeddings of `train`.
 
@@ -221,7 +221,7 @@ def evaluate_retrieval(
     source: Source,
     *,
     ks: Sequence[int] = KS,
-    options: Options = Options(),  # noqa: B008
+    options: Options = Options(),
 ) -> Result:
     """Finds each text's picture among all pictures, and one of each picture's texts among all texts.
 

@@ -43,7 +43,7 @@ def describe(
     tokenizer = siglip.processor.tokenizer
     text: dict[str, Any] = {
         "tokenizer": type(tokenizer).__name__,
-        "lower_case": bool(canonicalize or tokenizer.do_lower_case),
+        "lower_case": bool(canonicalize or getattr(tokenizer, "do_lower_case", False)),
         "punctuation": not (canonicalize or isinstance(tokenizer, SiglipTokenizer)),  # whose texts lose theirs
         "canonical": canonicalize,
         "length": siglip.config.text_config.max_position_embeddings,

@@ -24,7 +24,7 @@ class Ranks:
 
     Attributes:
       text_to_image: of each text's own picture among all pictures.
-      image_to_text: of the nearest of a picture's own texts among the texts of all others; -1 for a picture without any.
+      image_to_text: of the nearest of a picture's own texts among the texts of all others; -1 where it has none.
     """
 
     text_to_image: Int[np.ndarray, " texts"]

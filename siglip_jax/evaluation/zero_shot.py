@@ -26,7 +26,7 @@ def ensemble(text_embeds: Float[np.ndarray, "texts embed"], templates: int) -> F
 def classify(
     image_embeds: Float[np.ndarray, "images embed"], class_embeds: Float[np.ndarray, "classes embed"], top: int = 5
 ) -> Int[np.ndarray, "images top"]:
-    """Returns the nearest classes of each picture, nearest first; of equally near ones the first. -1: no more classes."""
+    """Returns the nearest classes of each picture, nearest first, equally near ones in their order; -1: no more."""
     found = min(top, len(class_embeds))
     ranked = np.full((len(image_embeds), top), -1, np.int64)
     ranked[:, :found] = nearest(image_embeds, class_embeds, found)[1]
