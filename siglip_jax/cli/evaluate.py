@@ -1,9 +1,9 @@
 """Says how good a model is on a data set, and exactly how pictures and texts were prepared for that.
 
-zero-shot: pictures are named by the nearest class name. retrieval: texts find their picture, pictures one of their texts.
-linear-probe, knn: pictures are named by a linear classifier, or by the nearest pictures, of another data set (--train).
-DATA is a folder of class folders, or captions and labels in JSON lines, CSV, Parquet or tar files. A picture that cannot
-be read is reported on stderr, counted and left out; the exit status is 2 only if none can be read.
+zero-shot: pictures are named by the nearest class name. retrieval: texts find their picture, pictures their texts.
+linear-probe, knn: pictures are named by a linear classifier, or the nearest pictures, of another data set (--train).
+DATA is a folder of class folders, or captions and labels in JSON lines, CSV, Parquet or tar files. A picture that
+cannot be read is reported on stderr, counted and left out; the exit status is 2 only if none can be read.
 """
 
 import argparse
@@ -29,6 +29,7 @@ OWN = {  # options that only some tasks take
     "keep_punctuation": ("zero-shot",),
     "first_name_only": ("zero-shot",),
     "train": ("linear-probe", "knn"),
+    "train_split": ("linear-probe", "knn"),
     "probe": ("linear-probe",),
     "strength": ("linear-probe",),
     "shots": ("linear-probe",),
@@ -44,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", choices=TASKS, metavar="TASK", help=", ".join(TASKS))
     parser.add_argument("data", metavar="DATA", help="folder or file of the pictures to name")
     parser.add_argument("--train", metavar="TRAIN", help="folder or file to learn from (linear-probe, knn)")
+    parser.add_argument("--split", metavar="NAME", help="part of DATA, where it has parts (default: train)")
+    parser.add_argument("--train-split", metavar="NAME", help="part of TRAIN")
     parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the embedded model)")
     parser.add_argument("--dtype", choices=DTYPES, help="type of the computation (default: float32)")
     parser.add_argument("--batch-size", type=whole_number, metavar="N", help="pictures per step (default: by device)")
@@ -82,8 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
     from siglip_jax.training.data.open import open_source
 
     keys = {name: getattr(arguments, name) for name in ("image_key", "text_key", "label_key")}
-    source = open_source(arguments.data, **keys)
-    train = open_source(arguments.train, **keys) if arguments.train else None
+    source = open_source(arguments.data, split=arguments.split, **keys)
+    train = open_source(arguments.train, split=arguments.train_split, **keys) if arguments.train else None
     evaluate = _evaluation(arguments)
     siglip = load(arguments.model, dtype=arguments.dtype)
     name = arguments.model or "the embedded model"
@@ -91,7 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
     with progress(total, "pictures") as advance:
         options = Options(arguments.limit, arguments.batch_size, name, _report, advance)
         result = evaluate(siglip, source, *([] if train is None else [train]), options=options)
-    facts = {"data": arguments.data, "train": arguments.train, **result.to_dict()}
+    where = {name: getattr(arguments, name) for name in ("data", "split", "train", "train_split")}
+    facts = {**where, **result.to_dict()}
     if arguments.json:
         print(json.dumps(facts, indent=2))
     else:
@@ -154,7 +158,10 @@ def _print(facts: dict[str, Any]) -> None:
     read = f"{facts['examples']:,}"
     if facts["unreadable"]:
         read += f", {facts['unreadable']:,} more could not be read"
-    rows = [("task", facts["task"]), ("data", facts["data"]), ("pictures", read)]
+    where = " ".join(filter(None, (facts["data"], facts["split"])))
+    rows = [("task", facts["task"]), ("data", where), ("pictures", read)]
+    if facts["train"]:
+        rows.append(("train", " ".join(filter(None, (facts["train"], facts["train_split"])))))
     rows += [(name.replace("_", " "), percent(share)) for name, share in facts["metrics"].items()]
     rows += [(name.replace("_", " "), _words(value)) for name, value in facts["settings"].items() if _told(name, value)]
     print_table(None, rows + [(f"prepared: {name}", said) for name, said in lines_of(facts["preprocessing"])], 2)

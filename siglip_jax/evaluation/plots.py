@@ -61,11 +61,11 @@ def _confusions(result: Result, source: Source) -> Any:
         name = shortened(result.classes[label], 22)
         right, count = len(own) - len(wrong), int(found.counts[label])
         axes.text(-0.6, row, f"{name}\n{right} of {count} right", ha="right", va="center", fontsize=9, parse_math=False)
-        _draw(axes, source, result, (wrong if len(wrong) else own)[0], row, 0, WRONG if len(wrong) else RIGHT)
+        _draw(axes, source, result, int((wrong if len(wrong) else own)[0]), row, 0, WRONG if len(wrong) else RIGHT)
         for column, (other, times) in enumerate(confused[label], 1):
             examples = np.flatnonzero(result.labels == other)
             if len(examples):
-                _draw(axes, source, result, examples[0], row, column)
+                _draw(axes, source, result, int(examples[0]), row, column)
             caption = f"{shortened(result.classes[other], 16, 1)}, {times}"
             axes.text(column, row + 0.45, caption, ha="center", va="center", fontsize=6.5, parse_math=False)
     return figure

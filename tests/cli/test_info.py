@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import pytest
 
 from siglip_jax.checkpoints.keymap import architecture_of, key_table
-from siglip_jax.cli.main import main
 from siglip_jax.configuration import SiglipConfig
 from siglip_jax.models import SiglipModel, SiglipVisionModel
 from siglip_jax.variants import VARIANTS, find
