@@ -1,0 +1,52 @@
+"""A folder of folders, one a class; the pictures are all files in them that look like pictures."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from siglip_jax.training.data.example import Example
+from siglip_jax.training.data.paths import PICTURES, read_inside
+
+
+class FolderSource:
+    """Pictures with labels: the classes are the names of the folders, sorted, the pictures sorted within."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Lists the files; none is read.
+
+        Raises:
+          ValueError: if there are no folders with pictures.
+        """
+        self.path = os.fspath(path)
+        self._root = os.path.realpath(path)
+        folders = sorted(f.name for f in Path(path).iterdir() if f.is_dir() and not f.name.startswith("."))
+        names: list[str] = []
+        labels: list[int] = []
+        for label, folder in enumerate(folders):
+            found = sorted(_pictures(Path(self._root), folder))
+            names += found
+            labels += [label] * len(found)
+        if not names:
+            raise ValueError(f"{path}: expected folders of pictures, one a class, found no picture in {folders[:5]}")
+        self.classes = tuple(folders)
+        self._names = pa.array(map(os.fsencode, names), pa.large_binary())
+        self._labels = np.asarray(labels, np.int32)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> Example:
+        name = self._names[index].as_py()
+        where = name.decode("utf-8", "replace")
+        return Example(read_inside(self._root, os.fsdecode(name), where), (), int(self._labels[index]), where)
+
+
+def _pictures(root: Path, folder: str) -> list[str]:
+    found = []
+    for directory, _, files in os.walk(root / folder):
+        for file in files:
+            if file.lower().endswith(PICTURES) and not file.startswith("."):
+                found.append(os.path.relpath(os.path.join(directory, file), root))
+    return found
