@@ -82,8 +82,12 @@ def run(arguments: argparse.Namespace) -> int:
     from siglip_jax.evaluation.embeddings import spread
     from siglip_jax.evaluation.evaluate import Options
     from siglip_jax.inference.engine import load
-    from siglip_jax.training.data.open import open_source
 
+    try:
+        from siglip_jax.training.data.open import open_source
+    except ImportError as error:
+        missing = f"eval needs {error.name}, which is not installed"
+        raise ValueError(f"{missing}: pip install 'siglip_jax[train]'") from None
     keys = {name: getattr(arguments, name) for name in ("image_key", "text_key", "label_key")}
     source = open_source(arguments.data, split=arguments.split, **keys)
     train = open_source(arguments.train, split=arguments.train_split, **keys) if arguments.train else None

@@ -1,15 +1,20 @@
 """`siglip-jax eval`: what it says of the embedded model and the example pictures, and how it takes mistakes."""
 
+import functools
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import PIL.Image
 import pytest
 
+from siglip_jax.inference import engine
 from tests.evaluation.sources import EXAMPLES
 
 LABELS = (EXAMPLES / "labels.txt").read_text(encoding="utf-8").splitlines()
+FEW = ["church", "horse", "lemon", "pizza"]  # which it names right
 PREPARED = ("resized to 64 x 64 pixels, bicubic", "lower case, no punctuation, padded to 16 with </s> (1)")
 
 
@@ -20,6 +25,14 @@ def class_folders(folder: Path, labels: list[str]) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True, scope="module")
+def loaded_once():
+    """Every call of `load` with the same arguments gives the same model, so that little is compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "load", functools.cache(engine.load))
+        yield
+
+
 @pytest.fixture(scope="module")
 def pictograms(tmp_path_factory) -> Path:
     return class_folders(tmp_path_factory.mktemp("data") / "pictograms", LABELS)
@@ -27,7 +40,7 @@ def pictograms(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def few(tmp_path) -> Path:
-    return class_folders(tmp_path / "few", LABELS[:4])
+    return class_folders(tmp_path / "few", FEW)
 
 
 @pytest.fixture
@@ -62,12 +75,12 @@ def test_the_embedded_model_reaches_the_figure_of_its_card(run, pictograms):
 
 
 def test_in_words(run, few):
-    (few / LABELS[3] / "zero.png").write_bytes(b"")
-    shutil.copy(EXAMPLES / f"{LABELS[0]}.png", few / LABELS[1])  # wrong by design
+    (few / FEW[3] / "zero.png").write_bytes(b"")
+    shutil.copy(EXAMPLES / f"{FEW[0]}.png", few / FEW[1])  # wrong by design
     ran = run("eval", "zero-shot", few, "--templates", "photo")
     assert ran.status == 0
     assert ran.err.count("\n") == 1
-    assert ran.err.startswith(f"siglip-jax: {LABELS[3]}/zero.png")
+    assert ran.err.startswith(f"siglip-jax: {FEW[3]}/zero.png")
     facts = facts_of(ran.out)
     assert facts["pictures"] == "5, 1 more could not be read"
     assert facts["top1"] == "80.0 %"
@@ -77,15 +90,15 @@ def test_in_words(run, few):
     assert facts["prepared: templates"] == "This is a photo of {}."
     worst = ran.out.split("\n\n")[1].splitlines()
     assert worst[0].split() == ["lowest", "recall", "mostly", "taken", "for", "pictures", "right"]
-    assert worst[1].split() == [LABELS[1], LABELS[0], "2", "50.0", "%"]
+    assert worst[1].split() == [FEW[1], FEW[0], "2", "50.0", "%"]
     assert len(worst) == 2
 
 
 def test_on_a_terminal(run_on_terminal, few):
     ran = run_on_terminal("eval", "zero-shot", few, columns=50)
     assert ran.status == 0
-    assert "\x1b[36m" in ran.out
-    assert all(len(line) < 80 for line in ran.out.splitlines())  # with the codes of the colours
+    assert "\x1b[36mpictures" in ran.out
+    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in ran.out.splitlines()) <= 50
 
 
 def test_retrieval(run, captions, tmp_path):
@@ -157,6 +170,13 @@ def test_mistakes(run, few, mistake):
     assert (ran.status, ran.out) == (2, "")
     assert ran.err.startswith("siglip-jax: ") and ran.err.count("\n") == 1
     assert message in ran.err
+
+
+def test_without_what_reads_data_sets(run, few, monkeypatch):
+    monkeypatch.setitem(sys.modules, "siglip_jax.training.data.open", None)
+    ran = run("eval", "zero-shot", few)
+    assert (ran.status, ran.err.count("\n")) == (2, 1)
+    assert "which is not installed: pip install 'siglip_jax[train]'" in ran.err
 
 
 def test_help_has_examples(run):

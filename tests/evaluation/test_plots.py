@@ -3,17 +3,11 @@
 import PIL.Image
 import pytest
 
-import siglip_jax
 from siglip_jax.evaluation import evaluate_knn, evaluate_retrieval, evaluate_zero_shot
 from siglip_jax.evaluation.plots import CLASSES, QUERIES, RIGHT, WRONG, plot
 from tests.evaluation.sources import Listed, pictograms
 
 pytest.importorskip("matplotlib")
-
-
-@pytest.fixture(scope="module")
-def siglip():
-    return siglip_jax.load()
 
 
 def frames(figure) -> list[str]:
