@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         check_plot(arguments.save_plot, 1, 1)
     from siglip_jax.evaluation.embeddings import spread
-    from siglip_jax.evaluation.evaluate import Options
+    from siglip_jax.evaluation.result import Options
     from siglip_jax.inference.engine import load
 
     try:
@@ -175,11 +175,11 @@ def _print(facts: dict[str, Any]) -> None:
 
 
 def _told(name: str, value: Any) -> bool:
-    return value not in (None, 0) and name != "tried"
+    return value is False if name == "converged" else value not in (None, 0) and name != "tried"
 
 
 def _words(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else "no" if value is False else str(value)
 
 
 def _worst(facts: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from siglip_jax.evaluation.evaluate import Result
 from siglip_jax.evaluation.neighbours import nearest
+from siglip_jax.evaluation.result import Result
 from siglip_jax.files import write_atomically
 from siglip_jax.inference.heatmap import check_plot, render, shortened, thumbnail
 from siglip_jax.training.data.example import Source
@@ -50,8 +50,9 @@ def _confusions(result: Result, source: Source) -> Any:
     confused = {label: [(b, n) for a, b, n in found.confusions.tolist() if a == label][:CONFUSED] for label in worst}
     columns = 1 + max(map(len, confused.values()))
     figure, axes = _canvas(len(worst), columns, left=2.0)
-    best = f"the {len(worst)} of {len(result.classes)} classes with the lowest recall"
-    axes.set_title(f"{result.task}: {found.top1:.1%} right; {best}", loc="left", fontsize=11, pad=18, x=-2.0 / columns)
+    of = "" if len(worst) == len(result.classes) else f" of {len(result.classes)}"
+    head = f"{result.task}: {found.top1:.1%} right; the {len(worst)}{of} classes, lowest recall first"
+    axes.set_title(head, loc="left", fontsize=11, pad=18, x=-2.0 / columns)
     axes.text(0, -0.47, "a picture of it", ha="center", fontsize=8, color="grey")
     if columns > 1:
         axes.text(1, -0.47, "taken for", ha="center", fontsize=8, color="grey")
