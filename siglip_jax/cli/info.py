@@ -9,14 +9,13 @@ import importlib.metadata
 import json
 import math
 import platform
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from siglip_jax.cli import mesh
-from siglip_jax.cli.output import shown
+from siglip_jax.cli.output import print_table
 from siglip_jax.variants import NAMES, VARIANTS, Variant
 
 HELP = "say what a checkpoint is"
@@ -60,7 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.variants:
         if arguments.model is not None:
             raise ValueError(f"expected a model or --variants, found both; leave out {arguments.model!r} or --variants")
-        print_variants(arguments.json)
+        if arguments.json:
+            print(json.dumps([variant.to_dict() for variant in VARIANTS], indent=2))
+        else:
+            print_table(HEADERS, [_cells(variant) for variant in VARIANTS], 1, CAPTION)
         return 0
     facts = describe(arguments.model)
     if arguments.model is None:
@@ -68,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(facts, indent=2))
     else:
-        print_facts(facts)
+        print_table(None, list(_rows(facts)), 2)
     return 0
 
 
@@ -236,24 +238,6 @@ def _size(path: Path) -> int:
     )
 
 
-def print_facts(facts: dict[str, Any]) -> None:
-    """Prints the facts as two columns; on a terminal in colour."""
-    rows = list(_rows(facts))
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(show_header=False, box=None, pad_edge=False)
-        table.add_column(style="cyan", no_wrap=True)
-        table.add_column(overflow="fold")
-        for name, value in rows:
-            table.add_row(name, shown(value, sys.stdout.encoding))
-        Console(markup=False, highlight=False).print(table)
-        return
-    width = max(len(name) for name, _ in rows)
-    print("\n".join(f"{name:<{width}}  {shown(value, sys.stdout.encoding)}" for name, value in rows))
-
-
 def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "model", facts["model"]
     yield "path", facts["path"] or "not on this disk; from the registry"
@@ -296,32 +280,6 @@ def _variant_rows(variant: dict[str, Any], of_files: bool) -> Iterator[tuple[str
     if figures:
         published = "published for it" if of_files else "published"
         yield published, f"{', '.join(figures)} ({variant['source']})"
-
-
-def print_variants(as_json: bool) -> None:
-    """Prints the registry: as JSON in full, else a table, in colour on a terminal."""
-    if as_json:
-        print(json.dumps([variant.to_dict() for variant in VARIANTS], indent=2))
-        return
-    rows = [_cells(variant) for variant in VARIANTS]
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False, header_style="cyan", caption=CAPTION, caption_justify="left")
-        for header in HEADERS:
-            table.add_column(header, justify="left" if header == "name" else "right", no_wrap=True)
-        for row in rows:
-            table.add_row(*row)
-        console = Console(markup=False, highlight=False)
-        # On a narrow terminal long lines are better than cut names.
-        console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
-        console.print(table)
-        return
-    widths = [max(map(len, column)) for column in zip(HEADERS, *rows, strict=True)]
-    for name, *numbers in [HEADERS, *rows]:
-        print(f"{name:<{widths[0]}}", *(f"{x:>{w}}" for x, w in zip(numbers, widths[1:], strict=True)), sep="  ")
-    print(CAPTION)
 
 
 def _cells(variant: Variant) -> tuple[str, ...]:

@@ -7,10 +7,17 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from siglip_jax import __version__
-from siglip_jax.cli import classify, convert, info, train, verify
+from siglip_jax.cli import classify, convert, evaluate, info, train, verify
 from siglip_jax.cli.output import printable, say
 
-COMMANDS = {"classify": classify, "convert": convert, "info": info, "train": train, "verify": verify}
+COMMANDS = {
+    "classify": classify,
+    "convert": convert,
+    "eval": evaluate,
+    "info": info,
+    "train": train,
+    "verify": verify,
+}
 
 
 class Parser(argparse.ArgumentParser):

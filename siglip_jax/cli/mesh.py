@@ -5,14 +5,13 @@ import dataclasses
 import json
 import math
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from siglip_jax.checkpoints.keymap import architecture_of, key_table
 from siglip_jax.checkpoints.load import read_contents, rows_of
-from siglip_jax.cli.output import shown, whole_number
+from siglip_jax.cli.output import print_table, whole_number
 from siglip_jax.configuration import SiglipConfig
 from siglip_jax.inference.engine import EMBEDDED_MODEL
 from siglip_jax.parallel.memory import Placement, estimate, placements
@@ -92,10 +91,10 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps(facts, indent=2))
         return
     each = f"{batch // holders:,} on a device" + ("" if arguments.batch else ", the default of --batch")
-    _print_table(
+    print_table(
         None,
         [
-            ("model", shown(name, sys.stdout.encoding)),
+            ("model", name),
             ("mesh", f"{' x '.join(f'{axis}={size}' for axis, size in sizes.items())}, {facts['devices']:,} devices"),
             ("batch", f"{batch:,} image-text pairs, {each}"),
             ("compute", f"{options['dtype']}, {'remat full' if options['remat'] else 'no remat'}"),
@@ -107,11 +106,11 @@ def run(arguments: argparse.Namespace) -> None:
         (ROWS.get(key, key), _size(facts["forward"][key]), _size(value))
         for key, value in facts["training_step"].items()
     ]
-    _print_table(("on each device", "forward pass", "training step"), rows, 1)
+    print_table(("on each device", "forward pass", "training step"), rows, 1)
     print(CAPTION)
     if arguments.table:
         print()
-        _print_table(("parameter", "shape", "cut over", "on each device"), _lines(table), 3)
+        print_table(("parameter", "shape", "cut over", "on each device"), _lines(table), 3)
 
 
 def _model(name: str | None) -> tuple[str, Any, dict[str, tuple[int, ...]]]:
@@ -146,27 +145,3 @@ def _size(count: int) -> str:
         return "< 0.01 MiB" if count else "-"
     digits = min(max(2 - math.floor(math.log10(value)), 0), 2)
     return f"{value:,.{digits}f} {unit}"
-
-
-def _print_table(headers: Sequence[str] | None, rows: Sequence[Sequence[str]], words: int) -> None:
-    """Prints a table whose first `words` columns are words, the others numbers; on a terminal in colour."""
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False, header_style="cyan", show_header=headers is not None)
-        for i, header in enumerate(headers or rows[0]):
-            style = "cyan" if headers is None and i == 0 else None
-            table.add_column(header, justify="left" if i < words else "right", style=style, no_wrap=True)
-        for row in rows:
-            table.add_row(*row)
-        console = Console(markup=False, highlight=False)
-        # On a narrow terminal long lines are better than cut names.
-        console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
-        console.print(table)
-        return
-    lines = [headers, *rows] if headers else rows
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = (f"{x:<{w}}" if i < words else f"{x:>{w}}" for i, (x, w) in enumerate(zip(line, widths, strict=True)))
-        print("  ".join(cells).rstrip())

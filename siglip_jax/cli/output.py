@@ -4,8 +4,8 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
@@ -53,6 +53,42 @@ def percent(share: float) -> str:
     """Returns a share as a percentage: one digit after the point, two digits that count below 0.1 %."""
     hundred = 100 * share
     return f"{hundred:.1f} %" if hundred >= 0.1 or hundred == 0 else f"{hundred:.2g} %"
+
+
+def print_table(
+    headers: Sequence[str] | None, rows: Sequence[Sequence[str]], words: int, caption: str | None = None
+) -> None:
+    """Prints a table whose first `words` columns are words, the others numbers; on a terminal in colour.
+
+    Without headers, it is names and what is said of them, which a narrow terminal breaks into lines.
+    """
+    encoding = sys.stdout.encoding
+    rows = [[shown(cell, encoding) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        styles: dict[str, Any] = {"caption": caption, "caption_justify": "left", "header_style": "cyan"}
+        table = Table(box=None, pad_edge=False, show_header=headers is not None, **styles)
+        for i, header in enumerate(headers or rows[0]):
+            name, folded = headers is None and i == 0, headers is None and i > 0
+            side: Any = "left" if i < words else "right"
+            table.add_column(header, justify=side, style="cyan" if name else None, no_wrap=not folded, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console = Console(markup=False, highlight=False)
+        if headers is not None:  # long lines are better than cut names
+            widest = console.measure(table, options=console.options.update(width=1000)).maximum
+            console.width = max(console.width, widest)
+        console.print(table)
+        return
+    lines = [headers, *rows] if headers else rows
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (f"{x:<{w}}" if i < words else f"{x:>{w}}" for i, (x, w) in enumerate(zip(line, widths, strict=True)))
+        print("  ".join(cells).rstrip())
+    if caption:
+        print(caption)
 
 
 def whole_number(text: str) -> int:

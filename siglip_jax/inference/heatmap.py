@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from siglip_jax.files import write_atomically
 from siglip_jax.processing import load_image
@@ -41,7 +41,7 @@ def plot_similarity(
       ValueError: if matplotlib is missing, the sizes do not match or exceed `MOST`, or the ending is unknown.
     """
     check_plot(path, len(scores), len(labels))
-    thumbnails = [_thumbnail(image) for image in images]
+    thumbnails = [thumbnail(image) for image in images]
     if scores.shape != (len(thumbnails), len(labels)):
         expected = (len(thumbnails), len(labels))
         raise ValueError(f"scores must be (images, labels) = {expected}, got shape {scores.shape}")
@@ -59,8 +59,8 @@ def plot_similarity(
     mesh = axes.pcolormesh(
         np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5, scores, vmin=0, vmax=1, cmap="viridis", lw=0
     )
-    for row, thumbnail in enumerate(thumbnails):
-        axes.imshow(thumbnail, extent=(-1.44, -0.56, row + 0.44, row - 0.44), interpolation="antialiased")
+    for row, picture in enumerate(thumbnails):
+        axes.imshow(picture, extent=(-1.44, -0.56, row + 0.44, row - 0.44), interpolation="antialiased")
         for column in range(columns):
             score = scores[row, column]
             ink = "black" if score > 0.6 else "white"
@@ -70,7 +70,7 @@ def plot_similarity(
     axes.set_aspect("auto")
     axes.xaxis.tick_top()
     slant: dict[str, Any] = dict(rotation=45, ha="left", va="bottom", rotation_mode="anchor", parse_math=False)
-    axes.set_xticks(range(columns), [_shortened(label) for label in labels], fontsize=max(cell * 14, 8), **slant)
+    axes.set_xticks(range(columns), [shortened(label) for label in labels], fontsize=max(cell * 14, 8), **slant)
     axes.set_yticks([])
     axes.tick_params(length=0)
     axes.set_frame_on(False)
@@ -116,7 +116,8 @@ def check_plot(path: str | os.PathLike[str] | None, rows: int, columns: int) -> 
         raise ValueError(f"{path}: expected a folder that can be written to, found {path.parent}; choose another")
 
 
-def _thumbnail(image: Any) -> np.ndarray:
+def thumbnail(image: Any) -> UInt8[np.ndarray, "side side 3"]:
+    """Returns a picture, on white, in the middle of a square of at most `THUMBNAIL` pixels."""
     picture = load_image(image).convert("RGBA")
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     canvas = PIL.Image.new("RGBA", (max(picture.size),) * 2, "white")
@@ -125,7 +126,8 @@ def _thumbnail(image: Any) -> np.ndarray:
     return np.asarray(canvas.convert("RGB"))
 
 
-def _shortened(label: str, width: int = 30, lines: int = 2) -> str:
+def shortened(label: str, width: int = 30, lines: int = 2) -> str:
+    """Returns a label broken into lines, the last of which ends in dots where it was longer."""
     return "\n".join(textwrap.wrap(label, width, max_lines=lines, placeholder=" …"))
 
 

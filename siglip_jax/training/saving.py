@@ -62,7 +62,7 @@ class Saver:
         Raises:
           ValueError: if the checkpoint is that of another model or optimizer, or cannot be read.
         """
-        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, _leaves(like))
+        wanted = {name: ocp.utils.to_shape_dtype_struct(leaf) for name, leaf in _leaves(like).items()}
         args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), facts=ocp.args.JsonRestore())
         try:
             found = self._manager.restore(step, args=args)

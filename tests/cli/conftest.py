@@ -1,6 +1,8 @@
 """A tiny checkpoint, a few pictures, and a way to run the command line inside this process."""
 
 import dataclasses
+import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,5 +45,32 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
         capsys.readouterr()
         status = main([str(argument) for argument in argv])
         return Ran(status, *capsys.readouterr())
+
+    return run
+
+
+class Terminal(io.StringIO):
+    """A standard output that says it is a terminal."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def run_on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """Runs the command line on a terminal of `columns` columns that shows colours; returns nothing of stderr."""
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+    def run(*argv: object, columns: int) -> Ran:
+        terminal = Terminal()
+        with monkeypatch.context() as patched:
+            patched.setenv("COLUMNS", str(columns))
+            patched.setattr(sys, "stdout", terminal)
+            status = main([str(argument) for argument in argv])
+        return Ran(status, terminal.getvalue(), "")
 
     return run

@@ -1,15 +1,12 @@
 """`siglip-jax classify`: what it prints, and that it is what the engine says."""
 
-import io
 import json
 import os
-import sys
 
 import PIL.Image
 import pytest
 
 from siglip_jax.cli.classify import _lines
-from siglip_jax.cli.main import main
 from siglip_jax.cli.output import bar, blocks, percent, shown
 from siglip_jax.inference import load
 
@@ -46,26 +43,14 @@ def test_plain_bars_without_a_terminal(run, checkpoint, pictures):
             assert "█" in line
 
 
-def test_colour_on_a_terminal(checkpoint, pictures, monkeypatch):
-    class Terminal(io.StringIO):
-        encoding = "utf-8"
-
-        def isatty(self) -> bool:
-            return True
-
-    for name in ("NO_COLOR", "FORCE_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "60")
+def test_colour_on_a_terminal(run_on_terminal, checkpoint, pictures):
     long = "a label [red]that[/red] is much too long for sixty columns of text, really"
-    with monkeypatch.context() as patched:
-        terminal = Terminal()
-        patched.setattr(sys, "stdout", terminal)
-        arguments = ["classify", str(pictures / "a.jpg"), "--labels", "a cat", long, "--model", str(checkpoint)]
-        assert main(arguments) == 0
-    assert "\x1b[36m" in terminal.getvalue()
-    assert "[red]" in terminal.getvalue()
-    plain = [line for line in terminal.getvalue().splitlines() if "%" in line]
+    options = ("--labels", "a cat", long, "--model", checkpoint)
+    ran = run_on_terminal("classify", pictures / "a.jpg", *options, columns=60)
+    assert ran.status == 0
+    assert "\x1b[36m" in ran.out
+    assert "[red]" in ran.out
+    plain = [line for line in ran.out.splitlines() if "%" in line]
     for style in ("\x1b[36m", "\x1b[1m", "\x1b[0m"):
         plain = [line.replace(style, "") for line in plain]
     assert len(plain) == 2

@@ -1,6 +1,5 @@
 """`siglip-jax info`: what it says about a checkpoint."""
 
-import io
 import json
 import math
 import os
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 import pytest
 
 from siglip_jax.checkpoints.keymap import architecture_of, key_table
-from siglip_jax.cli.main import main
 from siglip_jax.configuration import SiglipConfig
 from siglip_jax.models import SiglipModel, SiglipVisionModel
 from siglip_jax.variants import VARIANTS, find
@@ -138,22 +136,10 @@ def test_variants_as_json(run):
     assert entries[-1]["image_size"] is None
 
 
-def test_variants_on_a_narrow_terminal_keep_their_names(monkeypatch):
-    class Terminal(io.StringIO):
-        encoding = "utf-8"
-
-        def isatty(self) -> bool:
-            return True
-
-    for name in ("NO_COLOR", "FORCE_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "40")
-    with monkeypatch.context() as patched:
-        terminal = Terminal()
-        patched.setattr(sys, "stdout", terminal)
-        assert main(["info", "--variants"]) == 0
-    text = terminal.getvalue()
+def test_variants_on_a_narrow_terminal_keep_their_names(run_on_terminal):
+    ran = run_on_terminal("info", "--variants", columns=40)
+    assert ran.status == 0
+    text = ran.out
     assert "\x1b[36m" in text
     rows = [line.split() for line in text.splitlines() if line.startswith("google/")]
     assert [(row[0], row[1], row[-1]) for row in rows] == [

@@ -1,13 +1,10 @@
 """`siglip-jax info --mesh`: what it says a mesh would cost, and how it takes mistakes."""
 
-import io
 import json
 import math
-import sys
 
 import pytest
 
-from siglip_jax.cli.main import main
 from siglip_jax.models import SiglipVisionModel
 from siglip_jax.variants import VARIANTS
 
@@ -125,22 +122,10 @@ def test_of_every_released_checkpoint(run, variant):
     assert facts["forward"]["parameters"] == 4 * variant.parameters
 
 
-def test_on_a_narrow_terminal(monkeypatch):
-    class Terminal(io.StringIO):
-        encoding = "utf-8"
-
-        def isatty(self) -> bool:
-            return True
-
-    for name in ("NO_COLOR", "FORCE_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "40")
-    with monkeypatch.context() as patched:
-        terminal = Terminal()
-        patched.setattr(sys, "stdout", terminal)
-        assert main(["info", NAME, "--mesh", "fsdp=2", "--table"]) == 0
-    text = terminal.getvalue()
+def test_on_a_narrow_terminal(run_on_terminal):
+    ran = run_on_terminal("info", NAME, "--mesh", "fsdp=2", "--table", columns=40)
+    assert ran.status == 0
+    text = ran.out
     assert "\x1b[36m" in text
     row = next(line.split() for line in text.splitlines() if line.startswith("text_model/embeddings/token"))
     assert row[1:] == ["32000", "x", "1152", "fsdp,", "-", "70.3", "MiB"]

@@ -1,0 +1,192 @@
+"""Says how good a model is on a data set, and exactly how pictures and texts were prepared for that.
+
+zero-shot: pictures are named by the nearest class name. retrieval: texts find their picture, pictures their texts.
+linear-probe, knn: pictures are named by a linear classifier, or the nearest pictures, of another data set (--train).
+DATA is a folder of class folders, or captions and labels in JSON lines, CSV, Parquet or tar files. A picture that
+cannot be read is reported on stderr, counted and left out; the exit status is 2 only if none can be read.
+"""
+
+import argparse
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+from siglip_jax.cli.output import percent, print_table, printable, progress, say, whole_number
+
+HELP = "say how good a model is on a data set"
+EPILOG = """examples:
+  siglip-jax eval zero-shot imagenet/val --classes names.txt --templates clip --model google/siglip-base-patch16-224
+  siglip-jax eval retrieval captions.jsonl --limit 5000 --json
+  siglip-jax eval linear-probe flowers/test --train flowers/train --shots 10 --probe ridge
+  siglip-jax eval knn flowers/test --train flowers/train --k 20 --save-plot confusions.png"""
+
+TASKS = ("zero-shot", "retrieval", "linear-probe", "knn")
+DTYPES = ("float32", "bfloat16", "float16")
+OWN = {  # options that only some tasks take
+    "templates": ("zero-shot",),
+    "classes": ("zero-shot",),
+    "keep_punctuation": ("zero-shot",),
+    "first_name_only": ("zero-shot",),
+    "train": ("linear-probe", "knn"),
+    "train_split": ("linear-probe", "knn"),
+    "probe": ("linear-probe",),
+    "strength": ("linear-probe",),
+    "shots": ("linear-probe",),
+    "seed": ("linear-probe",),
+    "k": ("knn",),
+    "temperature": ("knn",),
+}
+SHOWN = 5  # classes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("task", choices=TASKS, metavar="TASK", help=", ".join(TASKS))
+    parser.add_argument("data", metavar="DATA", help="folder or file of the pictures to name")
+    parser.add_argument("--train", metavar="TRAIN", help="folder or file to learn from (linear-probe, knn)")
+    parser.add_argument("--split", metavar="NAME", help="part of DATA, where it has parts (default: train)")
+    parser.add_argument("--train-split", metavar="NAME", help="part of TRAIN")
+    parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the embedded model)")
+    parser.add_argument("--dtype", choices=DTYPES, help="type of the computation (default: float32)")
+    parser.add_argument("--batch-size", type=whole_number, metavar="N", help="pictures per step (default: by device)")
+    parser.add_argument("--limit", type=whole_number, metavar="N", help="take N pictures of DATA, at even distances")
+    for what in ("image", "text", "label"):
+        parser.add_argument(f"--{what}-key", metavar="NAME", help=f"column or ending that holds the {what}")
+    parser.add_argument("--json", action="store_true", help="print JSON, with figures of every class")
+    parser.add_argument("--save-plot", metavar="FILE", help="draw the worst classes, or what texts find, into FILE")
+    zero_shot = parser.add_argument_group("zero-shot")
+    zero_shot.add_argument("--templates", metavar="NAME_OR_FILE", help="names, photo, clip, or a file, one a line")
+    zero_shot.add_argument("--classes", metavar="FILE", help="names of the classes, one a line, in their order")
+    zero_shot.add_argument("--keep-punctuation", action="store_true", help="take names and templates as they are")
+    zero_shot.add_argument("--first-name-only", action="store_true", help='of "tench, Tinca tinca" take "tench"')
+    probe = parser.add_argument_group("linear-probe")
+    probe.add_argument("--probe", choices=("logistic", "ridge"), help="kind of regression (default: logistic)")
+    probe.add_argument("--strength", type=_positive, metavar="X", help="penalty (default: best on a fifth of TRAIN)")
+    probe.add_argument(
+        "--shots", type=whole_number, metavar="N", help="examples of a class to learn from (default: all)"
+    )
+    probe.add_argument("--seed", type=int, metavar="N", help="of the choice of examples (default: 0)")
+    knn = parser.add_argument_group("knn")
+    knn.add_argument("--k", type=whole_number, metavar="N", help="neighbours that vote (default: 20)")
+    knn.add_argument("--temperature", type=_positive, metavar="X", help="weigh votes by exp(cosine / X)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Does the job; returns the exit status."""
+    _refuse_other_tasks(arguments)
+    if arguments.save_plot:
+        from siglip_jax.inference.heatmap import check_plot
+
+        check_plot(arguments.save_plot, 1, 1)
+    from siglip_jax.evaluation.embeddings import spread
+    from siglip_jax.evaluation.result import Options
+    from siglip_jax.inference.engine import load
+
+    try:
+        from siglip_jax.training.data.open import open_source
+    except ImportError as error:
+        missing = f"eval needs {error.name}, which is not installed"
+        raise ValueError(f"{missing}: pip install 'siglip_jax[train]'") from None
+    keys = {name: getattr(arguments, name) for name in ("image_key", "text_key", "label_key")}
+    source = open_source(arguments.data, split=arguments.split, **keys)
+    train = open_source(arguments.train, split=arguments.train_split, **keys) if arguments.train else None
+    evaluate = _evaluation(arguments)
+    siglip = load(arguments.model, dtype=arguments.dtype)
+    name = arguments.model or "the embedded model"
+    total = len(spread(len(source), arguments.limit)) + (0 if train is None else len(train))
+    with progress(total, "pictures") as advance:
+        options = Options(arguments.limit, arguments.batch_size, name, _report, advance)
+        result = evaluate(siglip, source, *([] if train is None else [train]), options=options)
+    where = {name: getattr(arguments, name) for name in ("data", "split", "train", "train_split")}
+    facts = {**where, **result.to_dict()}
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        _print(facts)
+    if arguments.save_plot:
+        from siglip_jax.evaluation.plots import plot
+
+        plot(result, source, arguments.save_plot)
+    return 0
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+    return number
+
+
+def _refuse_other_tasks(arguments: argparse.Namespace) -> None:
+    """Refuses options that the task does not take, and a missing training set, with a `ValueError`."""
+    for name, tasks in OWN.items():
+        if getattr(arguments, name) not in (None, False) and arguments.task not in tasks:
+            raise ValueError(f"--{name.replace('_', '-')} goes with {' and '.join(tasks)}, not with {arguments.task}")
+    if arguments.task in OWN["train"] and arguments.train is None:
+        raise ValueError(f"{arguments.task} learns from another data set, found none; add --train FOLDER_OR_FILE")
+
+
+def _evaluation(a: argparse.Namespace) -> Callable[..., Any]:
+    """Returns the function of the task, with its own options."""
+    from siglip_jax import evaluation
+    from siglip_jax.evaluation.prompts import find_templates, read_lines
+
+    if a.task == "zero-shot":
+        return functools.partial(
+            evaluation.evaluate_zero_shot,
+            templates=find_templates(a.templates or "names"),
+            classes=None if a.classes is None else read_lines(a.classes, "class names"),
+            canonicalize=not a.keep_punctuation,
+            first_name_only=a.first_name_only,
+        )
+    if a.task == "retrieval":
+        return evaluation.evaluate_retrieval
+    if a.task == "knn":
+        return functools.partial(evaluation.evaluate_knn, k=a.k or 20, temperature=a.temperature)
+    options = {"strength": a.strength, "shots": a.shots, "seed": a.seed or 0}
+    return functools.partial(evaluation.evaluate_linear_probe, probe=a.probe or "logistic", **options)
+
+
+def _report(name: str, error: Exception) -> None:
+    said = printable(error)
+    say(said if name in said else f"{name}: {said}")
+
+
+def _print(facts: dict[str, Any]) -> None:
+    from siglip_jax.evaluation.preprocessing import lines_of
+
+    read = f"{facts['examples']:,}"
+    if facts["unreadable"]:
+        read += f", {facts['unreadable']:,} more could not be read"
+    where = " ".join(filter(None, (facts["data"], facts["split"])))
+    rows = [("task", facts["task"]), ("data", where), ("pictures", read)]
+    if facts["train"]:
+        rows.append(("train", " ".join(filter(None, (facts["train"], facts["train_split"])))))
+    rows += [(name.replace("_", " "), percent(share)) for name, share in facts["metrics"].items()]
+    rows += [(name.replace("_", " "), _words(value)) for name, value in facts["settings"].items() if _told(name, value)]
+    print_table(None, rows + [(f"prepared: {name}", said) for name, said in lines_of(facts["preprocessing"])], 2)
+    if worst := _worst(facts):
+        print()
+        print_table(("lowest recall", "mostly taken for", "pictures", "right"), worst, 2)
+
+
+def _told(name: str, value: Any) -> bool:
+    return value is False if name == "converged" else value not in (None, 0) and name != "tried"
+
+
+def _words(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else "no" if value is False else str(value)
+
+
+def _worst(facts: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Returns a row for each of the classes with the lowest recall, where some are wrong."""
+    taken: dict[str, str] = {}
+    for confusion in facts.get("confusions", []):
+        taken.setdefault(confusion["class"], confusion["taken_for"])  # most pictures first
+    rows = [row for row in facts.get("classes", []) if row["examples"] and row["recall"] < 1]
+    rows = sorted(rows, key=lambda row: (row["recall"], -row["examples"]))[:SHOWN]
+    return [(row["class"], taken[row["class"]], f"{row['examples']:,}", percent(row["recall"])) for row in rows]

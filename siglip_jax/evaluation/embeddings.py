@@ -1,0 +1,129 @@
+"""Embeddings of all pictures and texts of a data set, read and decoded ahead of the device."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from siglip_jax.evaluation.neighbours import check_finite
+from siglip_jax.inference.engine import Siglip
+from siglip_jax.inference.stream import in_threads
+from siglip_jax.training.data.example import Source
+
+TEXTS = 1024  # embedded between two reports of progress
+Advance = Callable[[int], None]
+Report = Callable[[str, Exception], None]
+
+
+class Embedded(NamedTuple):
+    """What a source holds, as far as it could be read.
+
+    Attributes:
+      embeds: of the pictures, L2-normalised.
+      numbers: of the pictures in the source.
+      labels: -1 where there is none.
+      texts: of each picture.
+      unreadable: how many pictures could not be read.
+    """
+
+    embeds: Float[np.ndarray, "n embed"]
+    numbers: Int[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"]
+    texts: list[tuple[str, ...]]
+    unreadable: int
+
+    def with_labels(self) -> "Embedded":
+        """Returns the part that has labels."""
+        kept = np.flatnonzero(self.labels >= 0)
+        texts = [self.texts[i] for i in kept]
+        return Embedded(self.embeds[kept], self.numbers[kept], self.labels[kept], texts, self.unreadable)
+
+
+def embed_source(
+    siglip: Siglip,
+    source: Source,
+    *,
+    numbers: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    on_unreadable: Report | None = None,
+    advance: Advance = lambda amount: None,
+) -> Embedded:
+    """Embeds the pictures of a source; those that cannot be read are left out.
+
+    Args:
+      numbers: which ones; None: all.
+      batch_size: as in `Siglip.encode_image`.
+      on_unreadable: called with the name of a picture that cannot be read and the error.
+      advance: called with the amount done.
+
+    Raises:
+      ValueError: if none can be read, or the model gives embeddings that are not finite.
+    """
+    numbers = range(len(source)) if numbers is None else numbers
+    read: list[tuple[int, str, int, tuple[str, ...]]] = []
+    lost: set[int] = set()
+    failures: list[Exception] = []
+
+    def report(name: str, error: Exception) -> None:
+        failures.append(error)
+        if on_unreadable is not None:
+            on_unreadable(name, error)
+
+    def images() -> Iterator[Any]:
+        workers = min(os.cpu_count() or 1, 32)
+        reading = in_threads(source.__getitem__, numbers, workers=workers, ahead=4 * workers)
+        for number, future in zip(numbers, reading, strict=True):
+            advance(1)
+            try:
+                example = future.result()
+            except (OSError, ValueError) as error:
+                report(f"number {number}", error)
+                continue
+            read.append((number, example.name, -1 if example.label is None else example.label, example.texts))
+            yield example.image
+
+    def undecodable(position: int, error: Exception) -> None:
+        lost.add(position)
+        report(read[position][1], error)
+
+    embeds = siglip.encode_image(images(), batch_size=batch_size, on_unreadable=undecodable)
+    kept = [position for position in range(len(read)) if position not in lost]
+    if not kept:
+        first = f"; the first says: {failures[0]}" if failures else ""
+        raise ValueError(f"expected pictures that can be read, found none among {len(numbers)}{first}")
+    embeds = embeds[kept]
+    check_finite(embeds, "the model's image embeddings")
+    return Embedded(
+        embeds,
+        np.array([read[i][0] for i in kept], np.int64),
+        np.array([read[i][2] for i in kept], np.int64),
+        [read[i][3] for i in kept],
+        len(failures),
+    )
+
+
+def embed_texts(
+    siglip: Siglip, texts: Sequence[str], *, batch_size: int | None = None, advance: Advance = lambda amount: None
+) -> Float[np.ndarray, "texts embed"]:
+    """Embeds texts, each one once however often it occurs.
+
+    Raises:
+      ValueError: if the model gives embeddings that are not finite.
+    """
+    numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    different = list(numbers)
+    parts = [siglip.encode_text([], batch_size=batch_size)]
+    for start in range(0, len(different), TEXTS):
+        part = different[start : start + TEXTS]
+        parts.append(siglip.encode_text(part, batch_size=batch_size))
+        advance(len(part))
+    embeds = np.concatenate(parts)
+    check_finite(embeds, "the model's text embeddings")
+    return embeds[np.array([numbers[text] for text in texts], np.int64)]
+
+
+def spread(count: int, limit: int | None) -> Sequence[int]:
+    """Returns `limit` numbers below `count` at even distances, all if there are no more: sources are often sorted."""
+    return range(count) if limit is None or limit >= count else [i * count // limit for i in range(limit)]

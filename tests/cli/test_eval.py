@@ -1,0 +1,185 @@
+"""`siglip-jax eval`: what it says of the embedded model and the example pictures, and how it takes mistakes."""
+
+import functools
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from siglip_jax.inference import engine
+from tests.evaluation.sources import EXAMPLES
+
+LABELS = (EXAMPLES / "labels.txt").read_text(encoding="utf-8").splitlines()
+FEW = ["church", "horse", "lemon", "pizza"]  # which it names right
+PREPARED = ("resized to 64 x 64 pixels, bicubic", "lower case, no punctuation, padded to 16 with </s> (1)")
+
+
+def class_folders(folder: Path, labels: list[str]) -> Path:
+    for label in labels:
+        (folder / label).mkdir(parents=True)
+        shutil.copy(EXAMPLES / f"{label}.png", folder / label)
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def loaded_once():
+    """Every call of `load` with the same arguments gives the same model, so that little is compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "load", functools.cache(engine.load))
+        yield
+
+
+@pytest.fixture(scope="module")
+def pictograms(tmp_path_factory) -> Path:
+    return class_folders(tmp_path_factory.mktemp("data") / "pictograms", LABELS)
+
+
+@pytest.fixture
+def few(tmp_path) -> Path:
+    return class_folders(tmp_path / "few", FEW)
+
+
+@pytest.fixture
+def captions(tmp_path) -> Path:
+    """A picture with two captions, two with one each."""
+    rows = []
+    for label in LABELS[:3]:
+        shutil.copy(EXAMPLES / f"{label}.png", tmp_path)
+        rows.append({"image": f"{label}.png", "caption": f"a drawing of {label}"})
+    rows[0]["caption"] = [LABELS[0], f"one {LABELS[0]}"]
+    file = tmp_path / "captions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def facts_of(out: str) -> dict[str, str]:
+    return {name: said.strip() for name, said in (line.split("  ", 1) for line in out.split("\n\n")[0].splitlines())}
+
+
+def test_the_embedded_model_reaches_the_figure_of_its_card(run, pictograms):
+    ran = run("eval", "zero-shot", pictograms, "--json")
+    assert (ran.status, ran.err) == (0, "")
+    found = json.loads(ran.out)
+    assert round(64 * found["metrics"]["top1"]) == 51
+    assert found["metrics"]["top5"] > found["metrics"]["top1"]
+    assert (found["examples"], found["unreadable"]) == (64, 0)
+    assert len(found["classes"]) == 64
+    assert sum(confusion["examples"] for confusion in found["confusions"]) == 13
+    text = found["preprocessing"]["text"]
+    assert (text["templates"], text["length"], text["pad_id"], text["canonical"]) == (["{}"], 16, 1, True)
+    assert found["preprocessing"]["model"] == "the embedded model"
+
+
+def test_in_words(run, few):
+    (few / FEW[3] / "zero.png").write_bytes(b"")
+    shutil.copy(EXAMPLES / f"{FEW[0]}.png", few / FEW[1])  # wrong by design
+    ran = run("eval", "zero-shot", few, "--templates", "photo")
+    assert ran.status == 0
+    assert ran.err.count("\n") == 1
+    assert ran.err.startswith(f"siglip-jax: {FEW[3]}/zero.png")
+    facts = facts_of(ran.out)
+    assert facts["pictures"] == "5, 1 more could not be read"
+    assert facts["top1"] == "80.0 %"
+    assert facts["mean per class"] == "87.5 %"
+    assert PREPARED[0] in facts["prepared: pictures"]
+    assert PREPARED[1] in facts["prepared: texts"]
+    assert facts["prepared: templates"] == "This is a photo of {}."
+    worst = ran.out.split("\n\n")[1].splitlines()
+    assert worst[0].split() == ["lowest", "recall", "mostly", "taken", "for", "pictures", "right"]
+    assert worst[1].split() == [FEW[1], FEW[0], "2", "50.0", "%"]
+    assert len(worst) == 2
+
+
+def test_on_a_terminal(run_on_terminal, few):
+    ran = run_on_terminal("eval", "zero-shot", few, columns=50)
+    assert ran.status == 0
+    assert "\x1b[36mpictures" in ran.out
+    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in ran.out.splitlines()) <= 50
+
+
+def test_retrieval(run, captions, tmp_path):
+    ran = run("eval", "retrieval", captions, "--save-plot", tmp_path / "found.png")
+    assert (ran.status, ran.err) == (0, "")
+    facts = facts_of(ran.out)
+    assert (facts["texts"], facts["pictures"]) == ("4", "3")
+    assert facts["image to text r5"] == "100.0 %"
+    assert PREPARED[1] in facts["prepared: texts"]
+    with PIL.Image.open(tmp_path / "found.png") as drawn:
+        assert drawn.width > 300
+
+
+def test_nearest_and_linear(run, few, tmp_path):
+    for task, *options in (("knn", "--k", 1), ("linear-probe", "--probe", "ridge", "--strength", "1", "--shots", 1)):
+        plot = tmp_path / f"{task}.png"
+        ran = run("eval", task, few, "--train", few, *options, "--json", "--save-plot", plot)
+        assert (ran.status, ran.err) == (0, "")
+        found = json.loads(ran.out)
+        assert found["metrics"]["top1"] == 1
+        assert found["settings"]["train_examples"] == 4
+        assert plot.stat().st_size > 1000
+    assert found["settings"]["strength"] == 1
+
+
+def test_names_from_a_file_and_a_limit(run, pictograms, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"{label}, so called\n" for label in LABELS), encoding="utf-8")
+    options = ("--classes", names, "--first-name-only", "--limit", 32, "--json")
+    found = json.loads(run("eval", "zero-shot", pictograms, *options).out)
+    assert (found["examples"], found["settings"]) == (32, {"limit": 32, "classes": 64})
+    assert found["metrics"]["top1"] > 0.6
+    assert found["classes"][0]["class"] == f"{LABELS[0]}, so called"
+    assert [row["examples"] for row in found["classes"]] == [1, 0] * 32
+
+
+def test_nothing_that_can_be_read(run, few):
+    for file in few.rglob("*.png"):
+        file.write_bytes(b"no picture")
+    ran = run("eval", "zero-shot", few)
+    assert (ran.status, ran.out) == (2, "")
+    assert len(ran.err.splitlines()) == 5
+    assert "expected pictures that can be read, found none among 4" in ran.err.splitlines()[-1]
+
+
+MISTAKES = {
+    "no data": (["zero-shot"], "DATA"),
+    "unknown task": (["segmentation", "x"], "'segmentation'"),
+    "no such folder": (["zero-shot", "nowhere"], "nowhere: no such file or folder"),
+    "no training set": (["knn", "{few}"], "add --train"),
+    "training set of zero-shot": (["zero-shot", "{few}", "--train", "x"], "--train goes with linear-probe and knn"),
+    "k of a probe": (["linear-probe", "{few}", "--train", "{few}", "--k", "3"], "--k goes with knn"),
+    "templates of retrieval": (["retrieval", "{few}", "--templates", "photo"], "--templates goes with zero-shot"),
+    "unknown templates": (["zero-shot", "{few}", "--templates", "imagenet"], "one of names, photo, clip"),
+    "too many neighbours": (["knn", "{few}", "--train", "{few}"], "k must be from 1"),
+    "one picture a class": (["linear-probe", "{few}", "--train", "{few}"], "no class has two pictures"),
+    "no captions": (["retrieval", "{few}"], "retrieval needs texts"),
+    "temperature of zero": (["knn", "{few}", "--temperature", "0"], "above 0, found '0'"),
+    "unknown plot": (["zero-shot", "{few}", "--save-plot", "plot.txt"], "found '.txt'"),
+    "names that are too few": (["zero-shot", "{few}", "--classes", "{few}/one.txt"], "each of 4 classes, found 1"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(run, few, mistake):
+    argv, message = MISTAKES[mistake]
+    (few / "one.txt").write_text("a name\n")
+    ran = run("eval", *(argument.format(few=few) for argument in argv))
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.startswith("siglip-jax: ") and ran.err.count("\n") == 1
+    assert message in ran.err
+
+
+def test_without_what_reads_data_sets(run, few, monkeypatch):
+    monkeypatch.setitem(sys.modules, "siglip_jax.training.data.open", None)
+    ran = run("eval", "zero-shot", few)
+    assert (ran.status, ran.err.count("\n")) == (2, 1)
+    assert "which is not installed: pip install 'siglip_jax[train]'" in ran.err
+
+
+def test_help_has_examples(run):
+    ran = run("eval", "--help")
+    assert ran.status == 0
+    assert "siglip-jax eval knn flowers/test --train flowers/train" in ran.out

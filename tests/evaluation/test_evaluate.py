@@ -1,0 +1,209 @@
+"""The evaluations of a whole model: the embedded one on the example pictures, with figures known from elsewhere."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from siglip_jax.evaluation import (
+    Options,
+    evaluate_knn,
+    evaluate_linear_probe,
+    evaluate_retrieval,
+    evaluate_zero_shot,
+)
+from siglip_jax.evaluation.embeddings import embed_source, embed_texts, spread
+from siglip_jax.evaluation.evaluate import same_classes
+from siglip_jax.evaluation.preprocessing import describe, lines_of
+from siglip_jax.evaluation.prompts import TEMPLATES
+from siglip_jax.processing import Siglip2ImageProcessor, SiglipProcessor
+from siglip_jax.training.data.example import Example, Source
+from tests.evaluation.sources import Listed, pictograms
+
+
+@pytest.fixture(scope="module")
+def source():
+    return pictograms()
+
+
+@pytest.fixture(scope="module")
+def mixed(source):
+    """Two that cannot be read, one by the source and one by the decoder, one without a label, three good ones."""
+    first, second, third, fourth = source.examples[:4]
+    broken = second._replace(image=b"no picture", name="broken.png")
+    return Listed([OSError("disk"), first, broken, third._replace(label=None), fourth, first], source.classes)
+
+
+def test_zero_shot_is_what_the_card_and_the_engine_say(siglip, source):
+    result = evaluate_zero_shot(siglip, source)
+    assert round(result.metrics["top1"] * 64) >= 51  # the card; tests/test_embedded.py allows 50
+    answers = siglip.classify([example.image for example in source.examples], source.classes, top_k=5)
+    ranked = [[source.classes[i] for i in row] for row in result.ranked]
+    assert ranked == [[entry["label"] for entry in answer] for answer in answers]
+    assert result.metrics["mean_per_class"] == pytest.approx(result.metrics["top1"])
+    assert (result.examples, result.unreadable) == (64, 0)
+
+
+def test_zero_shot_with_templates_and_names(siglip, source):
+    shouted = [name.upper().replace(" ", "_") + "!" for name in source.classes]
+    same = evaluate_zero_shot(siglip, source, classes=shouted, templates=TEMPLATES["photo"])
+    plain = evaluate_zero_shot(siglip, source, templates=TEMPLATES["photo"])
+    np.testing.assert_array_equal(same.ranked, plain.ranked)
+    assert same.classes[0] == "ALEMBIC!"
+    raw = evaluate_zero_shot(siglip, source, classes=shouted, templates=TEMPLATES["photo"], canonicalize=False)
+    assert (raw.ranked != plain.ranked).any()  # the underscores are pieces of their own
+    assert evaluate_zero_shot(siglip, source, templates=TEMPLATES["clip"]).metrics["top1"] > 0.5
+    with pytest.raises(ValueError, match="a name for each of 64 classes, found 1"):
+        evaluate_zero_shot(siglip, source, classes=["a"])
+
+
+def test_retrieval(siglip, source):
+    result = evaluate_retrieval(siglip, source)
+    images = siglip.encode_image([example.image for example in source.examples])
+    cosines = images @ siglip.encode_text(source.classes).T
+    for way, matrix in (("image_to_text", cosines), ("text_to_image", cosines.T)):
+        place = (matrix > np.diag(matrix)[:, None]).sum(axis=1)
+        for k in (1, 5, 10):
+            assert result.metrics[f"{way}_r{k}"] == (place < k).mean()
+    several = Listed([source.examples[0]._replace(texts=("an alembic", "a bomb")), *source.examples[1:3]])
+    result = evaluate_retrieval(siglip, several, ks=(1,))
+    assert result.labels.tolist() == [0, 0, 1, 2]
+    assert result.settings["texts"] == 4
+    with pytest.raises(ValueError, match="pictures without any"):
+        evaluate_retrieval(siglip, Listed([source.examples[0]._replace(texts=())]))
+
+
+def test_nearest_and_linear_on_what_they_have_seen(siglip, source):
+    """Classes in another order and with one more, so that labels have to be found by name."""
+    turned = Listed(
+        [example._replace(label=64 - example.label) for example in source.examples],
+        ("something else", *source.classes[::-1]),
+    )
+    assert turned.classes[turned.examples[0].label] == source.classes[0]
+    for result in (
+        evaluate_knn(siglip, source, turned, k=1),
+        evaluate_linear_probe(siglip, source, turned, probe="ridge", strength=1.0),
+        evaluate_linear_probe(siglip, source, turned, strength=1e-3, shots=1),
+    ):
+        assert result.metrics["top1"] == 1
+        assert result.settings["train_examples"] == 64
+        assert result.preprocessing["model"] == "this model"
+        assert "text" not in result.preprocessing
+        json.dumps(result.to_dict(), allow_nan=False)
+    with pytest.raises(ValueError, match="found 1 others: something else"):
+        same_classes(turned, source)
+    with pytest.raises(ValueError, match="to choose from, 64; got 65"):
+        evaluate_knn(siglip, source, turned, k=65)
+    with pytest.raises(ValueError, match="probe must be one of logistic, ridge, got 'svm'"):
+        evaluate_linear_probe(siglip, source, turned, probe="svm")
+
+
+def test_what_cannot_be_read_is_counted_and_named(siglip, source, mixed):
+    assert isinstance(mixed, Source)
+    said: list[str] = []
+    done: list[int] = []
+    options = Options(on_unreadable=lambda name, error: said.append(name), advance=done.append)
+    result = evaluate_zero_shot(siglip, mixed, options=options)
+    assert (result.examples, result.unreadable) == (3, 2)
+    assert said == ["number 0", "broken.png"]
+    assert sum(done) == 6
+    assert result.numbers.tolist() == [1, 4, 5]
+    assert result.labels.tolist() == [0, 3, 0]
+    whole = evaluate_zero_shot(siglip, source)
+    np.testing.assert_array_equal(result.ranked, whole.ranked[[0, 3, 0]])
+    facts = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert facts["classes"][1] == {"class": source.classes[1], "examples": 0, "recall": None}
+
+
+def test_nothing_can_be_read(siglip):
+    broken = Listed([OSError("disk"), Example(b"no picture", (), 0, "x.png")], ("a",))
+    with pytest.raises(ValueError, match="found none among 2; the first says: disk"):
+        evaluate_zero_shot(siglip, broken)
+    with pytest.raises(ValueError, match="with classes, found none"):
+        evaluate_zero_shot(siglip, Listed(broken.examples))
+    with pytest.raises(ValueError, match="found none among 0"):
+        evaluate_retrieval(siglip, Listed([]))
+
+
+def test_no_labels(siglip, source):
+    with pytest.raises(ValueError, match="pictures with labels, found none among 1"):
+        evaluate_zero_shot(siglip, Listed([source.examples[0]._replace(label=None)], ("a",)))
+
+
+def test_a_model_that_has_diverged_gives_no_figures(siglip, source):
+    params = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), siglip.params)
+    with pytest.raises(ValueError, match="embeddings: expected finite embeddings"):
+        evaluate_zero_shot(dataclasses.replace(siglip, params=params), Listed(source.examples[:2], source.classes))
+
+
+def test_limit_takes_even_distances(siglip, source):
+    result = evaluate_zero_shot(siglip, source, options=Options(limit=4))
+    assert result.numbers.tolist() == [0, 16, 32, 48]
+    assert result.settings["limit"] == 4
+    assert list(spread(10, 3)) == [0, 3, 6]
+    assert list(spread(2, 3)) == [0, 1]
+    assert list(spread(2, None)) == [0, 1]
+
+
+def test_pixels_and_batches(siglip, source):
+    """A source may give pixels, and neither the size of batches nor what else is read changes an embedding."""
+    import io
+
+    import PIL.Image
+
+    files = Listed([example for example in source.examples[:5]])
+    pixels = []
+    for example in files.examples:
+        with PIL.Image.open(io.BytesIO(example.image)) as picture:
+            flat = PIL.Image.new("RGBA", picture.size, "white")
+            flat.alpha_composite(picture)
+            pixels.append(example._replace(image=np.asarray(flat.convert("RGB"))))
+    by_file = embed_source(siglip, files, batch_size=2).embeds
+    np.testing.assert_allclose(embed_source(siglip, files, batch_size=8).embeds, by_file, atol=1e-6)
+    np.testing.assert_allclose(embed_source(siglip, Listed(pixels)).embeds, by_file, atol=0.02)
+
+
+def test_texts_are_embedded_once_each(siglip):
+    done: list[int] = []
+    found = embed_texts(siglip, ["a", "b", "a"], advance=done.append)
+    np.testing.assert_array_equal(found[0], found[2])
+    np.testing.assert_allclose(found, siglip.encode_text(["a", "b", "a"]), atol=1e-6)
+    assert done == [2]
+    assert embed_texts(siglip, []).shape == (0, 192)
+
+
+class TestPreprocessing:
+    def test_of_the_embedded_model(self, siglip):
+        facts = describe(siglip, model_name="m", templates=("{}",), canonicalize=True, first_name_only=True)
+        assert facts["dtype"] == "float32"
+        image = facts["image"]
+        assert (image["resample"], image["size"]) == ("bicubic", {"height": 64, "width": 64})
+        assert (image["image_mean"], image["image_std"], image["do_convert_rgb"]) == ([0.5] * 3, [0.5] * 3, True)
+        assert facts["text"] == {
+            "tokenizer": "SiglipTokenizer",
+            "lower_case": True,
+            "punctuation": False,
+            "canonical": True,
+            "length": 16,
+            "pad_token": "</s>",
+            "pad_id": 1,
+            "templates": ["{}"],
+            "first_name_only": True,
+        }
+        lines = dict(lines_of(facts))
+        assert lines["model"] == "m, float32"
+        assert "resized to 64 x 64 pixels, bicubic, x 0.00392157, mean 0.5, std 0.5, to RGB" in lines["pictures"]
+        assert lines["texts"] == "SiglipTokenizer: lower case, no punctuation, padded to 16 with </s> (1)"
+        assert lines["templates"] == "{}, first name only"
+
+    def test_of_variable_resolution(self, siglip):
+        images = Siglip2ImageProcessor(patch_size=8, max_num_patches=20)
+        processor = SiglipProcessor(images, siglip.processor.tokenizer)
+        flexible = dataclasses.replace(siglip, model=siglip.model.clone(dtype="bfloat16"), processor=processor)
+        facts = json.loads(json.dumps(describe(flexible, model_name="n", texts=False)))
+        assert facts["dtype"] == "bfloat16"
+        assert dict(lines_of(facts))["pictures"].startswith(
+            "Siglip2ImageProcessor: resized to at most 20 patches of 8, bilinear, x 0.00392157, mean 0.5"
+        )

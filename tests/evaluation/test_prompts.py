@@ -1,0 +1,67 @@
+"""Sentences of zero-shot classification."""
+
+import pytest
+
+from siglip_jax.evaluation.prompts import TEMPLATES, canonical, find_templates, prompts, read_lines
+
+
+@pytest.mark.parametrize(
+    ("text", "keep", "expected"),
+    [
+        ("Jack-o'-Lantern", "", "jackolantern"),
+        ("  a\tphoto_of  THE {}!  ", "{}", "a photo of the {}"),
+        ("a {} in { a } game.", "{}", "a {} in a game"),
+        ("tench, Tinca_tinca.", ",", "tench, tinca tinca"),
+        ("Ärger – ß", "", "ärger – ß"),  # only ASCII punctuation goes
+        ("...", "", ""),
+    ],
+)
+def test_canonical(text, keep, expected):
+    assert canonical(text, keep) == expected
+
+
+def test_prompts_stand_class_by_class():
+    templates = ("A photo of {}.", "{}, or {}?")
+    assert prompts(["Red_Fox", "cat, Felis"], templates) == [
+        "a photo of red fox",
+        "red fox or red fox",
+        "a photo of cat, felis",
+        "cat, felis or cat, felis",
+    ]
+    assert prompts(["Red_Fox", "cat, Felis"], templates[:1], canonicalize=False, first_name_only=True) == [
+        "A photo of Red_Fox.",
+        "A photo of cat.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("classes", "templates", "message"),
+    [
+        ([], ["{}"], "0 classes"),
+        (["a"], [], "0 templates"),
+        (["a"], ["a photo"], "write 'a photo of {}'"),
+        (["a", "?!"], ["{}"], r"found '\?!'"),
+        ([", a"], ["{}"], "found ', a'"),
+    ],
+)
+def test_what_makes_no_sentence(classes, templates, message):
+    with pytest.raises(ValueError, match=message):
+        prompts(classes, templates, first_name_only=classes == [", a"])
+
+
+def test_templates_by_name_and_from_a_file(tmp_path):
+    assert find_templates("photo") == ("This is a photo of {}.",)
+    assert len(TEMPLATES["clip"]) == 8 and all(template.count("{}") == 1 for template in TEMPLATES["clip"])
+    file = tmp_path / "templates.txt"
+    file.write_bytes("\ufeffa drawing of {}\r\n\r\n  {} \n".encode())
+    assert find_templates(str(file)) == ("a drawing of {}", "{}")
+    with pytest.raises(FileNotFoundError, match="one of names, photo, clip, or a file"):
+        find_templates("imagenet")
+    file.write_text("\n\n")
+    with pytest.raises(ValueError, match="found an empty file"):
+        find_templates(file)
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="UTF-8"):
+        read_lines(file, "names")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_lines(tmp_path / "none", "names")
