@@ -1,7 +1,5 @@
 """Small data sets of every kind, and the processor of a tiny model."""
 
-from pathlib import Path
-
 import pytest
 
 from siglip_jax.processing import SiglipImageProcessorPil, SiglipProcessor, SiglipTokenizer
