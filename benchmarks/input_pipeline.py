@@ -32,6 +32,7 @@ from siglip_jax.training.data.pipeline import Pipeline
 from siglip_jax.training.data.transform import Transform
 
 SIZE = 224
+DIFFERENT = 200  # pictures; the others are copies, which are read and decoded all the same
 READY = 7  # batches that a pipeline may have made before its turn: two in each worker, and what is on its way
 
 
@@ -39,8 +40,8 @@ def write_pictures(folder: Path, count: int) -> float:
     """Writes photos of shapes, gradients and texture in ten folders; returns their mean size in bytes."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:480, 0:640]
-    total = 0
-    for i in range(count):
+    files = []
+    for _ in range(min(count, DIFFERENT)):
         patches = PIL.Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
         shapes = np.asarray(patches.resize((640, 480), PIL.Image.Resampling(int(rng.integers(2)) * 3)), np.float32)
         fine = PIL.Image.fromarray(rng.integers(0, 256, (240, 320, 3), np.uint8)).resize((640, 480))
@@ -48,11 +49,12 @@ def write_pictures(folder: Path, count: int) -> float:
         picture = 0.6 * shapes + 30 * waves[..., None] + 0.22 * np.asarray(fine, np.float32)
         file = io.BytesIO()
         PIL.Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+        files.append(file.getvalue())
+    for i in range(count):
         path = folder / f"class{i % 10}" / f"{i:05}.jpg"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(file.getvalue())
-        total += len(file.getvalue())
-    return total / count
+        path.write_bytes(files[i % len(files)])
+    return sum(map(len, files)) / len(files)
 
 
 def decoded(path: Path) -> np.ndarray:
@@ -132,6 +134,9 @@ def main() -> None:
             "siglip_jax, 2 workers": ours(folder, arguments.batch, 2),
             "torch DataLoader, 2 workers": theirs(paths, arguments.batch, 2),
         }
+        for batches in sides.values():
+            if batches is not None:
+                measured(batches, 1, arguments.batch)
         turns: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
         for _ in range(arguments.repeats):
             for name, batches in sides.items():
