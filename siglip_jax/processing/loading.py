@@ -20,6 +20,7 @@ import warnings
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
@@ -104,7 +105,8 @@ def _decoded(data: bytes | bytearray | BinaryIO, name: str, max_pixels: int) -> 
     if pixels > max_pixels:
         raise ValueError(f"{name}: {pixels} pixels, more than the {max_pixels} allowed; raise max_pixels to read it")
     try:
-        upright = PIL.ImageOps.exif_transpose(image)
+        turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1
+        upright = PIL.ImageOps.exif_transpose(image) if turned else image  # it would copy one that is upright
     except Exception:  # unreadable notes of the camera; the picture itself is whole
         upright = image
     # A frame of an animation stays tied to its file, which is closed by now.

@@ -13,8 +13,8 @@ TRIES = 100  # examples that are tried for one place
 class Order:
     """Sources in turn by their weights, each shuffled anew for every pass through it.
 
-    An epoch of a source is a permutation of it. Which source is next follows from the weights alone: after any number
-    of places, each source has had its share to within one example; shares are kept to 1 in 100 of the smallest one.
+    An epoch of a source is a permutation of it. Which source is next follows from the weights alone, never from chance:
+    after any number of places each source has had its share, which Grain keeps to within 1 in 100.
     """
 
     def __init__(self, lengths: Sequence[int], weights: Sequence[float], seed: int) -> None:

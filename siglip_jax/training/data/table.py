@@ -65,8 +65,7 @@ class TableSource:
             self._lines.extend(line for line, _ in chunk)
             images.append(pa.array([_path(row.get(image)) for _, row in chunk], pa.large_string()))
             if text is not None:
-                found = [columns.as_texts(row.get(text), self._where(line)) for line, row in chunk]
-                texts.append(pa.array(found, pa.large_list(pa.large_string())))
+                texts.append(pa.array([_texts(row.get(text)) for _, row in chunk], pa.large_list(pa.large_string())))
             if label is not None:
                 labels += [row.get(label) for _, row in chunk]
         self._images = pa.chunked_array(images).combine_chunks()
@@ -86,13 +85,23 @@ class TableSource:
         name = self._images[index].as_py()
         if not name:
             raise ValueError(f"{where}: no path of a picture")
-        texts = () if self._texts is None else tuple(self._texts[index].as_py())
+        texts = () if self._texts is None else self._texts[index].as_py()
+        if texts is None:
+            raise ValueError(f"{where}: expected a caption or a list of captions, found something else")
         label = None if self._labels is None else columns.label_of(int(self._labels[index]))
-        return Example(read_inside(self._root, name, where), texts, label, where)
+        return Example(read_inside(self._root, name, where), tuple(texts), label, where)
 
 
 def _path(value: Any) -> str | None:
     return columns.whole(value) if isinstance(value, str) else None
+
+
+def _texts(value: Any) -> tuple[str, ...] | None:
+    """Returns the captions in a value; None where they are something else, which is said when the row is read."""
+    try:
+        return columns.as_texts(value, "")
+    except ValueError:
+        return None
 
 
 def _rows(path: Path) -> Iterator[Row]:

@@ -64,7 +64,8 @@ class TarSource:
             except BrokenTarError as error:
                 broken.append(f"{shard} ({error})")
         if broken:
-            raise ValueError(f"expected whole tar files; fetch again or remove: {'; '.join(broken[:20])}")
+            first, count = "; ".join(broken[:20]), f"{len(broken)} of {len(shards)} are broken"
+            raise ValueError(f"{path}: expected whole tar files, {count}; fetch again or remove: {first}")
         if not index.rows:
             raise ValueError(f"{path}: expected pictures in the tar files, found the endings {columns.listed(endings)}")
         self._places: Int64[np.ndarray, "examples 9"] = np.array(index.rows, np.int64).reshape(-1, 9)

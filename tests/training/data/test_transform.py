@@ -1,4 +1,6 @@
-"""Pixels are those of the image processor, bit for bit; captions, labels, augmentation, and pictures that are refused."""
+"""Pixels are the image processor's, bit for bit; captions, labels, augmentation, and pictures that are refused."""
+
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +8,16 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from siglip_jax.processing import Siglip2ImageProcessor, SiglipImageProcessor, SiglipImageProcessorPil, SiglipProcessor
+from siglip_jax.processing import (
+    Siglip2ImageProcessor,
+    Siglip2Tokenizer,
+    SiglipImageProcessor,
+    SiglipImageProcessorPil,
+    SiglipProcessor,
+)
 from siglip_jax.training.data.example import Example
 from siglip_jax.training.data.transform import Transform, normalize_pixels, random_box
+from tests.processing.gemma import train
 from tests.processing.pictures import MODES, SIZES, picture
 from tests.training.data.sets import encoded, saved
 
@@ -49,7 +58,7 @@ def test_pixels_are_the_processors(processor, mode):
             assert pixels.dtype == reference.dtype == np.uint8 and pixels.shape == (32, 32, 3)
             np.testing.assert_array_equal(pixels, reference)
             tried += 1
-    assert tried >= 5 or mode in ("HSV", "RGBX", "PA", "LAB", "YCbCr", "F", "I")
+    assert tried >= 5
 
 
 def test_orientation_of_the_camera_is_followed(processor):
@@ -130,6 +139,16 @@ def test_texts_are_the_processors(processor):
     np.testing.assert_array_equal(together, processor(text=["a cat", "two dogs on a beach"])["input_ids"])
 
 
+def test_a_copy_for_another_process_does_the_same(processor, tmp_path):
+    gemma = Siglip2Tokenizer.from_pretrained(train(tmp_path / "tokenizer.json"), model_max_length=16)
+    for tokenizer in (processor.tokenizer, gemma):
+        transform = Transform(SiglipProcessor(processor.image_processor, tokenizer, max_length=16), augment="crop")
+        copy = pickle.loads(pickle.dumps(transform))
+        given = example(encoded(), "A photo of a cat, größer", "two dogs")
+        ours, theirs = transform(given, rng(3)), copy(given, rng(3))
+        assert all((ours[name] == theirs[name]).all() for name in ours) and len(ours) == 2
+
+
 def test_one_of_several_captions_is_drawn(processor):
     transform = Transform(processor)
     drawn = [transform.row(example(encoded(), "a", " ", "b", "c", ""), rng(i)).text for i in range(300)]
@@ -164,7 +183,7 @@ def test_pictures_that_are_refused(processor):
         (b"", "not an image, or of a kind that Pillow cannot read"),
         (b"GIF89a", ".*image.*"),
         (encoded(size=(50, 41)), "2050 pixels, more than the 2000 allowed"),
-        (saved(PIL.Image.new("1", (20000, 20000))), "400000000 pixels|more than the 2000 pixels allowed"),
+        (saved(PIL.Image.new("1", (14000, 14000))), "more than the 2000 pixels allowed"),
     ]:
         with pytest.raises(ValueError, match=rf"^shard.tar:7.jpg: ({message})$"):
             transform(example(data), rng())
