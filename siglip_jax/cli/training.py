@@ -14,15 +14,17 @@ import tyro
 
 from siglip_jax.cli.output import progress, say
 from siglip_jax.cli.training_plan import print_plan
+from siglip_jax.evaluation.in_training import labels_evaluation, pairs_evaluation
 from siglip_jax.files import write_atomically
+from siglip_jax.inference.engine import Siglip
 from siglip_jax.parallel.distributed import join_processes
 from siglip_jax.training.data.example import Source
 from siglip_jax.training.data.open import open_source
 from siglip_jax.training.data.pipeline import Pipeline
 from siglip_jax.training.flops import step_flops
 from siglip_jax.training.locked import EmbeddedTransform, embed_source
-from siglip_jax.training.loop import Run, train
-from siglip_jax.training.objective import Objective
+from siglip_jax.training.loop import Evaluate, Run, train
+from siglip_jax.training.objective import Labels, Objective
 from siglip_jax.training.prepare import (
     Model,
     Plan,
@@ -34,9 +36,10 @@ from siglip_jax.training.prepare import (
     mesh_of,
     prepare_model,
     save_model,
+    whole,
 )
 from siglip_jax.training.recipe import Recipe
-from siglip_jax.training.step import make_step
+from siglip_jax.training.step import TrainState, make_step
 
 STOPPED = 143  # the exit status of a program ended by SIGTERM
 
@@ -60,6 +63,8 @@ class Options:
     save_every: int = 1000  # steps between checkpoints
     keep: int = 2  # of the last checkpoints
     log_every: int = 20  # steps between lines of the log
+    evaluate: str | None = None  # data set to evaluate every checkpoint on: zero-shot, retrieval or accuracy
+    best: str | None = None  # figure of the evaluation whose best checkpoint is kept too
     tensorboard: bool = False  # write TensorBoard's files too
 
 
@@ -99,7 +104,8 @@ def do(options: Options) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out / "recipe.json", json.dumps(dataclasses.asdict(recipe), indent=2).encode() + b"\n")
     state = make_state(recipe, model, plan, mesh)
-    run = Run(options.out, options.save_every, options.keep, None, options.log_every, options.tensorboard)
+    evaluate = None if options.evaluate is None else _evaluation(options, model, objective)
+    run = Run(options.out, options.save_every, options.keep, options.best, options.log_every, options.tensorboard)
     outcome = train(
         make_step(plan.step, state),
         state,
@@ -108,6 +114,7 @@ def do(options: Options) -> int:
         run,
         identity=identity_of(recipe, options.model),
         figures=_figures(recipe, model, plan),
+        evaluate=evaluate,
         mesh=mesh,
     )
     if outcome.stopped:
@@ -143,6 +150,24 @@ def _embedded(
     directory = options.out / "image_embeds" / str(number)
     with progress(len(source), "pictures embedded") as advance:
         return embed_source(objective, model.params, source, transform, directory, advance), weight
+
+
+def _evaluation(options: Options, model: Model, objective: Objective) -> Evaluate:
+    """Returns what evaluates a state on the data of `--evaluate`."""
+    recipe = options.recipe
+    source, _ = _opened(options.evaluate or "", options)
+    if isinstance(objective, Labels):
+        transform = make_transform(dataclasses.replace(recipe, augment="none"), model.processor)
+        classes = list(model.module.config.id2label.values())
+        evaluate = labels_evaluation(objective, classes, source, transform)
+    else:
+        siglip = Siglip(model.module, whole(recipe, model.params), model.processor, model.module.config)
+        evaluate = pairs_evaluation(siglip, source)
+
+    def figures(state: TrainState) -> Mapping[str, float]:
+        return evaluate(whole(recipe, state.average_params))
+
+    return figures
 
 
 def _figures(recipe: Recipe, model: Model, plan: Plan) -> Any:

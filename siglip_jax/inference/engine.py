@@ -180,6 +180,13 @@ class Siglip:
         """The bias, added to every logit."""
         return float(np.asarray(self.params["logit_bias"], np.float32).item())
 
+    def with_params(self, params: dict[str, Any]) -> "Siglip":
+        """Returns the same model with other parameters of the same shapes; nothing is compiled again."""
+        other = dataclasses.replace(self, params=params)
+        for name in ("_encode_pixels", "_encode_tokens"):
+            other.__dict__[name] = getattr(self, name)
+        return other
+
     def _pixels(self, image: Any, timeout: float) -> Arrays:
         loaded = load_image(image, timeout=timeout)
         processor = self.processor.image_processor

@@ -216,12 +216,15 @@ def identity_of(recipe: Recipe, name_or_path: str) -> dict[str, Any]:
     return json.loads(json.dumps(fields | {"model": name_or_path}))
 
 
-def save_model(directory: Path, recipe: Recipe, model: Model, params: Mapping[str, Any]) -> None:
-    """Writes a Hugging Face directory: weights in float32 with low-rank additions folded in, and the processor."""
+def whole(recipe: Recipe, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the parameters as the module takes them, low-rank additions folded in."""
     params = dict(params)
     additions = params.pop("lora", None)
-    if additions is not None:
-        params = merge_lora(recipe.lora, params, additions)
+    return params if additions is None else merge_lora(recipe.lora, params, additions)
+
+
+def save_model(directory: Path, recipe: Recipe, model: Model, params: Mapping[str, Any]) -> None:
+    """Writes a Hugging Face directory: weights in float32 with low-rank additions folded in, and the processor."""
     directory.mkdir(parents=True, exist_ok=True)
-    model.module.save_pretrained(directory, params)
+    model.module.save_pretrained(directory, whole(recipe, params))
     model.processor.save_pretrained(directory)

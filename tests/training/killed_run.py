@@ -8,6 +8,7 @@ Every batch that a step sees is written down, as is the step's number; the end i
 import hashlib
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -99,17 +100,16 @@ def run_until_done(arguments, cache, kills=0, longest=1.0, seed=0):
     seen, killed = Path(arguments[2]) / "seen.txt", 0
     while True:
         before = seen.stat().st_size if seen.exists() else 0
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
-        if killed < kills:
-            while process.poll() is None and (not seen.exists() or seen.stat().st_size == before):
-                time.sleep(0.01)
-            time.sleep(rng.uniform(0, longest))
-            if process.poll() is None:
-                os.killpg(process.pid, 9)  # with its workers, as a machine that is taken away
-                process.wait()
-                killed += 1
-                continue
-        _, errors = process.communicate()
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True) as process:
+            if killed < kills:
+                while process.poll() is None and (not seen.exists() or seen.stat().st_size == before):
+                    time.sleep(0.01)
+                time.sleep(rng.uniform(0, longest))
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)  # with its workers, as a machine that is taken away
+                    killed += 1
+                    continue
+            errors = process.communicate()[1].decode()
         if process.returncode:
             raise RuntimeError(f"the run ended with {process.returncode}: {errors[-2000:]}")
         return killed
