@@ -17,6 +17,7 @@ from siglip_jax.cli.training_plan import print_plan
 from siglip_jax.evaluation.in_training import labels_evaluation, pairs_evaluation
 from siglip_jax.files import write_atomically
 from siglip_jax.inference.engine import Siglip
+from siglip_jax.models import SiglipModel
 from siglip_jax.parallel.distributed import join_processes
 from siglip_jax.training.data.example import Source
 from siglip_jax.training.data.open import open_source
@@ -24,7 +25,7 @@ from siglip_jax.training.data.pipeline import Pipeline
 from siglip_jax.training.flops import step_flops
 from siglip_jax.training.locked import EmbeddedTransform, embed_source
 from siglip_jax.training.loop import Evaluate, Run, train
-from siglip_jax.training.objective import Labels, Objective
+from siglip_jax.training.objective import Objective
 from siglip_jax.training.prepare import (
     Model,
     Plan,
@@ -154,14 +155,13 @@ def _embedded(
 
 def _evaluation(options: Options, model: Model, objective: Objective) -> Evaluate:
     """Returns what evaluates a state on the data of `--evaluate`."""
-    recipe = options.recipe
+    recipe, module, config = options.recipe, model.module, model.module.config
     source, _ = _opened(options.evaluate or "", options)
-    if isinstance(objective, Labels):
+    if not isinstance(module, SiglipModel):
         transform = make_transform(dataclasses.replace(recipe, augment="none"), model.processor)
-        classes = list(model.module.config.id2label.values())
-        evaluate = labels_evaluation(objective, classes, source, transform)
+        evaluate = labels_evaluation(objective, list((config.id2label or {}).values()), source, transform)
     else:
-        siglip = Siglip(model.module, whole(recipe, model.params), model.processor, model.module.config)
+        siglip = Siglip(module, whole(recipe, model.params), model.processor, config)
         evaluate = pairs_evaluation(siglip, source)
 
     def figures(state: TrainState) -> Mapping[str, float]:

@@ -12,16 +12,15 @@ from siglip_jax.inference.engine import Siglip
 from siglip_jax.training.data.example import Source
 from siglip_jax.training.data.pipeline import ordered
 from siglip_jax.training.data.transform import Transform
-from siglip_jax.training.objective import Labels
+from siglip_jax.training.objective import Objective
 
 BATCH = 64  # pictures
 
 Figures = dict[str, float]
+Evaluation = Callable[[Mapping[str, Any]], Figures]
 
 
-def pairs_evaluation(
-    siglip: Siglip, source: Source, limit: int | None = None
-) -> Callable[[Mapping[str, Any]], Figures]:
+def pairs_evaluation(siglip: Siglip, source: Source, limit: int | None = None) -> Evaluation:
     """Returns a function from parameters to figures: zero-shot accuracy where there are classes, else retrieval.
 
     Args:
@@ -41,9 +40,7 @@ def pairs_evaluation(
     return evaluate
 
 
-def labels_evaluation(
-    objective: Labels, classes: Sequence[str], source: Source, transform: Transform
-) -> Callable[[Mapping[str, Any]], Figures]:
+def labels_evaluation(objective: Objective, classes: Sequence[str], source: Source, transform: Transform) -> Evaluation:
     """Returns a function from a classifier's parameters to the share of pictures that it labels right.
 
     Args:

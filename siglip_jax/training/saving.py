@@ -62,7 +62,10 @@ class Saver:
         Raises:
           ValueError: if the checkpoint is that of another model or optimizer, or cannot be read.
         """
-        wanted = {name: ocp.utils.to_shape_dtype_struct(leaf) for name, leaf in _leaves(like).items()}
+        wanted = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+            for name, leaf in _leaves(like).items()
+        }
         args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), facts=ocp.args.JsonRestore())
         try:
             found = self._manager.restore(step, args=args)
