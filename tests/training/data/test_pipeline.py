@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from siglip_jax.training.data import pipeline as pipeline_module
 from siglip_jax.training.data.pipeline import Batch, Pipeline, ordered
 from siglip_jax.training.data.transform import Transform
 from tests.training.data.sets import Memory
@@ -208,3 +209,12 @@ def test_ordered(processor):
     ]
     with pytest.raises(ValueError, match="memory: none of 3 examples can be used; the last: memory:2: broken"):
         list(ordered(Memory(3, bad=range(3)), transform, 4))
+
+
+def test_little_shared_memory_is_noticed(transform, monkeypatch):
+    pipeline = Pipeline([(Memory(30), 1.0)], transform, batch_size=1024, workers=2)
+    for free, suffices in [(2**26, True), (2**25, False)]:  # a batch counts as 4 MiB, and twelve of them may exist
+        usage = type("Usage", (), {"free": free})
+        monkeypatch.setattr(pipeline_module.shutil, "disk_usage", lambda path, usage=usage: usage)
+        monkeypatch.setattr(pipeline_module.os.path, "isdir", lambda path: True)
+        assert pipeline._shared_memory_suffices() == suffices
