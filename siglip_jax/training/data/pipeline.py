@@ -7,7 +7,7 @@ named in its batch, and no other row changes.
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from siglip_jax.training.data.order import Order
 from siglip_jax.training.data.transform import Row, Transform
 
 _SHARED = "/dev/shm"  # where arrays of worker processes lie; containers often have 64 MB of it
+_SMALLEST_SHARED = 2**16  # bytes of an array
 
 
 class Batch(NamedTuple):
@@ -98,11 +99,11 @@ class Pipeline:
         self._rows, self._workers = batch_size // process_count, workers
         self._places = _Places(self._rows, batch_size, process_index * self._rows)
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
+    def batches(self, start: int = 0) -> Generator[Batch, None, None]:
         """Yields the batches of the steps from `start` on, without end.
 
-        Closing the iterator, or letting go of it, ends the worker processes. With workers, a script needs
-        `if __name__ == "__main__":`, because each of them imports it.
+        Closing the iterator, or letting go of it, ends the worker processes; `contextlib.closing` does so however a
+        loop ends. With workers, a script needs `if __name__ == "__main__":`, because each of them imports it.
 
         Raises:
           ValueError: if none of a hundred examples of a source can be used.
@@ -111,10 +112,11 @@ class Pipeline:
             raise ValueError(f"start: expected a step, 0 or more, found {start}")
         return self._batches(start)
 
-    def _batches(self, start: int) -> Iterator[Batch]:
+    def _batches(self, start: int) -> Generator[Batch, None, None]:
+        shared = self._workers > 0
         rows = grain.MapDataset.range(start * self._rows, sys.maxsize).map(self._places).map(self._reader)
         stack = _Stack(self._reader.transform)
-        if not self._workers:
+        if not shared:
             cores = _cores()
             options = grain.ReadOptions(num_threads=cores, prefetch_buffer_size=self._rows + cores)
             batches = rows.to_iter_dataset(options).batch(self._rows, batch_fn=stack)
@@ -122,14 +124,16 @@ class Pipeline:
             # Batches are dealt out, not rows, so that what travels between processes is few and large.
             none_ahead = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
             batches = rows.batch(self._rows, batch_fn=stack).to_iter_dataset(none_ahead)
-            if not self._shared_memory_suffices():
-                through_pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-                batches = grain.experimental.WithOptionsIterDataset(batches, through_pipes)
+            smallest = _SMALLEST_SHARED if self._shared_memory_suffices() else sys.maxsize  # others go through a pipe
+            options = grain.experimental.DatasetOptions(min_shm_size=smallest)
+            batches = grain.experimental.WithOptionsIterDataset(batches, options)
             _excuse_unread_flag()
             batches = batches.mp_prefetch(grain.MultiprocessingOptions(self._workers), worker_init_fn=_on_host)
         iterator = iter(batches)
         try:
-            yield from iterator
+            for batch in iterator:
+                # Out of shared memory, which is little and would have to be given back before the program ends.
+                yield Batch({name: np.array(a) for name, a in batch.arrays.items()}, batch.skipped) if shared else batch
         finally:
             iterator.close()
 

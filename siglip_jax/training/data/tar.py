@@ -152,9 +152,9 @@ class _Index:
         self.texts |= text is not None
         self.labels |= label is not None
         self.json |= notes is not None
-        for place in (image, text, notes, label):
-            offset, size = _NOWHERE if place is None else place[1:]
-            self.rows.extend((shard, offset, size) if place is image else (offset, size))
+        self.rows.append(shard)
+        for member in (image, text, notes, label):
+            self.rows.extend(_NOWHERE if member is None else member[1:])
 
 
 def groups(listed: Iterator[Member]) -> Iterator[Group]:
