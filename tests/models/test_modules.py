@@ -1,5 +1,7 @@
 """The options of the modules, and what is refused."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,7 +108,8 @@ def test_bfloat16_keeps_normalisation_and_logits_in_float32(loaded, inputs):
     model, params = loaded
     exact = apply(loaded, inputs["input_ids"], inputs["pixel_values"], return_loss=True)
     half = model.clone(dtype=jnp.bfloat16)
-    out = half.apply({"params": params}, inputs["input_ids"], inputs["pixel_values"], return_loss=True)
+    forward = jax.jit(functools.partial(half.apply, return_loss=True))
+    out = forward({"params": params}, inputs["input_ids"], inputs["pixel_values"])
     assert out.vision_model_output.last_hidden_state.dtype == jnp.bfloat16
     assert {x.dtype for x in (out.loss, out.logits_per_image, out.image_embeds)} == {jnp.dtype("float32")}
     np.testing.assert_allclose(jnp.linalg.norm(out.text_embeds, axis=1), 1, rtol=1e-6)
