@@ -14,16 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from siglip_jax.files import read_json, write_atomically
-from siglip_jax.hub import resolve
+from siglip_jax.config_json import ACTIVATIONS as ACTIVATIONS
+from siglip_jax.config_json import PROBLEM_TYPES as PROBLEM_TYPES
+from siglip_jax.config_json import check_tower, labels
+from siglip_jax.config_json import read_config as read_config
+from siglip_jax.files import write_atomically
 from siglip_jax.variants import find
-
-ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new", "gelu", "quick_gelu", "relu", "silu", "swish")
-PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-
-# A config.json is not to be trusted: beyond these sizes no model exists, and the mere list of its tensors is too long.
-_MOST = {"num_hidden_layers": 4096, "patch_size": 4096, "num_channels": 4096, "vocab_size": 2**31}
-_MOST_ELSE = 2**20
 
 C = TypeVar("C", bound="_Config")
 
@@ -114,7 +110,7 @@ class SiglipTextConfig(_Config):
     def __post_init__(self) -> None:
         if self.projection_size is None:
             object.__setattr__(self, "projection_size", self.hidden_size)
-        _check_tower(self, ("vocab_size", "max_position_embeddings", "projection_size"))
+        check_tower(self, ("vocab_size", "max_position_embeddings", "projection_size"))
 
     @property
     def embedding_size(self) -> int:
@@ -162,7 +158,7 @@ class SiglipVisionConfig(_VisionConfig):
     model_type: ClassVar[str] = "siglip_vision_model"
 
     def __post_init__(self) -> None:
-        _check_tower(self, ("num_channels", "image_size", "patch_size"))
+        check_tower(self, ("num_channels", "image_size", "patch_size"))
         if self.patch_size > self.image_size:
             raise ValueError(
                 f"patch_size must be at most image_size, got patch_size={self.patch_size}, image_size={self.image_size}"
@@ -183,7 +179,7 @@ class Siglip2VisionConfig(_VisionConfig):
     model_type: ClassVar[str] = "siglip2_vision_model"
 
     def __post_init__(self) -> None:
-        _check_tower(self, ("num_channels", "num_patches", "patch_size"))
+        check_tower(self, ("num_channels", "num_patches", "patch_size"))
         if math.isqrt(self.num_patches) ** 2 != self.num_patches:
             raise ValueError(f"num_patches must be a square number, got {self.num_patches}")
 
@@ -222,7 +218,10 @@ class SiglipConfig(_Config):
             )
         if self.problem_type not in (None, *PROBLEM_TYPES):
             raise ValueError(f"problem_type must be None or one of {PROBLEM_TYPES}, got {self.problem_type!r}")
-        self._resolve_labels()
+        id2label = labels(self.num_labels, self.id2label)
+        object.__setattr__(self, "num_labels", len(id2label))
+        object.__setattr__(self, "id2label", id2label)
+        object.__setattr__(self, "label2id", self.label2id or {label: i for i, label in id2label.items()})
 
     @classmethod
     def from_variant(cls, name: str) -> "SiglipConfig":
@@ -236,24 +235,6 @@ class SiglipConfig(_Config):
         variant = find(name)
         d = {"text_config": dict(variant.text), "vision_config": dict(variant.vision)}
         return CONFIGS[variant.model_type].from_dict(d)
-
-    def _resolve_labels(self) -> None:
-        id2label, num_labels = self.id2label, self.num_labels
-        if id2label is None:
-            num_labels = 2 if num_labels is None else num_labels
-            if not isinstance(num_labels, int) or num_labels < 0:
-                raise ValueError(f"num_labels must be 0 or more, got {num_labels!r}")
-            if num_labels > _MOST_ELSE:
-                raise ValueError(f"num_labels must be at most {_MOST_ELSE}, got {num_labels}")
-            id2label = {i: f"LABEL_{i}" for i in range(num_labels)}
-        if not isinstance(id2label, Mapping) or not all(str(k).isdecimal() for k in id2label):
-            raise ValueError(f"id2label must map numbers to names, got {id2label!r}")
-        id2label = {int(k): v for k, v in id2label.items()}
-        if num_labels is not None and num_labels != len(id2label):
-            raise ValueError(f"num_labels={num_labels} but id2label names {len(id2label)} labels; give one of them")
-        object.__setattr__(self, "num_labels", len(id2label))
-        object.__setattr__(self, "id2label", id2label)
-        object.__setattr__(self, "label2id", self.label2id or {label: i for i, label in id2label.items()})
 
     def to_dict(self) -> dict[str, Any]:
         d = super().to_dict()
@@ -287,17 +268,8 @@ TextConfig = SiglipTextConfig
 VisionConfig = SiglipVisionConfig | Siglip2VisionConfig
 Config = SiglipConfig | TextConfig | VisionConfig
 
-CONFIGS: dict[str, Any] = {
-    cls.model_type: cls
-    for cls in (
-        SiglipConfig,
-        SiglipTextConfig,
-        SiglipVisionConfig,
-        Siglip2Config,
-        Siglip2TextConfig,
-        Siglip2VisionConfig,
-    )
-}
+_CLASSES = (SiglipConfig, SiglipTextConfig, SiglipVisionConfig, Siglip2Config, Siglip2TextConfig, Siglip2VisionConfig)
+CONFIGS: dict[str, Any] = {cls.model_type: cls for cls in _CLASSES}
 
 
 def config_from_dict(d: Mapping[str, Any]) -> Config:
@@ -307,23 +279,6 @@ def config_from_dict(d: Mapping[str, Any]) -> Config:
       ValueError: if it is not one of SigLIP's, or holds an impossible value.
     """
     return CONFIGS.get(str(d.get("model_type", SiglipConfig.model_type)), SiglipConfig).from_dict(d)
-
-
-def read_config(
-    name_or_path: str | os.PathLike[str], revision: str | None = None, local_files_only: bool = False
-) -> dict[str, Any]:
-    """Returns the raw `config.json` of a checkpoint directory, of the directory of a weights file, or of a Hub name.
-
-    Raises:
-      FileNotFoundError: if there is no `config.json`.
-      ValueError: if it is not a JSON object, or its `model_type` is no string.
-    """
-    path = resolve(name_or_path, revision=revision, local_files_only=local_files_only)
-    directory = path if path.is_dir() else path.parent
-    d = read_json(directory / "config.json", "a checkpoint directory needs it beside its weights")
-    if not isinstance(d.get("model_type", ""), str):
-        raise ValueError(f"{directory / 'config.json'}: expected model_type to be a string, found {d['model_type']!r}")
-    return d
 
 
 def _sub_config(d: dict[str, Any], name: str, model_type: str) -> dict[str, Any]:
@@ -343,24 +298,3 @@ def _wrong_type(expected: str, found: Any) -> str:
     cls = CONFIGS.get(found) if isinstance(found, str) else None
     hint = f"; that is one for {cls.__name__}" if cls else ""
     return f"config.json: expected model_type {expected!r}, found {found!r}; use a SigLIP checkpoint{hint}"
-
-
-def _check_tower(config: TextConfig | VisionConfig, sizes: tuple[str, ...]) -> None:
-    for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", *sizes):
-        value = getattr(config, name)
-        least = 0 if name == "num_hidden_layers" else 1
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-        if value > (most := _MOST.get(name, _MOST_ELSE)):
-            raise ValueError(f"{name} must be at most {most}, got {value}")
-    if config.hidden_size % config.num_attention_heads:
-        raise ValueError(
-            "hidden_size must be divisible by num_attention_heads, got"
-            f" hidden_size={config.hidden_size}, num_attention_heads={config.num_attention_heads}"
-        )
-    if config.hidden_act not in ACTIVATIONS:
-        raise ValueError(f"hidden_act must be one of {ACTIVATIONS}, got {config.hidden_act!r}")
-    for name, most in (("attention_dropout", 1.0), ("layer_norm_eps", float("inf"))):
-        value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < most:
-            raise ValueError(f"{name} must be a number in [0, {most}), got {value!r}")

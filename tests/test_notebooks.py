@@ -43,11 +43,13 @@ def notebook(request):
 def executed(notebook, tmp_path_factory):
     fresh = nbformat.from_dict(notebook)
     folder = tmp_path_factory.mktemp("elsewhere")  # a notebook must not depend on where it is run
+    # What a notebook computes several times over, as for each format of a checkpoint, is compiled once.
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}
     start = time.monotonic()
     client = nbclient.NotebookClient(
         fresh, timeout=120, kernel_name="python3", resources={"metadata": {"path": folder}}
     )
-    client.execute(env=os.environ | {"PYTHONPATH": str(Path(siglip_jax.__file__).parent.parent)})
+    client.execute(env=os.environ | cache | {"PYTHONPATH": str(Path(siglip_jax.__file__).parent.parent)})
     fresh.metadata["seconds"] = time.monotonic() - start
     assert list(folder.iterdir()) == []
     return fresh

@@ -16,12 +16,13 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
+from siglip_jax.parallel.memory import TILE
+
 Carry = TypeVar("Carry")
 AxisName = str | tuple[str, ...]
 BlockSize = int | str | None
 
 _AUTO = {"cpu": 1024}  # rows and columns: a tile then stays in the cache of a CPU
-_AUTO_ELSEWHERE = 8192  # matrices that keep an accelerator busy; 256 MiB a tile in float32
 
 
 class Gradients(NamedTuple):
@@ -53,7 +54,7 @@ def tile_size(block_size: BlockSize, most: int) -> int:
     if block_size is None:
         return most
     if block_size == "auto":
-        block_size = _AUTO.get(jax.default_backend(), _AUTO_ELSEWHERE)
+        block_size = _AUTO.get(jax.default_backend(), TILE)
     if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
         raise ValueError(f'block_size must be None, "auto" or a whole number of at least 1, got {block_size!r}')
     return min(block_size, most)

@@ -4,6 +4,7 @@ Mirrors `SiglipAttention` and, with queries from the probe, the `nn.MultiheadAtt
 packed projection is kept as separate `q_proj`, `k_proj`, `v_proj`. The softmax is always float32.
 """
 
+import functools
 import math
 from typing import Literal
 
@@ -73,6 +74,22 @@ def mask_to_bias(
     return jnp.where(mask.astype(bool)[:, None, None, :], 0.0, jnp.finfo(jnp.float32).min).astype(jnp.float32)
 
 
+@jax.custom_jvp
+def _scores(
+    query: Float[Array, "batch queries heads width"], key: Float[Array, "batch keys heads width"]
+) -> Float[Array, "batch heads queries keys"]:
+    return jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+
+
+@_scores.defjvp
+def _scores_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    # In the type of the inputs, so that the backward pass multiplies no float32 by bfloat16: slow, and refused by jax's
+    # strict promotion where the product is asked for by algorithm, as in jax.nn.dot_product_attention.
+    (query, key), (of_query, of_key) = primals, tangents
+    product = functools.partial(jnp.einsum, "bqhd,bkhd->bhqk")
+    return _scores(query, key), (product(of_query, key) + product(query, of_key)).astype(jnp.float32)
+
+
 def eager_attention(
     query: Float[Array, "batch queries heads width"],
     key: Float[Array, "batch keys heads width"],
@@ -82,8 +99,7 @@ def eager_attention(
     rng: jax.Array | None = None,
 ) -> tuple[Float[Array, "batch queries heads width"], Float[Array, "batch heads queries keys"]]:
     """Returns the attention's output and its weights (after dropout, as the reference returns them)."""
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-    scores = scores * (1.0 / math.sqrt(query.shape[-1]))
+    scores = _scores(query, key) * (1.0 / math.sqrt(query.shape[-1]))
     if bias is not None:
         scores = scores + jnp.broadcast_to(bias.astype(jnp.float32), scores.shape)
     weights = jax.nn.softmax(scores, axis=-1)
@@ -133,13 +149,14 @@ class Attention(nn.Module):
             head_width=head_width,
         )
         weights = None
-        if implementation == "eager":
+        # "xla" in a narrow type is the eager path too: the same products, but with gradients under strict promotion.
+        if implementation == "eager" or (implementation == "xla" and query.dtype.itemsize < 4):
             rng = self.make_rng("dropout") if self.dropout else None
             out, weights = eager_attention(query, key, value, bias, self.dropout, rng)
         else:
             if bias is not None:  # the lowest float32 would become -inf in a narrower type
                 bias = jnp.maximum(bias, float(jnp.finfo(query.dtype).min)).astype(query.dtype)
-            with jax.numpy_dtype_promotion("standard"):  # jax's own code relies on it for bfloat16
+            with jax.numpy_dtype_promotion("standard"):  # jax's own code relies on it for narrow types
                 out = jax.nn.dot_product_attention(query, key, value, bias=bias, implementation=implementation)
         out = out.reshape(*out.shape[:-2], width)
         out = nn.Dense(

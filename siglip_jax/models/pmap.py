@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -29,35 +30,37 @@ def pmap_forward(model: PretrainedModule, method: str | None = None) -> Callable
       method: another method of it, as "get_image_features".
 
     The returned function takes `params` as they are or with a leading axis of devices, as `flax.jax_utils.replicate`
-    makes them, and inputs as `model.apply` takes them or cut into (devices, batch of one device, ...) already. Options
-    such as `return_loss` are given by name. It raises a ValueError if a batch cannot be cut evenly over the devices.
+    makes them, and inputs as `model.apply` takes them, by position or by name, or cut into (devices, batch of one
+    device, ...) already. It raises a ValueError if a batch cannot be cut evenly over the devices.
     """
+
+    signature = inspect.signature(getattr(model, method or "__call__"))
 
     @functools.cache
     def compiled(params_axis: int | None, options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
-        def run(params: Any, inputs: tuple[Array, ...], named: dict[str, Array]) -> Any:
-            keywords: dict[str, Any] = {**named, **dict(options)}
-            out = model.apply({"params": params}, *inputs, **keywords, method=method)
+        def run(params: Any, inputs: dict[str, Array]) -> Any:
+            keywords: dict[str, Any] = {**inputs, **dict(options)}
+            out = model.apply({"params": params}, **keywords, method=method)
             if isinstance(out, SiglipOutput):  # of a part of the batch
                 return dataclasses.replace(out, loss=None, logits_per_image=None, logits_per_text=None)
             return dataclasses.replace(out, loss=None) if isinstance(out, ImageClassifierOutput) else out
 
-        return jax.pmap(run, in_axes=(params_axis, 0, 0))
+        return jax.pmap(run, in_axes=(params_axis, 0))
 
-    def forward(params: Any, *inputs: Any, **keywords: Any) -> Any:
+    def forward(params: Any, *positional: Any, **keywords: Any) -> Any:
+        keywords = signature.bind(*positional, **keywords).arguments
         options = {name: x for name, x in keywords.items() if x is None or isinstance(x, bool | str)}
-        named = {name: jnp.asarray(x) for name, x in keywords.items() if name not in options}
-        labels = named.pop("labels", None)
-        arrays = tuple(map(jnp.asarray, inputs))
-        found = (*arrays, *(named[name] for name in ("input_ids", "pixel_values") if name in named))
+        inputs = {name: jnp.asarray(x) for name, x in keywords.items() if name not in options}
+        labels = inputs.pop("labels", None)
+        found = [inputs[name] for name in ("input_ids", "pixel_values") if name in inputs]
         if not found:
             raise ValueError("expected input_ids or pixel_values beside the parameters, got neither")
         is_cut = found[0].ndim > _dimensions(model, found[0])
         if not is_cut:
-            if len(named.get("position_ids", ())) == 1:  # the same for all texts
-                named["position_ids"] = jnp.repeat(named["position_ids"], len(found[0]), axis=0)
-            arrays, named = jax.tree.map(_cut, (arrays, named))
-        out = compiled(_params_axis(params), tuple(options.items()))(params, arrays, named)
+            if len(inputs.get("position_ids", ())) == 1:  # the same for all texts
+                inputs["position_ids"] = jnp.repeat(inputs["position_ids"], len(found[0]), axis=0)
+            inputs = jax.tree.map(_cut, inputs)
+        out = compiled(_params_axis(params), tuple(options.items()))(params, inputs)
         out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
         if isinstance(out, SiglipOutput):
             scalars = (np.asarray(params[name]).reshape(-1)[:1] for name in ("logit_scale", "logit_bias"))

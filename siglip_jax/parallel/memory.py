@@ -18,7 +18,8 @@ from siglip_jax.parallel.mesh import AXES
 from siglip_jax.parallel.rules import RULES, Rules, partition
 
 FLOAT32 = 4  # bytes
-TILE = 8192  # rows and columns of a tile of logits, where block_size="auto" runs on an accelerator
+# Rows and columns of a tile of logits, where block_size="auto" runs on an accelerator: matrices that keep it busy.
+TILE = 8192  # 256 MiB in float32
 
 # Arrays of the MLP's width that a layer keeps. The tanh is counted for jax 0.10; jax 0.12 keeps 5.
 _MLP_ARRAYS = {"gelu_pytorch_tanh": 6, "gelu_new": 6, "relu": 2}

@@ -24,8 +24,9 @@ def arrays(*values):
     return [jnp.asarray(x, jnp.float32) for x in values]
 
 
-@pytest.mark.parametrize("block_size", [None, 2, 5, "auto"])
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize(  # 24, 12, 6 or 3 rows a device: tiles that divide them and not, smaller and larger
+    ("devices", "block_size"), [(1, 5), (2, None), (2, 5), (4, 2), (4, "auto"), (8, None), (8, 2), (8, 5)]
+)
 def test_over_a_mesh(devices, block_size):
     images, texts = embeddings(24, alike=0.5)
     mesh = mesh_of(devices)
@@ -39,12 +40,15 @@ def test_over_a_mesh(devices, block_size):
         np.testing.assert_allclose(alone(*cut, *arrays(scale, bias)), value, rtol=1e-6)  # without gradients
 
 
-@pytest.mark.parametrize("axis", ["data", "fsdp", ("data", "fsdp"), ("data", "fsdp", "tensor")])
-def test_along_one_axis_or_several(axis):
+@pytest.mark.parametrize(
+    ("axis", "jit"), [("data", True), ("fsdp", True), (("data", "fsdp"), False), (("data", "fsdp", "tensor"), True)]
+)
+def test_along_one_axis_or_several(axis, jit):
     images, texts = embeddings(16)
     loss = functools.partial(sigmoid_loss, mesh=make_mesh(data=2, fsdp=2, tensor=2), axis=axis, block_size=3)
     given = arrays(images, texts, np.log(10), -10.0)
-    check(jax.value_and_grad(loss, EVERY)(*given), truth(images, texts, np.log(10), -10.0))  # without jit, too
+    both = jax.value_and_grad(loss, EVERY)
+    check((jax.jit(both) if jit else both)(*given), truth(images, texts, np.log(10), -10.0))
 
 
 def test_groups_over_a_mesh():
@@ -126,7 +130,7 @@ def test_second_derivatives_of_the_ring():
     images, texts, scale, bias = arrays(*embeddings(8), 1.0, -3.0)
 
     def curvature(**options):
-        return jax.hessian(lambda s: sigmoid_loss(images, texts, s, bias, **options))(scale)
+        return jax.jit(jax.hessian(lambda s: sigmoid_loss(images, texts, s, bias, **options)))(scale)
 
     np.testing.assert_allclose(curvature(mesh=mesh_of(4), block_size=2), curvature(), rtol=1e-5)
 

@@ -45,14 +45,17 @@ def test_well_matched_pairs_keep_their_digits(block_size):
     def loss(scale, bias):
         return sigmoid_loss(images, texts, scale, bias, block_size=block_size)
 
-    value, gradients = jax.value_and_grad(loss, (0, 1))(scale, bias)
+    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(scale, bias)
     expected, (_, _, *slopes) = truth(np.eye(5), np.eye(5), scale, bias)
     np.testing.assert_allclose(value, expected, rtol=1e-5)  # 17 of the logit 34 - 17 is rounded at 2e-6
     np.testing.assert_allclose(gradients[0], slopes[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("block_size", BLOCKS)
-@pytest.mark.parametrize(("images", "texts"), [(13, 13), (6, 15), (15, 6), (1, 9)])
+@pytest.mark.parametrize(  # tiles are checked above; here those that divide one side or none, or are larger than one
+    ("images", "texts", "block_size"),
+    [(13, 13, None), (13, 13, 4), (6, 15, None), (6, 15, 1), (6, 15, 7), (6, 15, "auto"), (15, 6, 5), (15, 6, 7)]
+    + [(1, 9, None), (1, 9, 4)],
+)
 def test_pairs_that_share_a_group_match(images, texts, block_size):
     one, two = embeddings(images, texts)
     random = np.random.RandomState(1)
@@ -73,9 +76,10 @@ def test_pairs_that_share_a_group_match(images, texts, block_size):
 def test_unique_groups_are_the_plain_loss():
     given = arrays(*embeddings(), np.log(10), -10.0)
     ids = jnp.asarray(np.random.RandomState(0).permutation(13))
+    loss = jax.jit(sigmoid_loss, static_argnames="block_size")
     for block_size in (None, 5):
-        plain = sigmoid_loss(*given, block_size=block_size)
-        assert sigmoid_loss(*given, block_size=block_size, image_groups=ids, text_groups=ids) == plain
+        plain = loss(*given, block_size=block_size)
+        assert loss(*given, block_size=block_size, image_groups=ids, text_groups=ids) == plain
 
 
 @pytest.mark.parametrize("block_size", [None, 5])
@@ -97,7 +101,7 @@ def test_types_may_differ():
     images, texts = embeddings()
     mixed = jnp.asarray(images, jnp.bfloat16), jnp.asarray(texts, jnp.float32), *arrays(1.0, -3.0)
     dense, blocked = (
-        jax.value_and_grad(lambda *a, b=b: sigmoid_loss(*a, block_size=b), EVERY)(*mixed) for b in (None, 4)
+        jax.jit(jax.value_and_grad(lambda *a, b=b: sigmoid_loss(*a, block_size=b), EVERY))(*mixed) for b in (None, 4)
     )
     check(blocked, (dense[0], [np.asarray(g, np.float64) for g in dense[1]]))
     assert [g.dtype for g in blocked[1]] == [x.dtype for x in mixed]
@@ -106,12 +110,10 @@ def test_types_may_differ():
 def test_scalars_may_come_as_in_a_checkpoint():
     images, texts = arrays(*embeddings())
     for block_size in (None, 4):
-        one = sigmoid_loss(images, texts, jnp.array([2.0]), jnp.array([-5.0]), block_size=block_size)
-        two = sigmoid_loss(images, texts, jnp.array(2.0), jnp.array(-5.0), block_size=block_size)
+        loss = functools.partial(sigmoid_loss, block_size=block_size)
+        one, two = (jax.jit(loss)(images, texts, jnp.full(shape, 2.0), jnp.full(shape, -5.0)) for shape in ((1,), ()))
         assert one == two and one.shape == ()
-        slope = jax.grad(functools.partial(sigmoid_loss, block_size=block_size), 2)(
-            images, texts, *[jnp.array([2.0])] * 2
-        )
+        slope = jax.eval_shape(jax.grad(loss, 2), images, texts, *[jnp.array([2.0])] * 2)
         assert slope.shape == (1,)
 
 
@@ -122,7 +124,7 @@ def test_extreme_logits_stay_finite(block_size):
     def loss(images, scale):
         return sigmoid_loss(images, -x, scale, jnp.array(0.0), block_size=block_size)
 
-    value, gradients = jax.value_and_grad(loss, (0, 1))(x, jnp.array(9.0))
+    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(x, jnp.array(9.0))
     assert jnp.isfinite(value) and all(jnp.isfinite(g).all() for g in gradients)
 
 
@@ -133,7 +135,7 @@ def test_second_derivatives_of_the_blocked_loss_are_those_of_the_dense():
         def loss(images, scale):
             return sigmoid_loss(images, texts, scale, bias, block_size=block_size)
 
-        return jax.hessian(loss, (0, 1))(images, scale)
+        return jax.jit(jax.hessian(loss, (0, 1)))(images, scale)
 
     for x, y in zip(jax.tree.leaves(hessian(4)), jax.tree.leaves(hessian(None)), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5 * np.abs(y).max())

@@ -22,7 +22,7 @@ def truth(images, texts, scale):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"block_size": 1}, {"block_size": 5}, {"block_size": "auto"}, {"mesh": 8}, {"mesh": 8, "block_size": 2}],
+    [{}, {"block_size": 1}, {"block_size": 5}, {"mesh": 8, "block_size": "auto"}, {"mesh": 8, "block_size": 2}],
     ids=str,
 )
 def test_value_and_gradients_equal_float64(options):

@@ -1,5 +1,8 @@
 """Every module computes the same on one device, under pmap and over meshes."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,10 +18,25 @@ from tests import cases, naflex_cases
 BATCH = 8
 
 
+def random_params(model, batch):
+    """Drawn without compiling anything; of a size that keeps activations of order one, and no bias is zero."""
+    random = np.random.RandomState(0)
+
+    def draw(path, x):
+        values = random.standard_normal(x.shape) / math.sqrt(math.prod(x.shape[:-1]))
+        return jnp.asarray(values if x.ndim > 1 else (path[-1].key == "scale") + 0.2 * values, x.dtype)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), **batch)["params"]
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@functools.cache
 def setting(name):
-    """Returns a module, its parameters, and a batch of eight for it."""
+    """Returns a module of one layer, its parameters, a batch of eight for it, and its options."""
     flexible = name.startswith("Siglip2")
     config = naflex_cases.make_config("naflex_odd") if flexible else cases.make_config("so400m_like")
+    towers = {tower: getattr(config, tower).replace(num_hidden_layers=1) for tower in ("text_config", "vision_config")}
+    config = config.replace(**towers)
     inputs = (naflex_cases if flexible else cases).make_inputs(config)
     part = config.replace(num_labels=5)
     names = ["pixel_values", *(["pixel_attention_mask", "spatial_shapes"] if flexible else [])]
@@ -35,7 +53,7 @@ def setting(name):
             -1, *[1] * (batch["pixel_values"].ndim - 1)
         )
     batch = {key: jnp.asarray(x) for key, x in batch.items()}
-    params = jax.jit(model.init)(jax.random.key(0), **batch)["params"]
+    params = random_params(model, batch)
     options = {}
     if name.endswith("Classification"):
         batch["labels"] = jnp.array([0, 3, -100, 4, 1, -100, 2, 2])
@@ -44,8 +62,22 @@ def setting(name):
     return model, params, batch, options
 
 
+@functools.cache
+def forward_of(name):
+    """Returns what computes the module's outputs, compiled anew only where its arguments lie elsewhere."""
+    model, _, _, options = setting(name)
+    return jax.jit(lambda params, batch: model.apply({"params": params}, **batch, **options))
+
+
+@functools.cache
+def expected_of(name):
+    """Returns the outputs computed on one device."""
+    _, params, batch, _ = setting(name)
+    return forward_of(name)(params, batch)
+
+
 def assert_same(found, expected):
-    found, expected = jax.tree.leaves(found), jax.tree.leaves(expected)
+    found, expected = (jax.device_get(jax.tree.leaves(out)) for out in (found, expected))
     assert len(found) == len(expected) > 0
     for x, y in zip(found, expected, strict=True):
         assert x.shape == y.shape
@@ -62,15 +94,9 @@ def assert_same(found, expected):
 )
 def test_every_module(name):
     model, params, batch, options = setting(name)
-
-    @jax.jit
-    def forward(params, batch):
-        return model.apply({"params": params}, **batch, **options)
-
-    expected = forward(params, batch)
-    assert_same(pmap_forward(model)(params, **batch, **options), expected)
+    assert_same(pmap_forward(model)(params, **batch, **options), expected_of(name))
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
-    assert_same(forward(shard_params(params, mesh), global_batch(batch, mesh)), expected)
+    assert_same(forward_of(name)(shard_params(params, mesh), global_batch(batch, mesh)), expected_of(name))
 
 
 def test_methods_and_options_under_pmap():
@@ -90,9 +116,17 @@ def test_methods_and_options_under_pmap():
 def test_what_pmap_users_have(name):
     """Parameters replicated by flax, and inputs that are cut already."""
     model, params, batch, options = setting(name)
-    expected = jax.jit(lambda p, b: model.apply({"params": p}, **b, **options))(params, batch)
     cut = {name: x.reshape(8, 1, *x.shape[1:]) for name, x in batch.items()}
-    assert_same(pmap_forward(model)(jax_utils.replicate(params), **cut, **options), expected)
+    assert_same(pmap_forward(model)(jax_utils.replicate(params), **cut, **options), expected_of(name))
+
+
+def test_by_position_as_by_name():
+    model, params, batch, _ = setting("SiglipForImageClassification")
+    found = pmap_forward(model)(params, batch["pixel_values"], batch["labels"])
+    assert found.loss is not None
+    assert_same(found, expected_of("SiglipForImageClassification"))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'label'"):
+        pmap_forward(model)(params, batch["pixel_values"], label=batch["labels"])
 
 
 def test_uneven_batches_are_refused():
@@ -111,7 +145,7 @@ def test_uneven_batches_are_refused():
 def test_as_many_texts_as_one_likes():
     """The numbers of images and texts need not be the same, only divide evenly."""
     model, params, batch, _ = setting("SiglipModel")
-    batch["input_ids"] = jnp.concatenate([batch["input_ids"], batch["input_ids"][::-1]])
+    batch = batch | {"input_ids": jnp.concatenate([batch["input_ids"], batch["input_ids"][::-1]])}
     expected = jax.jit(lambda p, b: model.apply({"params": p}, **b))(params, batch)
     found = pmap_forward(model)(params, **batch)
     assert found.logits_per_image.shape == (8, 16)
@@ -123,5 +157,4 @@ def test_parameters_placed_once_stay_where_they_are():
     model, params, batch, _ = setting("SiglipVisionModel")
     mesh = make_mesh()
     placed = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-    expected = pmap_forward(model)(params, **batch)
-    assert_same(pmap_forward(model)(placed, **batch), expected)
+    assert_same(pmap_forward(model)(placed, **batch), expected_of("SiglipVisionModel"))

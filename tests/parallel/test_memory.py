@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from siglip_jax import Siglip2Config, SiglipConfig, SiglipModel, make_mesh, sigmoid_loss
 from siglip_jax.checkpoints.keymap import architecture_of, key_table
 from siglip_jax.checkpoints.table import flatten, unflatten
+from siglip_jax.losses.tiles import tile_size
 from siglip_jax.parallel.memory import estimate, placements
 from siglip_jax.parallel.rules import shardings
 from siglip_jax.variants import VARIANTS
@@ -160,6 +161,13 @@ def test_activations_are_what_jax_keeps(name, dtype, remat, activation):
     expected = sum(math.prod(x.shape) * x.dtype.itemsize for x in counted)
     memory = estimated(config, (1, 1, 1), batch, training=True, remat=remat, dtype=jnp.dtype(dtype))
     assert 0.96 < memory.activations / expected < 1.12  # jax 0.12 keeps one array less of a tanh
+
+
+def test_tiles_are_counted_as_large_as_the_loss_makes_them(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    rows = tile_size("auto", 2**30)
+    memory = estimated(CONFIGS["odd"], (1, 1, 1), 4 * rows, training=True)
+    assert memory.loss == 4 * (7 * 4 * rows * 144 + 3 * rows**2)
 
 
 def test_the_batch_of_a_model_of_variable_resolution():

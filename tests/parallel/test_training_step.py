@@ -1,7 +1,10 @@
 """A training step over FSDP and tensor parallelism is the step of one device, and what it sends is known."""
 
+import dataclasses
+import functools
 import re
 from collections import Counter
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -33,13 +36,29 @@ def make_step(model, mesh=None):
     return step
 
 
-def compiled(directory, mesh, scan_layers, batch):
-    """Returns the step over a mesh, its outputs laid out as its inputs, and all its inputs."""
-    model, placed = SiglipModel.from_pretrained(directory, scan_layers=scan_layers, mesh=mesh)
-    state = OPTIMIZER.init(placed)
-    shardings = jax.tree.map(lambda x: x.sharding, (placed, state))
-    inputs = (placed, state, *global_batch(batch, mesh))
-    return jax.jit(make_step(model, mesh), out_shardings=(*shardings, None)).lower(*inputs).compile(), inputs
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setting:
+    """A checkpoint and a batch; what is compiled for them is kept."""
+
+    directory: Path
+    batch: tuple[np.ndarray, np.ndarray]
+
+    @functools.cache  # noqa: B019
+    def step(self, sizes, scan_layers):
+        """Returns the step over a mesh, its outputs laid out as its inputs, and all its inputs."""
+        mesh = make_mesh(*sizes)
+        model, placed = SiglipModel.from_pretrained(self.directory, scan_layers=scan_layers, mesh=mesh)
+        state = OPTIMIZER.init(placed)
+        shardings = jax.tree.map(lambda x: x.sharding, (placed, state))
+        inputs = (placed, state, *global_batch(self.batch, mesh))
+        return jax.jit(make_step(model, mesh), out_shardings=(*shardings, None)).lower(*inputs).compile(), inputs
+
+    @functools.cache  # noqa: B019
+    def on_one_device(self, scan_layers):
+        """Returns the parameters before and after a step, by path, and the loss."""
+        model, params = SiglipModel.from_pretrained(self.directory, scan_layers=scan_layers)
+        new, _, value = jax.jit(make_step(model))(params, OPTIMIZER.init(params), *self.batch)
+        return flatten(jax.device_get(params)), flatten(jax.device_get(new)), value
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +69,7 @@ def setting(tmp_path_factory):
     random = np.random.RandomState(2)
     ids = random.randint(0, config.text_config.vocab_size, (BATCH, 16)).astype(np.int32)
     pixels = random.standard_normal((BATCH, *inputs["pixel_values"].shape[1:])).astype(np.float32)
-    return directory, ids, pixels
+    return Setting(directory, (ids, pixels))
 
 
 @pytest.mark.parametrize(
@@ -59,18 +78,16 @@ def setting(tmp_path_factory):
     ids=str,
 )
 def test_parameters_after_a_step_are_those_of_one_device(setting, sizes, scan_layers):
-    directory, ids, pixels = setting
-    model, params = SiglipModel.from_pretrained(directory, scan_layers=scan_layers)
-    expected, _, value = jax.jit(make_step(model))(params, OPTIMIZER.init(params), ids, pixels)
-    mesh = make_mesh(*sizes)
-    step, given = compiled(directory, mesh, scan_layers, (ids, pixels))
+    before, expected, value = setting.on_one_device(scan_layers)
+    step, given = setting.step(sizes, scan_layers)
     found, _, sharded_value = step(*given)
     np.testing.assert_allclose(sharded_value, value, rtol=1e-6)
+    found = flatten(jax.device_get(found))
+    assert found.keys() == expected.keys()
     moved = 0
-    for path, x in flatten(expected).items():
-        y, before = flatten(found)[path], flatten(params)[path]
-        assert np.abs(y - x).max() <= 1e-6 * np.abs(x).max(), path
-        moved += np.abs(x - before).max() > 1e-3 * np.abs(x).max()
+    for path, x in expected.items():
+        assert np.abs(found[path] - x).max() <= 1e-6 * np.abs(x).max(), path
+        moved += np.abs(x - before[path]).max() > 1e-3 * np.abs(x).max()
     assert moved > 40  # the step is large enough to be seen
 
 
@@ -86,8 +103,7 @@ SENT = {
 @pytest.mark.parametrize("sizes", SENT, ids=str)
 def test_what_a_step_sends(setting, sizes):
     """With stacked layers, so that what is sent for each layer counts once."""
-    directory, ids, pixels = setting
-    step, _ = compiled(directory, make_mesh(*sizes), True, (ids, pixels))
+    step, _ = setting.step(sizes, True)
     kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
     sent = Counter(re.findall(rf"= [^=]*? ({kinds})(?:-start)?\(", step.as_text()))
     assert sent == SENT[sizes]
