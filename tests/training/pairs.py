@@ -11,11 +11,11 @@ FORMS = ("disc", "bar", "ring", "cross")
 
 
 def picture(colour: str, form: str, rng: np.random.Generator, side: int = 40) -> PIL.Image.Image:
-    """Draws one form in one colour, at a random place on a dark ground."""
+    """Draws one form in one colour, about the middle of a dark ground."""
     y, x = np.mgrid[0:side, 0:side]
-    cx, cy = rng.uniform(0.35, 0.65, 2) * side
+    cx, cy = rng.uniform(0.45, 0.55, 2) * side
     dx, dy = x - cx, y - cy
-    radius = rng.uniform(0.22, 0.3) * side
+    radius = rng.uniform(0.3, 0.38) * side
     distance = np.hypot(dx, dy)
     inside = {
         "disc": distance < radius,
@@ -44,12 +44,13 @@ def write_pairs(directory: Path, copies: int, seed: int = 0) -> Path:
     return path
 
 
-def write_classes(directory: Path, copies: int, seed: int = 0) -> Path:
-    """Writes a folder for each form, whatever the colour, and returns the folder of these."""
+def write_classes(directory: Path, copies: int, seed: int = 0, colours: bool = False) -> Path:
+    """Writes a folder for each form, or for each colour and form ("red disc"), and returns the folder of these."""
     rng = np.random.default_rng(seed)
     for form in FORMS:
-        (directory / form).mkdir(parents=True, exist_ok=True)
-        for copy in range(copies):
-            for colour in COLOURS:
-                picture(colour, form, rng).save(directory / form / f"{colour}-{copy}.png")
+        for colour in COLOURS:
+            folder = directory / (f"{colour} {form}" if colours else form)
+            folder.mkdir(parents=True, exist_ok=True)
+            for copy in range(copies):
+                picture(colour, form, rng).save(folder / f"{colour}-{copy}.png")
     return directory
