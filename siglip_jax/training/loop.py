@@ -143,14 +143,15 @@ class _Loop:
                     batch = next(batches)
                 window.unreadable(batch.skipped)
                 self.unreadable += len(batch.skipped)
-                arrays = dict(batch.arrays) if self.mesh is None else global_batch(dict(batch.arrays), self.mesh)
+                arrays = {name: x for name, x in batch.arrays.items() if name != "index"}  # no step asks for that
+                arrays = arrays if self.mesh is None else global_batch(arrays, self.mesh)
                 state, metrics = self.step(state, arrays)
                 done += 1
                 in_flight.append(metrics | {"skipped_in_a_row": state.skipped_in_a_row + 0})
                 stop = asked_to_stop(done)
                 last = done == self.steps or stop
-                save = last or done % self.options.save_every == 0
-                log_now = save or done % self.options.log_every == 0
+                save_due = last or done % self.options.save_every == 0
+                log_now = save_due or done % self.options.log_every == 0
                 bad = 0
                 while len(in_flight) > (0 if log_now else IN_FLIGHT):
                     bad = max(bad, window.add(in_flight.popleft()))
@@ -167,7 +168,7 @@ class _Loop:
                     if jax.process_index() == 0:
                         log.write(done, line)
                     window = _Window(done)
-                if save:
+                if last or (save_due and not bad):  # to go back to before what is going wrong
                     self.seconds = time.monotonic() - began
                     judged = self._save(saver, done, state)
                     if judged and jax.process_index() == 0:
