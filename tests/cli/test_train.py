@@ -33,18 +33,9 @@ def _size(shape):
 
 def test_trains_evaluates_and_leaves_a_model(run, checkpoint, pairs, tmp_path):
     test = write_classes(tmp_path / "test", 1, colours=True)
-    words = (
-        "train",
-        "finetune",
-        "--data",
-        f"{pairs}=2",
-        f"{pairs}=1",
-        "--model",
-        checkpoint,
-        "--out",
-        tmp_path / "out",
-    )
-    words += ("--batch-size", 8, "--micro-batches", 2, "--scan-layers", "--duration", "4 steps", "--log-every", 2)
+    out = tmp_path / "out"
+    words = ("train", "finetune", "--data", f"{pairs}=2", f"{pairs}=1", "--model", checkpoint, "--out", out)
+    words += ("--batch-size", 16, "--micro-batches", 2, "--scan-layers", "--duration", "4 steps", "--log-every", 2)
     words += ("--evaluate", test, "--save-every", 2, "--best", "top1", "--json")
     ran = run(*words)
     assert ran.status == 0, ran.err

@@ -1,6 +1,7 @@
 """What a run starts from is what the checkpoint says, whatever the recipe does with it."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -93,7 +94,7 @@ def test_low_rank_additions_change_nothing_at_first_and_fold_into_the_weights(ti
     layer = additions["vision_model"]["head"]["attention"]["q_proj"]
     assert layer["a"].shape == (32, 3) and np.abs(layer["b"]).max() > 0
     objective = make_objective(recipe, model, make_transform(recipe, model.processor), None)
-    embed = jax.jit(lambda params: objective.embed(params, batch, jax.random.key(0)))
+    embed = functools.partial(jax.jit(lambda batch, params: objective.embed(params, batch, jax.random.key(0))), batch)
     beside, inside = embed(state.params), embed(whole(recipe, state.params))
     for name, x in beside.items():
         np.testing.assert_allclose(inside[name], x, atol=2e-6)
