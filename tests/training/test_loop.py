@@ -152,7 +152,8 @@ def test_the_best_and_the_last_checkpoints_stay(tmp_path):
     def evaluate(state):
         return {"top1": next(figures)}
 
-    run(tmp_path, Data(), evaluate=evaluate, keep=1, best="top1")
+    run(tmp_path, Data(), evaluate=evaluate, keep=1, best="top1", tensorboard=True)
+    assert list((tmp_path / "tensorboard").glob("events.*"))
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "20"]
     assert [line["top1"] for line in lines(tmp_path) if "top1" in line] == [0.1, 0.9, 0.3, 0.2]
 
