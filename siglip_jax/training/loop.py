@@ -131,10 +131,7 @@ class _Loop:
         if done >= self.steps:
             return Outcome(state, done, False)
         began = time.monotonic() - self.seconds
-        with (
-            Log(self.options.directory, done, self.options.tensorboard) as log,
-            progress_bar(self.steps, done) as advance,
-        ):
+        with self._log(done) as log, progress_bar(self.steps, done) as advance:
             window = _Window(done)
             batches = self.data.batches(done + self.offset)
             in_flight: deque[Mapping[str, jax.Array]] = deque()
@@ -165,13 +162,12 @@ class _Loop:
                     line = window.line(done) | self._counts(state)
                     line |= {**self.figures(done, line["steps_per_second"]), "seconds": time.monotonic() - began}
                     advance(done, f"loss {line['loss']:.4g}")
-                    if jax.process_index() == 0:
-                        log.write(done, line)
+                    log.write(done, line)
                     window = _Window(done)
                 if last or (save_due and not bad):  # to go back to before what is going wrong
                     self.seconds = time.monotonic() - began
                     judged = self._save(saver, done, state)
-                    if judged and jax.process_index() == 0:
+                    if judged:
                         log.write(done, judged)
                     window = _Window(done)  # saving and evaluating are not training
                 if stop:
@@ -181,6 +177,14 @@ class _Loop:
             if close is not None:
                 close()
         return Outcome(state, done, done < self.steps)
+
+    def _log(self, done: int) -> Log:
+        """Opens the log; processes other than the first keep theirs beside it, for what only they can see."""
+        directory = self.options.directory
+        if jax.process_index():
+            directory = directory / f"process-{jax.process_index()}"
+            directory.mkdir(exist_ok=True)
+        return Log(directory, done, self.options.tensorboard and not jax.process_index())
 
     def _counts(self, state: TrainState) -> dict[str, int]:
         return {"skipped_steps": int(state.skipped), "unreadable_examples": self.unreadable}
