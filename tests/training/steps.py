@@ -24,14 +24,22 @@ def to_float(key, pixels):
 
 @functools.cache
 def make_model(seed=0, **fields):
-    """Returns a fresh model whose parameters are all different, temperature and bias as in the paper."""
+    """Returns a model and random parameters, numpy arrays, temperature and bias about as in the paper."""
     config = cases.make_config(CONFIG)
     model = SiglipModel(config, **fields)
     side = config.vision_config.image_size
-    inputs = jnp.ones((1, config.text_config.max_position_embeddings), jnp.int32), jnp.zeros((1, side, side, 3))
-    params = jax.jit(model.init)(jax.random.key(seed), *inputs)["params"]
+    ids = jnp.ones((1, config.text_config.max_position_embeddings), jnp.int32)
+    shapes = jax.eval_shape(model.init, jax.random.key(seed), ids, jnp.zeros((1, side, side, 3)))["params"]
     rng = np.random.default_rng(seed)
-    return model, jax.tree.map(lambda x: x + rng.normal(scale=0.02, size=x.shape).astype(np.float32), dict(params))
+
+    def draw(keys, leaf):
+        """Like what the initialisers draw, without compiling them; and no two scales or biases are alike."""
+        name = keys[-1].key
+        wide = 1 / np.sqrt(leaf.shape[-2]) if name == "kernel" else 0.02
+        centre = {"scale": 1.0, "logit_scale": np.log(10.0), "logit_bias": -10.0}.get(name, 0.0)
+        return (centre + rng.normal(scale=wide, size=leaf.shape)).astype(np.float32)
+
+    return model, jax.tree_util.tree_map_with_path(draw, dict(shapes))
 
 
 def make_batch(rows, seed=0):
@@ -52,7 +60,7 @@ def one_step(model, params, batch, options=DEFAULT, mesh=None, schedule=lambda s
     objective = Pairs(model, to_float, mesh=mesh)
     step = Step(objective, optimizer, mesh=mesh, average=options.average, **fields)
     state = init_state(
-        jax.tree.map(jnp.copy, params), lambda path: table[path].frozen, optimizer, bool(options.average), mesh
+        jax.tree.map(jnp.array, params), lambda path: table[path].frozen, optimizer, bool(options.average), mesh
     )
     before = jax.tree.map(np.array, state)
     return before, *make_step(step, state)(state, batch)
