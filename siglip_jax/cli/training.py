@@ -121,8 +121,8 @@ def do(options: Options) -> int:
     if outcome.stopped:
         say(f"stopped after step {outcome.steps} of {plan.steps}; the same command goes on")
         return STOPPED
+    save_model(options.out / "model", recipe, model, outcome.state.average_params)
     if jax.process_index() == 0:
-        save_model(options.out / "model", recipe, model, outcome.state.average_params)
         result = {"steps": outcome.steps, "model": str(options.out / "model"), "log": str(options.out / "log.jsonl")}
         print(json.dumps(result) if options.json else f"{outcome.steps} steps done; the model is in {result['model']}")
     return 0

@@ -51,7 +51,7 @@ class Log:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):  # the last line of a run that was killed
         return math.inf
 

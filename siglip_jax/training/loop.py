@@ -131,10 +131,7 @@ class _Loop:
         if done >= self.steps:
             return Outcome(state, done, False)
         began = time.monotonic() - self.seconds
-        with (
-            Log(self.options.directory, done, self.options.tensorboard) as log,
-            progress_bar(self.steps, done) as advance,
-        ):
+        with self._log(done) as log, progress_bar(self.steps, done) as advance:
             window = _Window(done)
             batches = self.data.batches(done + self.offset)
             in_flight: deque[Mapping[str, jax.Array]] = deque()
@@ -143,14 +140,15 @@ class _Loop:
                     batch = next(batches)
                 window.unreadable(batch.skipped)
                 self.unreadable += len(batch.skipped)
-                arrays = dict(batch.arrays) if self.mesh is None else global_batch(dict(batch.arrays), self.mesh)
+                arrays = {name: x for name, x in batch.arrays.items() if name != "index"}  # no step asks for that
+                arrays = arrays if self.mesh is None else global_batch(arrays, self.mesh)
                 state, metrics = self.step(state, arrays)
                 done += 1
                 in_flight.append(metrics | {"skipped_in_a_row": state.skipped_in_a_row + 0})
                 stop = asked_to_stop(done)
                 last = done == self.steps or stop
-                save = last or done % self.options.save_every == 0
-                log_now = save or done % self.options.log_every == 0
+                save_due = last or done % self.options.save_every == 0
+                log_now = save_due or done % self.options.log_every == 0
                 bad = 0
                 while len(in_flight) > (0 if log_now else IN_FLIGHT):
                     bad = max(bad, window.add(in_flight.popleft()))
@@ -164,13 +162,12 @@ class _Loop:
                     line = window.line(done) | self._counts(state)
                     line |= {**self.figures(done, line["steps_per_second"]), "seconds": time.monotonic() - began}
                     advance(done, f"loss {line['loss']:.4g}")
-                    if jax.process_index() == 0:
-                        log.write(done, line)
+                    log.write(done, line)
                     window = _Window(done)
-                if save:
+                if last or (save_due and not bad):  # to go back to before what is going wrong
                     self.seconds = time.monotonic() - began
                     judged = self._save(saver, done, state)
-                    if judged and jax.process_index() == 0:
+                    if judged:
                         log.write(done, judged)
                     window = _Window(done)  # saving and evaluating are not training
                 if stop:
@@ -180,6 +177,14 @@ class _Loop:
             if close is not None:
                 close()
         return Outcome(state, done, done < self.steps)
+
+    def _log(self, done: int) -> Log:
+        """Opens the log; processes other than the first keep theirs beside it, for what only they can see."""
+        directory = self.options.directory
+        if jax.process_index():
+            directory = directory / f"process-{jax.process_index()}"
+            directory.mkdir(exist_ok=True)
+        return Log(directory, done, self.options.tensorboard and not jax.process_index())
 
     def _counts(self, state: TrainState) -> dict[str, int]:
         return {"skipped_steps": int(state.skipped), "unreadable_examples": self.unreadable}

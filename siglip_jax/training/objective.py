@@ -23,7 +23,7 @@ from siglip_jax.parallel.mesh import BATCH_AXES
 from siglip_jax.training.lora import added
 from siglip_jax.training.recipe import Lora
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Any]  # arrays by name, of jax or numpy
 Metrics = dict[str, Array]
 Prepare = Callable[[Key[Array, ""], UInt8[Array, "..."]], Float[Array, "..."]]  # pictures of a batch to model input
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from siglip_jax.checkpoints import read_checkpoint
@@ -224,7 +225,14 @@ def whole(recipe: Recipe, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_model(directory: Path, recipe: Recipe, model: Model, params: Mapping[str, Any]) -> None:
-    """Writes a Hugging Face directory: weights in float32 with low-rank additions folded in, and the processor."""
+    """Writes a Hugging Face directory: weights in float32 with low-rank additions folded in, and the processor.
+
+    All processes must call it; the first one writes.
+    """
+    if jax.process_count() > 1:  # what lies on other processes must come here first
+        params = multihost_utils.process_allgather(dict(params), tiled=True)
+    if jax.process_index():
+        return
     directory.mkdir(parents=True, exist_ok=True)
     model.module.save_pretrained(directory, whole(recipe, params))
     model.processor.save_pretrained(directory)

@@ -1,0 +1,106 @@
+"""A training step of the base model, forward and backward, beside `transformers` on torch: seconds and peak memory.
+
+    python benchmarks/training_step.py [--batch 32] [--dtype float32] [--repeat 3]
+
+Each side is a process of its own with random weights; they take steps in turns. Needs the extra `test` (torch).
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+SIDES = ("torch", "ours", "ours, remat")
+LENGTH = 64  # tokens of a text
+
+
+def torch_step(batch, dtype):
+    """Returns a function that does a step with torch, eagerly."""
+    import torch
+    from transformers import SiglipConfig, SiglipModel
+
+    torch.manual_seed(0)
+    model = SiglipModel(SiglipConfig()).to(getattr(torch, dtype))
+    pixels = torch.randn(batch, 3, 224, 224).to(getattr(torch, dtype))
+    ids = torch.randint(2, 32000, (batch, LENGTH))
+
+    def step():
+        model.zero_grad()
+        model(input_ids=ids, pixel_values=pixels, return_loss=True).loss.backward()
+
+    return step
+
+
+def our_step(batch, dtype, remat):
+    """Returns a function that does a step with siglip_jax, compiled."""
+    import jax
+    import jax.numpy as jnp
+
+    from siglip_jax import SiglipConfig, SiglipModel
+    from siglip_jax.losses.sigmoid import sigmoid_loss
+
+    model = SiglipModel(SiglipConfig(), dtype=getattr(jnp, dtype), remat=remat, scan_layers=remat is not None)
+    pixels = jax.random.normal(jax.random.key(0), (batch, 224, 224, 3))
+    ids = jax.random.randint(jax.random.key(1), (batch, LENGTH), 2, 32000)
+    params = jax.jit(model.init)(jax.random.key(2), ids[:1], pixels[:1])["params"]
+
+    def loss(params):
+        out = model.apply({"params": params}, ids, pixels)
+        scalars = params["logit_scale"], params["logit_bias"]
+        return sigmoid_loss(out.image_embeds, out.text_embeds, *scalars, block_size="auto")
+
+    gradient = jax.jit(jax.grad(loss))
+    return lambda: jax.block_until_ready(gradient(params))
+
+
+def work(side, batch, dtype):
+    """Does a step for every line that comes in, and answers with its seconds and the peak memory in bytes."""
+    if side == "torch":
+        step = torch_step(batch, dtype)
+    else:
+        step = our_step(batch, dtype, "full" if side.endswith("remat") else None)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        step()
+        print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=32, help="pairs of a step")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="compute type")
+    parser.add_argument("--repeat", type=int, default=3, help="steps that count, after one that does not")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        work(options.side, options.batch, options.dtype)
+        return
+    processes = {}
+    for side in SIDES:
+        words = [sys.executable, __file__, "--side", side, "--batch", str(options.batch), "--dtype", options.dtype]
+        processes[side] = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    seconds, memory = {side: [] for side in SIDES}, {}
+    for turn in range(options.repeat + 1):
+        for side, process in processes.items():
+            print(file=process.stdin, flush=True)
+            took, peak = process.stdout.readline().split()
+            memory[side] = int(peak)
+            if turn:
+                seconds[side].append(float(took))
+    for process in processes.values():
+        process.stdin.close()
+        process.wait()
+    base = statistics.median(seconds["torch"])
+    print(f"base model, batch {options.batch}, {options.dtype}, forward and backward, medians of {options.repeat}")
+    for side in SIDES:
+        median = statistics.median(seconds[side])
+        print(
+            f"{side:12s} {median:7.2f} s  {base / median:5.2f} x as fast as torch"
+            f"  {memory[side] / 2**30:6.2f} GiB at most  {memory[side] / memory['torch']:5.2f} of torch's"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""`siglip-jax train`: what it prints, what it writes, and one line for every mistake."""
+
+import json
+
+import pytest
+
+from tests.training.pairs import write_classes, write_pairs
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("pairs"), 1)
+
+
+def test_dry_run_shows_every_parameter_and_stops(run, checkpoint, pairs, tmp_path):
+    words = ("train", "finetune", "--data", pairs, "--model", checkpoint, "--out", tmp_path / "out", "--dry-run")
+    ran = run(*words, "--batch-size", 8, "--duration", "2 epochs", "--optimizer.rates", "vision_model/.*", 0, ".*", 0.5)
+    assert ran.status == 0, ran.err
+    assert "vision_model/encoder/layers_*/mlp/fc1/kernel  x 2" in ran.out and "frozen" in ran.out
+    assert "5e-06" in ran.out and "4 steps of 8 examples, 2 epochs of 16" in ran.out and "█" in ran.out
+    assert not (tmp_path / "out").exists()
+    facts = json.loads(run(*words, "--json", "--batch-size", 8, "--lora.rank", 2).out)
+    assert facts["all_parameters"] == sum(_size(row["shape"]) for row in facts["parameters"])
+    assert facts["steps"] == 20 and facts["memory_per_device"] > 0 and len(facts["schedule"]) == 60
+
+
+def _size(shape):
+    size = 1
+    for n in shape:
+        size *= n
+    return size
+
+
+def test_trains_evaluates_and_leaves_a_model(run, checkpoint, pairs, tmp_path):
+    test = write_classes(tmp_path / "test", 1, colours=True)
+    out = tmp_path / "out"
+    words = ("train", "finetune", "--data", f"{pairs}=2", f"{pairs}=1", "--model", checkpoint, "--out", out)
+    words += ("--batch-size", 16, "--micro-batches", 2, "--scan-layers", "--duration", "4 steps", "--log-every", 2)
+    words += ("--evaluate", test, "--save-every", 2, "--best", "top1", "--json")
+    ran = run(*words)
+    assert ran.status == 0, ran.err
+    result = json.loads(ran.out)
+    assert result["steps"] == 4
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if "loss" in line] == [2, 4]
+    assert {"examples_per_second", "teraflops_per_second", "rate", "data_wait", "temperature"} <= log[0].keys()
+    assert [line["step"] for line in log if "top1" in line] == [2, 4]
+    assert json.loads((out / "recipe.json").read_text())["micro_batches"] == 2
+    scored = run("eval", "zero-shot", test, "--model", result["model"], "--json")
+    assert scored.status == 0, scored.err
+    assert json.loads(scored.out)["metrics"]["top1"] == pytest.approx(log[-1]["top1"])
+    again = run(*words)
+    assert again.status == 0 and json.loads(again.out)["steps"] == 4
+    other = run(*words, "--seed", 1)
+    assert other.status == 2 and "another seed (there 0, here 1)" in other.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("train",), "expected a recipe, one of scratch-b16"),
+        (("train", "finetun"), "found 'finetun'"),
+        (("train", "finetune"), "Missing from siglip-jax train finetune"),
+        (("train", "finetune", "--data", "nowhere.jsonl", "--model", "{m}", "--out", "o"), "nowhere.jsonl"),
+        (("train", "finetune", "--data", "{d}", "--model", "nowhere", "--out", "o"), "nowhere: no such"),
+        (("train", "finetune", "--data", "{d}", "--model", "{m}", "--out", "o", "--batch-sze", "4"), "--batch-sze"),
+        (("train", "finetune", "--data", "{d}", "--model", "{m}", "--out", "o", "--batch-size", "many"), "many"),
+        (("train", "finetune", "--data", "{d}", "--model", "{m}", "--out", "o", "--duration", "soon"), "'soon'"),
+        (("train", "classification", "--data", "{d}", "--model", "{m}", "--out", "o"), "give data with labels"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(run, checkpoint, pairs, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    ran = run(*(word.format(m=checkpoint, d=pairs) for word in words))
+    assert ran.status == 2 and said in ran.err
+    assert ran.err.count("\n") == 1 and "│" not in ran.err and not ran.out
+    assert not (tmp_path / "o").exists()

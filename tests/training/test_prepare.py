@@ -1,0 +1,155 @@
+"""What a run starts from is what the checkpoint says, whatever the recipe does with it."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import siglip_jax
+from siglip_jax import SiglipModel, SiglipProcessor
+from siglip_jax.checkpoints.table import flatten
+from siglip_jax.training.data.open import open_source
+from siglip_jax.training.data.pipeline import Pipeline
+from siglip_jax.training.lora import merge
+from siglip_jax.training.prepare import (
+    identity_of,
+    make_objective,
+    make_plan,
+    make_state,
+    make_transform,
+    prepare_model,
+    save_model,
+    whole,
+)
+from siglip_jax.training.recipe import Lora, Optimizer, Recipe
+from siglip_jax.training.recipes import RECIPES
+from siglip_jax.training.step import make_step
+from tests.tiny_checkpoint import write_checkpoint
+from tests.training.pairs import write_pairs
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("tiny"), text_length=16)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("pairs"), 1)
+
+
+def started(recipe, directory, pairs):
+    """Returns the prepared model, its state, the step and the first batch."""
+    model = prepare_model(recipe, directory)
+    transform = make_transform(recipe, model.processor)
+    pipeline = Pipeline([(open_source(pairs), 1.0)], transform, batch_size=recipe.batch_size)
+    plan = make_plan(recipe, model, make_objective(recipe, model, transform, None), pipeline.examples, None)
+    state = make_state(recipe, model, plan, None)
+    batches = pipeline.batches()
+    batch = next(batches)
+    batches.close()
+    return model, state, make_step(plan.step, state), batch.arrays
+
+
+@pytest.mark.parametrize("which", ["embedded", "tiny"])
+def test_the_first_loss_is_the_models_own(which, tiny, pairs):
+    """Nothing clamps or resets temperature or bias, and pictures and texts are prepared as for inference."""
+    directory = siglip_jax.inference.engine.EMBEDDED_MODEL if which == "embedded" else tiny
+    recipe = dataclasses.replace(RECIPES["finetune"], batch_size=8, duration="10 steps", scan_layers=True)
+    _, state, step, batch = started(recipe, directory, pairs)
+    before = float(state.trained["logit_scale"][0]), float(state.trained["logit_bias"][0])
+    source, processor = open_source(pairs), SiglipProcessor.from_pretrained(directory)
+    pixels = processor(images=[source[int(i)].image for i in batch["index"]])["pixel_values"]
+    model, params = SiglipModel.from_pretrained(directory, param_dtype=jnp.float32)
+    run = jax.jit(lambda p, pixels: model.apply({"params": p}, batch["input_ids"], pixels, return_loss=True).loss)
+    expected = run(params, pixels)
+    _, metrics = step(state, batch)
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-6)
+    np.testing.assert_allclose(metrics["temperature"], np.exp(before[0]), rtol=1e-6)
+    assert float(metrics["bias"]) == before[1]
+
+
+def test_temperature_and_bias_are_trained_in_float32_whatever_the_file_holds():
+    model = prepare_model(RECIPES["finetune"], siglip_jax.inference.engine.EMBEDDED_MODEL)
+    assert {x.dtype for x in jax.tree.leaves(model.params)} == {jnp.dtype("float32")}
+
+
+def test_low_rank_additions_change_nothing_at_first_and_fold_into_the_weights(tiny, pairs):
+    recipe = dataclasses.replace(RECIPES["lora"], batch_size=8, duration="2 steps", lora=Lora(rank=3, alpha=6.0))
+    model, state, step, batch = started(recipe, tiny, pairs)
+    plain = flatten(SiglipModel.from_pretrained(tiny)[1])
+    folded = flatten(whole(recipe, state.params))
+    assert folded.keys() == plain.keys()
+    for path, x in plain.items():
+        np.testing.assert_array_equal(folded[path], x)
+    frozen = jax.tree.map(np.array, state.frozen)
+    for _ in range(2):
+        state, _ = step(state, batch)
+    jax.tree.map(np.testing.assert_array_equal, state.frozen, frozen)
+    additions = state.params["lora"]
+    layer = additions["vision_model"]["head"]["attention"]["q_proj"]
+    assert layer["a"].shape == (32, 3) and np.abs(layer["b"]).max() > 0
+    objective = make_objective(recipe, model, make_transform(recipe, model.processor), None)
+    embed = functools.partial(jax.jit(lambda batch, params: objective.embed(params, batch, jax.random.key(0))), batch)
+    beside, inside = embed(state.params), embed(whole(recipe, state.params))
+    for name, x in beside.items():
+        np.testing.assert_allclose(inside[name], x, atol=2e-6)
+        assert np.abs(x - embed(plain_params(state))[name]).max() > 1e-4  # the additions are seen
+    kernel = "text_model/encoder/layers_0/mlp/fc1"
+    part = flatten(additions)
+    product = np.asarray(part[f"{kernel}/a"], np.float64) @ np.asarray(part[f"{kernel}/b"], np.float64) * 2
+    found = flatten(merge(recipe.lora, state.frozen, additions))[f"{kernel}/kernel"]
+    np.testing.assert_allclose(found, plain[f"{kernel}/kernel"] + product, atol=1e-7)
+
+
+def plain_params(state):
+    return {name: x for name, x in state.params.items() if name != "lora"}
+
+
+def test_another_resolution_resizes_positions_and_pictures(tiny, tmp_path):
+    recipe = Recipe(resolution=48)
+    model = prepare_model(recipe, tiny)
+    positions = model.params["vision_model"]["embeddings"]["position_embedding"]["embedding"]
+    assert positions.shape == (36, 32) and model.processor.image_processor.size == {"height": 48, "width": 48}
+    save_model(tmp_path / "out", recipe, model, model.params)
+    siglip = siglip_jax.load(tmp_path / "out")
+    assert siglip.encode_image([np.zeros((30, 30, 3), np.uint8)]).shape == (1, 32)
+    assert json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())["size"]["height"] == 48
+
+
+def test_fresh_parameters_are_random_and_the_others_the_checkpoints(tiny):
+    recipe = Recipe(fresh="text_model/.*|logit_.*", scan_layers=True)
+    model = prepare_model(recipe, tiny)
+    plain, found = flatten(SiglipModel.from_pretrained(tiny, scan_layers=True)[1]), flatten(model.params)
+    same = {path for path, x in plain.items() if np.array_equal(found[path], x)}
+    assert same == {path for path in plain if path.startswith("vision_model/")}
+    np.testing.assert_allclose(found["logit_bias"], [-10.0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"fresh": "decoder/.*"}, "fits no parameter"),
+        ({"locked_images": True}, "needs the rule"),
+        ({"lora": Lora(rank=2, where="nothing")}, "fits the path of no dense layer"),
+        ({"optimizer": Optimizer(rates=(("lora/.*", 1.0), (".*", 0.0)))}, "fits no parameter"),
+    ],
+)
+def test_recipes_that_do_not_fit_the_checkpoint_are_refused(tiny, changes, said):
+    with pytest.raises(ValueError, match=said):
+        prepare_model(Recipe(**changes), tiny)
+
+
+def test_models_of_variable_resolution_are_refused(tmp_path):
+    directory = write_checkpoint(tmp_path / "naflex", text_length=16, flexible=True)
+    with pytest.raises(ValueError, match="expected a whole SigLIP model of fixed resolution"):
+        prepare_model(Recipe(), directory)
+
+
+def test_the_identity_is_json_and_leaves_the_devices_out():
+    identity = identity_of(Recipe(), "base/")
+    assert json.loads(json.dumps(identity)) == identity and "mesh" not in identity and identity["model"] == "base/"

@@ -1,0 +1,52 @@
+"""Durations in three units, and recipes that cannot be meant are refused with both values."""
+
+import dataclasses
+
+import pytest
+
+from siglip_jax.training.recipe import Lora, Recipe, steps_of
+from siglip_jax.training.recipes import ABOUT, RECIPES
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [("500 steps", 500), ("1 step", 1), ("2 epochs", 25), ("0.1 epochs", 1), ("1e3 examples", 12), ("0 steps", 0)],
+)
+def test_durations(text, steps):
+    assert steps_of(text, batch_size=80, examples=1000) == steps
+
+
+def test_a_percentage_is_of_the_run():
+    assert steps_of("5 percent", batch_size=8, examples=100, total=200) == 10
+    assert steps_of("2.5%", batch_size=8, examples=100, total=200) == 5
+    with pytest.raises(ValueError, match="in steps, epochs or examples, found '5 %'"):
+        steps_of("5 %", batch_size=8, examples=100)
+
+
+@pytest.mark.parametrize("text", ["5", "five steps", "5 parsecs", "-1 steps", "1.2.3 steps", ""])
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(ValueError, match="expected a duration such as"):
+        Recipe(duration=text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"batch_size": 10, "micro_batches": 4}, "micro_batches must divide batch_size, got 4 and 10"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"locked_images": True, "task": "labels"}, "locked_images is for pairs"),
+        ({"locked_images": True, "augment": "crop"}, "augment must be 'none', got 'crop'"),
+        ({"lora": Lora(rank=2), "scan_layers": True}, "lora needs scan_layers=False"),
+        ({"lora": Lora(rank=-1)}, "lora.rank must be 0 or more, got -1"),
+    ],
+)
+def test_recipes_that_cannot_be_meant_are_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        Recipe(**changes)
+
+
+def test_every_recipe_says_what_it_is():
+    assert RECIPES.keys() == ABOUT.keys()
+    for name, recipe in RECIPES.items():
+        assert ABOUT[name].strip(), name
+        assert dataclasses.replace(recipe, seed=1) != recipe
