@@ -64,7 +64,7 @@ class Recipe:
 
 STAGES = (
     Recipe(),
-    Recipe(
+    Recipe(  # the same model, for other styles
         steps=500,
         warmup=30,
         muon_rate=0.012,
@@ -72,6 +72,18 @@ STAGES = (
         seed=1,
         wide=True,
         smallest=0.65,
+    ),
+    Recipe(  # finer patches
+        steps=600,
+        pictures=256,
+        warmup=20,
+        muon_rate=0.008,
+        adam_rate=0.0015,
+        seed=2,
+        wide=True,
+        smallest=0.65,
+        patch_size=8,
+        low_steps=400,
     ),
 )
 
