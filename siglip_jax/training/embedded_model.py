@@ -28,7 +28,7 @@ from siglip_jax.models import SiglipModel
 from siglip_jax.models.siglip import normalize
 from siglip_jax.processing import SiglipImageProcessorPil, SiglipProcessor, SiglipTokenizer
 from siglip_jax.training.embedded_batches import Batch, Batches
-from siglip_jax.training.embedded_recipe import SIZE, STAGES, Recipe, grown
+from siglip_jax.training.embedded_recipe import SIZE, STAGES, Recipe, blended, grown
 from siglip_jax.training.embedded_state import keep_log_until, restore_state, save_state
 from siglip_jax.training.embedded_step import initial_state, make_optimizer, make_step
 from siglip_jax.training.embedded_vocabulary import corpus, write_vocabulary
@@ -151,7 +151,7 @@ def run(data: Path, out: Path, work: Path, start: Path | None = None, stages: Se
       work: directory for the vocabulary and, in a folder for each stage, checkpoint and log. Stages that are done
         are not done again.
       start: directory of a model with the same vocabulary, to start from instead of the first stage.
-      stages: the recipes.
+      stages: the recipes, at least two with a `start`, all with texts of one length.
 
     Raises:
       ValueError: `work` holds a run of another recipe, or a loss stopped being finite.
@@ -159,23 +159,24 @@ def run(data: Path, out: Path, work: Path, start: Path | None = None, stages: Se
     pictograms = load_split(data, "train")
     work.mkdir(parents=True, exist_ok=True)
     write_vocabulary(corpus(pictograms.rows), work / "spiece.model")
-    model, params = None, None
+    processor = make_processor(work / "spiece.model", stages[-1])
+
+    def tokenize(texts: list[str]) -> np.ndarray:
+        return processor(text=texts)["input_ids"]
+
+    config, params = None, None
     if start is not None:
         model, params = SiglipModel.from_pretrained(start, param_dtype=jnp.float32)
+        config = model.config
     for number, recipe in enumerate(stages, start=1):
         if number == 1 and start is not None:
             continue
-        processor = make_processor(work / "spiece.model", recipe)
-
-        def tokenize(texts: list[str], processor: SiglipProcessor = processor) -> np.ndarray:
-            return processor(text=texts)["input_ids"]
-
-        if model is not None:
-            params = grown(model.config, params, recipe)
-        model = SiglipModel(recipe.config(processor.tokenizer.vocab_size))
+        params = params if config is None or params is None else grown(config, params, recipe)
+        config = recipe.config(processor.tokenizer.vocab_size)
         batches = Batches(pictograms, tokenize, recipe.pictures, recipe.texts, recipe.seed, recipe.smallest)
-        params = train(model, batches, recipe, work / f"stage{number}", start=params)["average"]
-    export(out, model, params, processor)
+        state = train(SiglipModel(config), batches, recipe, work / f"stage{number}", start=params)
+        params = state["average"] if params is None else blended(params, state["average"], recipe.blend)
+    export(out, SiglipModel(stages[-1].config(processor.tokenizer.vocab_size)), params, processor)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -53,8 +53,9 @@ def initial_state(
     model: SiglipModel, recipe: Recipe, optimizer: optax.GradientTransformation, start: Any = None
 ) -> dict[str, Any]:
     """Parameters (`start`, or else random), their moving average, the optimizer's state, the number of steps done."""
-    params = jax.tree.map(jnp.asarray, start) if start is not None else _random(model, recipe)
-    average = jax.tree.map(jnp.copy, params)  # a copy: the step gives both away
+    # Copies, as a step gives its state away: the caller keeps the start, and the average is not the parameters.
+    params = jax.tree.map(jnp.array, start) if start is not None else _random(model, recipe)
+    average = jax.tree.map(jnp.copy, params)
     return {"params": params, "average": average, "optimizer": optimizer.init(params), "step": jnp.zeros((), jnp.int32)}
 
 

@@ -74,8 +74,8 @@ def redraw(key: Key[Array, ""], rgb: Planes, alpha: Plane) -> tuple[Planes, Plan
     n = len(rgb)
     keys = jax.random.split(key, 14)
     ink = _ink(keys[0], rgb, alpha)
-    dark = _uniform(keys[1], n, 0.0, 0.25, 3) * _some(keys[2], n, 0.3)
-    light = 1 - _uniform(keys[3], n, 0.0, 0.25, 3) * _some(keys[4], n, 0.3)
+    dark = jnp.where(_some(keys[2], n, 0.3), _uniform(keys[1], n, 0.0, 0.25, 3), 0.0)
+    light = 1 - jnp.where(_some(keys[4], n, 0.3), _uniform(keys[3], n, 0.0, 0.25, 3), 0.0)
     inverted = _some(keys[5], n, 0.12)
     pen, paper = jnp.where(inverted, light, dark), jnp.where(inverted, dark, light)
 

@@ -61,7 +61,7 @@ def on_photographs(split: Pictograms, photographs: list[Image.Image], seed: int 
     for image in split.images:
         photograph = photographs[rng.integers(len(photographs))]
         side = int(rng.integers(LEAST_CROP, min(photograph.size)))
-        x, y = rng.integers(0, photograph.width - side + 1), rng.integers(0, photograph.height - side + 1)
+        x, y = (int(rng.integers(0, length - side + 1)) for length in photograph.size)
         ground = photograph.crop((x, y, x + side, y + side)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
         ground = ground.convert("RGBA")
         size = int(rng.integers(SMALLEST, LARGEST + 1))

@@ -197,23 +197,20 @@ class TestStages:
             return step
 
         monkeypatch.setattr(em, "make_step", make_step)
+        monkeypatch.setattr(em, "initial_state", lambda *_: {"step": jnp.zeros((), jnp.int32)})
         recipe = dataclasses.replace(TINY, steps=5, low_steps=3, low_size=32)
         em.train(model, batches, recipe, tmp_path, save_every=2, stop_at=2)
         em.train(model, batches, recipe, tmp_path)
         assert sizes == [32, 32, 32, 64, 64]
 
-    @pytest.mark.usefixtures("optax_types")
-    def test_a_small_step_of_a_wide_recipe_moves_every_parameter(self, batches, model):
-        recipe = dataclasses.replace(TINY, wide=True, warmup=0)
-        optimizer = embedded_step.make_optimizer(recipe)
-        state = embedded_step.initial_state(model, recipe, optimizer)
-        before = jax.tree.map(np.asarray, state["params"])
-        batch = batches(0)
-        state, loss = embedded_step.make_step(model, recipe, optimizer, 32)(state, batch.pictures, batch.input_ids)
-        assert np.isfinite(loss)
-        moved = jax.tree.map(lambda a, b: bool((a != np.asarray(b)).any()), before, state["params"])
-        still = [path for path, x in jax.tree_util.tree_leaves_with_path(moved) if not x]
-        assert all("k_proj" in jax.tree_util.keystr(path) for path in still), still  # a bias of keys has no gradient
+    def test_the_loss_of_a_small_wide_step_is_strict_about_types(self, batches, model):
+        def loss(params, pictures, ids):
+            pixels = embedded_step.shrunk(embedded_styles.restyle_widely(jax.random.key(0), pictures), 32)
+            out = model.apply({"params": params}, input_ids=ids, pixel_values=pixels, interpolate_pos_encoding=True)
+            return out.logits_per_image
+
+        params = em.initial_state(model, TINY, em.make_optimizer(TINY))["params"]
+        assert jax.eval_shape(loss, params, *batches(0)).shape == (4, 6)  # tracing is where strictness is checked
 
     def test_a_grown_model_sees_an_enlarged_patch_as_it_was_seen(self, model):
         params = jax.tree.map(np.asarray, embedded_step.initial_state(model, TINY, em.make_optimizer(TINY))["params"])
@@ -229,21 +226,32 @@ class TestStages:
         assert new.apply({"params": grown}, patches, method="get_image_features").shape == (1, 64)
         assert embedded_recipe.grown(TINY.config(64), params, TINY) is params
 
+    @pytest.mark.usefixtures("optax_types")
+    def test_the_start_outlives_the_training_that_begins_there(self, tmp_path, batches, model):
+        start = jax.tree.map(jnp.asarray, em.initial_state(model, TINY, em.make_optimizer(TINY))["params"])
+        trained = em.train(model, batches, TINY, tmp_path, stop_at=2, start=start)[
+            "average"
+        ]  # the rate of the first step is 0
+        middle = embedded_recipe.blended(start, trained, 0.5)
+        for a, m, b in zip(*map(jax.tree.leaves, (start, middle, trained)), strict=True):
+            np.testing.assert_allclose(m, (a + b) / 2, rtol=1e-5, atol=1e-6)
+        assert not np.array_equal(start["logit_bias"], trained["logit_bias"])
+
     def test_stages_follow_each_other_and_done_ones_are_not_done_again(self, tmp_path, monkeypatch):
         trained = []
 
         def train(model, batches, recipe, work, start):
             trained.append((work.name, recipe, None if start is None else int(start["mark"])))
-            return {"average": {"mark": np.asarray(len(trained))}}
+            return {"average": {"mark": np.asarray(2 * len(trained))}}
 
         monkeypatch.setattr(em, "train", train)
         monkeypatch.setattr(em, "grown", lambda config, params, recipe: params)
         monkeypatch.setattr(em, "load_split", lambda *_: pictograms())
         monkeypatch.setattr(em, "write_vocabulary", lambda lines, path: write_vocabulary(lines, path, size=90))
         monkeypatch.setattr(em, "export", lambda out, model, params, processor: trained.append(int(params["mark"])))
-        second = dataclasses.replace(TINY, seed=1, wide=True)
+        second = dataclasses.replace(TINY, seed=1, wide=True, blend=0.5)
         em.run(tmp_path, tmp_path / "out", tmp_path / "run", stages=(TINY, second))
-        assert trained == [("stage1", TINY, None), ("stage2", second, 1), 2]
+        assert trained == [("stage1", TINY, None), ("stage2", second, 2), 3]  # half way from 2 to 4
 
     def test_the_stages_are_a_model_that_is_only_tuned_further(self):
         first, *others = embedded_recipe.STAGES
@@ -312,10 +320,10 @@ class TestAugmentation:
         pixels = np.asarray(jax.jit(embedded_styles.restyle_widely)(jax.random.key(0), pictures))
         assert pixels.shape == (192, 64, 64, 3) and pixels.dtype == np.float32
         assert np.isfinite(pixels).all() and pixels.min() >= -1 and pixels.max() <= 1
-        white = (pixels[:, 0, 0] == 1).all(axis=-1)
+        white = (pixels[:, 0, 0] > 0.85).all(axis=-1)  # soft ink leaves a trace of itself on the paper
         assert 0.35 < white.mean() < 0.65
         busy = slice(round(0.2 * 192), round(0.2 * 192) + round(0.35 * 192))
-        assert not white[busy].any(axis=0)
+        assert white[busy].mean() < 0.15 < 0.6 < np.delete(white, np.r_[busy]).mean()  # noise can be white, too
 
     def test_ink_follows_edges_and_leaves_the_border_of_the_picture_alone(self):
         alpha = jnp.zeros((8, 1, 64, 64)).at[:, :, 20:44, 20:].set(1.0)  # it touches the right border
