@@ -1,6 +1,7 @@
 """Zero-shot accuracy of the embedded model on the held-out pictograms.
 
     python -m siglip_jax.training.pictograms DATA
+    python -m siglip_jax.training.pictogram_styles DATA --photographs DIR    # other styles: optional
     python benchmarks/embedded_model.py DATA [--model NAME_OR_PATH] [--json]
 
 Prints the figures of the card beside those of chance. Top-k is the share of pictures whose own name is among the k

@@ -15,11 +15,19 @@ from PIL import Image
 SIZE = 64  # pixels
 
 
-def affine_coefficients(rng: np.random.Generator, flip: Bool[np.ndarray, " n"]) -> Float[np.ndarray, "n 6"]:
-    """Random inverse affine maps about the centre: rotation, scale, aspect, shear, shift, and a mirror where `flip`."""
+def affine_coefficients(
+    rng: np.random.Generator, flip: Bool[np.ndarray, " n"], smallest: float = 0.8
+) -> Float[np.ndarray, "n 6"]:
+    """Random inverse affine maps about the centre: rotation, scale, aspect, shear, shift, and a mirror where `flip`.
+
+    Args:
+      rng: of every draw.
+      flip: which maps mirror.
+      smallest: the least scale.
+    """
     n = len(flip)
     angle = np.deg2rad(rng.normal(0, 7, n).clip(-20, 20))
-    scale = np.exp(rng.uniform(np.log(0.8), np.log(1.12), n))
+    scale = np.exp(rng.uniform(np.log(smallest), np.log(1.12), n))
     aspect = np.exp(rng.normal(0, 0.07, n).clip(-0.2, 0.2))
     shear = rng.normal(0, 0.06, n).clip(-0.2, 0.2)
     shift = rng.uniform(-0.06, 0.06, (n, 2)) * SIZE
@@ -45,7 +53,7 @@ def warp(pictures: list[Image.Image], coefficients: Float[np.ndarray, "n 6"]) ->
     return out
 
 
-def _blur_matrix(sigma: float) -> np.ndarray:
+def blur_matrix(sigma: float) -> np.ndarray:
     distance = np.arange(SIZE)[:, None] - np.arange(SIZE)[None]
     weights = np.exp(-0.5 * (distance / sigma) ** 2)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -56,12 +64,12 @@ def _slope_matrix() -> np.ndarray:
     return (np.eye(SIZE, k=1) - np.eye(SIZE, k=-1)).astype(np.float32)
 
 
-def _separable(x: Float[Array, "n c h w"], rows: np.ndarray, columns: np.ndarray) -> Float[Array, "n c h w"]:
+def separable(x: Float[Array, "n c h w"], rows: np.ndarray, columns: np.ndarray) -> Float[Array, "n c u v"]:
     """Filter down the rows and along the columns as two small matrix products, which is what a CPU does fastest."""
-    return jnp.einsum("gh,nchw->ncgw", rows, jnp.einsum("nchw,vw->nchv", x, columns))
+    return jnp.einsum("uh,nchv->ncuv", rows, jnp.einsum("nchw,vw->nchv", x, columns))
 
 
-def _colour(key: Key[Array, ""], rgb: Float[Array, "n 3 h w"]) -> Float[Array, "n 3 h w"]:
+def recolour(key: Key[Array, ""], rgb: Float[Array, "n 3 h w"]) -> Float[Array, "n 3 h w"]:
     """Hue, saturation, contrast, brightness, gamma; some pictures go grey, some are posterised."""
     n = rgb.shape[0]
     keys = jax.random.split(key, 8)
@@ -84,7 +92,7 @@ def _colour(key: Key[Array, ""], rgb: Float[Array, "n 3 h w"]) -> Float[Array, "
     return jnp.where(jax.random.bernoulli(keys[7], 0.12, (n, 1, 1, 1)), posterised, rgb)
 
 
-def _light(
+def lighten(
     key: Key[Array, ""], rgb: Float[Array, "n 3 h w"], alpha: Float[Array, "n 1 h w"]
 ) -> Float[Array, "n 3 h w"]:
     """Lighting as a renderer would give: a slope of brightness, relief at the edges of shapes, and a soft highlight."""
@@ -96,9 +104,9 @@ def _light(
     cos, sin = jnp.cos(direction), jnp.sin(direction)
     slope = 0.15 * jax.random.normal(keys[1], (n, 1, 1, 1)) * (x * cos + y * sin)
     height = alpha * (0.6 + 0.4 * jnp.mean(rgb, axis=1, keepdims=True))
-    blur = _blur_matrix(2.0)
+    blur = blur_matrix(2.0)
     steep = _slope_matrix() @ blur
-    rise = _separable(height, blur, steep) * cos + _separable(height, steep, blur) * sin
+    rise = separable(height, blur, steep) * cos + separable(height, steep, blur) * sin
     relief = 1.2 * jnp.abs(jax.random.normal(keys[2], (n, 1, 1, 1))) * rise
     centre = jax.random.uniform(keys[3], (n, 2, 1, 1), minval=-0.6, maxval=0.6)
     radius = jax.random.uniform(keys[4], (n, 1, 1, 1), minval=0.15, maxval=0.5)
@@ -119,7 +127,7 @@ def restyle(key: Key[Array, ""], premultiplied: UInt8[Array, "n 64 64 4"]) -> Fl
     scaled = jnp.moveaxis(premultiplied, -1, 1).astype(jnp.float32) / 255  # planes, for the matrix products
     alpha = scaled[:, 3:]
     rgb = scaled[:, :3] / jnp.maximum(alpha, 1 / 255)
-    changed = jnp.clip(_light(keys[0], _colour(keys[1], rgb), alpha), 0.0, 1.0)
+    changed = jnp.clip(lighten(keys[0], recolour(keys[1], rgb), alpha), 0.0, 1.0)
     rgb = jnp.where(jax.random.bernoulli(keys[2], 0.85, (n, 1, 1, 1)), changed, rgb)
 
     plain = jax.random.bernoulli(keys[3], 0.75, (n, 1, 1, 1))
@@ -133,8 +141,8 @@ def restyle(key: Key[Array, ""], premultiplied: UInt8[Array, "n 64 64 4"]) -> Fl
     alpha = jnp.where(inside_x & inside_y, 0.0, alpha)
     picture = rgb * alpha + background * (1 - alpha)
 
-    blur = _blur_matrix(0.9)
+    blur = blur_matrix(0.9)
     amount = jax.random.uniform(keys[7], (n, 1, 1, 1), minval=-1.0, maxval=0.9)  # below zero sharpens
     amount = jnp.where(jax.random.bernoulli(keys[8], 0.4, (n, 1, 1, 1)), amount, 0.0)
-    picture = picture + amount * (_separable(picture, blur, blur) - picture)
+    picture = picture + amount * (separable(picture, blur, blur) - picture)
     return jnp.moveaxis((jnp.clip(picture, 0.0, 1.0) - 0.5) / 0.5, 1, -1)

@@ -51,7 +51,9 @@ class Batches:
     another rendering of the same thing would count as a wrong answer.
     """
 
-    def __init__(self, train: Pictograms, tokenize: Tokenize, pictures: int, texts: int, seed: int):
+    def __init__(
+        self, train: Pictograms, tokenize: Tokenize, pictures: int, texts: int, seed: int, smallest: float = 0.8
+    ):
         """Prepares every text once.
 
         Args:
@@ -60,6 +62,7 @@ class Batches:
           pictures: pictures in a step.
           texts: texts in a step, at least `pictures`.
           seed: of every draw.
+          smallest: the least scale that a picture is drawn at.
 
         Raises:
           ValueError: fewer captions than texts in a step, or fewer texts than pictures.
@@ -72,7 +75,7 @@ class Batches:
                 f"a step needs pictures <= texts <= captions, got {pictures} pictures, {texts} texts and"
                 f" {len(rows_of)} captions: lower the batch or add data"
             )
-        self.pictures, self.texts, self.seed = pictures, texts, seed
+        self.pictures, self.texts, self.seed, self.smallest = pictures, texts, seed, smallest
         self.images = [Image.fromarray(image, "RGBA").convert("RGBa") for image in train.images]
         self.rows_of = [np.asarray(rows) for rows in rows_of.values()]
         self.may_flip = np.asarray(
@@ -104,5 +107,5 @@ class Batches:
         kinds = rng.choice(len(self.kind_rate), self.texts, p=self.kind_rate)
         rows = np.asarray([rng.choice(self.rows_of[caption]) for caption in captions[: self.pictures]])
         flip = (rng.random(self.pictures) < FLIP_RATE) & self.may_flip[rows]
-        pictures = warp([self.images[row] for row in rows], affine_coefficients(rng, flip))
+        pictures = warp([self.images[row] for row in rows], affine_coefficients(rng, flip, self.smallest))
         return Batch(pictures, self.ids[captions, kinds])

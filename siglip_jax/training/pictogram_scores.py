@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Float
 
 from siglip_jax.training.pictogram_set import NEAR_DUPLICATE, Pictograms, load_split
+from siglip_jax.training.pictogram_sources import OTHER_STYLES
+from siglip_jax.training.pictogram_styles import ON_PHOTOGRAPHS
 
 Scores = dict[str, int | float]
 Encode = Callable[[list], np.ndarray]  # n pictures (64, 64, 4) uint8, or n texts, to (n, embed) unit vectors
@@ -48,6 +50,8 @@ def scores_of(
 def report(data: str | Path, encode_images: Encode, encode_texts: Encode) -> dict[str, Scores]:
     """All figures of the card, by name; `data` is where `siglip_jax.training.pictograms` wrote the splits.
 
+    Sets of other styles are measured where `siglip_jax.training.pictogram_styles` has written them.
+
     Raises:
       FileNotFoundError: a split is missing.
     """
@@ -59,7 +63,7 @@ def report(data: str | Path, encode_images: Encode, encode_texts: Encode) -> dic
         return split.subset(lambda row: row["near"] <= NEAR_DUPLICATE)
 
     unseen = distant(clip_art.subset(lambda row: row["caption"] not in trained))
-    return {
+    figures = {
         "fluent3d": scores_of(fluent, *encode),
         f"fluent3d, near <= {NEAR_DUPLICATE}": scores_of(
             distant(fluent), *encode, names=[row["caption"] for row in fluent.rows]
@@ -70,3 +74,7 @@ def report(data: str | Path, encode_images: Encode, encode_texts: Encode) -> dic
         "clipart_test": scores_of(clip_art, *encode),
         f"clipart_test, unseen captions, near <= {NEAR_DUPLICATE}": scores_of(unseen, *encode),
     }
+    for style in (*OTHER_STYLES, ON_PHOTOGRAPHS):
+        if (Path(data) / f"{style}.npz").is_file():
+            figures[style] = scores_of(load_split(data, style), *encode)
+    return figures

@@ -27,6 +27,12 @@ NPM_PACKAGES = {  # versions pinned: other drawings or captions would make anoth
     "@lobehub/fluent-emoji-3d": "1.1.0",
     "emojibase-data": "17.0.0",
 }
+OTHER_STYLES = {  # drawings to measure on and never to train on: outlines, and glyphs of one colour
+    "openmoji": "1.2.29",
+    "emojione-monotone": "1.2.1",
+    "fluent-emoji-high-contrast": "1.2.6",
+    "tabler": "1.2.41",
+}
 CLIP_ART_PACKAGE = "openclipart-svg"
 
 # Maps, icons, playing cards and the like: not pictures of the thing that their title names.
@@ -67,6 +73,23 @@ def _run(command: list[str], directory: Path) -> None:
         raise ValueError(f"{' '.join(command)} failed ({done.returncode}): {reason}")
 
 
+def fetch_styles(downloads: Path) -> None:
+    """Downloads into `downloads`/npm the drawings of `OTHER_STYLES` that are not there yet, 4 MB in all.
+
+    Raises:
+      FileNotFoundError: npm is not installed.
+      ValueError: a download failed.
+    """
+    _fetch_npm(downloads, {f"@iconify-json/{style}": version for style, version in OTHER_STYLES.items()})
+
+
+def _fetch_npm(downloads: Path, packages: dict[str, str]) -> None:
+    (downloads / "npm").mkdir(parents=True, exist_ok=True)
+    for name, version in packages.items():
+        if not _archive(downloads, name).is_file():
+            _run(["npm", "pack", f"{name}@{version}"], downloads / "npm")
+
+
 def fetch(downloads: Path) -> None:
     """Downloads into `downloads`/npm and `downloads`/deb whatever is not there yet, 38 MB in all.
 
@@ -74,17 +97,15 @@ def fetch(downloads: Path) -> None:
       FileNotFoundError: npm or apt-get is not installed.
       ValueError: a download failed.
     """
-    for kind in ("npm", "deb"):
-        (downloads / kind).mkdir(parents=True, exist_ok=True)
-    for name, version in NPM_PACKAGES.items():
-        if not _archive(downloads, name).is_file():
-            _run(["npm", "pack", f"{name}@{version}"], downloads / "npm")
+    _fetch_npm(downloads, NPM_PACKAGES)
+    (downloads / "deb").mkdir(parents=True, exist_ok=True)
     if not list((downloads / "deb").glob(f"{CLIP_ART_PACKAGE}_*.deb")):
         _run(["apt-get", "download", CLIP_ART_PACKAGE], downloads / "deb")
 
 
 def _archive(downloads: Path, name: str) -> Path:
-    return downloads / "npm" / f"{name.replace('@', '').replace('/', '-')}-{NPM_PACKAGES[name]}.tgz"
+    version = NPM_PACKAGES.get(name) or OTHER_STYLES[name.removeprefix("@iconify-json/")]
+    return downloads / "npm" / f"{name.replace('@', '').replace('/', '-')}-{version}.tgz"
 
 
 def package_files(downloads: Path, name: str, pattern: str) -> dict[str, bytes]:
@@ -146,6 +167,15 @@ def _icon_names(concept: dict[str, Any]) -> Iterator[str]:
         yield from filter(None, (slug, f"{slug}face", slug.replace("face", "")))
 
 
+def _svg(icons: dict[str, Any], name: str) -> str:
+    """One icon of a set, as a document of its own."""
+    icon = icons["icons"][name]
+    width, height = (icon.get(k, icons.get(k, 16)) for k in ("width", "height"))
+    box = f'viewBox="{icon.get("left", 0)} {icon.get("top", 0)} {width} {height}" width="{width}" height="{height}"'
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f"<svg {spaces} {box}>{icon['body']}</svg>"
+
+
 def vendor_pictures(downloads: Path, vendor: str, concepts: list[dict[str, Any]]) -> list[Source]:
     """A vendor's drawing, as SVG text, of every concept that it has, found by code points, else by name."""
     files = package_files(downloads, f"@iconify-json/{vendor}", r"(icons|chars)\.json")
@@ -153,20 +183,26 @@ def vendor_pictures(downloads: Path, vendor: str, concepts: list[dict[str, Any]]
     by_code = {_code_points(code): name for code, name in json.loads(files.get("chars.json", b"{}")).items()}
     by_slug = {_slug(name): name for name in icons["icons"]}
 
-    def svg(name: str) -> str:
-        icon = icons["icons"][name]
-        width, height = (icon.get(k, icons.get(k, 16)) for k in ("width", "height"))
-        box = f'viewBox="{icon.get("left", 0)} {icon.get("top", 0)} {width} {height}" width="{width}" height="{height}"'
-        spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-        return f"<svg {spaces} {box}>{icon['body']}</svg>"
-
     found = []
     for concept in concepts:
         name = by_code.get(_code_points(concept["row"]["concept"]))
         if name not in icons["icons"]:
             name = next((by_slug[slug] for slug in _icon_names(concept) if slug in by_slug), None)
         if name is not None:
-            found.append(Source({"source": vendor} | concept["row"], svg(name)))
+            found.append(Source({"source": vendor} | concept["row"], _svg(icons, name)))
+    return found
+
+
+def line_icons(downloads: Path, name: str, concepts: list[dict[str, Any]]) -> list[Source]:
+    """The icons of a set of thin lines named as an emoji is, "face" left out; filled ones are passed by."""
+    icons = json.loads(package_files(downloads, f"@iconify-json/{name}", r"icons\.json")["icons.json"])
+    by_slug = {_slug(icon): icon for icon in icons["icons"] if not icon.endswith(("-filled", "-off"))}
+    found = []
+    for concept in concepts:
+        label = _slug(concept["label"])
+        icon = by_slug.get(label) or by_slug.get(label.removesuffix("face"))
+        if icon is not None:
+            found.append(Source({"source": name} | concept["row"], _svg(icons, icon)))
     return found
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from siglip_jax.models import SiglipModel
 from siglip_jax.training import embedded_model as em
+from siglip_jax.training import embedded_recipe, embedded_step, embedded_styles
 from siglip_jax.training.embedded_augmentation import affine_coefficients, restyle, warp
 from siglip_jax.training.embedded_batches import Batch, Batches, texts_of
 from siglip_jax.training.embedded_vocabulary import canonical, corpus, write_vocabulary
@@ -70,7 +71,9 @@ def compiled_once():
     make_optimizer = functools.cache(em.make_optimizer)
     initial_state = functools.cache(em.initial_state)
 
-    def fresh_state(model, recipe, optimizer):
+    def fresh_state(model, recipe, optimizer, start=None):
+        if start is not None:
+            return embedded_step.initial_state(model, recipe, optimizer, start)
         return jax.tree.map(jnp.copy, initial_state(model, recipe, optimizer))  # a step gives its state away
 
     with pytest.MonkeyPatch.context() as patch:
@@ -129,13 +132,13 @@ class TestTraining:
 
 class TestStep:
     def test_learning_rate_warms_up_and_ends_at_its_fraction(self):
-        rate = em.learning_rate(em.Recipe(steps=1000, warmup=100, final_rate=0.02), 0.5)
+        rate = embedded_step.learning_rate(em.Recipe(steps=1000, warmup=100, final_rate=0.02), 0.5)
         np.testing.assert_allclose([rate(0), rate(50), rate(100), rate(550), rate(1000)], [0, 0.25, 0.5, 0.255, 0.01])
 
     def test_muon_takes_the_dense_kernels_and_only_them(self, model):
         params = em.initial_state(model, TINY, em.make_optimizer(TINY))["params"]
-        chosen = em._muon_dimensions(params)
-        leaf = (type(None), em.optax.contrib.MuonDimensionNumbers)
+        chosen = embedded_step._muon_dimensions(params)
+        leaf = (type(None), embedded_step.optax.contrib.MuonDimensionNumbers)
         flat = jax.tree_util.tree_leaves_with_path(chosen, is_leaf=lambda x: isinstance(x, leaf))
         muon = {jax.tree_util.keystr(path) for path, choice in flat if choice is not None}
         assert "['vision_model']['encoder']['layers_0']['mlp']['fc1']['kernel']" in muon
@@ -166,10 +169,95 @@ class TestStep:
         def loss(params, pictures, ids):
             pixels = restyle(jax.random.key(0), pictures)
             out = model.apply({"params": params}, input_ids=ids, pixel_values=pixels)
-            return em.sigmoid_loss_of_logits(out.logits_per_image, jnp.eye(len(pixels), len(ids), dtype=bool))
+            return embedded_step.sigmoid_loss_of_logits(
+                out.logits_per_image, jnp.eye(len(pixels), len(ids), dtype=bool)
+            )
 
         params = em.initial_state(model, TINY, em.make_optimizer(TINY))["params"]
         assert jax.eval_shape(loss, params, *batches(0)).shape == ()  # tracing is where strictness is checked
+
+    def test_shrunk_pictures_keep_their_colours_and_place(self):
+        pixels = jnp.full((1, 64, 64, 3), -0.5).at[:, :32].set(0.5)
+        small = np.asarray(embedded_step.shrunk(pixels, 48))
+        assert small.shape == (1, 48, 48, 3)
+        np.testing.assert_allclose(small[:, :22], 0.5, rtol=1e-6)
+        np.testing.assert_allclose(small[:, -22:], -0.5, rtol=1e-6)
+        np.testing.assert_allclose(small + small[:, ::-1], 0.0, atol=1e-6)
+
+
+class TestStages:
+    def test_first_steps_are_small_and_the_others_whole(self, tmp_path, batches, model, monkeypatch):
+        sizes = []
+
+        def make_step(model, recipe, optimizer, size):
+            def step(state, pictures, ids):
+                sizes.append(size)
+                return state | {"step": state["step"] + 1}, jnp.zeros(())
+
+            return step
+
+        monkeypatch.setattr(em, "make_step", make_step)
+        monkeypatch.setattr(em, "initial_state", lambda *_: {"step": jnp.zeros((), jnp.int32)})
+        recipe = dataclasses.replace(TINY, steps=5, low_steps=3, low_size=32)
+        em.train(model, batches, recipe, tmp_path, save_every=2, stop_at=2)
+        em.train(model, batches, recipe, tmp_path)
+        assert sizes == [32, 32, 32, 64, 64]
+
+    def test_the_loss_of_a_small_wide_step_is_strict_about_types(self, batches, model):
+        def loss(params, pictures, ids):
+            pixels = embedded_step.shrunk(embedded_styles.restyle_widely(jax.random.key(0), pictures), 32)
+            out = model.apply({"params": params}, input_ids=ids, pixel_values=pixels, interpolate_pos_encoding=True)
+            return out.logits_per_image
+
+        params = em.initial_state(model, TINY, em.make_optimizer(TINY))["params"]
+        assert jax.eval_shape(loss, params, *batches(0)).shape == (4, 6)  # tracing is where strictness is checked
+
+    def test_a_grown_model_sees_an_enlarged_patch_as_it_was_seen(self, model):
+        params = jax.tree.map(np.asarray, embedded_step.initial_state(model, TINY, em.make_optimizer(TINY))["params"])
+        finer = dataclasses.replace(TINY, patch_size=8)
+        grown = embedded_recipe.grown(TINY.config(64), params, finer)
+        new = SiglipModel(finer.config(64))
+        patches = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
+        enlarged = patches[:, :8, :8].repeat(2, axis=1).repeat(2, axis=2)
+        kernels = [p["vision_model"]["embeddings"]["patch_embedding"]["kernel"] for p in (params, grown)]
+        old_seen = np.einsum("hwc,hwcd->d", enlarged[0], kernels[0])
+        new_seen = np.einsum("hwc,hwcd->d", patches[0, :8, :8], kernels[1])
+        np.testing.assert_allclose(new_seen, old_seen, atol=1e-4)
+        assert new.apply({"params": grown}, patches, method="get_image_features").shape == (1, 64)
+        assert embedded_recipe.grown(TINY.config(64), params, TINY) is params
+
+    @pytest.mark.usefixtures("optax_types")
+    def test_the_start_outlives_the_training_that_begins_there(self, tmp_path, batches, model):
+        start = jax.tree.map(jnp.asarray, em.initial_state(model, TINY, em.make_optimizer(TINY))["params"])
+        trained = em.train(model, batches, TINY, tmp_path, stop_at=2, start=start)[
+            "average"
+        ]  # the rate of the first step is 0
+        middle = embedded_recipe.blended(start, trained, 0.5)
+        for a, m, b in zip(*map(jax.tree.leaves, (start, middle, trained)), strict=True):
+            np.testing.assert_allclose(m, (a + b) / 2, rtol=1e-5, atol=1e-6)
+        assert not np.array_equal(start["logit_bias"], trained["logit_bias"])
+
+    def test_stages_follow_each_other_and_done_ones_are_not_done_again(self, tmp_path, monkeypatch):
+        trained = []
+
+        def train(model, batches, recipe, work, start):
+            trained.append((work.name, recipe, None if start is None else int(start["mark"])))
+            return {"average": {"mark": np.asarray(2 * len(trained))}}
+
+        monkeypatch.setattr(em, "train", train)
+        monkeypatch.setattr(em, "grown", lambda config, params, recipe: params)
+        monkeypatch.setattr(em, "load_split", lambda *_: pictograms())
+        monkeypatch.setattr(em, "write_vocabulary", lambda lines, path: write_vocabulary(lines, path, size=90))
+        monkeypatch.setattr(em, "export", lambda out, model, params, processor: trained.append(int(params["mark"])))
+        second = dataclasses.replace(TINY, seed=1, wide=True, blend=0.5)
+        em.run(tmp_path, tmp_path / "out", tmp_path / "run", stages=(TINY, second))
+        assert trained == [("stage1", TINY, None), ("stage2", second, 2), 3]  # half way from 2 to 4
+
+    def test_the_stages_are_a_model_that_is_only_tuned_further(self):
+        first, *others = embedded_recipe.STAGES
+        assert len({recipe.seed for recipe in embedded_recipe.STAGES}) == len(embedded_recipe.STAGES)
+        for recipe in others:
+            assert recipe.vision_width == first.vision_width and recipe.positions == first.positions
 
 
 class TestBatches:
@@ -226,6 +314,26 @@ class TestAugmentation:
         assert pixels.min() >= -1 and pixels.max() <= 1
         white = (pixels[:, 0, 0] == 1).all(axis=-1).mean()
         assert 0.6 < white < 0.9
+
+    def test_widely_restyled_pixels_are_in_range_and_not_all_on_white(self, batches):
+        pictures = np.stack([np.asarray(picture) for picture in batches.images] * 16)
+        pixels = np.asarray(jax.jit(embedded_styles.restyle_widely)(jax.random.key(0), pictures))
+        assert pixels.shape == (192, 64, 64, 3) and pixels.dtype == np.float32
+        assert np.isfinite(pixels).all() and pixels.min() >= -1 and pixels.max() <= 1
+        white = (pixels[:, 0, 0] > 0.85).all(axis=-1)  # soft ink leaves a trace of itself on the paper
+        assert 0.35 < white.mean() < 0.65
+        busy = slice(round(0.2 * 192), round(0.2 * 192) + round(0.35 * 192))
+        assert white[busy].mean() < 0.15 < 0.6 < np.delete(white, np.r_[busy]).mean()  # noise can be white, too
+
+    def test_ink_follows_edges_and_leaves_the_border_of_the_picture_alone(self):
+        alpha = jnp.zeros((8, 1, 64, 64)).at[:, :, 20:44, 20:].set(1.0)  # it touches the right border
+        rgb = jnp.full((8, 3, 64, 64), 0.9)
+        shown, cover = embedded_styles.redraw(jax.random.key(1), rgb, alpha)
+        ink = np.asarray(embedded_styles._ink(jax.random.key(1), rgb, alpha))[:, 0]
+        assert (ink[:, 32, 19:21].max(axis=1) > 0.5).all()
+        assert (ink[:, 32, 30:] < 0.05).all() and (ink[:, :10] < 0.05).all()
+        assert shown.shape == rgb.shape and cover.shape == alpha.shape
+        assert (np.asarray(cover) >= 0).all() and (np.asarray(cover) <= 1).all()
 
 
 class TestVocabulary:
