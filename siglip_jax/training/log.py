@@ -4,12 +4,19 @@ import contextlib
 import json
 import math
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jax
+import numpy as np
+
 from siglip_jax.files import write_atomically
+
+NAMED = 5  # unreadable examples named in a line of the log; all are counted
 
 
 class Log:
@@ -92,3 +99,38 @@ def progress_bar(total: int, done: int) -> Iterator[Callable[[int, str], None]]:
     with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=total, completed=done)
         yield lambda done, words: bar.update(task, completed=done, description=words)
+
+
+class Window:
+    """Figures since the last line of the log."""
+
+    def __init__(self, done: int):
+        self.first, self.began = done, time.monotonic()
+        self.waited = 0.0
+        self.steps: list[dict[str, float]] = []
+        self.reasons: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.waited += time.monotonic() - start
+
+    def unreadable(self, names: tuple[str, ...]) -> None:
+        self.reasons.update(names)
+
+    def add(self, metrics: Mapping[str, jax.Array]) -> int:
+        """Waits for a step's figures; returns how many steps in a row were not finite."""
+        values = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
+        bad = int(values.pop("skipped_in_a_row"))
+        self.steps.append(values)
+        return bad
+
+    def line(self, done: int) -> dict[str, Any]:
+        seconds = max(time.monotonic() - self.began, 1e-9)
+        finite = [values for values in self.steps if np.isfinite(values["loss"])] or self.steps
+        line: dict[str, Any] = {name: float(np.mean([values[name] for values in finite])) for name in finite[0]}
+        line |= {"steps_per_second": (done - self.first) / seconds, "data_wait": self.waited / seconds}
+        if self.reasons:
+            line["unreadable"] = list(self.reasons)[:NAMED]
+        return line

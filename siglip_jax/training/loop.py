@@ -4,25 +4,23 @@ import contextlib
 import dataclasses
 import signal
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from siglip_jax.parallel.distributed import global_batch
-from siglip_jax.training.log import Log, progress_bar
+from siglip_jax.training.log import Log, Window, progress_bar
 from siglip_jax.training.saving import Saver
 from siglip_jax.training.step import TrainState
 
 PATIENCE = 10  # steps in a row that are not finite, before the run goes back to its last checkpoint
 ROLLBACKS = 3  # times it does so without having reached a further checkpoint
 IN_FLIGHT = 2  # steps handed to the devices and not yet done
-NAMED = 5  # unreadable examples named in a line of the log; all are counted
 
 Evaluate = Callable[[TrainState], Mapping[str, float]]
 
@@ -101,8 +99,12 @@ def train(
       ValueError: if the directory holds a run of another identity or data, or the loss stays not finite.
     """
     run.directory.mkdir(parents=True, exist_ok=True)
-    loop = _Loop(step, data, steps, run, dict(identity), figures, evaluate, mesh)
-    with Saver(run.directory / "checkpoints", run.keep, run.best) as saver, _signals() as asked_to_stop:
+    with (
+        Saver(run.directory / "checkpoints", run.keep, run.best) as saver,
+        _signals() as asked_to_stop,
+        contextlib.ExitStack() as opened,
+    ):
+        loop = _Loop(step, data, steps, run, dict(identity), figures, evaluate, mesh, opened)
         return loop.run(state, saver, asked_to_stop)
 
 
@@ -117,6 +119,7 @@ class _Loop:
     evaluate: Evaluate | None
     mesh: Mesh | None
 
+    opened: contextlib.ExitStack  # closes the data, whose workers would outlive an error
     offset: int = 0  # batches that were passed over by going back
     unreadable: int = 0  # examples
     seconds: float = 0.0  # of earlier sessions
@@ -132,8 +135,8 @@ class _Loop:
             return Outcome(state, done, False)
         began = time.monotonic() - self.seconds
         with self._log(done) as log, progress_bar(self.steps, done) as advance:
-            window = _Window(done)
-            batches = self.data.batches(done + self.offset)
+            window = Window(done)
+            batches = self._batches(done)
             in_flight: deque[Mapping[str, jax.Array]] = deque()
             while done < self.steps:
                 with window.waiting():
@@ -155,28 +158,35 @@ class _Loop:
                 if bad >= PATIENCE:
                     state, done = self._go_back(saver, state, done, log)
                     in_flight.clear()
-                    window = _Window(done)
-                    batches = self.data.batches(done + self.offset)
+                    window = Window(done)
+                    batches = self._batches(done)
                     continue
                 if log_now:
                     line = window.line(done) | self._counts(state)
                     line |= {**self.figures(done, line["steps_per_second"]), "seconds": time.monotonic() - began}
                     advance(done, f"loss {line['loss']:.4g}")
                     log.write(done, line)
-                    window = _Window(done)
+                    window = Window(done)
                 if last or (save_due and not bad):  # to go back to before what is going wrong
                     self.seconds = time.monotonic() - began
-                    judged = self._save(saver, done, state)
+                    # Whoever stops a program waits only so long: no evaluation then.
+                    judged = self._save(saver, done, state, judge=not stop)
                     if judged:
                         log.write(done, judged)
-                    window = _Window(done)  # saving and evaluating are not training
+                    window = Window(done)  # saving and evaluating are not training
                 if stop:
                     break
             saver.wait()
-            close = getattr(batches, "close", None)
-            if close is not None:
-                close()
         return Outcome(state, done, done < self.steps)
+
+    def _batches(self, done: int) -> Iterator[Any]:
+        """Returns the batches from the one after `done` steps on; those before them are let go of."""
+        self.opened.close()
+        batches = self.data.batches(done + self.offset)
+        close = getattr(batches, "close", None)
+        if close is not None:
+            self.opened.callback(close)
+        return batches
 
     def _log(self, done: int) -> Log:
         """Opens the log; processes other than the first keep theirs beside it, for what only they can see."""
@@ -189,8 +199,8 @@ class _Loop:
     def _counts(self, state: TrainState) -> dict[str, int]:
         return {"skipped_steps": int(state.skipped), "unreadable_examples": self.unreadable}
 
-    def _save(self, saver: Saver, done: int, state: TrainState) -> Mapping[str, float]:
-        judged = self.evaluate(state) if self.evaluate is not None and done else {}
+    def _save(self, saver: Saver, done: int, state: TrainState, judge: bool = False) -> Mapping[str, float]:
+        judged = self.evaluate(state) if self.evaluate is not None and judge else {}
         facts = {"identity": self.identity, "data": self.data.fingerprint, "offset": self.offset}
         saver.save(done, state, facts | {"unreadable": self.unreadable, "seconds": self.seconds}, judged)
         if done:
@@ -244,41 +254,6 @@ def check_same_run(directory: Path, facts: Mapping[str, Any], identity: Mapping[
             f"{directory} holds a run with another {', '.join(differing)}; give another output directory, or the same"
             " options"
         )
-
-
-class _Window:
-    """Figures since the last line of the log."""
-
-    def __init__(self, done: int):
-        self.first, self.began = done, time.monotonic()
-        self.waited = 0.0
-        self.steps: list[dict[str, float]] = []
-        self.reasons: Counter[str] = Counter()
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        self.waited += time.monotonic() - start
-
-    def unreadable(self, names: tuple[str, ...]) -> None:
-        self.reasons.update(names)
-
-    def add(self, metrics: Mapping[str, jax.Array]) -> int:
-        """Waits for a step's figures; returns how many steps in a row were not finite."""
-        values = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
-        bad = int(values.pop("skipped_in_a_row"))
-        self.steps.append(values)
-        return bad
-
-    def line(self, done: int) -> dict[str, Any]:
-        seconds = max(time.monotonic() - self.began, 1e-9)
-        finite = [values for values in self.steps if np.isfinite(values["loss"])] or self.steps
-        line: dict[str, Any] = {name: float(np.mean([values[name] for values in finite])) for name in finite[0]}
-        line |= {"steps_per_second": (done - self.first) / seconds, "data_wait": self.waited / seconds}
-        if self.reasons:
-            line["unreadable"] = list(self.reasons)[:NAMED]
-        return line
 
 
 @contextlib.contextmanager

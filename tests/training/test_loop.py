@@ -30,10 +30,17 @@ class Data:
     fingerprint = "numbers"
 
     def __init__(self, spoil=lambda number: None):
-        self.spoil, self.asked = spoil, []
+        self.spoil, self.asked, self.open = spoil, [], 0
 
     def batches(self, start=0):
         number = start
+        self.open += 1
+        try:
+            yield from self._batches(number)
+        finally:
+            self.open -= 1
+
+    def _batches(self, number):
         while True:
             self.asked.append(number)
             x = np.random.default_rng(number).normal(size=(8, 16)).astype(np.float32)
@@ -120,12 +127,14 @@ def test_a_run_of_lost_steps_goes_back_and_on_with_other_data(tmp_path):
     outcome = run(tmp_path, data)
     assert outcome.steps == 20 and np.isfinite(np.asarray(outcome.state.trained["fc1"]["kernel"])).all()
     assert [line["rolled_back_to"] for line in lines(tmp_path) if "rolled_back_to" in line] == [5]
-    assert max(data.asked) >= 20 + PATIENCE  # what made it go wrong was passed over
+    assert data.open == 0 and max(data.asked) >= 20 + PATIENCE  # what made it go wrong was passed over
 
 
 def test_data_that_are_never_finite_end_the_run_with_advice(tmp_path):
+    data = Data(lambda number: "nan")
     with pytest.raises(ValueError, match=f"{PATIENCE} steps in a row, {ROLLBACKS + 1} times.*lower the rate"):
-        run(tmp_path, Data(lambda number: "nan"), steps=100)
+        run(tmp_path, data, steps=100)
+    assert data.open == 0  # worker processes would go on
 
 
 def test_another_recipe_or_other_data_are_refused_by_name(tmp_path):
