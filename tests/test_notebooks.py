@@ -132,7 +132,7 @@ def ring(everything: str):
 
 def finetune(everything: str):
     table = everything[everything.rindex("share that is right") :]
-    rows = re.findall(r"^(\w+ \w+ ?\w*?) +(\d\.\d+) +(\d\.\d+) +(\d\.\d+)$", table, re.MULTILINE)
+    rows = re.findall(r"^(\w+ \w+(?: \w+)?) +(\d\.\d+) +(\d\.\d+) +(\d\.\d+)$", table, re.MULTILINE)
     before, after, lora = ({row[0]: float(row[i]) for row in rows} for i in (1, 2, 3))
     assert before.keys() == {
         "new drawings",
@@ -144,7 +144,7 @@ def finetune(everything: str):
     assert before["new drawings"] < 0.1 and before["the symbol alone"] < 0.15
     for trained in (after, lora):
         assert trained["new drawings"] > 0.55
-        assert before["new combinations"] + 0.15 < trained["new combinations"] < trained["new drawings"]
+        assert before["new combinations"] + 0.1 < trained["new combinations"] < trained["new drawings"]
         assert trained["the ink alone"] > 0.95
         assert trained["the old examples"] < before["the old examples"] - 0.1  # "what it forgot"
     assert "175,106 of 3,236,098 parameters are trained" in everything  # "a twentieth"
