@@ -18,7 +18,8 @@ nbclient = pytest.importorskip("nbclient")
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 DIGIT = 0.1  # the last digit that is printed may round the other way
-TOLERANCES = {"04_finetune": 0.25}  # of shares of 1: some hundred steps of training make much of little
+SECONDS = 300  # on two cores that are shared; alone, none takes half of it
+TOLERANCES = {"04_finetune": 0.35}  # of shares of 1: some hundred steps of training make much of little
 
 
 def texts(notebook) -> list[str]:
@@ -49,7 +50,7 @@ def executed(notebook, tmp_path_factory):
     cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}
     start = time.monotonic()
     client = nbclient.NotebookClient(
-        fresh, timeout=120, kernel_name="python3", resources={"metadata": {"path": folder}}
+        fresh, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": folder}}
     )
     client.execute(env=os.environ | cache | {"PYTHONPATH": str(Path(siglip_jax.__file__).parent.parent)})
     fresh.metadata["seconds"] = time.monotonic() - start
@@ -69,7 +70,7 @@ def test_committed_with_its_outputs(notebook):
 
 def test_runs_and_says_the_same(request, notebook, executed):
     tolerance = TOLERANCES.get(request.node.callspec.params["notebook"].stem, DIGIT)
-    assert executed.metadata["seconds"] < 120
+    assert executed.metadata["seconds"] < SECONDS
     assert len(figures(executed)) == len(figures(notebook)) > 0
     for found, committed in zip(texts(executed), texts(notebook), strict=True):
         assert NUMBER.sub("#", found).split() == NUMBER.sub("#", committed).split()

@@ -60,7 +60,7 @@ def test_softmax_loss_from_nothing(train):
 def test_lit_learns_a_new_text_tower_on_embeddings(train, sigmoid):
     options = ("--batch-size", 16, "--optimizer.rate", 0.005, "--scan-layers")
     figures, model = train("lit", "lit", 400, *options, model=sigmoid[1])
-    assert figures["top1"] >= 0.5
+    assert figures["top1"] >= 0.4
     assert (train.home / "lit" / "image_embeds" / "0" / "000000000000.npy").is_file()
 
 
