@@ -1,6 +1,6 @@
 """Where the answer is known the trainer reaches it: each recipe, by its command, on pictures it has not seen.
 
-Sixteen kinds of pictures, four colours by four forms; chance is 6 %, and 25 % of the forms alone.
+Sixteen kinds of pictures, four colours by four forms; chance is 6 % and 31 % among five, and 25 % of the forms alone.
 """
 
 import json
@@ -45,22 +45,22 @@ def train(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sigmoid(train):
-    return train("sigmoid", "finetune", 800, *FROM_NOTHING)
+    return train("sigmoid", "finetune", 1000, *FROM_NOTHING)
 
 
 def test_sigmoid_loss_from_nothing(sigmoid):
-    assert sigmoid[0]["top1"] >= 0.4
+    assert sigmoid[0]["top1"] >= 0.3 and sigmoid[0]["top5"] >= 0.9
 
 
 def test_softmax_loss_from_nothing(train):
-    figures, _ = train("softmax", "finetune", 600, *FROM_NOTHING, "--loss", "softmax")
-    assert figures["top1"] >= 0.4
+    figures, _ = train("softmax", "finetune", 1000, *FROM_NOTHING, "--loss", "softmax")
+    assert figures["top1"] >= 0.3 and figures["top5"] >= 0.9
 
 
 def test_lit_learns_a_new_text_tower_on_embeddings(train, sigmoid):
     options = ("--batch-size", 16, "--optimizer.rate", 0.005, "--scan-layers")
-    figures, model = train("lit", "lit", 400, *options, model=sigmoid[1])
-    assert figures["top1"] >= 0.4
+    figures, model = train("lit", "lit", 500, *options, model=sigmoid[1])
+    assert figures["top1"] >= 0.3 and figures["top5"] >= 0.9
     assert (train.home / "lit" / "image_embeds" / "0" / "000000000000.npy").is_file()
 
 
@@ -82,7 +82,7 @@ def test_lora_learns_other_words(train, sigmoid):
             (test / renamed(folder.name) / path.name).write_bytes(path.read_bytes())
     options = ("--batch-size", 16, "--optimizer.rate", 0.01)
     figures, _ = train("lora", "lora", 500, *options, model=sigmoid[1], data=data, test=test)
-    assert figures["top1"] >= 0.4
+    assert figures["top1"] >= 0.3 and figures["top5"] >= 0.9
 
 
 @pytest.mark.parametrize("recipe", ["linear-probe", "classification"])

@@ -15,6 +15,7 @@ from siglip_jax.parallel.rules import shard_params
 from siglip_jax.training.objective import Pairs
 from siglip_jax.training.optimizer import make_optimizer, treatments
 from siglip_jax.training.recipe import Optimizer
+from siglip_jax.training.rules import LOGITS
 from siglip_jax.training.step import Step, init_state, make_step
 from tests.training import steps
 
@@ -62,7 +63,9 @@ def test_accumulated_gradients_are_those_of_the_large_batch(whole, parts, device
     assert found.keys() == expected.keys()
     largest = max(np.abs(x).max() for x in expected.values())
     for path, x in expected.items():
-        scale = largest if path.endswith("k_proj/bias") else np.abs(x).max()  # no gradient there but rounding
+        scale = np.abs(x).max()
+        if path.endswith("k_proj/bias") or path in LOGITS:  # nothing there but rounding, or large terms of both signs
+            scale = largest
         # Sums in another order differ by this much; a factor or a part left out is far more.
         assert np.abs(found[path] - x).max() <= 3e-6 * scale, path
 
