@@ -1,11 +1,13 @@
 """Batches for the embedded model: which captions and pictures a training step sees. Pure functions of (seed, step)."""
 
+import hashlib
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int32, Shaped, UInt8
 from PIL import Image
 
 from siglip_jax.training.embedded_augmentation import affine_coefficients, warp
@@ -29,6 +31,16 @@ class Batch(NamedTuple):
 
     pictures: UInt8[np.ndarray, "n 64 64 4"]
     input_ids: Int32[np.ndarray, "m positions"]
+    skipped: tuple[str, ...] = ()  # all can be read
+
+    @property
+    def arrays(self) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """What the training step takes."""
+        groups = {
+            "image_groups": np.arange(len(self.pictures), dtype=np.int32),
+            "text_groups": np.arange(len(self.input_ids), dtype=np.int32),
+        }
+        return {"pixels": self.pictures, "input_ids": self.input_ids} | groups
 
 
 def texts_of(caption: str, tags: list[str], rng: np.random.Generator) -> list[str]:
@@ -98,6 +110,13 @@ class Batches:
             + [WITH_TAGS / TAG_TEXTS] * TAG_TEXTS
             + [TAGS_ONLY / TAG_TEXTS] * TAG_TEXTS
         )
+        drawn = hashlib.sha256(train.images.tobytes())
+        drawn.update(self.ids.tobytes())
+        self.fingerprint = f"{drawn.hexdigest()[:16]}, {pictures} pictures, {texts} texts, seed {seed}, {smallest}"
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Yields the batches of the steps from `start` on, without end."""
+        return map(self, itertools.count(start))
 
     def __call__(self, step: int) -> Batch:
         """The batch of `step`, the same whenever it is asked for."""

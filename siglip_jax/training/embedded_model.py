@@ -1,4 +1,4 @@
-"""Trains the model that the package carries: a SigLIP for 64-pixel pictograms, on a CPU, in about an hour.
+"""Trains the model that the package carries: a SigLIP for 64-pixel pictograms, on a CPU, in a few hours.
 
     python -m siglip_jax.training.pictograms DATA
     python -m siglip_jax.training.embedded_model DATA OUT
@@ -10,12 +10,11 @@ the end. Needs the extra `train`.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,94 +23,44 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from siglip_jax.checkpoints.table import flatten
 from siglip_jax.models import SiglipModel
 from siglip_jax.models.siglip import normalize
 from siglip_jax.processing import SiglipImageProcessorPil, SiglipProcessor, SiglipTokenizer
-from siglip_jax.training.embedded_batches import Batch, Batches
-from siglip_jax.training.embedded_recipe import SIZE, STAGES, Recipe, blended, grown
-from siglip_jax.training.embedded_state import keep_log_until, restore_state, save_state
-from siglip_jax.training.embedded_step import initial_state, make_optimizer, make_step
+from siglip_jax.training.embedded_batches import Batches
+from siglip_jax.training.embedded_objective import make_objective, random_params
+from siglip_jax.training.embedded_recipe import SIZE, STAGES, Stage, blended, grown
 from siglip_jax.training.embedded_vocabulary import corpus, write_vocabulary
+from siglip_jax.training.loop import Outcome, Run, train
+from siglip_jax.training.optimizer import make_optimizer, make_schedule, treatments
 from siglip_jax.training.pictogram_scores import Scores, report
 from siglip_jax.training.pictogram_set import load_split
+from siglip_jax.training.recipe import steps_of
+from siglip_jax.training.step import Step, init_state, make_step
 
 DESCRIPTION = "Train the model that the package carries, from the data of siglip_jax.training.pictograms."
+STOPPED = 143  # exit status of a run that a signal stopped
 
 
-@contextmanager
-def _progress(total: int, done: int) -> Iterator[Callable[[float], None]]:
-    """A bar with loss and time left on a terminal; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda loss: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, TimeElapsedColumn
-
-    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("training", total=total, completed=done)
-        yield lambda loss: bar.update(task, advance=1, description=f"loss {loss:.3f}")
-
-
-def train(
-    model: SiglipModel,
-    batches: Callable[[int], Batch],
-    recipe: Recipe,
-    work: Path,
-    *,
-    log_every: int = 20,
-    save_every: int = 250,
-    stop_at: int | None = None,
-    start: Any = None,
-) -> dict[str, Any]:
-    """Runs the recipe, or the rest of it, and returns the final state.
-
-    Args:
-      model: the module to train.
-      batches: gives the batch of a step.
-      recipe: what to run.
-      work: where `state.npz` and `log.jsonl` are kept.
-      log_every: steps between lines of the log.
-      save_every: steps between checkpoints.
-      stop_at: leave after this many steps, as an interruption would; the schedule is not changed by it.
-      start: parameters to start from (default: random ones).
+def train_stage(model: SiglipModel, stage: Stage, params: dict[str, Any], batches: Batches, run: Run) -> Outcome:
+    """Runs a stage, or the rest of it; it takes `params` over.
 
     Raises:
-      ValueError: the loss stopped being finite, or `work` holds a run of another recipe.
+      ValueError: the loss stopped being finite, or the directory holds a run of another stage or other data.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    optimizer = make_optimizer(recipe)
-    state, before = initial_state(model, recipe, optimizer, start), 0.0
-    if (work / "state.npz").is_file():
-        state, before = restore_state(work / "state.npz", state, recipe)
-    first, last = int(state["step"]), min(recipe.steps, stop_at or recipe.steps)
-    step_at = functools.cache(lambda size: make_step(model, recipe, optimizer, size))
-    keep_log_until(work / "log.jsonl", first)
-    losses: list[float] = []
-    since = time.monotonic()
-    batch = batches(first)
-    with _progress(recipe.steps, first) as advance, open(work / "log.jsonl", "a", encoding="utf-8") as log:
-        for done in range(first + 1, last + 1):
-            step = step_at(recipe.low_size if done <= recipe.low_steps else SIZE)
-            state, loss = step(state, batch.pictures, batch.input_ids)
-            if done < last:
-                batch = batches(done)  # made while the step runs
-            losses.append(float(loss))
-            advance(losses[-1])
-            seconds = before + time.monotonic() - since
-            if done % log_every == 0 or done == last:
-                line = {"step": done, "loss": round(float(np.mean(losses)), 5), "seconds": round(seconds, 1)}
-                print(json.dumps(line), file=log, flush=True)
-                if not np.isfinite(losses).all():
-                    raise ValueError(f"the loss is no longer finite at step {done}: lower the learning rates")
-                losses.clear()
-            if done % save_every == 0 or done == last:
-                save_state(work / "state.npz", state, recipe, seconds)
-    return state
+    recipe, units = stage.recipe, {"batch_size": stage.recipe.batch_size, "examples": len(batches.images)}
+    steps = steps_of(recipe.duration, **units)
+    table = treatments(recipe.optimizer, flatten(params))
+    optimizer = make_optimizer(recipe.optimizer, table, make_schedule(recipe.schedule, steps=steps, **units))
+    step = Step(make_objective(model, stage), optimizer, average=recipe.optimizer.average, seed=recipe.seed + 1)
+    state = init_state(params, lambda path: table[path].frozen, optimizer, recipe.optimizer.average is not None)
+    identity = json.loads(json.dumps(dataclasses.asdict(stage)))
+    return train(make_step(step, state), state, batches, steps, run, identity=identity)
 
 
-def make_processor(vocabulary: Path, recipe: Recipe) -> SiglipProcessor:
+def make_processor(vocabulary: Path, positions: int) -> SiglipProcessor:
     """The tokenizer and the image processor of the model: 64 pixels, values in [-1, 1]."""
-    tokenizer = SiglipTokenizer(vocabulary, model_max_length=recipe.positions, model_input_names=["input_ids"])
+    tokenizer = SiglipTokenizer(vocabulary, model_max_length=positions, model_input_names=["input_ids"])
     return SiglipProcessor(SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE}), tokenizer)
 
 
@@ -142,54 +91,65 @@ def evaluate(directory: Path, data: Path) -> dict[str, Scores]:
     return report(data, encode_images, encode_texts)
 
 
-def run(data: Path, out: Path, work: Path, start: Path | None = None, stages: Sequence[Recipe] = STAGES) -> None:
+def run(data: Path, out: Path, work: Path, start: Path | None = None, stages: Sequence[Stage] = STAGES) -> bool:
     """Trains through the stages, each from the averaged weights of the one before, and exports the last ones.
 
     Args:
       data: directory written by `siglip_jax.training.pictograms`.
       out: directory for the model.
-      work: directory for the vocabulary and, in a folder for each stage, checkpoint and log. Stages that are done
+      work: directory for the vocabulary and, in a folder for each stage, checkpoints and log. Stages that are done
         are not done again.
-      start: directory of a model with the same vocabulary, to start from instead of the first stage.
-      stages: the recipes, at least two with a `start`, all with texts of one length.
+      start: directory of a model with the same vocabulary, to start the first stage from.
+      stages: what to run, all with texts of one length, the last one on whole pictures.
+
+    Returns:
+      Whether it came to the end; False if a signal stopped it.
 
     Raises:
-      ValueError: `work` holds a run of another recipe, or a loss stopped being finite.
+      ValueError: `work` holds a run of another stage, or a loss stopped being finite.
     """
     pictograms = load_split(data, "train")
     work.mkdir(parents=True, exist_ok=True)
     write_vocabulary(corpus(pictograms.rows), work / "spiece.model")
-    processor = make_processor(work / "spiece.model", stages[-1])
-
-    def tokenize(texts: list[str]) -> np.ndarray:
-        return processor(text=texts)["input_ids"]
-
+    processor = make_processor(work / "spiece.model", stages[-1].positions)
     config, params = None, None
     if start is not None:
-        model, params = SiglipModel.from_pretrained(start, param_dtype=jnp.float32)
-        config = model.config
-    for number, recipe in enumerate(stages, start=1):
-        if number == 1 and start is not None:
-            continue
-        params = params if config is None or params is None else grown(config, params, recipe)
-        config = recipe.config(processor.tokenizer.vocab_size)
-        batches = Batches(pictograms, tokenize, recipe.pictures, recipe.texts, recipe.seed, recipe.smallest)
-        state = train(SiglipModel(config), batches, recipe, work / f"stage{number}", start=params)
-        params = state["average"] if params is None else blended(params, state["average"], recipe.blend)
+        before, params = SiglipModel.from_pretrained(start, param_dtype=jnp.float32)
+        config = before.config
+    for number, stage in enumerate(stages, start=1):
+        model = SiglipModel(stage.config(processor.tokenizer.vocab_size))
+        first = random_params(model, stage) if params is None or config is None else grown(config, params, stage)
+        params, config = jax.tree.map(jnp.copy, first), model.config
+        recipe = stage.recipe
+        batches = Batches(
+            pictograms,
+            lambda texts: processor(text=texts)["input_ids"],
+            recipe.batch_size,
+            stage.texts,
+            recipe.seed,
+            stage.smallest,
+        )
+        outcome = train_stage(model, stage, first, batches, Run(work / f"stage{number}", save_every=100))
+        if outcome.stopped:
+            return False
+        params = blended(params, outcome.state.average_params, stage.blend)
     export(out, SiglipModel(stages[-1].config(processor.tokenizer.vocab_size)), params, processor)
+    return True
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
     """Command line; see the module's text."""
     parser = argparse.ArgumentParser("python -m siglip_jax.training.embedded_model", description=DESCRIPTION)
     parser.add_argument("data", type=Path, help="directory written by siglip_jax.training.pictograms")
     parser.add_argument("out", type=Path, help="directory for the model")
     parser.add_argument("--work", type=Path, help="directory for checkpoints and logs (default: DATA/run)")
-    parser.add_argument("--start", type=Path, help="directory of a model to start from instead of the first stage")
     options = parser.parse_args(arguments)
-    run(options.data, options.out, options.work or options.data / "run", options.start)
+    if not run(options.data, options.out, options.work or options.data / "run"):
+        print("stopped; the same command goes on", file=sys.stderr)
+        return STOPPED
     print(json.dumps(evaluate(options.out, options.data), indent=2))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,44 +1,55 @@
-"""What the embedded model is trained with: the recipe of each stage, and how a model grows from one to the next."""
+"""What the embedded model is trained with: the stages, and how a model grows from one to the next."""
 
 import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from siglip_jax.checkpoints.checkpoint import Checkpoint
 from siglip_jax.checkpoints.surgery import with_patch_size, with_resolution
 from siglip_jax.configuration import SiglipConfig, SiglipTextConfig, SiglipVisionConfig
+from siglip_jax.training.recipe import Optimizer, Recipe, Schedule
 
-SIZE = 64  # pixels of the model's pictures
+SIZE = 64  # pixels of the drawings, and of what the finished model sees
+
+# Muon's rate is for its matrices; the patches, tables, norms, biases and the two logit scalars are Adam's.
+RATES = ((".*/patch_embedding/kernel", 0.15), (".*/kernel", 1.0), (".*", 0.15))
+DECAYS = ((".*/patch_embedding/kernel", 0.0), (".*/kernel", 1.0), (".*", 0.0))
+
+
+def _recipe(pictures: int, steps: int, warmup: int, rate: float, seed: int) -> Recipe:
+    muon = Optimizer(
+        "muon",
+        rate=rate,
+        rates=RATES,
+        weight_decay=0.02 * rate,
+        decays=DECAYS,
+        beta1=0.95,
+        clip_norm=None,
+        average=0.998,
+    )
+    schedule = Schedule("cosine", warmup=f"{warmup} steps", final=0.02)
+    return Recipe(batch_size=pictures, duration=f"{steps} steps", optimizer=muon, schedule=schedule, seed=seed)
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Everything the result depends on, besides the data."""
+class Stage:
+    """Everything the result of a stage depends on, besides the data and the weights it starts from."""
 
-    steps: int = 3000  # optimizer steps
-    pictures: int = 384  # pictures in a step
+    recipe: Recipe  # optimizer, schedule, duration in steps, seed; the batch counts pictures
     texts: int = 512  # texts in a step; the first ones describe the pictures, the others are negatives
-    warmup: int = 150  # steps
-    muon_rate: float = 0.02  # peak learning rate of the matrices
-    adam_rate: float = 0.003  # peak learning rate of everything else
-    final_rate: float = 0.02  # of the peak, reached at the last step along a cosine
-    adam_b2: float = 0.95  # per step
-    weight_decay: float = 0.02  # of the matrices, times the learning rate, per step
-    average: float = 0.998  # decay of the moving average of the weights, per step
-    blend: float = 1.0  # share of the trained weights in the stage's result; the rest are those it started from
-    temperature: float = 10.0  # at the start
-    seed: int = 0  # of the weights, the draws and the augmentation
-    wide: bool = False  # augment towards styles and surroundings that no training picture has
+    wide: float = 0.0  # share of the pictures augmented towards styles and surroundings that no training picture has
     smallest: float = 0.8  # the least scale that a picture is drawn at
-    low_size: int = 48  # pixels of the pictures in the first steps
-    low_steps: int = 0  # how many those are
+    blend: float = 1.0  # share of the trained weights in the stage's result; the rest are those it started from
+    temperature: float = 10.0  # where the weights start at random
+    image_size: int = SIZE  # pixels that the pictures are shrunk to
+    patch_size: int = 16  # pixels
     vision_width: int = 192  # features
     vision_depth: int = 4  # layers
     text_width: int = 128  # features
     text_depth: int = 2  # layers
     head_width: int = 32  # features of one attention head
-    patch_size: int = 16  # pixels
     positions: int = 16  # tokens, the closing one included
 
     def config(self, vocab_size: int) -> SiglipConfig:
@@ -59,24 +70,16 @@ class Recipe:
             intermediate_size=4 * self.vision_width,
             num_hidden_layers=self.vision_depth,
             num_attention_heads=self.vision_width // self.head_width,
-            image_size=SIZE,
+            image_size=self.image_size,
             patch_size=self.patch_size,
         )
         return SiglipConfig(text_config=text, vision_config=vision)
 
 
 STAGES = (
-    Recipe(),
-    Recipe(  # other styles; half of it, as it loses on plain pictures what it gains on others
-        steps=500,
-        warmup=30,
-        muon_rate=0.012,
-        adam_rate=0.002,
-        seed=1,
-        wide=True,
-        smallest=0.65,
-        blend=0.5,
-    ),
+    Stage(_recipe(pictures=384, steps=3000, warmup=150, rate=0.02, seed=0)),
+    # Other styles; half of it, as it loses on plain pictures what it gains on others.
+    Stage(_recipe(pictures=384, steps=500, warmup=30, rate=0.012, seed=1), wide=1.0, smallest=0.65, blend=0.5),
 )
 
 
@@ -89,13 +92,16 @@ def blended(start: Any, trained: Any, share: float) -> Any:
     return jax.tree.map(lambda a, b: (1 - share) * a + share * b, start, trained)
 
 
-def grown(config: SiglipConfig, params: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """Parameters to start `recipe` from: those of a trained model, cut to finer patches where the recipe has such.
+def grown(config: SiglipConfig, params: dict[str, Any], stage: Stage) -> dict[str, Any]:
+    """Parameters to start a stage from: a trained model's, cut to the stage's patches and picture size.
 
     A finer patch embeds as its own enlargement did (`surgery.with_patch_size`), and the positions are interpolated: of
     the names right before, about a third are still right.
     """
     start = Checkpoint(config, params, "huggingface", "SiglipModel")
-    if recipe.patch_size != config.vision_config.patch_size:
-        start = with_resolution(with_patch_size(start, recipe.patch_size).checkpoint, SIZE).checkpoint
-    return start.params
+    vision = config.vision_config
+    if stage.patch_size != vision.patch_size:
+        start = with_patch_size(start, stage.patch_size).checkpoint
+    if (stage.image_size, stage.patch_size) != (vision.image_size, vision.patch_size):
+        start = with_resolution(start, stage.image_size).checkpoint
+    return jax.tree.map(lambda x: jnp.array(x, jnp.float32), start.params)  # copies: the first step gives them away

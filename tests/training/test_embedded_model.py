@@ -1,28 +1,32 @@
 """The training of the embedded model, on a few synthetic pictures."""
 
 import dataclasses
-import functools
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from siglip_jax.checkpoints.table import flatten
 from siglip_jax.models import SiglipModel
 from siglip_jax.training import embedded_model as em
-from siglip_jax.training import embedded_recipe, embedded_step, embedded_styles
+from siglip_jax.training import embedded_objective, embedded_recipe, embedded_styles
 from siglip_jax.training.embedded_augmentation import affine_coefficients, restyle, warp
 from siglip_jax.training.embedded_batches import Batch, Batches, texts_of
+from siglip_jax.training.embedded_objective import augmentation, make_objective, random_params, shrunk
+from siglip_jax.training.embedded_recipe import Stage
 from siglip_jax.training.embedded_vocabulary import canonical, corpus, write_vocabulary
+from siglip_jax.training.loop import Outcome, Run
+from siglip_jax.training.optimizer import treatments
 from siglip_jax.training.pictogram_set import PROMPTS, Pictograms
+from siglip_jax.training.step import TrainState
 
 NAMES = ["red disc", "green disc", "blue disc", "red bar", "green bar", "blue bar"]
-TINY = em.Recipe(
-    steps=30,
-    pictures=4,
+TINY = Stage(
+    embedded_recipe._recipe(pictures=4, steps=20, warmup=2, rate=0.02, seed=0),
     texts=6,
-    warmup=3,
     vision_width=64,
     vision_depth=1,
     text_width=64,
@@ -57,7 +61,7 @@ def tokenize(texts: list[str]) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def batches() -> Batches:
-    return Batches(pictograms(), tokenize, TINY.pictures, TINY.texts, seed=0)
+    return Batches(pictograms(), tokenize, 4, TINY.texts, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -65,199 +69,136 @@ def model() -> SiglipModel:
     return SiglipModel(TINY.config(64))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    """Compiling takes most of the time: what depends on the model and the recipe alone is made once for all tests."""
-    make_optimizer = functools.cache(em.make_optimizer)
-    initial_state = functools.cache(em.initial_state)
+@pytest.fixture(scope="module")
+def params(model):
+    return jax.tree.map(np.asarray, random_params(model, TINY))
 
-    def fresh_state(model, recipe, optimizer, start=None):
-        if start is not None:
-            return embedded_step.initial_state(model, recipe, optimizer, start)
-        return jax.tree.map(jnp.copy, initial_state(model, recipe, optimizer))  # a step gives its state away
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(em, "make_optimizer", make_optimizer)
-        patch.setattr(em, "make_step", functools.cache(em.make_step))
-        patch.setattr(em, "initial_state", fresh_state)
-        yield
+def with_recipe(stage: Stage, **changes: Any) -> Stage:
+    return dataclasses.replace(stage, recipe=dataclasses.replace(stage.recipe, **changes))
 
 
 @pytest.fixture
-def optax_types():
-    """Optax raises a float to an integer count, which strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+def plain(monkeypatch):
+    """No augmentation: compiling it takes most of the time."""
+    for name in ("restyle", "restyle_widely"):
+        monkeypatch.setattr(embedded_objective, name, lambda key, x: x[..., :3].astype(jnp.float32) / 127.5 - 1)
 
 
-@pytest.mark.usefixtures("optax_types")
+@pytest.mark.usefixtures("plain")
 class TestTraining:
-    def test_loss_falls_and_resuming_equals_not_stopping_bit_for_bit(self, tmp_path, batches, model):
-        whole = em.train(model, batches, TINY, tmp_path / "whole", log_every=5, save_every=10)
-        log = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in log] == [5, 10, 15, 20, 25, 30]
+    def test_loss_falls_and_the_run_is_of_this_stage(self, tmp_path, batches, model, params):
+        outcome = em.train_stage(model, TINY, jax.tree.map(jnp.array, params), batches, Run(tmp_path, log_every=5))
+        log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in log] == [5, 10, 15, 20]
         assert log[-1]["loss"] < 0.75 * log[0]["loss"]
+        assert outcome.steps == 20 and not outcome.stopped
 
-        # Stops at 17, five steps after its last checkpoint but one; the log of 15 is written again.
-        em.train(model, batches, TINY, tmp_path / "parts", log_every=5, save_every=10, stop_at=17)
-        parts = em.train(model, batches, TINY, tmp_path / "parts", log_every=5, save_every=10)
-        assert jax.tree.structure(whole) == jax.tree.structure(parts)
-        jax.tree.map(np.testing.assert_array_equal, whole, parts)
-        assert int(parts["step"]) == TINY.steps
-
-    def test_a_checkpoint_of_another_recipe_is_refused(self, tmp_path, batches, model):
-        em.train(model, batches, TINY, tmp_path, stop_at=1)
-        with pytest.raises(ValueError, match="found another .*'seed': \\(0, 1\\).*remove it") as caught:
-            em.train(model, batches, dataclasses.replace(TINY, seed=1), tmp_path, stop_at=1)
+        other = with_recipe(TINY, seed=1)
+        with pytest.raises(ValueError, match="holds a run with another recipe .*; give another") as caught:
+            em.train_stage(model, other, jax.tree.map(jnp.array, params), batches, Run(tmp_path))
         assert "\n" not in str(caught.value)
+        others = Batches(pictograms(), tokenize, 4, TINY.texts, seed=1)
+        with pytest.raises(ValueError, match="another the data"):
+            em.train_stage(model, TINY, jax.tree.map(jnp.array, params), others, Run(tmp_path))
 
-    def test_the_log_forgets_what_comes_after_the_checkpoint(self, tmp_path, batches, model):
-        em.train(model, batches, TINY, tmp_path, log_every=1, save_every=2, stop_at=2)
-        with open(tmp_path / "log.jsonl", "a") as log:
-            print(json.dumps({"step": 3, "loss": 0.0, "seconds": 0.0}), file=log)  # a run killed after step 3
-        em.train(model, batches, TINY, tmp_path, log_every=1, stop_at=4)
-        steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-        assert steps == [1, 2, 3, 4]
+    def test_the_loss_is_the_sigmoid_loss_of_all_pairs_with_matches_by_row(self, batches, model, params):
+        objective, arrays = make_objective(model, TINY), jax.tree.map(jnp.asarray, batches(3).arrays)
+        params = jax.tree.map(jnp.asarray, params)
+        embeds = objective.embed(params, arrays, jax.random.key(5))
+        pixels = augmentation(TINY)(jax.random.key(5), arrays["pixels"])
+        out = model.apply({"params": params}, input_ids=arrays["input_ids"], pixel_values=pixels)
+        logits = np.asarray(out.logits_per_image, np.float64)
+        signs = 2 * np.eye(4, 6) - 1
+        np.testing.assert_allclose(
+            objective.loss(params, embeds, arrays)[0], np.log1p(np.exp(-signs * logits)).sum() / 4, rtol=2e-6
+        )
 
-    def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_no_checkpoint(
-        self, tmp_path, batches, model, monkeypatch
-    ):
-        state = em.initial_state(model, TINY, em.make_optimizer(TINY))
-        state["params"]["logit_bias"] = jnp.full_like(state["params"]["logit_bias"], jnp.nan)
-        monkeypatch.setattr(em, "initial_state", lambda *_: state)
-        with pytest.raises(ValueError, match="no longer finite at step 1"):
-            em.train(model, batches, TINY, tmp_path, log_every=1, save_every=1)
-        assert not (tmp_path / "state.npz").exists()
+    def test_muon_moves_the_matrices_and_adam_the_rest_at_its_own_rate(self, params):
+        table = treatments(TINY.recipe.optimizer, flatten(params))
+        for path, (rate, decay) in table.items():
+            matrix = path.endswith("/kernel") and "patch_embedding" not in path
+            assert rate == (1.0 if matrix else 0.15), path
+            assert decay == float(matrix), path
 
-
-class TestStep:
-    def test_learning_rate_warms_up_and_ends_at_its_fraction(self):
-        rate = embedded_step.learning_rate(em.Recipe(steps=1000, warmup=100, final_rate=0.02), 0.5)
-        np.testing.assert_allclose([rate(0), rate(50), rate(100), rate(550), rate(1000)], [0, 0.25, 0.5, 0.255, 0.01])
-
-    def test_muon_takes_the_dense_kernels_and_only_them(self, model):
-        params = em.initial_state(model, TINY, em.make_optimizer(TINY))["params"]
-        chosen = embedded_step._muon_dimensions(params)
-        leaf = (type(None), embedded_step.optax.contrib.MuonDimensionNumbers)
-        flat = jax.tree_util.tree_leaves_with_path(chosen, is_leaf=lambda x: isinstance(x, leaf))
-        muon = {jax.tree_util.keystr(path) for path, choice in flat if choice is not None}
-        assert "['vision_model']['encoder']['layers_0']['mlp']['fc1']['kernel']" in muon
-        assert "['text_model']['encoder']['layers_0']['self_attn']['q_proj']['kernel']" in muon
-        assert all(name.endswith("['kernel']") and "patch_embedding" not in name for name in muon)
-
-    @pytest.mark.usefixtures("optax_types")
-    def test_the_average_follows_the_weights(self, batches, model):
-        optimizer = em.make_optimizer(TINY)
-        state = em.initial_state(model, TINY, optimizer)
-        start = jax.tree.map(np.asarray, state["params"])
-        step = em.make_step(model, TINY, optimizer)
-        expected = start
-        for i in range(3):
-            batch = batches(i)
-            state, _ = step(state, batch.pictures, batch.input_ids)
-            decay = (i + 1) / (i + 11)
-            expected = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * np.asarray(p), expected, state["params"])
-        assert not np.array_equal(start["logit_bias"], state["params"]["logit_bias"])
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state["average"], expected)
-
-    def test_temperature_and_bias_start_where_the_loss_is_small(self, model):
-        params = em.initial_state(model, TINY, em.make_optimizer(TINY))["params"]
+    def test_temperature_and_bias_start_where_the_loss_is_small(self, params):
         np.testing.assert_allclose(np.exp(params["logit_scale"]), [10.0], rtol=1e-6)
         np.testing.assert_allclose(params["logit_bias"], [-np.log(5)], rtol=1e-6)
 
-    def test_all_but_the_optimizer_is_strict_about_types(self, batches, model):
-        def loss(params, pictures, ids):
-            pixels = restyle(jax.random.key(0), pictures)
-            out = model.apply({"params": params}, input_ids=ids, pixel_values=pixels)
-            return embedded_step.sigmoid_loss_of_logits(
-                out.logits_per_image, jnp.eye(len(pixels), len(ids), dtype=bool)
-            )
 
-        params = em.initial_state(model, TINY, em.make_optimizer(TINY))["params"]
-        assert jax.eval_shape(loss, params, *batches(0)).shape == ()  # tracing is where strictness is checked
+class TestPictures:
+    @pytest.mark.parametrize("wide", [0.0, 0.5, 1.0])
+    def test_a_share_of_the_rows_is_augmented_widely_and_all_are_shrunk(self, batches, monkeypatch, wide):
+        monkeypatch.setattr(embedded_objective, "restyle", lambda key, x: jnp.zeros((len(x), 64, 64, 3)))
+        monkeypatch.setattr(embedded_objective, "restyle_widely", lambda key, x: jnp.ones((len(x), 64, 64, 3)))
+        stage = dataclasses.replace(TINY, wide=wide, image_size=32)
+        pixels = np.asarray(augmentation(stage)(jax.random.key(0), jnp.asarray(batches(0).pictures)))
+        assert pixels.shape == (4, 32, 32, 3)
+        np.testing.assert_allclose(pixels.mean(axis=(1, 2, 3)), np.arange(4) < 4 * wide, rtol=1e-6)
 
     def test_shrunk_pictures_keep_their_colours_and_place(self):
         pixels = jnp.full((1, 64, 64, 3), -0.5).at[:, :32].set(0.5)
-        small = np.asarray(embedded_step.shrunk(pixels, 48))
+        small = np.asarray(shrunk(pixels, 48))
         assert small.shape == (1, 48, 48, 3)
         np.testing.assert_allclose(small[:, :22], 0.5, rtol=1e-6)
         np.testing.assert_allclose(small[:, -22:], -0.5, rtol=1e-6)
         np.testing.assert_allclose(small + small[:, ::-1], 0.0, atol=1e-6)
 
 
+@pytest.mark.usefixtures("plain")
 class TestStages:
-    def test_first_steps_are_small_and_the_others_whole(self, tmp_path, batches, model, monkeypatch):
-        sizes = []
-
-        def make_step(model, recipe, optimizer, size):
-            def step(state, pictures, ids):
-                sizes.append(size)
-                return state | {"step": state["step"] + 1}, jnp.zeros(())
-
-            return step
-
-        monkeypatch.setattr(em, "make_step", make_step)
-        monkeypatch.setattr(em, "initial_state", lambda *_: {"step": jnp.zeros((), jnp.int32)})
-        recipe = dataclasses.replace(TINY, steps=5, low_steps=3, low_size=32)
-        em.train(model, batches, recipe, tmp_path, save_every=2, stop_at=2)
-        em.train(model, batches, recipe, tmp_path)
-        assert sizes == [32, 32, 32, 64, 64]
-
-    def test_the_loss_of_a_small_wide_step_is_strict_about_types(self, batches, model):
-        def loss(params, pictures, ids):
-            pixels = embedded_step.shrunk(embedded_styles.restyle_widely(jax.random.key(0), pictures), 32)
-            out = model.apply({"params": params}, input_ids=ids, pixel_values=pixels, interpolate_pos_encoding=True)
-            return out.logits_per_image
-
-        params = em.initial_state(model, TINY, em.make_optimizer(TINY))["params"]
-        assert jax.eval_shape(loss, params, *batches(0)).shape == (4, 6)  # tracing is where strictness is checked
-
-    def test_a_grown_model_sees_an_enlarged_patch_as_it_was_seen(self, model):
-        params = jax.tree.map(np.asarray, embedded_step.initial_state(model, TINY, em.make_optimizer(TINY))["params"])
-        finer = dataclasses.replace(TINY, patch_size=8)
+    def test_a_grown_model_sees_an_enlarged_patch_as_it_was_seen(self, params):
+        finer = dataclasses.replace(TINY, patch_size=8, image_size=48)
         grown = embedded_recipe.grown(TINY.config(64), params, finer)
         new = SiglipModel(finer.config(64))
-        patches = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
+        patches = np.random.default_rng(0).normal(size=(1, 48, 48, 3)).astype(np.float32)
         enlarged = patches[:, :8, :8].repeat(2, axis=1).repeat(2, axis=2)
         kernels = [p["vision_model"]["embeddings"]["patch_embedding"]["kernel"] for p in (params, grown)]
         old_seen = np.einsum("hwc,hwcd->d", enlarged[0], kernels[0])
         new_seen = np.einsum("hwc,hwcd->d", patches[0, :8, :8], kernels[1])
         np.testing.assert_allclose(new_seen, old_seen, atol=1e-4)
         assert new.apply({"params": grown}, patches, method="get_image_features").shape == (1, 64)
-        assert embedded_recipe.grown(TINY.config(64), params, TINY) is params
 
-    @pytest.mark.usefixtures("optax_types")
-    def test_the_start_outlives_the_training_that_begins_there(self, tmp_path, batches, model):
-        start = jax.tree.map(jnp.asarray, em.initial_state(model, TINY, em.make_optimizer(TINY))["params"])
-        trained = em.train(model, batches, TINY, tmp_path, stop_at=2, start=start)[
-            "average"
-        ]  # the rate of the first step is 0
-        middle = embedded_recipe.blended(start, trained, 0.5)
-        for a, m, b in zip(*map(jax.tree.leaves, (start, middle, trained)), strict=True):
-            np.testing.assert_allclose(m, (a + b) / 2, rtol=1e-5, atol=1e-6)
-        assert not np.array_equal(start["logit_bias"], trained["logit_bias"])
+    def test_what_does_not_grow_is_copied_in_float32(self, params):
+        rounded = jax.tree.map(lambda x: x.astype(np.float16), params)
+        same = embedded_recipe.grown(TINY.config(64), rounded, TINY)
+        for a, b in zip(jax.tree.leaves(same), jax.tree.leaves(rounded), strict=True):
+            assert a.dtype == np.float32
+            np.testing.assert_array_equal(a, b)
 
-    def test_stages_follow_each_other_and_done_ones_are_not_done_again(self, tmp_path, monkeypatch):
-        trained = []
-
-        def train(model, batches, recipe, work, start):
-            trained.append((work.name, recipe, None if start is None else int(start["mark"])))
-            return {"average": {"mark": np.asarray(2 * len(trained))}}
-
-        monkeypatch.setattr(em, "train", train)
-        monkeypatch.setattr(em, "grown", lambda config, params, recipe: params)
+    @pytest.mark.parametrize("stop_in", [None, 1, 2])
+    def test_each_stage_starts_from_what_the_one_before_ended_with(self, tmp_path, monkeypatch, stop_in):
         monkeypatch.setattr(em, "load_split", lambda *_: pictograms())
         monkeypatch.setattr(em, "write_vocabulary", lambda lines, path: write_vocabulary(lines, path, size=90))
-        monkeypatch.setattr(em, "export", lambda out, model, params, processor: trained.append(int(params["mark"])))
-        second = dataclasses.replace(TINY, seed=1, wide=True, blend=0.5)
-        em.run(tmp_path, tmp_path / "out", tmp_path / "run", stages=(TINY, second))
-        assert trained == [("stage1", TINY, None), ("stage2", second, 2), 3]  # half way from 2 to 4
+        second = with_recipe(dataclasses.replace(TINY, wide=0.5, blend=0.25), seed=1)
+        started, zero = [], jnp.zeros((), jnp.int32)
+
+        def train_stage(model, stage, params, batches, run):
+            """Adds one to every weight."""
+            assert (stage, run.directory.name) == ((TINY, "stage1"), (second, "stage2"))[len(started)]
+            assert (batches.pictures, batches.texts, batches.seed) == (4, 6, stage.recipe.seed)
+            started.append(jax.tree.map(np.array, params))
+            added = jax.tree.map(lambda x: x.at[:].add(1.0), params)
+            return Outcome(TrainState(zero, {}, params, added, (), zero, zero), 20, stop_in == len(started))
+
+        monkeypatch.setattr(em, "train_stage", train_stage)
+        finished = em.run(tmp_path, tmp_path / "out", tmp_path / "run", stages=(TINY, second))
+        assert finished == (stop_in is None) == (tmp_path / "out/model.safetensors").exists()
+        assert len(started) == (stop_in or 2)
+        if stop_in != 1:
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a + 1.0, rtol=1e-6), *started)
+        if finished:
+            _, weights = SiglipModel.from_pretrained(tmp_path / "out")
+            for path, x in flatten(weights).items():
+                wanted = flatten(started[1])[path] + 0.25
+                np.testing.assert_allclose(x, wanted, rtol=1e-3, atol=1e-3, err_msg=path)  # float16
 
     def test_the_stages_are_a_model_that_is_only_tuned_further(self):
         first, *others = embedded_recipe.STAGES
-        assert len({recipe.seed for recipe in embedded_recipe.STAGES}) == len(embedded_recipe.STAGES)
-        for recipe in others:
-            assert recipe.vision_width == first.vision_width and recipe.positions == first.positions
+        assert len({stage.recipe.seed for stage in embedded_recipe.STAGES}) == len(embedded_recipe.STAGES)
+        for stage in others:
+            assert stage.vision_width == first.vision_width and stage.positions == first.positions
+        assert embedded_recipe.STAGES[-1].image_size == embedded_recipe.SIZE
 
 
 class TestBatches:
