@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Int32, Key, UInt8
 
 from siglip_jax.losses.sigmoid import sigmoid_loss
 from siglip_jax.losses.softmax import softmax_loss
@@ -68,11 +68,14 @@ class Pairs(Objective):
 
     Attributes:
       contrast: "sigmoid" or "softmax".
+      equal_texts_match: of the sigmoid loss: a picture matches every text of the batch with the token ids of its own,
+        unless the batch says by groups what matches.
       mesh: over which the batch is cut; None on one device.
       block_size: of the loss.
     """
 
     contrast: str = "sigmoid"
+    equal_texts_match: bool = False
     mesh: Mesh | None = None
     block_size: BlockSize = "auto"
 
@@ -97,12 +100,31 @@ class Pairs(Objective):
         if self.contrast == "softmax":
             return softmax_loss(*given, **over), metrics
         groups = {name: batch[name] for name in ("image_groups", "text_groups") if name in batch}
+        if self.equal_texts_match and not groups:
+            groups = dict.fromkeys(("image_groups", "text_groups"), fingerprints(batch["input_ids"]))
         loss = sigmoid_loss(*given, **over, **groups)
         if not groups:
             cosines = jnp.sum(jax.lax.stop_gradient(embeds["images"] * embeds["texts"]), axis=1)
             positive = jnp.mean(signed_loss(-(jnp.exp(scale) * cosines + bias)))
             metrics |= {"loss_positive": positive, "loss_negative": loss - positive}
         return loss, metrics
+
+
+def fingerprints(ids: Int32[Array, "rows positions"]) -> Int32[Array, " rows"]:
+    """Returns a number for each row: the same for equal rows, and for others in one of four billion cases."""
+    ids = jnp.asarray(ids).astype(jnp.uint32)
+    found = jnp.zeros(len(ids), jnp.uint32)
+    for position in range(ids.shape[1]):  # MurmurHash3's mixing of a word at a time
+        word = ids[:, position] * jnp.uint32(0xCC9E2D51)
+        found = found ^ (_rotated(word, 15) * jnp.uint32(0x1B873593))
+        found = _rotated(found, 13) * jnp.uint32(5) + jnp.uint32(0xE6546B64)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        found = (found ^ (found >> jnp.uint32(shift))) * jnp.uint32(factor)
+    return jax.lax.bitcast_convert_type(found ^ (found >> jnp.uint32(16)), jnp.int32)
+
+
+def _rotated(x: Array, by: int) -> Array:
+    return (x << jnp.uint32(by)) | (x >> jnp.uint32(32 - by))
 
 
 @dataclasses.dataclass(frozen=True)

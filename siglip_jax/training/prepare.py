@@ -173,7 +173,7 @@ def make_objective(recipe: Recipe, model: Model, transform: Transform, mesh: Mes
     }
     if recipe.task == "labels":
         return Labels(**fields)
-    return Pairs(**fields, contrast=recipe.loss, mesh=mesh)
+    return Pairs(**fields, contrast=recipe.loss, equal_texts_match=recipe.equal_texts_match, mesh=mesh)
 
 
 @dataclasses.dataclass(frozen=True)

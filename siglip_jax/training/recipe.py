@@ -68,6 +68,7 @@ class Recipe:
 
     task: Literal["pairs", "labels"] = "pairs"  # image-text pairs, or pictures with labels
     loss: Literal["sigmoid", "softmax"] = "sigmoid"  # of pairs; labels have cross-entropy
+    equal_texts_match: bool = False  # whether equal captions in a batch match each other's pictures too (sigmoid)
     fresh: str | None = None  # pattern over the paths of parameters that start anew, not from the checkpoint
     resolution: int | None = None  # pixels; None: that of the checkpoint
     augment: Literal["none", "flip", "crop", "crop_flip"] = "none"
@@ -92,6 +93,11 @@ class Recipe:
             raise ValueError(
                 f"micro_batches must divide batch_size, got {self.micro_batches} and {self.batch_size};"
                 " change one of them"
+            )
+        if self.equal_texts_match and (self.task, self.loss) != ("pairs", "sigmoid"):
+            raise ValueError(
+                "equal_texts_match is for pairs with the sigmoid loss, got"
+                f" task={self.task!r} and loss={self.loss!r}; change one of them"
             )
         if self.locked_images and self.task != "pairs":
             raise ValueError(f"locked_images is for pairs, got task={self.task!r}; freeze with optimizer.rates instead")

@@ -36,6 +36,8 @@ def test_what_is_no_duration_is_refused(text):
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"locked_images": True, "task": "labels"}, "locked_images is for pairs"),
         ({"locked_images": True, "augment": "crop"}, "augment must be 'none', got 'crop'"),
+        ({"equal_texts_match": True, "loss": "softmax"}, "equal_texts_match .* got task='pairs' and loss='softmax'"),
+        ({"equal_texts_match": True, "task": "labels"}, "equal_texts_match is for pairs"),
         ({"lora": Lora(rank=2), "scan_layers": True}, "lora needs scan_layers=False"),
         ({"lora": Lora(rank=-1)}, "lora.rank must be 0 or more, got -1"),
     ],

@@ -12,7 +12,7 @@ from siglip_jax.models.siglip import normalize
 from siglip_jax.parallel import global_batch
 from siglip_jax.parallel.mesh import AXES
 from siglip_jax.parallel.rules import shard_params
-from siglip_jax.training.objective import Pairs
+from siglip_jax.training.objective import Pairs, fingerprints
 from siglip_jax.training.optimizer import make_optimizer, treatments
 from siglip_jax.training.recipe import Optimizer
 from siglip_jax.training.rules import LOGITS
@@ -34,6 +34,11 @@ def gradients(model, params, batch, parts, mesh=None, **fields):
     return loss, flatten(found), metrics
 
 
+def four_devices():
+    axis_types = (jax.sharding.AxisType.Auto,) * 3
+    return jax.make_mesh((2, 2, 1), AXES, devices=jax.devices()[:4], axis_types=axis_types)
+
+
 @pytest.fixture(scope="module")
 def whole():
     """The model's own loss and its gradient, without anything of the trainer."""
@@ -53,10 +58,7 @@ def whole():
 def test_accumulated_gradients_are_those_of_the_large_batch(whole, parts, devices):
     """Temperature and bias included."""
     model, params, batch, value, expected = whole
-    mesh = None
-    if devices == 4:
-        axis_types = (jax.sharding.AxisType.Auto,) * 3
-        mesh = jax.make_mesh((2, 2, 1), AXES, devices=jax.devices()[:4], axis_types=axis_types)
+    mesh = four_devices() if devices == 4 else None
     loss, found, metrics = gradients(model, params, batch, parts, mesh)
     np.testing.assert_allclose(loss, value, rtol=1e-6)
     np.testing.assert_allclose(metrics["loss_positive"] + metrics["loss_negative"], loss, rtol=1e-6)
@@ -89,6 +91,30 @@ def test_softmax_and_groups_accumulate_too(whole):
         for path in ("text_model/head/kernel", "vision_model/head/probe", "logit_scale"):
             largest = np.abs(one[1][path]).max()
             assert np.abs(np.asarray(two[1][path] - one[1][path])).max() <= 2e-6 * largest, path
+
+
+@pytest.mark.parametrize(("parts", "devices"), [(1, 1), (4, 4)])
+def test_equal_texts_match_each_others_pictures(whole, parts, devices):
+    model, params, batch, _, _ = whole
+    ids = batch["input_ids"][np.arange(BATCH) // 3]  # each text for three pictures
+    pixels = steps.to_float(None, jnp.asarray(batch["pixels"]))
+    out = jax.jit(lambda p: model.apply({"params": p}, ids, pixels))(params)
+    match = (ids[:, None] == ids[None]).all(axis=2)
+    assert match.sum() == 10 * 9 + 4
+    logits = np.asarray(out.logits_per_image, np.float64)
+    expected = np.log1p(np.exp(np.where(match, -logits, logits))).sum() / BATCH
+    mesh = four_devices() if devices == 4 else None
+    loss, _, _ = gradients(model, params, batch | {"input_ids": ids}, parts, mesh, equal_texts_match=True)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_fingerprints_tell_rows_apart():
+    rng = np.random.default_rng(0)
+    rows = np.unique(rng.integers(1, 4, (6000, 9)).astype(np.int32), axis=0)  # alike but for a place or two
+    rows = np.concatenate([rows, rows + np.int32(2**31 - 4), rows * 251999])
+    found = np.asarray(fingerprints(jnp.asarray(rows)))
+    assert found.dtype == np.int32 and len(np.unique(found)) == len(rows)
+    np.testing.assert_array_equal(np.asarray(fingerprints(jnp.asarray(rows[::-1])))[::-1], found)
 
 
 def test_embeddings_made_before_take_the_place_of_pictures(whole):
