@@ -29,7 +29,9 @@ from siglip_jax.training.objective import Objective
 from siglip_jax.training.prepare import (
     Model,
     Plan,
+    gathered,
     identity_of,
+    local_objective,
     make_objective,
     make_plan,
     make_state,
@@ -98,13 +100,14 @@ def do(options: Options) -> int:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    plan = make_plan(recipe, model, objective, pipeline.examples, mesh)
+    plan = make_plan(recipe, model.table, objective, pipeline.examples, mesh)
     if options.dry_run:
         print_plan(recipe, model, plan, pipeline.examples, options.json)
         return 0
     options.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.out / "recipe.json", json.dumps(dataclasses.asdict(recipe), indent=2).encode() + b"\n")
-    state = make_state(recipe, model, plan, mesh)
+    if jax.process_index() == 0:
+        write_atomically(options.out / "recipe.json", json.dumps(dataclasses.asdict(recipe), indent=2).encode() + b"\n")
+    state = make_state(plan, model.params)
     evaluate = None if options.evaluate is None else _evaluation(options, model, objective)
     run = Run(options.out, options.save_every, options.keep, options.best, options.log_every, options.tensorboard)
     outcome = train(
@@ -150,12 +153,14 @@ def _embedded(
     transform = make_transform(options.recipe, model.processor)
     directory = options.out / "image_embeds" / str(number)
     with progress(len(source), "pictures embedded") as advance:
-        return embed_source(objective, model.params, source, transform, directory, advance), weight
+        params = jax.device_put(gathered(model.params))
+        return embed_source(local_objective(objective), params, source, transform, directory, advance), weight
 
 
 def _evaluation(options: Options, model: Model, objective: Objective) -> Evaluate:
     """Returns what evaluates a state on the data of `--evaluate`."""
-    recipe, module, config = options.recipe, model.module, model.module.config
+    recipe, objective = options.recipe, local_objective(objective)
+    module, config = objective.module, model.module.config
     source, _ = _opened(options.evaluate or "", options)
     if not isinstance(module, SiglipModel):
         transform = make_transform(dataclasses.replace(recipe, augment="none"), model.processor)
@@ -165,7 +170,7 @@ def _evaluation(options: Options, model: Model, objective: Objective) -> Evaluat
         evaluate = pairs_evaluation(siglip, source)
 
     def figures(state: TrainState) -> Mapping[str, float]:
-        return evaluate(whole(recipe, state.average_params))
+        return evaluate(jax.device_put(whole(recipe, gathered(state.average_params))))
 
     return figures
 

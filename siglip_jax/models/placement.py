@@ -58,7 +58,12 @@ def _place(path: str, x: Any, dtype: DTypeLike | None, sharding: Any) -> jax.Arr
         x = jnp.stack(x.layers)
     if isinstance(x, jax.Array):
         x = x.astype(kind)
-        return x if sharding is None else jax.device_put(x, sharding)
+        if sharding is None:
+            return x
+        if sharding.is_fully_addressable or not x.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        # device_put would compare x over the processes, and wait there for arrays that come in another order.
+        return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
     if sharding is None:
         return jax.device_put(_copy(x, (), kind))
     parts: dict[str, np.ndarray] = {}  # devices that hold the same part share its copy

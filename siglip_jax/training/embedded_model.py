@@ -32,11 +32,11 @@ from siglip_jax.training.embedded_objective import make_objective, random_params
 from siglip_jax.training.embedded_recipe import SIZE, STAGES, Stage, blended, grown
 from siglip_jax.training.embedded_vocabulary import corpus, write_vocabulary
 from siglip_jax.training.loop import Outcome, Run, train
-from siglip_jax.training.optimizer import make_optimizer, make_schedule, treatments
+from siglip_jax.training.optimizer import treatments
 from siglip_jax.training.pictogram_scores import Scores, report
 from siglip_jax.training.pictogram_set import load_split
-from siglip_jax.training.recipe import steps_of
-from siglip_jax.training.step import Step, init_state, make_step
+from siglip_jax.training.prepare import make_plan, make_state
+from siglip_jax.training.step import make_step
 
 DESCRIPTION = "Train the model that the package carries, from the data of siglip_jax.training.pictograms."
 STOPPED = 143  # exit status of a run that a signal stopped
@@ -48,14 +48,11 @@ def train_stage(model: SiglipModel, stage: Stage, params: dict[str, Any], batche
     Raises:
       ValueError: the loss stopped being finite, or the directory holds a run of another stage or other data.
     """
-    recipe, units = stage.recipe, {"batch_size": stage.recipe.batch_size, "examples": len(batches.images)}
-    steps = steps_of(recipe.duration, **units)
-    table = treatments(recipe.optimizer, flatten(params))
-    optimizer = make_optimizer(recipe.optimizer, table, make_schedule(recipe.schedule, steps=steps, **units))
-    step = Step(make_objective(model, stage), optimizer, average=recipe.optimizer.average, seed=recipe.seed + 1)
-    state = init_state(params, lambda path: table[path].frozen, optimizer, recipe.optimizer.average is not None)
+    table = treatments(stage.recipe.optimizer, flatten(params))
+    plan = make_plan(stage.recipe, table, make_objective(model, stage), len(batches.images), None)
+    state = make_state(plan, params)
     identity = json.loads(json.dumps(dataclasses.asdict(stage)))
-    return train(make_step(step, state), state, batches, steps, run, identity=identity)
+    return train(make_step(plan.step, state), state, batches, plan.steps, run, identity=identity)
 
 
 def make_processor(vocabulary: Path, positions: int) -> SiglipProcessor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
 from siglip_jax.files import written_aside
@@ -31,8 +32,10 @@ def embed_source(
 ) -> "Embedded":
     """Embeds every picture of a source; what an interrupted call has done is kept and gone on with.
 
+    Several processes share the files among them, and all must call it.
+
     Args:
-      objective, params: embed a batch of pictures.
+      objective, params: embed a batch of pictures, on this process alone.
       transform: makes rows of examples; its augmentation must be "none".
       directory: for the embeddings, float32, a file for every 8,192 pictures.
       advance: called with the number of pictures done.
@@ -51,10 +54,10 @@ def embed_source(
         )
 
     parts = []
-    for start in range(0, len(source), PART):
+    for number, start in enumerate(range(0, len(source), PART)):
         stop = min(start + PART, len(source))
         path = directory / f"{start:012d}.npy"
-        if not path.is_file():
+        if not path.is_file() and number % jax.process_count() == jax.process_index():
             found = {}
             for batch in ordered(_Slice(source, start, stop), pictures, BATCH):
                 pixels = batch.arrays["pixels"]
@@ -70,6 +73,8 @@ def embed_source(
         else:
             advance(stop - start)
         parts.append(path)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"embedded: {directory}")
     return Embedded(source, parts)
 
 

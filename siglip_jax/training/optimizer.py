@@ -5,7 +5,7 @@ weight decay is the share of a parameter that a step takes off, whatever the rat
 is what `optax.adamw` calls `weight_decay=0.1`. Mirrors `big_vision/optax.py:make`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -132,7 +132,7 @@ def _direction(options: Optimizer) -> optax.GradientTransformation:
 
 
 def make_optimizer(
-    options: Optimizer, table: dict[str, Treatment], schedule: Callable[[Any], Any]
+    options: Optimizer, table: Mapping[str, Treatment], schedule: Callable[[Any], Any]
 ) -> optax.GradientTransformation:
     """Returns the optimizer of what is trained; its updates are added to the parameters.
 
@@ -159,7 +159,7 @@ def _unstrict(optimizer: optax.GradientTransformation) -> optax.GradientTransfor
     return optax.GradientTransformation(init, update)
 
 
-def _rates_and_decay(options: Optimizer, table: dict[str, Treatment]) -> optax.GradientTransformation:
+def _rates_and_decay(options: Optimizer, table: Mapping[str, Treatment]) -> optax.GradientTransformation:
     def update(updates: Any, params: Any) -> Any:
         if params is None:
             raise ValueError("the optimizer needs the parameters beside their gradients, got None")

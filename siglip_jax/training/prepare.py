@@ -181,18 +181,25 @@ class Plan:
     """How long, and with which step.
 
     Attributes:
+      table: what the rules say of each parameter.
       steps: of the whole run.
       schedule: from steps done to the factor of rate and decay.
       step: to be compiled by `make_step`.
     """
 
+    table: Mapping[str, Treatment]
     steps: int
     schedule: Callable[[Any], Any]
     step: Step
 
 
-def make_plan(recipe: Recipe, model: Model, objective: Objective, examples: int, mesh: Mesh | None) -> Plan:
+def make_plan(
+    recipe: Recipe, table: Mapping[str, Treatment], objective: Objective, examples: int, mesh: Mesh | None
+) -> Plan:
     """Returns the plan of a run over data with `examples` in an epoch.
+
+    Args:
+      table: what the recipe's rules say of each parameter, as from `treatments`.
 
     Raises:
       ValueError: if a duration makes no sense.
@@ -200,15 +207,15 @@ def make_plan(recipe: Recipe, model: Model, objective: Objective, examples: int,
     units = {"batch_size": recipe.batch_size, "examples": examples}
     steps = steps_of(recipe.duration, **units)
     schedule = make_schedule(recipe.schedule, steps=steps, **units)
-    optimizer = make_optimizer(recipe.optimizer, model.table, schedule)
+    optimizer = make_optimizer(recipe.optimizer, table, schedule)
     step = Step(objective, optimizer, recipe.micro_batches, recipe.optimizer.average, recipe.seed, mesh)
-    return Plan(steps, schedule, step)
+    return Plan(table, steps, schedule, step)
 
 
-def make_state(recipe: Recipe, model: Model, plan: Plan, mesh: Mesh | None) -> TrainState:
-    """Returns the state before the first step; it takes the parameters of `model` over."""
-    average = recipe.optimizer.average is not None
-    return init_state(model.params, lambda path: model.table[path].frozen, plan.step.optimizer, average, mesh)
+def make_state(plan: Plan, params: Mapping[str, Any]) -> TrainState:
+    """Returns the state before the first step; it takes `params` over."""
+    step = plan.step
+    return init_state(params, lambda path: plan.table[path].frozen, step.optimizer, step.average is not None, step.mesh)
 
 
 def identity_of(recipe: Recipe, name_or_path: str) -> dict[str, Any]:
@@ -224,13 +231,24 @@ def whole(recipe: Recipe, params: Mapping[str, Any]) -> dict[str, Any]:
     return params if additions is None else merge_lora(recipe.lora, params, additions)
 
 
+def gathered(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns parameters that a process can use without the others; all of them must call it."""
+    return params if jax.process_count() == 1 else multihost_utils.process_allgather(dict(params), tiled=True)
+
+
+def local_objective(objective: Objective) -> Objective:
+    """Returns the objective for what a process computes without the others: on one device if there are others."""
+    if jax.process_count() == 1:
+        return objective
+    return dataclasses.replace(objective, module=objective.module.clone(mesh=None))
+
+
 def save_model(directory: Path, recipe: Recipe, model: Model, params: Mapping[str, Any]) -> None:
     """Writes a Hugging Face directory: weights in float32 with low-rank additions folded in, and the processor.
 
     All processes must call it; the first one writes.
     """
-    if jax.process_count() > 1:  # what lies on other processes must come here first
-        params = multihost_utils.process_allgather(dict(params), tiled=True)
+    params = gathered(params)
     if jax.process_index():
         return
     directory.mkdir(parents=True, exist_ok=True)

@@ -63,8 +63,8 @@ def main(model, data, out, workers, steps):
     prepared = prepare_model(recipe, model)
     transform = make_transform(recipe, prepared.processor)
     pipeline = Pipeline([(source, 1.0)], transform, batch_size=8, workers=int(workers))
-    plan = make_plan(recipe, prepared, make_objective(recipe, prepared, transform, None), pipeline.examples, None)
-    state = make_state(recipe, prepared, plan, None)
+    plan = make_plan(recipe, prepared.table, make_objective(recipe, prepared, transform, None), pipeline.examples, None)
+    state = make_state(plan, prepared.params)
     out = Path(out)
     out.mkdir(exist_ok=True)
     outcome = train(
