@@ -14,6 +14,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from siglip_jax.models.initializers import Initializer
+from siglip_jax.models.products import Dense, float32_matmul, matmul
 
 Implementation = Literal["eager", "xla", "cudnn"]
 IMPLEMENTATIONS = ("auto", "xla", "eager", "cudnn")
@@ -73,22 +74,6 @@ def mask_to_bias(
     return jnp.where(mask.astype(bool)[:, None, None, :], 0.0, jnp.finfo(jnp.float32).min).astype(jnp.float32)
 
 
-@jax.custom_jvp
-def _scores(
-    query: Float[Array, "batch heads queries width"], key: Float[Array, "batch heads keys width"]
-) -> Float[Array, "batch heads queries keys"]:
-    return jnp.matmul(query, jnp.swapaxes(key, -1, -2), preferred_element_type=jnp.float32)
-
-
-@_scores.defjvp
-def _scores_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    # In the type of the inputs, so that the backward pass multiplies no float32 by bfloat16: slow, and refused by jax's
-    # strict promotion where the product is asked for by algorithm, as in jax.nn.dot_product_attention.
-    (query, key), (of_query, of_key) = primals, tangents
-    tangent = jnp.matmul(of_query, jnp.swapaxes(key, -1, -2)) + jnp.matmul(query, jnp.swapaxes(of_key, -1, -2))
-    return _scores(query, key), tangent.astype(jnp.float32)
-
-
 def eager_attention(
     query: Float[Array, "batch queries heads width"],
     key: Float[Array, "batch keys heads width"],
@@ -100,7 +85,8 @@ def eager_attention(
     """Returns the attention's output and its weights (after dropout, as the reference returns them)."""
     # Heads first, as matrix products: on a CPU, XLA is faster at these than at the same einsum.
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    scores = _scores(query, key) * (1.0 / math.sqrt(query.shape[-1]))
+    product = jnp.matmul if query.dtype.itemsize >= 4 else float32_matmul
+    scores = product(query, jnp.swapaxes(key, -1, -2)) * (1.0 / math.sqrt(query.shape[-1]))
     if bias is not None:
         scores = scores + jnp.broadcast_to(bias.astype(jnp.float32), scores.shape)
     weights = jax.nn.softmax(scores, axis=-1)
@@ -108,7 +94,7 @@ def eager_attention(
         kept = jax.random.bernoulli(rng, 1.0 - dropout, weights.shape)
         weights = jnp.where(kept, weights / (1.0 - dropout), 0.0)
     weights = weights.astype(query.dtype)
-    return jnp.swapaxes(jnp.matmul(weights, value), 1, 2), weights
+    return jnp.swapaxes(matmul(weights, value), 1, 2), weights
 
 
 class Attention(nn.Module):
@@ -134,9 +120,7 @@ class Attention(nn.Module):
         head_width = width // self.num_heads
 
         def project(x: Array, name: str) -> Array:
-            y = nn.Dense(
-                width, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=self.kernel_init, name=name
-            )(x)
+            y = Dense(width, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=self.kernel_init, name=name)(x)
             return y.reshape(*y.shape[:-1], self.num_heads, head_width)
 
         query = project(queries_from, "q_proj")
@@ -163,7 +147,7 @@ class Attention(nn.Module):
             with jax.numpy_dtype_promotion("standard"):  # jax's own code relies on it for narrow types
                 out = jax.nn.dot_product_attention(query, key, value, bias=bias, implementation=implementation)
         out = out.reshape(*out.shape[:-2], width)
-        out = nn.Dense(
+        out = Dense(
             width, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=self.out_kernel_init, name="out_proj"
         )(out)
         return out, weights if self.output_weights else None

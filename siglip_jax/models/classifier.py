@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
@@ -17,6 +16,7 @@ from siglip_jax.configuration import SiglipConfig
 from siglip_jax.models.initializers import initializers
 from siglip_jax.models.outputs import ImageClassifierOutput, TowerOutput
 from siglip_jax.models.pretrained import PretrainedModule
+from siglip_jax.models.products import Dense
 from siglip_jax.models.vision import ImageTransformer, VisionTransformer, check_pixels
 
 IGNORED_LABEL = -100  # torch's convention: such rows take no part in the loss
@@ -66,7 +66,7 @@ class ImageClassifier(PretrainedModule):
         self.vision_model = self.tower_class(c.vision_config, self.options)
         if c.num_labels:
             init = initializers(self.init_scheme, c.initializer_factor).classifier
-            self.classifier = nn.Dense(c.num_labels, kernel_init=init, **self.options.types)
+            self.classifier = Dense(c.num_labels, kernel_init=init, **self.options.types)
 
     def classify(
         self, out: TowerOutput, mask: ArrayLike | None = None, labels: ArrayLike | None = None

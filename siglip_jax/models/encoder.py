@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from siglip_jax.configuration import TextConfig, VisionConfig
 from siglip_jax.models.attention import Attention
 from siglip_jax.models.initializers import Initializer, Initializers, initializers
+from siglip_jax.models.products import Dense
 from siglip_jax.parallel.mesh import keep_batch_cut
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
@@ -110,7 +111,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         inits = self.options.inits
-        dense = functools.partial(nn.Dense, kernel_init=inits.mlp, bias_init=inits.mlp_bias, **self.options.types)
+        dense = functools.partial(Dense, kernel_init=inits.mlp, bias_init=inits.mlp_bias, **self.options.types)
         y = ACTIVATION_FUNCTIONS[self.hidden_act](dense(self.intermediate_size, name="fc1")(x))
         return dense(x.shape[-1], name="fc2")(y)
 

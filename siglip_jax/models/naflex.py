@@ -22,6 +22,7 @@ from siglip_jax.models.encoder import Embedding, Options
 from siglip_jax.models.outputs import ImageClassifierOutput, SiglipOutput, TowerOutput
 from siglip_jax.models.positions import flexible_positions
 from siglip_jax.models.pretrained import PretrainedModule
+from siglip_jax.models.products import Dense
 from siglip_jax.models.siglip import SiglipTextModel, TwoTowers
 from siglip_jax.models.vision import ImageTransformer
 
@@ -87,7 +88,7 @@ class FlexibleEmbeddings(nn.Module):
         self, pixel_values: Float[Array, "batch patches pixels"], spatial_shapes: Int[Array, "batch 2"]
     ) -> Float[Array, "batch patches hidden"]:
         c, inits, types = self.config, self.options.inits, self.options.types
-        dense = nn.Dense(c.hidden_size, kernel_init=inits.patch, name="patch_embedding", **types)
+        dense = Dense(c.hidden_size, kernel_init=inits.patch, name="patch_embedding", **types)
         table = Embedding(c.num_patches, c.hidden_size, inits.embedding, name="position_embedding", **types)
         positions = flexible_positions(table.embedding, spatial_shapes, pixel_values.shape[1])
         return dense(pixel_values.astype(self.options.dtype)) + positions.astype(self.options.dtype)

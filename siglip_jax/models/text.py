@@ -15,6 +15,7 @@ from siglip_jax.configuration import SiglipTextConfig
 from siglip_jax.models.attention import mask_to_bias
 from siglip_jax.models.encoder import Embedding, Encoder, LayerNorm, Options
 from siglip_jax.models.outputs import TowerOutput
+from siglip_jax.models.products import Dense
 
 
 class TextEmbeddings(nn.Module):
@@ -62,5 +63,5 @@ class TextTransformer(nn.Module):
             x, mask_to_bias(attention_mask), output_hidden_states, output_attentions, deterministic
         )
         x = LayerNorm(self.config.layer_norm_eps, name="final_layer_norm", **types)(x)
-        head = nn.Dense(self.config.embedding_size, kernel_init=init, name="head", **types)
+        head = Dense(self.config.embedding_size, kernel_init=init, name="head", **types)
         return TowerOutput(x, head(x[:, -1]), hidden_states, attentions)
