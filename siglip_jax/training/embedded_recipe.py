@@ -80,6 +80,15 @@ STAGES = (
     Stage(_recipe(pictures=384, steps=3000, warmup=150, rate=0.02, seed=0)),
     # Other styles; half of it, as it loses on plain pictures what it gains on others.
     Stage(_recipe(pictures=384, steps=500, warmup=30, rate=0.012, seed=1), wide=1.0, smallest=0.65, blend=0.5),
+    # Finer patches, which cost four times as much; most of the steps are on smaller pictures, which cost half of that.
+    Stage(
+        _recipe(pictures=256, steps=2000, warmup=50, rate=0.01, seed=2),
+        wide=0.4,
+        smallest=0.7,
+        image_size=48,
+        patch_size=8,
+    ),
+    Stage(_recipe(pictures=256, steps=300, warmup=30, rate=0.004, seed=3), wide=0.4, smallest=0.7, patch_size=8),
 )
 
 
