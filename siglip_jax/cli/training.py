@@ -87,9 +87,7 @@ def do(options: Options) -> int:
     transform = make_transform(recipe, model.processor)
     objective = make_objective(recipe, model, transform, mesh)
     if recipe.locked_images and not options.dry_run:
-        sources = [
-            _embedded(i, source, weight, options, model, objective) for i, (source, weight) in enumerate(sources)
-        ]
+        sources = _embedded(sources, options, model, objective)
         transform = EmbeddedTransform(model.processor)
     pipeline = Pipeline(
         sources,
@@ -147,14 +145,17 @@ def _opened(text: str, options: Options) -> tuple[Any, float]:
 
 
 def _embedded(
-    number: int, source: Source, weight: float, options: Options, model: Model, objective: Objective
-) -> tuple[Source, float]:
-    """Returns a source whose pictures are embedded, in a folder of the run."""
+    sources: list[tuple[Source, float]], options: Options, model: Model, objective: Objective
+) -> list[tuple[Source, float]]:
+    """Returns sources whose pictures are embedded, each in a folder of the run."""
     transform = make_transform(options.recipe, model.processor)
-    directory = options.out / "image_embeds" / str(number)
-    with progress(len(source), "pictures embedded") as advance:
-        params = jax.device_put(gathered(model.params))
-        return embed_source(local_objective(objective), params, source, transform, directory, advance), weight
+    objective, params = local_objective(objective), jax.device_put(gathered(model.params))
+    found: list[tuple[Source, float]] = []
+    for number, (source, weight) in enumerate(sources):
+        directory = options.out / "image_embeds" / str(number)
+        with progress(len(source), "pictures embedded") as advance:
+            found.append((embed_source(objective, params, source, transform, directory, advance), weight))
+    return found
 
 
 def _evaluation(options: Options, model: Model, objective: Objective) -> Evaluate:

@@ -85,8 +85,7 @@ def eager_attention(
     """Returns the attention's output and its weights (after dropout, as the reference returns them)."""
     # Heads first, as matrix products: on a CPU, XLA is faster at these than at the same einsum.
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    product = jnp.matmul if query.dtype.itemsize >= 4 else float32_matmul
-    scores = product(query, jnp.swapaxes(key, -1, -2)) * (1.0 / math.sqrt(query.shape[-1]))
+    scores = float32_matmul(query, jnp.swapaxes(key, -1, -2)) * (1.0 / math.sqrt(query.shape[-1]))
     if bias is not None:
         scores = scores + jnp.broadcast_to(bias.astype(jnp.float32), scores.shape)
     weights = jax.nn.softmax(scores, axis=-1)

@@ -26,14 +26,18 @@ def cpu_multiplies_bfloat16(cpuinfo: Path = _CPUINFO) -> bool:
         return False
 
 
-@jax.custom_vjp
 def float32_matmul(x: Float[Array, "*batch m k"], y: Float[Array, "*batch k n"]) -> Float[Array, "*batch m n"]:
-    """Returns the product of two arrays of a narrow type in float32; gradients have the types of the arrays."""
+    """Returns the product of two arrays in float32, or wider as they are; gradients have the types of the arrays."""
+    return _narrow_matmul(x, y) if x.dtype.itemsize < 4 else jnp.matmul(x, y)
+
+
+@jax.custom_vjp
+def _narrow_matmul(x: Array, y: Array) -> Array:
     return jnp.matmul(_operand(x), _operand(y), preferred_element_type=jnp.float32)
 
 
 def _forward(x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
-    return float32_matmul(x, y), (x, y)
+    return _narrow_matmul(x, y), (x, y)
 
 
 def _backward(arrays: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
@@ -44,7 +48,7 @@ def _backward(arrays: tuple[Array, Array], cotangent: Array) -> tuple[Array, Arr
     return of_x.astype(x.dtype), of_y.astype(y.dtype)
 
 
-float32_matmul.defvjp(_forward, _backward)
+_narrow_matmul.defvjp(_forward, _backward)
 
 
 def _operand(x: Array) -> Array:

@@ -1,10 +1,6 @@
 """Two real processes, joined by `jax.distributed`, compute what one does."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,38 +8,21 @@ import pytest
 
 from siglip_jax.parallel import join_processes
 from siglip_jax.parallel.distributed import launched_with_others
+from tests.processes import run
 
 SCRIPT = Path(__file__).parent / "two_processes.py"
 
 
-def run(processes):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    commands = [[sys.executable, str(SCRIPT), str(processes), str(i), str(port)] for i in range(processes)]
-    path = os.pathsep.join([str(SCRIPT.parents[2]), os.environ.get("PYTHONPATH", "")])
-    started = [
-        subprocess.Popen(
-            c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
-        )
-        for c in commands
-    ]
-    try:
-        ended = [process.communicate(timeout=120) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    for process, (_, errors) in zip(started, ended, strict=True):
-        assert process.returncode == 0, errors[-2000:]
-    return [json.loads(out.splitlines()[-1]) for out, _ in ended]
+def found(processes):
+    return [json.loads(out.splitlines()[-1]) for out in run(SCRIPT, processes, timeout=120)]
 
 
 def test_loss_and_gradients_of_two_processes_are_those_of_one():
-    (one,), two = run(1), run(2)
-    for found in two:
-        np.testing.assert_allclose(found["value"], one["value"], rtol=1e-6)
-        np.testing.assert_allclose(found["alone"], one["value"], rtol=1e-6)
-        for x, y in zip(found["gradients"], one["gradients"], strict=True):
+    (one,), two = found(1), found(2)
+    for each in two:
+        np.testing.assert_allclose(each["value"], one["value"], rtol=1e-6)
+        np.testing.assert_allclose(each["alone"], one["value"], rtol=1e-6)
+        for x, y in zip(each["gradients"], one["gradients"], strict=True):
             assert np.abs(np.subtract(x, y)).max() <= 1e-6 * np.abs(y).max()
 
 

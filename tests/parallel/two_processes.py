@@ -12,16 +12,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from siglip_jax import make_mesh, sigmoid_loss
-from siglip_jax.parallel import global_batch, join_processes
+from siglip_jax.parallel import global_batch
+from tests.processes import DEVICES, join
 
-DEVICES, BATCH, WIDTH = 4, 24, 16  # in all
+BATCH, WIDTH = 24, 16  # in all
 
 
 def main(processes: int, process: int, port: int) -> None:
-    jax.config.update("jax_num_cpu_devices", DEVICES // processes)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    given = (f"127.0.0.1:{port}", processes, process) if processes > 1 else ()
-    assert join_processes(*given) == (processes > 1)
+    join(processes, process, port)
     mesh = make_mesh(data=2, fsdp=2)
     x = np.random.RandomState(0).standard_normal((2, BATCH, WIDTH)).astype(np.float32)
     x /= np.linalg.norm(x, axis=-1, keepdims=True)

@@ -1,13 +1,8 @@
 """`siglip-jax train` over two real processes does what it does over one, and either goes on for the other."""
 
-import contextlib
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,42 +10,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests.processes import run, started
 from tests.tiny_checkpoint import write_checkpoint
 from tests.training.pairs import write_classes, write_pairs
 
 SCRIPT = Path(__file__).parent / "one_of_several.py"
 
 
-@contextlib.contextmanager
-def started(processes, *words):
-    """Yields the processes of a run."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    path = os.pathsep.join([str(SCRIPT.parents[2]), os.environ.get("PYTHONPATH", "")])
-    running = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, *map(str, (processes, i, port, "train", *words))],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": path},
-        )
-        for i in range(processes)
-    ]
-    try:
-        yield running
-    finally:
-        for process in running:
-            process.kill()
-
-
 def train(processes, *words):
-    """Runs the processes to their end."""
-    with started(processes, *words) as running:
-        ended = [process.communicate(timeout=240) for process in running]
-    for process, (_, errors) in zip(running, ended, strict=True):
-        assert process.returncode == 0, errors[-2000:]
+    run(SCRIPT, processes, "train", *words, timeout=240)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +69,7 @@ def test_two_processes_do_what_one_does_and_one_goes_on_for_them(files, tmp_path
 def test_a_signal_to_one_process_stops_both_after_the_same_step(files, tmp_path):
     words = words_of("finetune", files, "--duration", "3000 steps")
     log = tmp_path / "log.jsonl"
-    with started(2, *words, "--out", tmp_path) as running:
+    with started(SCRIPT, 2, "train", *words, "--out", tmp_path) as running:
         until = time.monotonic() + 200
         while time.monotonic() < until and not (log.is_file() and log.stat().st_size):
             time.sleep(0.1)
