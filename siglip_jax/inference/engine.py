@@ -17,11 +17,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from siglip_jax.configuration import Siglip2Config, SiglipConfig, read_config
 from siglip_jax.hub import resolve
-from siglip_jax.inference.stream import Arrays, as_images, as_texts, batches, in_threads, is_one_image, run_batches
+from siglip_jax.inference.stream import (
+    Arrays,
+    as_images,
+    as_texts,
+    batches,
+    in_threads,
+    is_one_image,
+    run_batches,
+    slices,
+)
 from siglip_jax.models import Siglip2Model, SiglipModel
 from siglip_jax.models.siglip import normalize
 from siglip_jax.processing import SiglipProcessor, load_image
@@ -120,6 +129,33 @@ class Siglip:
         )
         function = functools.partial(self._encode_tokens, self.params)
         return run_batches(function, tokens, batch_size, self.config.text_config.embedding_size)
+
+    def embed_pixels(self, *arrays: np.ndarray, batch_size: int | None = None) -> Float[np.ndarray, "images embed"]:
+        """Returns L2-normalised embeddings of pictures that the processor has made into arrays.
+
+        Args:
+          *arrays: one for each of the image processor's `model_input_names`, in their order; of a model of fixed
+            resolution the pixel values alone, (N, H, W, C) float32.
+          batch_size: as in `encode_image`.
+        """
+        batch_size = _batch_size(batch_size, IMAGE_BATCH)
+        function = functools.partial(self._encode_pixels, self.params)
+        return run_batches(function, slices(arrays, batch_size), batch_size, self.config.vision_config.hidden_size)
+
+    def embed_tokens(
+        self, input_ids: Int[np.ndarray, "texts length"], *, batch_size: int | None = None
+    ) -> Float[np.ndarray, "texts embed"]:
+        """Returns L2-normalised embeddings of texts that the tokenizer has made into ids, padded to the model's length.
+
+        Args:
+          input_ids: of M texts.
+          batch_size: as in `encode_text`.
+        """
+        batch_size = _batch_size(batch_size, TEXT_BATCH)
+        function = functools.partial(self._encode_tokens, self.params)
+        return run_batches(
+            function, slices((input_ids,), batch_size), batch_size, self.config.text_config.embedding_size
+        )
 
     def similarity(
         self,

@@ -87,6 +87,12 @@ def batches(rows: Iterable[Arrays], batch_size: int) -> Iterator[Arrays]:
         yield _stacked(batch)
 
 
+def slices(arrays: Arrays, batch_size: int) -> Iterator[Arrays]:
+    """Cuts arrays of equally many rows into batches; the last may be shorter."""
+    for start in range(0, len(arrays[0]), batch_size):
+        yield tuple(array[start : start + batch_size] for array in arrays)
+
+
 def _stacked(rows: list[Arrays]) -> Arrays:
     return tuple(np.stack(arrays) for arrays in zip(*rows, strict=True))
 
