@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from siglip_jax import __version__
-from siglip_jax.cli import classify, convert, evaluate, info, train, verify
+from siglip_jax.cli import bench, classify, convert, evaluate, info, train, verify
 from siglip_jax.cli.output import printable, say
 
 COMMANDS = {
+    "bench": bench,
     "classify": classify,
     "convert": convert,
     "eval": evaluate,
