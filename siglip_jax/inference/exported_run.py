@@ -44,7 +44,7 @@ def pixel_values(pictures):
 
 
 def input_ids(texts):
-    """Returns texts as (batch, length) int32, padded and cut to the model's length."""
+    """Returns texts as (batch, length) int32, padded and cut to the model's length; "</s>" is no token but text."""
     text = manifest()["text"]
     if text["vocabulary"] == "tokenizer.json":
         from tokenizers import Tokenizer

@@ -1,5 +1,6 @@
 """Exported encoders: what they compute, on which platforms, without this package, and what is refused."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -15,9 +16,9 @@ import pytest
 from siglip_jax import SiglipProcessor, load
 from siglip_jax.inference.export import export, read_encoder
 from siglip_jax.models.products import cpu_multiplies_bfloat16
-from tests.tiny_checkpoint import SENTENCES, picture, write_checkpoint
+from tests.tiny_checkpoint import SENTENCES, picture, tiny_config
 
-TEXTS = [*SENTENCES, "", "Hello,  World!", " a  blank before", "▁ and <unk> </s>", "long " * 70]
+TEXTS = [*SENTENCES, "", "Hello,  World!", " a  blank before", "a ▁ mark", "long " * 70]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_a_narrow_type_is_multiplied_as_suits_each_platform(checkpoint, tmp_path
     """A CPU without instructions for bfloat16 gets products of float32, whatever exports; an accelerator never does."""
     siglip = load(checkpoint, dtype="bfloat16")
     on_cpu = {"bf16"} if cpu_multiplies_bfloat16() else {"f32"}
-    for platforms, operands in ((("cpu",), on_cpu), (("cuda",), {"bf16"}), (("tpu", "cpu"), {"bf16"} | on_cpu)):
+    for platforms, operands in ((("cuda",), {"bf16"}), (("tpu", "cpu"), {"bf16"} | on_cpu)):
         directory = tmp_path / "-".join(platforms)
         assert export(siglip, directory, platforms=platforms)["dtype"] == "bfloat16"
         program = jax.export.deserialize(bytearray((directory / "image_encoder.jaxexport").read_bytes()))
@@ -152,7 +153,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_left(shared_siglip, t
     for platforms in ((), ("cpu", "cpu"), ("gpu",)):
         with pytest.raises(ValueError, match="platforms must be some of cpu, cuda, rocm, tpu, each once"):
             export(shared_siglip, tmp_path / "x", platforms=platforms)
-    flexible = load(write_checkpoint(tmp_path / "flexible", flexible=True))
+    flexible = dataclasses.replace(shared_siglip, config=tiny_config(60, flexible=True))
     with pytest.raises(ValueError, match="needs a model of one resolution, found one of variable resolution"):
         export(flexible, tmp_path / "x")
     with monkeypatch.context() as patched:
@@ -171,4 +172,4 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_left(shared_siglip, t
         patched.setattr("siglip_jax.inference.export.write_safetensors", full)
         with pytest.raises(OSError, match="disk full"):
             export(shared_siglip, tmp_path / "x")
-    assert [path.name for path in tmp_path.iterdir()] == ["flexible"]
+    assert list(tmp_path.iterdir()) == []
