@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from siglip_jax import __version__
-from siglip_jax.cli import bench, classify, convert, evaluate, info, train, verify
+from siglip_jax.cli import bench, classify, convert, evaluate, export, info, train, verify
 from siglip_jax.cli.output import printable, say
 
 COMMANDS = {
@@ -15,6 +15,7 @@ COMMANDS = {
     "classify": classify,
     "convert": convert,
     "eval": evaluate,
+    "export": export,
     "info": info,
     "train": train,
     "verify": verify,

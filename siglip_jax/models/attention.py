@@ -14,7 +14,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from siglip_jax.models.initializers import Initializer
-from siglip_jax.models.products import Dense, float32_matmul, matmul
+from siglip_jax.models.products import Dense, float32_matmul, matmul, on_cpu
 
 Implementation = Literal["eager", "xla", "cudnn"]
 IMPLEMENTATIONS = ("auto", "xla", "eager", "cudnn")
@@ -135,7 +135,7 @@ class Attention(nn.Module):
         weights = None
         # "xla" is the eager path too on a CPU, where that is faster, and in a narrow type, for gradients under strict
         # promotion: the same products.
-        if implementation == "xla" and (jax.default_backend() == "cpu" or query.dtype.itemsize < 4):
+        if implementation == "xla" and (on_cpu() or query.dtype.itemsize < 4):
             implementation = "eager"
         if implementation == "eager":
             rng = self.make_rng("dropout") if self.dropout else None

@@ -4,7 +4,10 @@ Left to itself, XLA differentiates such a product on a CPU into loops over singl
 times that of float32. Written as here, the gradient of a product is two more products.
 """
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,22 @@ from jaxtyping import Array, Float
 
 _CPUINFO = Path("/proc/cpuinfo")
 _INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86, Arm
+_PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+
+
+@contextlib.contextmanager
+def computing_for(platform: str) -> Iterator[None]:
+    """Has what is traced in this context suit a platform ("cpu", "cuda", ...) other than that of the default device."""
+    token = _PLATFORM.set(platform)
+    try:
+        yield
+    finally:
+        _PLATFORM.reset(token)
+
+
+def on_cpu() -> bool:
+    """Says whether what is traced is for a CPU."""
+    return (_PLATFORM.get() or jax.default_backend()) == "cpu"
 
 
 @functools.cache
@@ -58,7 +77,7 @@ def _operand(x: Array) -> Array:
 
 
 def _narrow_on_cpu(x: Array) -> bool:
-    return jax.default_backend() == "cpu" and x.dtype.itemsize < 4
+    return on_cpu() and x.dtype.itemsize < 4
 
 
 def matmul(x: Float[Array, "*batch m k"], y: Float[Array, "*batch k n"]) -> Float[Array, "*batch m n"]:
