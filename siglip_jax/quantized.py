@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, UInt4, UInt8
 
 BLOCK = 64  # inputs that share a scale
@@ -84,8 +84,9 @@ def check_scheme(scheme: object) -> None:
         raise ValueError(f"quantization must be None or one of {', '.join(map(repr, SCHEMES))}; got {scheme!r}")
 
 
-def stored_shapes(rows: int, columns: int, scheme: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Returns the shapes of `codes` and of `scale` for a kernel (rows, columns)."""
+def stored_shapes(shape: tuple[int, ...], scheme: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns the shapes of `codes` and of `scale` for a kernel of shape (rows, columns)."""
+    rows, columns = shape
     if not SCHEMES[scheme].packed:
         return (rows, columns), (1, columns)
     padded = _padded(rows)

@@ -1,6 +1,6 @@
-"""Quantized models on disk: `config.json` beside `quantized.safetensors`, the codes and scales of `siglip_jax.quantized`.
+"""Quantized models on disk: `config.json` beside `quantized.safetensors`, which holds codes and scales.
 
-A format of its own, for inference only. The weights do not have the file name nor the tensor names of a float
+What these are stands in `siglip_jax.quantized`. A format of its own, for inference only. The weights do not have the file name nor the tensor names of a float
 checkpoint, so that a reader that knows nothing of it finds no weights instead of wrong ones.
 """
 
@@ -61,23 +61,24 @@ def read_contents(path: Path) -> Contents:
         )
     config = config_from_dict(d)
     architecture = architecture_of(config)
-    expected = dict(_tensors_of(config, architecture, scheme))
-    check_names_and_shapes(str(path), {k: s for k, (s, _) in expected.items()}, {k: t.shape for k, t in tensors.items()})
-    if wrong := [f"{k}: {tensors[k].dtype}" for k, (_, types) in expected.items() if tensors[k].dtype.name not in types]:
+    expected = list(_tensors_of(config, architecture, scheme))
+    shapes = {key: tensor.shape for key, tensor in tensors.items()}
+    check_names_and_shapes(str(path), {key: shape for key, shape, _ in expected}, shapes)
+    if wrong := [f"{key}: {tensors[key].dtype}" for key, _, types in expected if tensors[key].dtype.name not in types]:
         raise ValueError(f"{path}: expected tensors of {scheme}, found {', '.join(wrong[:4])}; get it again")
     return Contents(path, "quantized", config, architecture, tensors, {"scheme": scheme})
 
 
-def _tensors_of(config: Config, architecture: str, scheme: str) -> Iterator[tuple[str, tuple[Shape, tuple[str, ...]]]]:
+def _tensors_of(config: Config, architecture: str, scheme: str) -> Iterator[tuple[str, Shape, tuple[str, ...]]]:
     """Yields the name of each tensor, its shape, and the types it may have."""
     for row in key_table(config, architecture):
         key = row.path.replace("/", ".")
         if is_quantized(row.path):
-            codes, scale = stored_shapes(*row.shape, scheme)
-            yield f"{key}.codes", (codes, (SCHEMES[scheme].stored.name,))
-            yield f"{key}.scale", (scale, ("float32",))
+            codes, scale = stored_shapes(row.shape, scheme)
+            yield f"{key}.codes", codes, (SCHEMES[scheme].stored.name,)
+            yield f"{key}.scale", scale, ("float32",)
         else:
-            yield key, (row.shape, FLOATS)
+            yield key, row.shape, FLOATS
 
 
 def read(contents: Contents) -> Checkpoint:
@@ -94,6 +95,19 @@ def read(contents: Contents) -> Checkpoint:
     return Checkpoint(contents.config, unflatten(flat), contents.format, contents.architecture, contents.layout)
 
 
+def read_scalars(contents: Contents) -> dict[str, float]:
+    """Returns `logit_scale`, the logarithm of the temperature, and `logit_bias`."""
+    return {name: float(contents.tensors[name].view().reshape(-1)[0]) for name in ("logit_scale", "logit_bias")}
+
+
+def check_place(directory: Path) -> None:
+    """Refuses a directory of float weights, which may be the only ones, with a `ValueError`."""
+    if directory.is_dir() and holds_floats(directory):
+        raise ValueError(
+            f"{directory}: holds a float checkpoint, which quantized weights must not replace; choose another directory"
+        )
+
+
 def write(directory: Path, config: Config, params: Mapping[str, Any]) -> None:
     """Writes `config.json` and the weights; an older quantized model in the directory is replaced.
 
@@ -101,10 +115,7 @@ def write(directory: Path, config: Config, params: Mapping[str, Any]) -> None:
       ValueError: if the parameters are not those of a quantized model of the configuration, or there are float weights
         in the directory.
     """
-    if directory.is_dir() and holds_floats(directory):
-        raise ValueError(
-            f"{directory}: holds a float checkpoint, which quantized weights must not replace; choose another directory"
-        )
+    check_place(directory)
     tensors: dict[str, NewTensor] = {}
     schemes, flat = set(), flatten(params)
     for path, x in flat.items():
@@ -117,7 +128,7 @@ def write(directory: Path, config: Config, params: Mapping[str, Any]) -> None:
     if len(schemes) != 1:
         raise ValueError(f"expected the parameters of a quantized model, of one scheme; found {sorted(schemes)}")
     scheme, architecture = schemes.pop(), architecture_of(config)
-    expected = {key: shape for key, (shape, _) in _tensors_of(config, architecture, scheme)}
+    expected = {key: shape for key, shape, _ in _tensors_of(config, architecture, scheme)}
     check_names_and_shapes("the tree of parameters", expected, {key: t.shape for key, t in tensors.items()})
     float_type = next(np.dtype(x.dtype).name for x in flat.values() if not isinstance(x, Quantized))
     section = {"quant_method": METHOD, "scheme": scheme}

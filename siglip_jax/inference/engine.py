@@ -196,8 +196,10 @@ class Siglip:
         Raises:
           ValueError: if the model is quantized and the directory holds a float checkpoint, which it must not replace.
         """
+        if is_quantized := holds_quantized(self.params):
+            quantized.check_place(Path(directory))  # before anything is written
         self.processor.save_pretrained(directory)
-        if holds_quantized(self.params):
+        if is_quantized:
             quantized.write(Path(directory), self.model.config, self.params)
         else:
             self.model.save_pretrained(directory, self.params)

@@ -4,6 +4,7 @@ What a scheme is stands in `siglip_jax.quantized`, what it applies to in `siglip
 of all dense layers of both towers, with the attention of the pooling head, which bitsandbytes leaves in float.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,7 +73,8 @@ def load_quantized(
         if not isinstance(x, Quantized):
             view, x = x, quantize(np.asarray(x), scheme or "")
             release(view)
-        params[name] = x.replace(codes=placed(name, x.codes, None), scale=placed(name, x.scale, None))
+        codes, scale = (placed(name, part, None) for part in (x.codes, x.scale))
+        params[name] = dataclasses.replace(x, codes=codes, scale=scale)
     module = module_class(
         checkpoint.config, dtype=dtype, param_dtype=dtype, attn_implementation=attn_implementation, mesh=mesh
     )
