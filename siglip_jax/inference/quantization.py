@@ -84,4 +84,3 @@ def load_quantized(
 def holds_quantized(params: Mapping[str, Any]) -> bool:
     """Says whether parameters are those of a quantized model."""
     return any(isinstance(x, Quantized) for x in flatten(params).values())
-
