@@ -1,7 +1,8 @@
 """Quantized models on disk: `config.json` beside `quantized.safetensors`, which holds codes and scales.
 
-What these are stands in `siglip_jax.quantized`. A format of its own, for inference only. The weights do not have the file name nor the tensor names of a float
-checkpoint, so that a reader that knows nothing of it finds no weights instead of wrong ones.
+What these are stands in `siglip_jax.quantized`. A format of its own, for inference only: the weights have neither the
+file name nor the tensor names of a float checkpoint, so that a reader that knows nothing of it, `transformers` among
+them, finds no weights instead of wrong ones.
 """
 
 import re

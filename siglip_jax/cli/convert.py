@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from siglip_jax.cli.output import progress, say, whole_number
+from siglip_jax.cli.output import QUANTIZATIONS, progress, say, whole_number
 
 HELP = "convert a checkpoint to another format"
 EPILOG = """examples:
@@ -20,7 +20,6 @@ EPILOG = """examples:
 
 FORMATS = ("huggingface", "big_vision", "open_clip", "orbax")
 DTYPES = ("float32", "bfloat16", "float16")
-QUANTIZATIONS = ("int8", "int4", "nf4", "fp8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
