@@ -106,15 +106,21 @@ def describe_files(path: Path, name: str) -> dict[str, Any]:
       FileNotFoundError: if one of the files is not there.
       ValueError: if it is not one of SigLIP or is damaged.
     """
+    from siglip_jax.checkpoints import quantized
+    from siglip_jax.checkpoints.keymap import key_table
     from siglip_jax.checkpoints.load import read_contents, read_scalars, rows_of
 
-    contents = read_contents(path)
+    is_quantized = quantized.recognises(path)
+    contents = quantized.read_contents(path) if is_quantized else read_contents(path)
     config, architecture = contents.config, contents.architecture
-    rows = rows_of(contents)
-    stored = [contents.tensors[key] for key in {row.key: None for row in rows if row.key in contents.tensors}]
+    if is_quantized:
+        rows, scalars = key_table(config, architecture), quantized.read_scalars(contents)
+        stored = list(contents.tensors.values())
+    else:
+        rows, scalars = rows_of(contents), read_scalars(contents)
+        stored = [contents.tensors[key] for key in {row.key: None for row in rows if row.key in contents.tensors}]
     files = sorted({tensor.file for tensor in stored})
     counts = _counts({row.path.replace("/", "."): row.shape for row in rows})
-    scalars = read_scalars(contents)
     path = contents.path
     directory = path if path.is_dir() else path.parent
     variant = released_variant(config, architecture)
@@ -122,6 +128,7 @@ def describe_files(path: Path, name: str) -> dict[str, Any]:
         "model": name,
         "path": str(path),
         "format": contents.format,
+        "quantization": contents.layout.get("scheme"),
         **_towers(config, architecture, counts),
         "parameters": counts,
         "stored_as": dict(Counter(tensor.dtype.name for tensor in stored)),
@@ -142,7 +149,7 @@ def describe_variant(variant: Variant) -> dict[str, Any]:
     config = SiglipConfig.from_variant(variant.name)
     architecture = architecture_of(config)
     counts = _expected_counts(config, architecture)
-    unknown = ("stored_as", "bytes", "weight_files", "temperature", "bias", "processor_files")
+    unknown = ("quantization", "stored_as", "bytes", "weight_files", "temperature", "bias", "processor_files")
     return {
         "model": variant.name,
         "path": None,
@@ -241,7 +248,8 @@ def _size(path: Path) -> int:
 def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "model", facts["model"]
     yield "path", facts["path"] or "not on this disk; from the registry"
-    yield "format", f"{facts['format']}, {facts['architecture']}"
+    scheme = f" to {facts['quantization']}" if facts["quantization"] else ""
+    yield "format", f"{facts['format']}{scheme}, {facts['architecture']}"
     if vision := facts["vision"]:
         size, patch, patches = vision["image_size"], vision["patch_size"], vision["patches"]
         yield "image tower", _tower(vision)

@@ -17,10 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from siglip_jax.checkpoints import quantized
 from siglip_jax.configuration import Siglip2Config, SiglipConfig, read_config
 from siglip_jax.hub import resolve
+from siglip_jax.inference.quantization import holds_quantized, load_quantized
 from siglip_jax.inference.stream import (
     Arrays,
     as_images,
@@ -223,6 +226,20 @@ class Siglip:
             other.__dict__[name] = getattr(self, name)
         return other
 
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Writes the model and the files of its processor, for `load`; float models also for `transformers`.
+
+        Raises:
+          ValueError: if the model is quantized and the directory holds a float checkpoint, which it must not replace.
+        """
+        if is_quantized := holds_quantized(self.params):
+            quantized.check_place(Path(directory))  # before anything is written
+        self.processor.save_pretrained(directory)
+        if is_quantized:
+            quantized.write(Path(directory), self.model.config, self.params)
+        else:
+            self.model.save_pretrained(directory, self.params)
+
     def _pixels(self, image: Any, timeout: float) -> Arrays:
         loaded = load_image(image, timeout=timeout)
         processor = self.processor.image_processor
@@ -252,7 +269,9 @@ def load(
     name_or_path: str | os.PathLike[str] | None = None,
     *,
     dtype: Any = None,
+    quantization: str | None = None,
     attn_implementation: str = "auto",
+    mesh: Mesh | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> Siglip:
@@ -261,13 +280,17 @@ def load(
     Args:
       name_or_path: a Hub name, a local directory or a weights file; by default the small model inside this package.
       dtype: the type of the parameters and of the computation; float32 by default.
+      quantization: "int8", "int4", "nf4" or "fp8": how the matrices of both towers are held, see
+        `siglip_jax.quantized`; float by default. A directory that a quantized model was saved to says itself.
       attn_implementation: as in `SiglipModel`.
+      mesh: lay the parameters out over it, and cut batches over its axes `data` and `fsdp`.
       revision: branch, tag or commit on the Hub.
       local_files_only: never ask the Hub.
 
     Raises:
       FileNotFoundError: if the checkpoint, or a file it needs, is not there.
-      ValueError: if the checkpoint is not one of SigLIP or is damaged.
+      ValueError: if the checkpoint is not one of SigLIP or is damaged, or `quantization` is unknown or unlike that of a
+        saved one.
     """
     path = resolve(name_or_path or EMBEDDED_MODEL, revision=revision, local_files_only=local_files_only)
     settings = read_config(path)
@@ -275,9 +298,12 @@ def load(
     config = (Siglip2Config if flexible else SiglipConfig).from_dict(settings)
     processor = SiglipProcessor.from_pretrained(path if path.is_dir() else path.parent)
     dtype = jnp.dtype(dtype or jnp.float32)  # parameters too, or every step would convert them again
-    model, params = (Siglip2Model if flexible else SiglipModel).from_pretrained(
-        path, dtype=dtype, param_dtype=dtype, attn_implementation=attn_implementation
-    )
+    model_class = Siglip2Model if flexible else SiglipModel
+    options: Any = {"dtype": dtype, "attn_implementation": attn_implementation, "mesh": mesh}
+    if quantization is not None or quantized.recognises(path):
+        model, params = load_quantized(model_class, path, quantization, **options)
+        return Siglip(model, params, processor, model.config)
+    model, params = model_class.from_pretrained(path, param_dtype=dtype, **options)
     return Siglip(model, params, processor, config)
 
 

@@ -14,7 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from siglip_jax.models.initializers import Initializer
+from siglip_jax.quantized import Quantized, dequantize, multiply_int8
 
 _CPUINFO = Path("/proc/cpuinfo")
 _INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86, Arm
@@ -85,11 +89,38 @@ def matmul(x: Float[Array, "*batch m k"], y: Float[Array, "*batch k n"]) -> Floa
     return float32_matmul(x, y).astype(x.dtype) if _narrow_on_cpu(x) else jnp.matmul(x, y)
 
 
-def _dense(x: Array, kernel: Array, dimensions: Any, precision: Any = None) -> Array:
-    """Does what a dense layer asks of `jax.lax.dot_general`."""
+def _dense(x: Array, kernel: Array) -> Array:
     if not _narrow_on_cpu(x):
-        return jax.lax.dot_general(x, kernel, dimensions, precision=precision)
+        return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
     return matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-Dense = functools.partial(nn.Dense, dot_general=_dense)
+class Dense(nn.Module):
+    """A linear layer; as `flax.linen.Dense`, with products as above, and its kernel may be a quantized one.
+
+    A quantized kernel is given, never initialised. Those of int8 multiply as integers, the others become floats first.
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    bias_init: Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch features"]:
+        x = x.astype(self.dtype)
+        kernel: Any = self.get_variable("params", "kernel")
+        if isinstance(kernel, Quantized) and kernel.scheme == "int8":
+            y = multiply_int8(x, kernel)
+        else:
+            if isinstance(kernel, Quantized):
+                kernel = dequantize(kernel)
+            else:
+                kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
+            y = _dense(x, kernel.astype(self.dtype))
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+            y = y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+        return y
