@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from siglip_jax import __version__
-from siglip_jax.cli import classify, convert, evaluate, info, train, verify
+from siglip_jax.cli import classify, convert, embed, evaluate, info, train, verify
 from siglip_jax.cli.output import printable, say
 
 COMMANDS = {
     "classify": classify,
     "convert": convert,
+    "embed": embed,
     "eval": evaluate,
     "info": info,
     "train": train,
