@@ -1,8 +1,8 @@
 """Embeds all pictures of a folder or data set, or all lines of a text file, into a directory of numbered parts.
 
-SRC is a folder of pictures, tar shards, Parquet, Arrow, JSON lines or CSV beside pictures, or a .txt with a text a line.
-A run may be stopped or killed at any time: the same command goes on. Items that cannot be read are reported on stderr
-and listed in DIR/errors.jsonl; the exit status is 2 only if nothing could be read.
+SRC is a folder of pictures, tar shards, Parquet, Arrow, JSON lines or CSV beside pictures, or a .txt, a text a line. A
+run may be stopped or killed at any time: the same command goes on. Items that cannot be read are reported on stderr and
+listed in DIR/errors.jsonl; the exit status is 2 only if nothing could be read.
 """
 
 import argparse

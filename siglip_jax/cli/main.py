@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from siglip_jax import __version__
-from siglip_jax.cli import classify, convert, embed, evaluate, info, train, verify
+from siglip_jax.cli import classify, convert, embed, evaluate, info, search, train, verify
 from siglip_jax.cli.output import printable, say
 
 COMMANDS = {
@@ -16,6 +16,7 @@ COMMANDS = {
     "embed": embed,
     "eval": evaluate,
     "info": info,
+    "search": search,
     "train": train,
     "verify": verify,
 }

@@ -176,9 +176,7 @@ def finish_collection(directory: Path, manifest: Manifest) -> int:
     unreadable = [entry for record in records for entry in record.unreadable]
     lines = "".join(json.dumps(entry) + "\n" for entry in unreadable)
     write_atomically(directory / ERRORS, lines.encode())
-    counts = {"rows": sum(record.rows for record in records), "unreadable": len(unreadable)}
-    done = counts | {"checksum": _sum_of_records(directory, manifest)}
-    dataclasses.replace(manifest, done=done).write(directory)
+    dataclasses.replace(manifest, done=_totals(directory, manifest, records)).write(directory)
     for path in directory.glob(".*.tmp"):  # of runs that were killed
         if path.name[1:].startswith(_OURS):
             path.unlink(missing_ok=True)
@@ -198,16 +196,11 @@ def verify_collection(directory: str | os.PathLike[str]) -> list[str]:
         return [*faults, f"{home / MANIFEST}: not complete; run the same siglip-jax embed again"]
     if faults:
         return faults
-    records = [read_record(home, part) for part in range(manifest.parts)]
-    counts: dict[str, Any] = {
-        "rows": sum(r.rows for r in records),
-        "unreadable": sum(len(r.unreadable) for r in records),
-    }
-    counts["checksum"] = _sum_of_records(home, manifest)
+    found = _totals(home, manifest, [read_record(home, part) for part in range(manifest.parts)])
     return [
-        f"{home / MANIFEST}: expected {name} to be {counts[name]}, found {manifest.done.get(name)}"
-        for name in counts
-        if counts[name] != manifest.done.get(name)
+        f"{home / MANIFEST}: expected {name} to be {found[name]}, found {manifest.done.get(name)}"
+        for name in found
+        if found[name] != manifest.done.get(name)
     ]
 
 
@@ -217,6 +210,7 @@ class Collection:
     Attributes:
       directory: where it lies.
       manifest: what it holds.
+      checksum: differs where names or embeddings do.
       starts: the number of the first row of each part, and at the end of all rows.
     """
 
@@ -227,10 +221,11 @@ class Collection:
         done = self.manifest.done
         if done is None:
             raise ValueError(f"{directory}: the collection is not complete; run the same siglip-jax embed again")
-        rows = [read_record(self.directory, part).rows for part in range(self.manifest.parts)]
-        if _sum_of_records(self.directory, self.manifest) != done["checksum"] or sum(rows) != done["rows"]:
+        records = [read_record(self.directory, part) for part in range(self.manifest.parts)]
+        if _totals(self.directory, self.manifest, records) != done:
             raise ValueError(f"{directory}: its parts were changed; run the same siglip-jax embed again")
-        self.starts: Int64[np.ndarray, " parts_and_end"] = np.cumsum([0, *rows], dtype=np.int64)
+        self.checksum: str = done["checksum"]
+        self.starts: Int64[np.ndarray, " ends"] = np.cumsum([0, *(record.rows for record in records)], dtype=np.int64)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -247,6 +242,14 @@ class Collection:
         """Returns the part that holds a row, and which of its rows it is."""
         part = int(np.searchsorted(self.starts, row, side="right")) - 1
         return part, row - int(self.starts[part])
+
+    def rows(self, rows: Int64[np.ndarray, " rows"]) -> Float32[np.ndarray, "rows embed"]:
+        """Returns the embeddings of some rows."""
+        found = np.empty((len(rows), self.manifest.layout["width"]), np.float32)
+        of = np.searchsorted(self.starts, rows, side="right") - 1
+        for part in np.unique(of).tolist():
+            found[of == part] = self.embeddings(part)[rows[of == part] - self.starts[part]]
+        return found
 
     def position(self, row: int) -> int:
         """Returns the number of the item that a row is of: items that could not be read have none."""
@@ -278,8 +281,10 @@ def _own_record(directory: Path, manifest: Manifest, part: int) -> Record | None
     return record if record.collection == manifest.key else None
 
 
-def _sum_of_records(directory: Path, manifest: Manifest) -> str:
+def _totals(directory: Path, manifest: Manifest, records: list[Record]) -> dict[str, Any]:
+    """Returns what the manifest says of a whole collection."""
     digest = hashlib.sha256()
     for part in range(manifest.parts):
         digest.update(record_path(directory, part).read_bytes())
-    return digest.hexdigest()
+    unreadable = sum(len(record.unreadable) for record in records)
+    return {"rows": sum(r.rows for r in records), "unreadable": unreadable, "checksum": digest.hexdigest()}

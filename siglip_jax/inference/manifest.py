@@ -73,10 +73,10 @@ class Manifest:
         here, there = _flat(self._shared()), _flat(wanted._shared())
         for name in [*here, *there]:
             if here.get(name) != there.get(name):
-                reason, found, asked = _SAME[name.partition(".")[0]], here.get(name), there.get(name)
+                reason, found, asked = _SAME[name.partition(".")[0]], str(here.get(name)), str(there.get(name))
+                differs = f"{name} was {found:.16}, is now {asked:.16}"  # sums are recognised by their beginning
                 raise ValueError(
-                    f"{directory}: cannot go on with this collection, {reason} ({name} is {found}, now {asked});"
-                    " give another directory"
+                    f"{directory}: cannot go on with this collection: {reason} ({differs}); give another directory"
                 )
 
     def write(self, directory: Path) -> None:
