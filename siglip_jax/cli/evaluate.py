@@ -158,7 +158,7 @@ def _report(name: str, error: Exception) -> None:
 
 
 def _print(facts: dict[str, Any]) -> None:
-    from siglip_jax.evaluation.preprocessing import lines_of
+    from siglip_jax.inference.preprocessing import lines_of
 
     read = f"{facts['examples']:,}"
     if facts["unreadable"]:

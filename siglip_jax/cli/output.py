@@ -108,16 +108,35 @@ def with_progress(items: Iterable[Item], total: int, what: str) -> Iterator[Item
 
 
 @contextlib.contextmanager
-def progress(total: int, what: str, in_bytes: bool = False) -> Iterator[Callable[[int], None]]:
-    """Yields what to call with the amount done; on a terminal, a bar on stderr follows after `PATIENCE`."""
+def progress(total: int, what: str, in_bytes: bool = False, rate: bool = False) -> Iterator[Callable[[int], None]]:
+    """Yields what to call with the amount done; on a terminal, a bar on stderr follows after `PATIENCE`.
+
+    Args:
+      rate: whether the bar says how many are done in a second.
+    """
     if not sys.stderr.isatty():
         yield lambda amount: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed or 0:,.1f}/s")
 
     amount_column = DownloadColumn() if in_bytes else MofNCompleteColumn()
-    columns = (TextColumn("{task.description}"), BarColumn(), amount_column, TimeRemainingColumn())
+    rates = (Rate(),) if rate else ()
+    columns = (TextColumn("{task.description}"), BarColumn(), amount_column, *rates, TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
     task = bar.add_task(what, total=total)
     start, shown = time.monotonic(), False

@@ -9,11 +9,11 @@ from jaxtyping import Int
 from siglip_jax.evaluation import linear_probe, neighbours, zero_shot
 from siglip_jax.evaluation.accuracy import accuracy
 from siglip_jax.evaluation.embeddings import Embedded, embed_source, embed_texts, spread
-from siglip_jax.evaluation.preprocessing import describe
 from siglip_jax.evaluation.prompts import TEMPLATES, prompts
 from siglip_jax.evaluation.result import DEFAULTS, Options, Result
 from siglip_jax.evaluation.retrieval import KS, retrieval_ranks
 from siglip_jax.inference.engine import Siglip
+from siglip_jax.inference.preprocessing import describe
 from siglip_jax.training.data.example import Source
 
 

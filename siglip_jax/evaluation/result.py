@@ -46,7 +46,7 @@ class Result:
       examples: pictures that count.
       unreadable: pictures that could not be read.
       settings: of the evaluation, as JSON takes them.
-      preprocessing: see `siglip_jax.evaluation.preprocessing.describe`.
+      preprocessing: see `siglip_jax.inference.preprocessing.describe`.
       classes, accuracy: of a classification.
       numbers: of the pictures in the source.
       ranked: classes of each picture, best first, -1 for none; in retrieval empty.

@@ -103,11 +103,14 @@ def check_plot(path: str | os.PathLike[str] | None, rows: int, columns: int) -> 
         raise ValueError("a plot needs matplotlib, which is not installed: pip install 'siglip_jax[plot]'") from None
     if not 1 <= rows <= MOST or not 1 <= columns <= MOST:
         raise ValueError(f"a plot shows 1 to {MOST} pictures and labels, got {rows} pictures and {columns} labels")
-    if path is None:
-        return
-    path = Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"{path}: expected a plot ending in one of {' '.join(FORMATS)}, found {path.suffix!r}")
+    if path is not None:
+        check_file(Path(path), FORMATS)
+
+
+def check_file(path: Path, formats: Sequence[str]) -> None:
+    """Refuses a file that cannot be drawn into; raises what `check_plot` does."""
+    if path.suffix.lower() not in formats:
+        raise ValueError(f"{path}: expected a plot ending in one of {' '.join(formats)}, found {path.suffix!r}")
     if path.is_dir():
         raise ValueError(f"{path}: expected a file to write the plot to, found a folder; add a name such as plot.png")
     if not path.parent.is_dir():
@@ -116,10 +119,10 @@ def check_plot(path: str | os.PathLike[str] | None, rows: int, columns: int) -> 
         raise ValueError(f"{path}: expected a folder that can be written to, found {path.parent}; choose another")
 
 
-def thumbnail(image: Any) -> UInt8[np.ndarray, "side side 3"]:
-    """Returns a picture, on white, in the middle of a square of at most `THUMBNAIL` pixels."""
+def thumbnail(image: Any, side: int = THUMBNAIL) -> UInt8[np.ndarray, "side side 3"]:
+    """Returns a picture, on white, in the middle of a square of at most `side` pixels."""
     picture = load_image(image).convert("RGBA")
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    picture.thumbnail((side, side))
     canvas = PIL.Image.new("RGBA", (max(picture.size),) * 2, "white")
     corner = tuple((side - own) // 2 for side, own in zip(canvas.size, picture.size, strict=True))
     canvas.alpha_composite(picture, corner)

@@ -16,8 +16,8 @@ from siglip_jax.evaluation import (
 )
 from siglip_jax.evaluation.embeddings import embed_source, embed_texts, spread
 from siglip_jax.evaluation.evaluate import same_classes
-from siglip_jax.evaluation.preprocessing import describe, lines_of
 from siglip_jax.evaluation.prompts import TEMPLATES
+from siglip_jax.inference.preprocessing import describe, lines_of
 from siglip_jax.processing import Siglip2ImageProcessor, SiglipProcessor
 from siglip_jax.training.data.example import Example, Source
 from tests.evaluation.sources import Listed, pictograms

@@ -5,7 +5,7 @@ Any row is read at once, without the rest of its file. `datasets` itself is not 
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,13 @@ class Chosen:
     """
 
     def __init__(
-        self, schema: pa.Schema, image_key: str | None, text_key: str | None, label_key: str | None, where: str
+        self,
+        schema: pa.Schema,
+        image_key: str | None,
+        text_key: str | None,
+        label_key: str | None,
+        where: str,
+        pictures_only: bool = False,
     ) -> None:
         """Finds them by type and name.
 
@@ -43,11 +49,13 @@ class Chosen:
         )
         if image is None and len(holding) == 1:
             image = holding[0]
-        self.text = columns.pick(schema.names, text_key, columns.TEXT, "text_key", where)
-        self.label = columns.pick(schema.names, label_key, columns.LABEL, "label_key", where)
+        self.text = self.label = None
+        if not pictures_only:
+            self.text = columns.pick(schema.names, text_key, columns.TEXT, "text_key", where)
+            self.label = columns.pick(schema.names, label_key, columns.LABEL, "label_key", where)
         if image is None:
             raise columns.missing("bytes of pictures", columns.IMAGE, schema.names, "image_key", where)
-        if self.text is None and self.label is None:
+        if self.text is None and self.label is None and not pictures_only:
             raise columns.missing("captions", columns.TEXT, schema.names, "text_key or label_key", where)
         if self.text is not None and not _is_text(schema.field(self.text).type):
             kind = schema.field(self.text).type
@@ -69,6 +77,8 @@ class ArrowSource:
         image_key: str | None = None,
         text_key: str | None = None,
         label_key: str | None = None,
+        pictures_only: bool = False,
+        made_of: Sequence[str] | None = None,
     ) -> None:
         """Maps the files; only their headers, and the column of labels, are read.
 
@@ -76,17 +86,19 @@ class ArrowSource:
           files: in their order.
           path: what the user called them.
           image_key, text_key, label_key: names of columns; by default the usual ones are looked for.
+          pictures_only: whether captions and labels are left alone, and need not be there.
+          made_of: the files that these are a copy of.
 
         Raises:
           OSError: if a file cannot be read.
           ValueError: if it is not Arrow, or a column is missing.
         """
-        self.path, self._paths = path, list(files)
+        self.path, self._paths, self._made_of = path, list(files), list(made_of or files)
         batches = self._mapped()
         if not sum(batch.num_rows for batch in batches):
             raise ValueError(f"{path}: expected a row for each picture, found none")
         schema = batches[0].schema
-        self._chosen = Chosen(schema, image_key, text_key, label_key, path)
+        self._chosen = Chosen(schema, image_key, text_key, label_key, path, pictures_only)
         for batch in batches:
             if not {*self._chosen.names} <= {*batch.schema.names}:
                 raise ValueError(
@@ -115,7 +127,7 @@ class ArrowSource:
             raise IndexError(f"{self.path}: {index} is not below {len(self)}")
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         batch, row = self._mapped()[number], index - int(self._starts[number])
-        where = f"{os.path.basename(self.path)}:{index}"
+        where = self.name(index)
         image = batch.column(self._chosen.image)[row].as_py()
         image = image.get("bytes") if isinstance(image, dict) else image
         if not image:
@@ -125,6 +137,14 @@ class ArrowSource:
             texts = [text for text in texts if text is not None]
         label = None if self._labels is None else columns.label_of(int(self._labels[index]))
         return Example(image, columns.as_texts(texts, where), label, where)
+
+    def name(self, index: int) -> str:
+        """Returns what the user called the files, and the number of the row."""
+        return f"{os.path.basename(self.path)}:{index}"
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Yields name and path of every file that is read, or that a copy was made of."""
+        return ((os.path.basename(path), path) for path in self._made_of)
 
 
 def holds_pictures(kind: pa.DataType) -> bool:

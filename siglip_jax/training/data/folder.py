@@ -1,6 +1,7 @@
-"""A folder of folders, one a class; the pictures are all files in them that look like pictures."""
+"""A folder of folders, one a class, or just of pictures: all files in it that look like pictures."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,17 +31,40 @@ class FolderSource:
             labels += [label] * len(found)
         if not names:
             raise ValueError(f"{path}: expected folders of pictures, one a class, found no picture in {folders[:5]}")
-        self.classes = tuple(folders)
+        self.classes: tuple[str, ...] = tuple(folders)
         self._names = pa.array(map(os.fsencode, names), pa.large_binary())
         self._labels = np.asarray(labels, np.int32)
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self._names)
 
     def __getitem__(self, index: int) -> Example:
-        name = self._names[index].as_py()
-        where = name.decode("utf-8", "replace")
-        return Example(read_inside(self._root, os.fsdecode(name), where), (), int(self._labels[index]), where)
+        return Example(self._read(index), (), int(self._labels[index]), self.name(index))
+
+    def name(self, index: int) -> str:
+        """Returns the path of a picture in the folder."""
+        return self._names[index].as_py().decode("utf-8", "replace")
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Yields name and path of every file that is read."""
+        for name in map(os.fsdecode, self._names.to_pylist()):
+            yield name, os.path.join(self._root, name)
+
+    def _read(self, index: int) -> bytes:
+        return read_inside(self._root, os.fsdecode(self._names[index].as_py()), self.name(index))
+
+
+class PlainFolder(FolderSource):
+    """The pictures of a folder and of all folders in it, sorted by path; where they lie means nothing."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Lists the files; none is read."""
+        self.path, self.classes = os.fspath(path), ()
+        self._root = os.path.realpath(path)
+        self._names = pa.array(map(os.fsencode, sorted(_pictures(Path(self._root), "."))), pa.large_binary())
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self._read(index), (), None, self.name(index))
 
 
 def _pictures(root: Path, folder: str) -> list[str]:

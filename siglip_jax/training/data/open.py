@@ -10,8 +10,7 @@ from siglip_jax.files import read_json
 from siglip_jax.training.data import parquet
 from siglip_jax.training.data.arrow import ArrowSource, Chosen
 from siglip_jax.training.data.columns import listed
-from siglip_jax.training.data.example import Source
-from siglip_jax.training.data.folder import FolderSource
+from siglip_jax.training.data.folder import FolderSource, PlainFolder
 from siglip_jax.training.data.paths import PICTURES, expanded
 from siglip_jax.training.data.table import ENDINGS, TableSource
 from siglip_jax.training.data.tar import TarSource
@@ -23,6 +22,8 @@ _KNOWN = (
     " pictures, or a folder of class folders"
 )
 
+Opened = ArrowSource | FolderSource | TableSource | TarSource
+
 
 def open_source(
     path: str | os.PathLike[str],
@@ -32,7 +33,8 @@ def open_source(
     label_key: str | None = None,
     split: str | None = None,
     cache: str | os.PathLike[str] | None = None,
-) -> Source:
+    pictures_only: bool = False,
+) -> Opened:
     """Opens a data set that lies on this disk.
 
     Recognised are: WebDataset shards (a tar, a folder of tars, `shards/*.tar`, `a-{000..010}.tar`), JSON lines, CSV or
@@ -44,6 +46,8 @@ def open_source(
         default the usual names are looked for.
       split: the part to take, where folders or files are named after parts; None takes `train` there.
       cache: where the copy of Parquet goes that can be read at random; by default the user's cache folder.
+      pictures_only: leaves captions and labels alone, which then need not be there; a folder that holds none of the
+        other kinds is then one of pictures, with those in its folders.
 
     Raises:
       FileNotFoundError: if there is nothing.
@@ -53,13 +57,16 @@ def open_source(
     if "://" in name:
         raise ValueError(f"{name}: expected a path on this disk, found a URL; download the data first")
     keys: dict[str, Any] = {"image_key": image_key, "text_key": text_key, "label_key": label_key}
-    folder, files = _found(name, split)
+    folder, files = _found(name, split, pictures_only)
     if not files:
         if any(value is not None for value in keys.values()):
             given = next(key for key, value in keys.items() if value is not None)
             raise ValueError(f"{name}: a folder of class folders has no columns; leave {given} out")
+        if pictures_only:
+            return PlainFolder(folder if split else name)
         return FolderSource(folder)
-    kind = _kind(files[0])
+    keys["pictures_only"] = pictures_only
+    kind, made_of = _kind(files[0]), files
     if kind == "tar":
         return TarSource(files, name, **keys)
     if kind == "table":
@@ -67,10 +74,10 @@ def open_source(
             raise ValueError(f"{name}: expected one table, found {listed(map(os.path.basename, files))}; name one")
         return TableSource(files[0], **keys)
     if kind == "parquet":
-        chosen = Chosen(parquet.read_schema(files[0]), image_key, text_key, label_key, name)
+        chosen = Chosen(parquet.read_schema(files[0]), image_key, text_key, label_key, name, pictures_only)
         files = [os.fspath(parquet.as_arrow(files, chosen, Path(cache) if cache else parquet.default_cache()))]
-        keys = {"image_key": chosen.image, "text_key": chosen.text, "label_key": chosen.label}
-    return ArrowSource(files, name, **keys)
+        keys |= {"image_key": chosen.image, "text_key": chosen.text, "label_key": chosen.label}
+    return ArrowSource(files, name, **keys, made_of=made_of)
 
 
 def _kind(file: str | Path) -> str | None:
@@ -78,8 +85,8 @@ def _kind(file: str | Path) -> str | None:
     return "table" if ending in ENDINGS else ending[1:] if ending in (".tar", ".parquet", ".arrow") else None
 
 
-def _found(name: str, split: str | None) -> tuple[Path, list[str]]:
-    """Returns the folder, and the files of one kind in it; no files means class folders."""
+def _found(name: str, split: str | None, pictures_only: bool) -> tuple[Path, list[str]]:
+    """Returns the folder, and the files of one kind in it; no files means class folders, or pictures."""
     path = Path(name)
     if path.is_file() or not path.exists():
         files = [name] if path.is_file() else expanded(name)
@@ -100,7 +107,8 @@ def _found(name: str, split: str | None) -> tuple[Path, list[str]]:
     if (path / "state.json").is_file():
         return path, _saved(path)
     files = _contents(path) or (_contents(path / "data") if (path / "data").is_dir() else [])
-    if not files and not any(_has_pictures(path / folder) for folder in _folders(path)):
+    holding = [path] if pictures_only else [path / folder for folder in _folders(path)]
+    if not files and not any(map(_has_pictures, holding)):
         inside = listed(sorted(os.listdir(path)), 8)
         raise ValueError(f"{name}: expected {_KNOWN}, found {inside}")
     return path, _of_split(files, split, name)

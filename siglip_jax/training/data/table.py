@@ -32,11 +32,13 @@ class TableSource:
         image_key: str | None = None,
         text_key: str | None = None,
         label_key: str | None = None,
+        pictures_only: bool = False,
     ) -> None:
         """Reads the table, but no picture.
 
         Args:
           image_key, text_key, label_key: names of columns; by default the usual ones are looked for.
+          pictures_only: whether captions and labels are left alone, and need not be there.
 
         Raises:
           FileNotFoundError: if there is no such file.
@@ -51,11 +53,13 @@ class TableSource:
         if not first:
             raise ValueError(f"{path}: expected a row for each picture, found none")
         image = columns.pick(names, image_key, columns.IMAGE, "image_key", self.path)
-        text = columns.pick(names, text_key, columns.TEXT, "text_key", self.path)
-        label = columns.pick(names, label_key, columns.LABEL, "label_key", self.path)
+        text = label = None
+        if not pictures_only:
+            text = columns.pick(names, text_key, columns.TEXT, "text_key", self.path)
+            label = columns.pick(names, label_key, columns.LABEL, "label_key", self.path)
         if image is None:
             raise columns.missing("paths of pictures", columns.IMAGE[4:], names, "image_key", self.path)
-        if text is None and label is None:
+        if text is None and label is None and not pictures_only:
             raise columns.missing("captions", columns.TEXT, names, "text_key or label_key", self.path)
 
         self._lines = array("q")
@@ -74,14 +78,11 @@ class TableSource:
         if label is not None:
             self._labels, self.classes = columns.as_labels(labels, f"{path}: {label}")
 
-    def _where(self, line: int) -> str:
-        return f"{self._file}:{line}"
-
     def __len__(self) -> int:
         return len(self._lines)
 
     def __getitem__(self, index: int) -> Example:
-        where = self._where(self._lines[index])
+        where = self.name(index)
         name = self._images[index].as_py()
         if not name:
             raise ValueError(f"{where}: no path of a picture")
@@ -90,6 +91,16 @@ class TableSource:
             raise ValueError(f"{where}: expected a caption or a list of captions, found something else")
         label = None if self._labels is None else columns.label_of(int(self._labels[index]))
         return Example(read_inside(self._root, name, where), tuple(texts), label, where)
+
+    def name(self, index: int) -> str:
+        """Returns the name of the table and the number of the line."""
+        return f"{self._file}:{self._lines[index]}"
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Yields name and path of every file that is read: the table, and the pictures that it names."""
+        yield self._file, self.path
+        for name in filter(None, self._images.to_pylist()):
+            yield name, os.path.join(self._root, name)
 
 
 def _path(value: Any) -> str | None:

@@ -36,6 +36,7 @@ class TarSource:
         image_key: str | None = None,
         text_key: str | None = None,
         label_key: str | None = None,
+        pictures_only: bool = False,
     ) -> None:
         """Makes the index.
 
@@ -45,6 +46,7 @@ class TarSource:
           image_key: ending of the pictures, such as `jpg`; by default whatever is a picture.
           text_key: ending of the captions, or a key in the `.json`; by default `txt`, or a usual key.
           label_key: the same for the labels; by default `cls`.
+          pictures_only: whether captions and labels are left alone, and need not be there.
 
         Raises:
           OSError: if a shard cannot be read.
@@ -54,7 +56,7 @@ class TarSource:
         self._files = OpenFiles(list(shards))
         self.classes = _class_names(shards)
         self._class_numbers = {name: i for i, name in enumerate(self.classes)}
-        index, endings = _Index(image_key, text_key, label_key), set()
+        index, endings = _Index(image_key, text_key, label_key, pictures_only), set()
         broken = []
         for number, shard in enumerate(shards):
             try:
@@ -76,7 +78,8 @@ class TarSource:
         self._label_key = None
         if label_key is not None and not index.labels:
             self._label_key = columns.pick(in_json, label_key, (), "label_key", where)
-        if not index.texts and not index.labels and self._text_key is None and self._label_key is None:
+        found = index.texts or index.labels or self._text_key is not None or self._label_key is not None
+        if not found and not pictures_only:
             keys = f", and the keys {columns.listed(in_json)} in .json" if index.json else ""
             raise ValueError(
                 f"{path}: no captions found: expected .txt, .json or .cls beside the pictures, found the endings "
@@ -98,7 +101,7 @@ class TarSource:
     def __getitem__(self, index: int) -> Example:
         shard, *rest = self._places[index].tolist()
         image, text, notes, label = zip(rest[::2], rest[1::2], strict=True)
-        name = f"{os.path.basename(self._files.paths[shard])}:{self._name(shard, image)}"
+        name = self._name(shard, image)
         data = self._read(shard, image, name)
         found = {}
         if notes[1] >= 0 and (self._text_key or self._label_key):
@@ -119,9 +122,19 @@ class TarSource:
             raise ValueError(f"{name}: {size} bytes, more than the {MAX_BYTES} allowed")
         return self._files.read(shard, offset, size)
 
-    def _name(self, shard: int, place: Place) -> str:
+    def name(self, index: int) -> str:
+        """Returns the name of the shard and of the picture in it."""
+        shard, *image = self._places[index, :3].tolist()
+        return self._name(shard, image)
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Yields name and path of every file that is read."""
+        return ((os.path.basename(path), path) for path in self._files.paths)
+
+    def _name(self, shard: int, place: Sequence[int]) -> str:
         header = self._files.read(shard, place[0] - 512, 100)
-        return header.split(b"\0")[0].decode("utf-8", "replace")
+        member = header.split(b"\0")[0].decode("utf-8", "replace")
+        return f"{os.path.basename(self._files.paths[shard])}:{member}"
 
     def _label(self, value: Any) -> int | None:
         """Returns the number of a class; None where it is neither that nor the name of a known one."""
@@ -136,7 +149,8 @@ class TarSource:
 class _Index:
     """Rows of nine numbers: the shard; offset and size of picture, caption, JSON and label."""
 
-    def __init__(self, image_key: str | None, text_key: str | None, label_key: str | None) -> None:
+    def __init__(self, image_key: str | None, text_key: str | None, label_key: str | None, pictures_only: bool) -> None:
+        self._pictures_only = pictures_only
         self.rows = array("q")
         self._keys = [
             None if key is None else key.lower().removeprefix(".") for key in (image_key, text_key, label_key)
@@ -148,7 +162,8 @@ class _Index:
         image = group.get(image_key) if image_key else _picture(group)
         if image is None:
             return
-        text, label, notes = group.get(text_key or "txt"), group.get(label_key or "cls"), group.get("json")
+        others = {} if self._pictures_only else group
+        text, label, notes = others.get(text_key or "txt"), others.get(label_key or "cls"), others.get("json")
         self.texts |= text is not None
         self.labels |= label is not None
         self.json |= notes is not None

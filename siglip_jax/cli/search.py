@@ -1,0 +1,105 @@
+"""Finds the pictures or texts of a collection that are nearest to a text or a picture.
+
+DIR is what siglip-jax embed wrote. Prints rank, cosine and name, and where a text is compared with pictures the
+probability that it describes them. All embeddings are compared; --approximate builds an index in DIR once and searches
+that.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from siglip_jax.cli.output import percent, print_table, progress, whole_number
+
+HELP = "find the nearest pictures or texts of a directory"
+EPILOG = """examples:
+  siglip-jax search photos-embedded "two dogs on a beach"
+  siglip-jax search photos-embedded --image dog.jpg --top-k 20 --contact-sheet dogs.png
+  siglip-jax search photos-embedded "a red car" --approximate --json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("directory", metavar="DIR", help="directory of embeddings")
+    parser.add_argument("query", nargs="?", metavar="TEXT", help="text to look for")
+    parser.add_argument("--image", metavar="FILE", help="picture to look for")
+    parser.add_argument("--top-k", type=whole_number, default=10, metavar="N", help="items to find (default: 10)")
+    parser.add_argument("--model", metavar="NAME_OR_PATH", help="where the model of DIR is now (default: as then)")
+    parser.add_argument("--approximate", action="store_true", help="search an index, which is built the first time")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--contact-sheet", metavar="FILE", help="draw what is found into FILE (a .png)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Does the job; returns the exit status."""
+    if (arguments.query is None) == (arguments.image is None):
+        found = "none" if arguments.query is None else "both"
+        raise ValueError(f'expected a text or --image FILE to look for, found {found}; such as "a cat"')
+    sheet = None if arguments.contact_sheet is None else Path(arguments.contact_sheet)
+    if sheet is not None:
+        from siglip_jax.inference.contact_sheet import FORMATS
+        from siglip_jax.inference.heatmap import check_file
+
+        check_file(sheet, FORMATS)
+    from siglip_jax.inference.collection import open_collection
+    from siglip_jax.inference.items import PICTURES, TEXTS
+    from siglip_jax.inference.search import load_for, open_source_of, search
+
+    collection = open_collection(arguments.directory)
+    items = None if sheet is None else open_source_of(collection)
+    siglip = load_for(collection, arguments.model)
+    approximate = None
+    if arguments.approximate:
+        from siglip_jax.inference.approximate import open_index
+
+        with progress(len(collection), "embeddings indexed", rate=True) as advance:
+            approximate = open_index(collection, advance)
+    asked = arguments.query if arguments.image is None else arguments.image
+    matches = search(
+        siglip,
+        collection,
+        asked,
+        top_k=arguments.top_k,
+        kind=TEXTS if arguments.image is None else PICTURES,
+        approximate=approximate,
+    )
+    recall = None if approximate is None else approximate.recall
+    if arguments.json:
+        query = {"text" if arguments.image is None else "image": asked}
+        facts = {"directory": arguments.directory, "query": query, "embeddings": len(collection), "recall": recall}
+        print(json.dumps(facts | {"matches": [match._asdict() for match in matches]}, indent=2))
+    else:
+        _print(matches, recall)
+    if sheet is not None and items is not None:
+        _draw(matches, items, asked, sheet)
+    return 0
+
+
+def _print(matches: list[Any], recall: float | None) -> None:
+    headers, rows = ["rank", "name", "cosine"], []
+    for match in matches:
+        rows.append([str(match.rank), match.id, f"{match.score:.4f}"])
+        if match.probability is not None:
+            rows[-1].append(percent(match.probability))
+    if matches[0].probability is not None:
+        headers.append("probability")
+    caption = None
+    if recall is not None:
+        caption = f"approximate: the index finds {percent(recall)} of the 10 nearest, on a sample of its own embeddings"
+    print_table(headers, rows, 2, caption)
+
+
+def _draw(matches: list[Any], items: Any, query: str, path: Path) -> None:
+    from siglip_jax.inference.contact_sheet import contact_sheet, save
+
+    pictures = []
+    for match in matches:
+        if match.position >= len(items) or items.name(match.position) != match.id:
+            raise ValueError(f"{items.path}: expected {match.id} where it was, found other pictures; embed it again")
+        pictures.append(items.read(match.position))
+    captions = []
+    for match in matches:
+        chance = "" if match.probability is None else f", {percent(match.probability)}"
+        captions.append((f"{match.rank}: {match.score:.4f}{chance}", match.id))
+    save(contact_sheet(pictures, captions, title=query), path)

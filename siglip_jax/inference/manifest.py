@@ -1,0 +1,177 @@
+"""The manifest of a collection: which model made which embeddings of what, so that nothing else is mixed in."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from siglip_jax import __version__
+from siglip_jax.files import read_json, write_atomically
+from siglip_jax.inference.engine import Siglip
+from siglip_jax.inference.items import PICTURES, TEXTS, Items
+from siglip_jax.inference.preprocessing import describe
+
+MANIFEST = "manifest.json"
+FORMATS = ("npy", "parquet")
+_SAME = {  # what a run that goes on must share with the one that began, and what is said of a difference
+    "model": "another model made it",
+    "preprocessing": "pictures or texts were prepared in another way",
+    "items": "the data was changed, or is other data",
+    "layout": "it was begun with other options",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a collection holds.
+
+    Attributes:
+      model: `name`, None for the embedded one; `config` and `weights`, checksums; `dtype`; `quantization`.
+      preprocessing: of pictures and texts; see `siglip_jax.inference.preprocessing.describe`.
+      items: `kind`, `count`, `fingerprint` and `options` of `Items`.
+      layout: `format`; `part_size`, items of a part; `batch_size`, items of a step; `width` of an embedding.
+      source: where the items lay.
+      version: of this package when the collection was begun.
+      done: None, or of a whole collection `rows`, `unreadable`, and `checksum`, that of the records of all parts.
+    """
+
+    model: dict[str, Any]
+    preprocessing: dict[str, Any]
+    items: dict[str, Any]
+    layout: dict[str, Any]
+    source: str
+    version: str
+    done: dict[str, Any] | None = None
+
+    @property
+    def key(self) -> str:
+        """What the records of parts that belong to it carry."""
+        return hashlib.sha256(json.dumps(self._shared(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def parts(self) -> int:
+        """How many there are."""
+        return -(-self.items["count"] // self.layout["part_size"])
+
+    def range_of(self, part: int) -> range:
+        """Returns the numbers of the items of a part."""
+        start = part * self.layout["part_size"]
+        return range(start, min(start + self.layout["part_size"], self.items["count"]))
+
+    def check_same(self, wanted: "Manifest", directory: Path) -> None:
+        """Refuses to put what is wanted into this collection if that is anything else.
+
+        Raises:
+          ValueError: with the first difference.
+        """
+        here, there = _flat(self._shared()), _flat(wanted._shared())
+        for name in [*here, *there]:
+            if here.get(name) != there.get(name):
+                reason, found, asked = _SAME[name.partition(".")[0]], str(here.get(name)), str(there.get(name))
+                differs = f"{name} was {found:.16}, is now {asked:.16}"  # sums are recognised by their beginning
+                raise ValueError(
+                    f"{directory}: cannot go on with this collection: {reason} ({differs}); give another directory"
+                )
+
+    def write(self, directory: Path) -> None:
+        """Writes it."""
+        write_atomically(directory / MANIFEST, json.dumps(dataclasses.asdict(self), indent=2).encode() + b"\n")
+
+    def _shared(self) -> dict[str, Any]:
+        """Returns what has to be the same: a model may be called by another name, and data may lie elsewhere."""
+        shared = {name: getattr(self, name) for name in _SAME}
+        return shared | {"model": {name: value for name, value in self.model.items() if name != "name"}}
+
+
+def new_manifest(
+    siglip: Siglip, items: Items, *, model_name: str | None, format: str, part_size: int, batch_size: int
+) -> Manifest:
+    """Returns the manifest of a collection that is begun.
+
+    Args:
+      model_name: what `load` takes; None for the embedded model.
+    """
+    model = {"name": model_name, **model_identity(siglip)}
+    facts = describe(siglip, model_name="")
+    width = siglip.config.vision_config.hidden_size
+    if items.kind == TEXTS:
+        width = siglip.config.text_config.embedding_size
+    return Manifest(
+        model,
+        _as_json({"image": facts["image"], "text": facts["text"]}),
+        {"kind": items.kind, "count": len(items), "fingerprint": items.fingerprint, "options": dict(items.options)},
+        {"format": format, "part_size": part_size, "batch_size": batch_size, "width": width},
+        items.path,
+        __version__,
+    )
+
+
+def model_identity(siglip: Siglip) -> dict[str, Any]:
+    """Returns what tells a model from others: SHA-256 of its configuration and of all parameters, and its types."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(siglip.params):
+        values = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {values.dtype} {values.shape}\n".encode())
+        digest.update(np.ascontiguousarray(values).view(np.uint8))
+    config = json.dumps(siglip.config.to_dict(), sort_keys=True)
+    return {
+        "config": hashlib.sha256(config.encode()).hexdigest(),
+        "weights": digest.hexdigest(),
+        "dtype": jnp.dtype(siglip.model.dtype).name,
+        "quantization": getattr(siglip, "quantization", None),
+    }
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Reads the manifest of a collection.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: if it is not one.
+    """
+    path = directory / MANIFEST
+    found = read_json(path, "it makes a folder a collection of embeddings; siglip-jax embed writes it")
+    names = {field.name for field in dataclasses.fields(Manifest)}
+    if set(found) != names:
+        raise ValueError(f"{path}: expected {', '.join(sorted(names))}, found {', '.join(sorted(found)) or 'nothing'}")
+    manifest = Manifest(**found)
+    if wrong := next(_mistakes(manifest), None):
+        raise ValueError(f"{path}: {wrong}; write the collection anew")
+    return manifest
+
+
+def _mistakes(manifest: Manifest) -> Iterator[str]:
+    """Yields what is wrong in a manifest, as far as anything relies on it."""
+    for name in (*_SAME, "done"):
+        value = getattr(manifest, name)
+        if not isinstance(value, dict) and not (name == "done" and value is None):
+            yield f"expected {name} to be an object, found a {type(value).__name__}"
+            return
+    counts = [("items", "count"), ("layout", "part_size"), ("layout", "batch_size"), ("layout", "width")]
+    counts += [("done", "rows"), ("done", "unreadable")] if manifest.done is not None else []
+    for group, name in counts:
+        value = getattr(manifest, group).get(name)
+        if type(value) is not int or value < (group != "done"):
+            yield f"expected {name} in {group} to be a whole number of at least {int(group != 'done')}, found {value!r}"
+    choices = [("layout", "format", FORMATS), ("items", "kind", (PICTURES, TEXTS))]
+    for group, name, known in choices:
+        if (value := getattr(manifest, group).get(name)) not in known:
+            yield f"expected {name} in {group} to be one of {', '.join(known)}, found {value!r}"
+
+
+def _flat(tree: dict[str, Any], before: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+    return flat
+
+
+def _as_json(value: Any) -> Any:
+    """Returns what is read back after it was written as JSON: lists for tuples."""
+    return json.loads(json.dumps(value))

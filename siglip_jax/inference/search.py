@@ -1,0 +1,109 @@
+"""Finds the nearest items of a collection to a text or a picture."""
+
+from typing import Any, NamedTuple
+
+from siglip_jax.inference.approximate import Approximate
+from siglip_jax.inference.collection import Collection
+from siglip_jax.inference.engine import Siglip, check_count, load, probabilities
+from siglip_jax.inference.items import PICTURES, TEXTS, Items, open_items
+from siglip_jax.inference.manifest import model_identity
+from siglip_jax.inference.nearest import nearest
+
+
+class Match(NamedTuple):
+    """An item that was found.
+
+    Attributes:
+      rank: counted from 1.
+      id: its name.
+      score: cosine.
+      probability: that the text describes the picture; None where the query is of the same kind as the items, or the
+        model gives none.
+      position: its number among the items.
+    """
+
+    rank: int
+    id: str
+    score: float
+    probability: float | None
+    position: int
+
+
+def load_for(collection: Collection, name_or_path: str | None = None) -> Siglip:
+    """Loads the model that a collection was made with.
+
+    Args:
+      name_or_path: where it is; by default where it was then.
+
+    Raises:
+      OSError: if it is not there.
+      ValueError: if that is another model.
+    """
+    made = collection.manifest.model
+    name = made.get("name") if name_or_path is None else name_or_path
+    siglip = load(name, dtype=made.get("dtype"))
+    own = model_identity(siglip)
+    for what in ("config", "weights", "quantization"):
+        if own[what] != made.get(what):
+            expected, found = (f"{name or 'the embedded model'}" for name in (made.get("name"), name))
+            raise ValueError(
+                f"{collection.directory}: expected the model that made it, {expected}, found {found}, of another {what}"
+                f" ({str(made.get(what)):.16}, {str(own[what]):.16}); name the other, or embed again"
+            )
+    return siglip
+
+
+def open_source_of(collection: Collection) -> Items:
+    """Opens the pictures that a collection was made of.
+
+    Raises:
+      OSError, ValueError: if they are not there any more, or it was made of texts.
+    """
+    manifest = collection.manifest
+    if manifest.items["kind"] != PICTURES:
+        raise ValueError(f"{collection.directory}: expected embeddings of pictures, found those of {TEXTS}")
+    try:
+        return open_items(manifest.source, **manifest.items["options"])
+    except (OSError, ValueError) as error:
+        missing = f"the pictures that {collection.directory} was made of cannot be opened"
+        raise ValueError(f"{missing}: {error}; put them back where they were") from error
+
+
+def search(
+    siglip: Siglip,
+    collection: Collection,
+    query: Any,
+    *,
+    top_k: int = 10,
+    kind: str = TEXTS,
+    approximate: Approximate | None = None,
+) -> list[Match]:
+    """Returns the items nearest to a query, nearest first; equally near ones in the order of the items.
+
+    Args:
+      query: a string, or a picture as `Siglip.encode_image` takes it.
+      kind: `TEXTS` or `PICTURES`: what the query is.
+      approximate: an index to search instead of all embeddings.
+
+    Raises:
+      OSError, ValueError: if a picture cannot be read, or the collection is empty.
+    """
+    check_count("top_k", top_k)
+    if not len(collection):
+        raise ValueError(f"{collection.directory}: expected embeddings to search, found none")
+    embeds: Float32[np.ndarray, "1 embed"] = (
+        siglip.encode_text([query]) if kind == TEXTS else siglip.encode_image([query])
+    )
+    if approximate is not None:
+        scores, rows = approximate.search(embeds[0], top_k)
+    else:
+        parts = map(collection.embeddings, range(collection.manifest.parts))
+        scores, rows = (found[0] for found in nearest(embeds, parts, top_k))
+    chances = [None] * len(rows)
+    if kind != collection.manifest.items["kind"] and {"logit_scale", "logit_bias"} <= {*siglip.params}:
+        chances = probabilities(scores[None], siglip.logit_scale, siglip.logit_bias)[0].tolist()
+    matches = []
+    for rank, (row, score, chance) in enumerate(zip(rows.tolist(), scores.tolist(), chances, strict=True), 1):
+        part, offset = collection.place(row)
+        matches.append(Match(rank, collection.ids(part)[offset], score, chance, collection.position(row)))
+    return matches
