@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 
+def user_cache() -> Path:
+    """Returns the folder for what can be made again: `siglip_jax` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "siglip_jax"
+
+
 def read_json(path: Path, need: str) -> dict[str, Any]:
     """Returns the JSON object in a file; `need` says in the error why it has to be there.
 

@@ -1,5 +1,6 @@
 """Says what a checkpoint is, reading its headers only: towers, sizes, parameters, temperature and bias, files.
 
+It also says how the engine would run the model in float32 on this machine.
 Without a name it describes the embedded model, and the versions and devices in use. A released checkpoint that is not
 on this disk is described from the registry: nothing is downloaded for it.
 """
@@ -138,6 +139,7 @@ def describe_files(path: Path, name: str) -> dict[str, Any]:
         "bias": scalars.get("logit_bias"),
         "processor_files": [file for file in SIDE_FILES if (directory / file).is_file()],
         "variant": variant and variant.to_dict(),
+        "engine": _engine(config),
     }
 
 
@@ -158,7 +160,16 @@ def describe_variant(variant: Variant) -> dict[str, Any]:
         "parameters": counts,
         **dict.fromkeys(unknown),
         "variant": variant.to_dict(),
+        "engine": _engine(config),
     }
+
+
+def _engine(config: Any) -> dict[str, str]:
+    """Returns how `load` would run a model of both towers in float32 on this machine."""
+    from siglip_jax.configuration import SiglipConfig
+    from siglip_jax.inference.choices import choose
+
+    return choose(config, "float32").facts() if isinstance(config, SiglipConfig) else {}
 
 
 def released_variant(config: Any, architecture: str) -> Variant | None:
@@ -272,6 +283,7 @@ def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "processor", ", ".join(facts["processor_files"]) or "no tokenizer or image processor files"
     if variant := facts["variant"]:
         yield from _variant_rows(variant, of_files=facts["path"] is not None)
+    yield from facts["engine"].items()
     yield from facts.get("versions", {}).items()
 
 

@@ -21,8 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from siglip_jax.inference.engine import IMAGE_BATCH, TEXT_BATCH, Images, Siglip, Texts, _batch_size, check_count
-from siglip_jax.inference.stream import Arrays, as_images, as_texts, batches, padded
+from siglip_jax.inference.encoder import Encoder
+from siglip_jax.inference.engine import Images, Siglip, Texts
+from siglip_jax.inference.labels import check_count
+from siglip_jax.inference.stream import Arrays, as_images, as_texts, batches
 
 URL_TIMEOUT = 10.0  # seconds, as in the engine
 
@@ -72,21 +74,10 @@ class Batcher:
             raise ValueError(f"max_delay must be a number of seconds, 0 or more, got {max_delay!r}")
         self.max_delay, self.queue_size = max_delay, queue_size
         self.waiting = self.batches = self.rows = 0
-        c, length = siglip.config, siglip.config.text_config.max_position_embeddings
         self._images = _Lane(
-            "images",
-            functools.partial(siglip._pixels, timeout=URL_TIMEOUT),
-            functools.partial(siglip._encode_pixels, siglip.params),
-            c.vision_config.hidden_size,
-            _batch_size(max_batch_size, IMAGE_BATCH),
+            "images", functools.partial(siglip.pixels, timeout=URL_TIMEOUT), siglip.image_encoder, max_batch_size
         )
-        self._texts = _Lane(
-            "texts",
-            lambda text: (siglip.processor(text=[text], max_length=length)["input_ids"][0],),
-            functools.partial(siglip._encode_tokens, siglip.params),
-            c.text_config.embedding_size,
-            _batch_size(max_batch_size, TEXT_BATCH),
-        )
+        self._texts = _Lane("texts", lambda text: (siglip.tokens([text])[0][0],), siglip.text_encoder, max_batch_size)
         self._changed = threading.Condition()  # guards all that follows, the counts above and the lanes
         self._closed = False
         self._runner: threading.Thread | None = None  # while there is something for the device
@@ -148,7 +139,7 @@ class Batcher:
                 f"a call may bring at most queue_size={self.queue_size} {lane.what}, found {len(items)}; split it, or"
                 f" use Siglip.encode_{lane.what[:-1]}"
             )
-        call = _Call(len(items), lane.width)
+        call = _Call(len(items), lane.encoder.width)
         with self._changed:
             if self._closed:
                 raise RuntimeError("this Batcher is closed; make a new one")
@@ -227,10 +218,9 @@ class Batcher:
 class _Lane:
     """One of the two ways through the model, and what is ready to go it."""
 
-    def __init__(
-        self, what: str, prepare: Callable[..., Arrays], encode: Callable[..., Any], width: int, batch_size: int
-    ) -> None:
-        self.what, self.prepare, self.encode, self.width, self.batch_size = what, prepare, encode, width, batch_size
+    def __init__(self, what: str, prepare: Callable[..., Arrays], encoder: Encoder, batch_size: int | None) -> None:
+        self.what, self.prepare, self.encoder = what, prepare, encoder
+        self.batch_size = encoder.rows(batch_size)
         self.ready: deque[_Row] = deque()
 
     def since(self) -> float:
@@ -269,7 +259,7 @@ class _Row(NamedTuple):
 def _started(lane: _Lane, rows: list[_Row]) -> tuple[str, list[_Row], Any]:
     try:
         (batch,) = batches((row.arrays for row in rows), len(rows))
-        return lane.what, rows, lane.encode(*(padded(array, lane.batch_size) for array in batch))
+        return lane.what, rows, lane.encoder(batch, lane.batch_size)
     except Exception as error:
         _fail(lane.what, rows, error)
         return lane.what, [], ()

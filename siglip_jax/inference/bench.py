@@ -56,7 +56,7 @@ def preparation(siglip: Siglip, seconds: float) -> Speed:
     """Times decoding and resizing of a JPEG of `PICTURE` pixels as `encode_image` does it: in a thread for each core."""
     file = jpeg()
     workers = min(os.cpu_count() or 1, 32)
-    prepare_one = functools.partial(siglip._pixels, timeout=TIMEOUT)
+    prepare_one = functools.partial(siglip.pixels, timeout=TIMEOUT)
 
     def prepare() -> None:
         for future in in_threads(prepare_one, [file] * PICTURES, workers=workers, ahead=PICTURES):
@@ -72,7 +72,7 @@ def towers(siglip: Siglip, batch_sizes: Sequence[int], seconds: float) -> Iterat
       batch_sizes: rows that the device is given at once.
       seconds: how long each figure is measured, not counting one repetition before, which may compile.
     """
-    pixels = siglip._pixels(jpeg(), timeout=TIMEOUT)
+    pixels = siglip.pixels(jpeg(), timeout=TIMEOUT)
     ids = siglip.processor(text=[TEXT], max_length=siglip.config.text_config.max_position_embeddings)["input_ids"]
     vision = siglip.config.vision_config
     tokens = None if pixels[0].ndim == 3 else len(pixels[0])  # of variable resolution: rows of patches

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.items import TEXTS, Items
-from siglip_jax.inference.stream import Arrays, in_threads, padded
+from siglip_jax.inference.stream import Arrays, in_threads
 
 Batches = Iterable[Sequence[int]]
 
@@ -51,21 +51,21 @@ def embed_batches(siglip: Siglip, items: Items, batches: Batches, batch_size: in
       ValueError: if the model gives embeddings that are not finite.
     """
     if items.kind == TEXTS:
-        function, width = siglip._encode_tokens, siglip.config.text_config.embedding_size
+        encoder = siglip.text_encoder
         prepare, stack = items.read, functools.partial(_token_ids, siglip)
     else:
-        function, width = siglip._encode_pixels, siglip.config.vision_config.hidden_size
-        prepare, stack = lambda number: siglip._pixels(items.read(number), timeout=10.0), _stacked
+        encoder = siglip.image_encoder
+        prepare, stack = lambda number: siglip.pixels(items.read(number)), _stacked
     running: deque[tuple[Any, _Ready]] = deque()
     for ready in _prepared(prepare, stack, batches, batch_size):
         result = None
         if ready.arrays is not None:
-            result = function(siglip.params, *(padded(array, batch_size) for array in ready.arrays))
+            result = encoder(ready.arrays, batch_size)
         running.append((result, ready))
         if len(running) > 1:
-            yield _rows(*running.popleft(), width)
+            yield _rows(*running.popleft(), encoder.width)
     for result, ready in running:
-        yield _rows(result, ready, width)
+        yield _rows(result, ready, encoder.width)
 
 
 def _prepared(

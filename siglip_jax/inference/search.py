@@ -4,8 +4,9 @@ from typing import Any, NamedTuple
 
 from siglip_jax.inference.approximate import Approximate
 from siglip_jax.inference.collection import Collection
-from siglip_jax.inference.engine import Siglip, check_count, load, probabilities
+from siglip_jax.inference.engine import Siglip, load
 from siglip_jax.inference.items import PICTURES, TEXTS, Items, open_items
+from siglip_jax.inference.labels import check_count, probabilities
 from siglip_jax.inference.manifest import model_identity
 from siglip_jax.inference.nearest import nearest
 

@@ -54,6 +54,28 @@ def choose_implementation(
     return "eager" if name == "eager" else "xla"
 
 
+def _eager_instead(implementation: Implementation, dtype: DTypeLike) -> bool:
+    """Says whether "xla" is the same products as "eager": faster on a CPU, and differentiable in narrow types.
+
+    jax's own code for these does not have gradients under strict promotion.
+    """
+    return implementation == "xla" and (on_cpu() or jnp.dtype(dtype).itemsize < 4)
+
+
+def describe_attention(name: str, dtype: DTypeLike, head_width: int) -> str:
+    """Says in words what runs for a choice of `IMPLEMENTATIONS`, in inference.
+
+    Raises:
+      ValueError: as `choose_implementation` does.
+    """
+    implementation = choose_implementation(name, weights=False, dropout=False, dtype=dtype, head_width=head_width)
+    if implementation == "cudnn":
+        return "cudnn: one fused kernel"
+    if implementation == "eager" or _eager_instead(implementation, dtype):
+        return f"{implementation}: two matrix products, softmax in float32"
+    return "xla: jax.nn.dot_product_attention, softmax in float32"
+
+
 def mask_to_bias(
     mask: ArrayLike | None,
 ) -> Float[Array, "batch heads queries keys"] | None:
@@ -133,11 +155,7 @@ class Attention(nn.Module):
             head_width=head_width,
         )
         weights = None
-        # "xla" is the eager path too on a CPU, where that is faster, and in a narrow type, for gradients under strict
-        # promotion: the same products.
-        if implementation == "xla" and (on_cpu() or query.dtype.itemsize < 4):
-            implementation = "eager"
-        if implementation == "eager":
+        if implementation == "eager" or _eager_instead(implementation, query.dtype):
             rng = self.make_rng("dropout") if self.dropout else None
             out, weights = eager_attention(query, key, value, bias, self.dropout, rng)
         else:
