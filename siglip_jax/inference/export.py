@@ -8,14 +8,12 @@ jax promises to run an artefact for six months after the release that wrote it, 
 up to three weeks after it ("Compatibility guarantees" in its guide to export). Keep the checkpoint for later.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from jaxtyping import Array, Float
 from siglip_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from siglip_jax.checkpoints.table import NewTensor, flatten, unflatten
 from siglip_jax.configuration import Siglip2Config
-from siglip_jax.files import inside, read_json
+from siglip_jax.files import directory_written_aside, inside, read_json
 from siglip_jax.inference import exported_run
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.models.products import computing_for
@@ -69,14 +67,11 @@ def export(
       ValueError: for other platforms, a model of variable resolution, pictures that are more than resized and
         normalised, and without `flatbuffers`.
     """
-    out = Path(directory)
-    if out.exists():
-        raise FileExistsError(f"{out}: expected no such file or directory yet, found one; name another")
     platforms = tuple(platforms)
     if not platforms or not set(platforms) <= set(PLATFORMS) or len(set(platforms)) < len(platforms):
         raise ValueError(f"platforms must be some of {', '.join(PLATFORMS)}, each once, got {', '.join(platforms)!r}")
     inputs = {"image": _image(siglip), "text": _text(siglip)}
-    with _directory_aside(out) as aside:
+    with directory_written_aside(Path(directory)) as aside:
         encoders = {name: _write_encoder(siglip, name, aside, platforms) for name in METHODS}
         siglip.processor.save_pretrained(aside)
         shutil.copyfile(exported_run.__file__, aside / "run.py")
@@ -211,18 +206,3 @@ def _text(siglip: Siglip) -> dict[str, Any]:
 def _facts(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-
-
-@contextlib.contextmanager
-def _directory_aside(out: Path) -> Iterator[Path]:
-    """Yields a temporary sibling to write to; it becomes `out` only if the block ends well."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"))
-    try:
-        yield aside
-        umask = os.umask(0)
-        os.umask(umask)
-        aside.chmod(0o777 & ~umask)  # mkdtemp's directories are private
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
