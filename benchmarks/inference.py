@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from inference_peers import PEERS, TOWERS
-from inference_report import plot, print_results
+from inference_report import plot, print_cell, print_loads
 
 VARIANTS = {"base": "siglip-base-patch16-224", "tiny": "tiny"}
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.3}  # length of the difference of two unit vectors
@@ -117,7 +117,10 @@ def measure(dtype: str, folder: Path, options: argparse.Namespace, reference: di
     try:
         for tower, batch in towers + ([("files", options.pictures)] if options.end_to_end else []):
             say(f"{dtype}: {tower}, {batch}")
-            rows += measure_cell(peers, dtype, tower, batch, folder, options, reference, slowest)
+            cell = measure_cell(peers, dtype, tower, batch, folder, options, reference, slowest)
+            rows += cell
+            if cell and not options.json:
+                print_cell(cell)
     finally:
         for name, peer in peers.items():
             loads[name]["memory"] = peer.ask(tower="text", batch=1, calls=1).get("memory")
@@ -249,9 +252,17 @@ def main() -> None:
         for dtype in options.dtypes:
             results["load"][dtype], rows = measure(dtype, folder, options, reference)
             results["rows"] += rows
+            if not options.json:
+                print_loads(dtype, results["load"][dtype])
         if options.cold_start:
-            results["cold_start"] = cold_start(folder, options)
-    print(json.dumps(results, indent=2)) if options.json else print_results(results)
+            found = results["cold_start"] = cold_start(folder, options)
+            if not options.json:
+                ours, theirs = found["siglip_jax"], found["transformers"]
+                print(
+                    f"\ncold start, one picture: {ours:.2f} s, transformers {theirs:.2f} s, ratio {theirs / ours:.2f}"
+                )
+    if options.json:
+        print(json.dumps(results, indent=2))
     if options.plot:
         plot(results["rows"], options.plot)
 

@@ -30,11 +30,11 @@ def test_json_has_the_figures(run, checkpoint):
     assert facts["versions"]["jax"] and facts["versions"]["devices"]
 
 
-def test_table_of_the_embedded_model_in_bfloat16(run):
-    ran = run("bench", *QUICK[:2], "--batch-sizes", "2", "2", "--dtype", "bfloat16")
+def test_table(run, checkpoint):
+    ran = run("bench", "--model", checkpoint, *QUICK[:2], "--batch-sizes", "2", "2", "--dtype", "bfloat16")
     assert (ran.status, ran.err) == (0, "")
     lines = ran.out.splitlines()
-    assert lines[0].split("  ", 1)[1].strip() == "the embedded model, bfloat16"
+    assert lines[0].split("  ", 1)[1].strip() == f"{checkpoint}, bfloat16"
     start = next(i for i, line in enumerate(lines) if line.startswith("what"))
     assert [line.split()[:2] for line in lines[start + 1 :]] == [["pictures", "16"], ["images", "2"], ["texts", "2"]]
     assert "MiB host" in ran.out
