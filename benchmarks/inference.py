@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from inference_peers import PEERS, TOWERS
+from inference_peers import GPU, PEERS, TOWERS
 from inference_report import plot, print_cell, print_loads
 
 VARIANTS = {"base": "siglip-base-patch16-224", "tiny": "tiny"}
@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    options.batches = options.batches or [1, 8, 32] + [256] * Path("/proc/driver/nvidia").exists()
+    options.batches = options.batches or [1, 8, 32] + [256] * GPU
     results: dict[str, Any] = {"load": {}, "rows": []}
     with tempfile.TemporaryDirectory() as name:
         options.folder = Path(name)

@@ -26,6 +26,7 @@ MODULES = {  # imported before the clock starts
     "openvino": ("openvino",),
 }
 TOWERS = ("image", "text")
+GPU = Path("/proc/driver/nvidia").exists()  # then only peers that use it are measured
 FILES_BATCH = 8  # pictures that the reference embeds at once when it reads files
 
 Embed = Callable[[Any], np.ndarray]
@@ -35,10 +36,19 @@ class NotMeasured(Exception):
     """Why a peer takes no part."""
 
 
+def check_gpu(used: bool) -> None:
+    """Refuses to compare a processor with a GPU."""
+    if GPU and not used:
+        raise NotMeasured("there is a GPU, which it does not use as installed")
+
+
 def siglip_jax(folder: Path, dtype: str, threads: int) -> dict[str, Embed]:
     """This library through its public methods."""
+    import jax
+
     import siglip_jax
 
+    check_gpu(jax.default_backend() == "gpu")
     if dtype != "int8":
         siglip = siglip_jax.load(folder, dtype=dtype)
     elif "quantization" in inspect.signature(siglip_jax.load).parameters:
@@ -57,7 +67,8 @@ def torch_peer(kind: str) -> Callable[[Path, str, int], dict[str, Embed]]:
 
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if GPU else "cpu"
+        check_gpu(torch.cuda.is_available())
         if dtype == "int8" and (kind != "sdpa" or device != "cpu"):
             raise NotMeasured("torch quantizes dynamically on a CPU only, and is measured so with sdpa")
         floating = torch.float32 if dtype == "int8" else getattr(torch, dtype)
@@ -117,6 +128,7 @@ def onnxruntime(folder: Path, dtype: str, threads: int) -> dict[str, Embed]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     providers = onnxruntime.get_available_providers()
+    check_gpu("CUDAExecutionProvider" in providers)
     ending = ".int8.onnx" if dtype == "int8" else ".onnx"
     embeds = {}
     for tower in TOWERS:
@@ -129,6 +141,7 @@ def openvino(folder: Path, dtype: str, threads: int) -> dict[str, Embed]:
     """OpenVINO on the exported towers, compiled for the size of the batch at hand."""
     import openvino
 
+    check_gpu(False)
     if dtype == "int8":
         raise NotMeasured("its quantization needs nncf and pictures to calibrate on")
     core = openvino.Core()
@@ -225,7 +238,7 @@ def peak_memory() -> dict[str, int]:
     status = Path("/proc/self/status").read_text().splitlines()
     memory = {"host": next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))}
     torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
-    if torch is not None and torch.cuda.is_available():
+    if torch is not None and GPU:
         memory["device"] = torch.cuda.max_memory_allocated()
     elif jax is not None and (stats := jax.local_devices()[0].memory_stats()):
         memory["device"] = stats["peak_bytes_in_use"]
