@@ -19,7 +19,7 @@ EPILOG = """examples:
   siglip-jax bench --model google/siglip-base-patch16-224 --batch-sizes 1 8 --dtype bfloat16
   siglip-jax bench --seconds 5 --json"""
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16")
 QUANTIZATIONS = ("int8", "int4", "nf4", "fp8")
 HEADERS = ("what", "batch", "time", "quartiles", "per second", "GFLOP/s")
 
