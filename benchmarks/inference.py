@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from inference_peers import GPU, PEERS, TOWERS
-from inference_report import plot, print_cell, print_loads
+from inference_report import plot, print_cell, print_cold_start, print_loads
 
 VARIANTS = {"base": "siglip-base-patch16-224", "tiny": "tiny"}
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.3}  # length of the difference of two unit vectors
@@ -265,6 +265,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     options.batches = options.batches or [1, 8, 32] + [256] * GPU
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or stopped peers would be left behind
     results: dict[str, Any] = {"load": {}, "rows": []}
     with tempfile.TemporaryDirectory() as name:
         options.folder = Path(name)
@@ -283,12 +284,9 @@ def main() -> None:
             if not options.json:
                 print_loads(dtype, results["load"][dtype])
         if options.cold_start:
-            found = results["cold_start"] = cold_start(options)
+            results["cold_start"] = cold_start(options)
             if not options.json:
-                ours, theirs = found["siglip_jax"], found["transformers"]
-                print(
-                    f"\ncold start, one picture: {ours:.2f} s, transformers {theirs:.2f} s, ratio {theirs / ours:.2f}"
-                )
+                print_cold_start(**results["cold_start"])
     if options.json:
         print(json.dumps(results, indent=2))
     if options.plot:

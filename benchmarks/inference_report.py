@@ -37,6 +37,12 @@ def print_cell(rows: list[dict[str, Any]]) -> None:
         )
 
 
+def print_cold_start(siglip_jax: float, transformers: float) -> None:
+    """Prints the seconds of whole processes."""
+    ratio = transformers / siglip_jax
+    print(f"\ncold start, one picture: {siglip_jax:.2f} s, transformers {transformers:.2f} s, ratio {ratio:.2f}")
+
+
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Draws the ratios as bars: a panel for each type, a group for each cell."""
     from matplotlib.figure import Figure
@@ -46,7 +52,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     if not dtypes:
         raise SystemExit(f"{path}: nothing to draw, no peer was measured beside siglip_jax")
     colours = {peer: f"C{i}" for i, peer in enumerate(PEERS)}
-    figure = Figure(figsize=(9, 3 * len(dtypes)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(12, 3 * len(dtypes)), dpi=110, layout="constrained")
     for axes, dtype in zip(figure.subplots(len(dtypes), 1, squeeze=False)[:, 0], dtypes, strict=True):
         found = {(row["tower"], row["batch"], row["peer"]): row["ratio"] for row in rows if row["dtype"] == dtype}
         cells = list(dict.fromkeys(key[:2] for key in found))
