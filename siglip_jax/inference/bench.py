@@ -82,7 +82,8 @@ def towers(siglip: Siglip, batch_sizes: Sequence[int], seconds: float) -> Iterat
     ):
         for size in batch_sizes:
             batch = [np.stack([array] * size) for array in row]
-            yield _speed(what, size, repeated(lambda: embed(*batch, batch_size=size), seconds), flops)  # noqa: B023
+            taken = repeated(functools.partial(embed, *batch, batch_size=size), seconds)
+            yield _speed(what, size, taken, flops)
 
 
 def repeated(function: Callable[[], object], seconds: float) -> list[float]:
