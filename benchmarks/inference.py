@@ -26,11 +26,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from inference_peers import PEERS, TOWERS
-from inference_report import plot, print_results
+from inference_peers import GPU, PEERS, TOWERS
+from inference_report import plot, print_cell, print_cold_start, print_loads
 
 VARIANTS = {"base": "siglip-base-patch16-224", "tiny": "tiny"}
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.3}  # length of the difference of two unit vectors
@@ -52,26 +52,32 @@ print(pipe(sys.argv[2], candidate_labels=sys.argv[3:], hypothesis_template="{}")
 class Peer:
     """A process that runs only while it is asked something."""
 
-    def __init__(self, name: str, dtype: str, folder: Path, options: argparse.Namespace) -> None:
+    def __init__(self, name: str, dtype: str, options: argparse.Namespace) -> None:
         python = options.python if name == "siglip_jax" else sys.executable
-        command = [python, str(Path(__file__).with_name("inference_peers.py")), name, str(folder), dtype]
+        command = [python, str(Path(__file__).with_name("inference_peers.py")), name, str(options.folder), dtype]
         environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        log = (folder / f"{name} {dtype}.log").open("w")
-        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True}
-        self.process = subprocess.Popen([*command, str(options.threads)], env=environment, **pipes)
+        self.log = options.folder / f"{name} {dtype}.log"
+        with self.log.open("w") as log:
+            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True}
+            self.process = subprocess.Popen([*command, str(options.threads)], env=environment, **pipes)
+        self.memory: dict[str, int] = {}  # the most that it ever had, in bytes
         self.facts = self.answer()
 
     def answer(self) -> dict[str, Any]:
         """Waits for the next answer, and stops the process."""
         line = self.process.stdout.readline()
         if not line:
-            return {"why": f"its process ended with status {self.process.wait()}"}
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGSTOP)
-        return json.loads(line)
+            last = self.log.read_text().strip().rpartition("\n")[2]
+            return {"why": f"its process ended with status {self.process.wait()}: {last[:200]}"}
+        self.process.send_signal(signal.SIGSTOP)
+        answer = json.loads(line)
+        self.memory = answer.pop("memory")
+        return answer
 
     def ask(self, **order: Any) -> dict[str, Any]:
         """Lets the process do one thing; adds to its answer the cores that other processes used meanwhile."""
+        if self.process.poll() is not None:
+            return {"why": "its process ended before"}
         start, busy, own = time.perf_counter(), machine_ticks(), self.ticks()
         self.process.send_signal(signal.SIGCONT)
         print(json.dumps(order), file=self.process.stdin, flush=True)
@@ -101,100 +107,125 @@ def machine_ticks() -> int:
     return user + nice + system + irq + softirq + steal
 
 
-def measure(dtype: str, folder: Path, options: argparse.Namespace, reference: dict) -> tuple[dict, list[dict]]:
+class Cell(NamedTuple):
+    """What is timed of each peer: `batch` rows in one call."""
+
+    dtype: str
+    tower: str  # "files" where JPEG files become embeddings
+    batch: int
+
+
+def measure(dtype: str, options: argparse.Namespace, reference: dict[Any, np.ndarray]) -> tuple[dict, list[dict]]:
     """Returns what loading took for each peer, and the rows of all cells of this type."""
-    peers, loads = {}, {}
-    for name in options.peers:
-        say(f"{dtype}: {name} loads")
-        peer = Peer(name, dtype, folder, options)
-        loads[name] = peer.facts
-        if "why" in peer.facts:
-            peer.close()
-        else:
-            peers[name] = peer
-    rows, slowest = [], {}
-    towers = [(tower, batch) for tower in TOWERS for batch in options.batches]
+    peers: dict[str, Peer] = {}
+    loads, rows, pace = {}, [], {}
+    cells = [Cell(dtype, tower, batch) for tower in TOWERS for batch in options.batches]
+    cells += [Cell(dtype, "files", options.pictures)] * options.end_to_end
     try:
-        for tower, batch in towers + ([("files", options.pictures)] if options.end_to_end else []):
-            say(f"{dtype}: {tower}, {batch}")
-            rows += measure_cell(peers, dtype, tower, batch, folder, options, reference, slowest)
+        for name in options.peers:
+            say(f"{dtype}: {name} loads")
+            peers[name] = Peer(name, dtype, options)
+            loads[name] = peers[name].facts
+        for cell in cells:
+            say(f"{dtype}: {cell.tower}, {cell.batch}")
+            able = {name: peer for name, peer in peers.items() if "why" not in peer.facts}
+            found = measure_cell(able, cell, options, reference, pace)
+            rows += found
+            if found and not options.json:
+                print_cell(found)
     finally:
         for name, peer in peers.items():
-            loads[name]["memory"] = peer.ask(tower="text", batch=1, calls=1).get("memory")
+            loads[name]["memory"] = peer.memory
             peer.close()
     return loads, rows
 
 
 def measure_cell(
     peers: dict[str, Peer],
-    dtype: str,
-    tower: str,
-    batch: int,
-    folder: Path,
+    cell: Cell,
     options: argparse.Namespace,
-    reference: dict[tuple[str, int], np.ndarray],
-    slowest: dict[tuple[str, str], float],
+    reference: dict[Any, np.ndarray],
+    pace: dict[tuple[str, str], float],
 ) -> list[dict]:
-    """Times all peers on one batch, in turns.
+    """Times all peers on one cell.
 
     Args:
-      reference: float32 embeddings by tower and batch; filled by the first peer to embed them.
-      slowest: seconds a row by peer and tower, of the batches before.
+      reference: embeddings by tower and batch, of the first peer that made them, in the first type.
+      pace: seconds a row by peer and tower, in the cells before.
     """
-    rows, running = {}, {}
-    cell = {"dtype": dtype, "tower": tower, "batch": batch}
+    rows = {}
     for name, peer in peers.items():
-        expected = slowest.get((name, "image" if tower == "files" else tower), 0) * batch
+        expected = cell.batch * pace.get((name, "image" if cell.tower == "files" else cell.tower), 0)
         if expected > HOPELESS:
             rows[name] = {"why": f"a batch would take about {expected:.0f} s"}
-            continue
-        saved = folder / "result.npy"
-        answer = peer.ask(tower=tower, batch=batch, calls=1, save=str(saved))
-        if "why" not in answer:
-            found = np.load(saved)
-            difference = float(np.linalg.norm(found - reference.setdefault((tower, batch), found), axis=-1).max())
-            if not difference <= TOLERANCE[dtype]:
-                answer = {"why": f"its embeddings differ by {difference:.2g}"}
-            else:
-                running[name] = {"difference": difference, "turns": [], "calls": 1}
-        if "why" in answer:
-            rows[name] = {"why": answer["why"]}
+        else:
+            rows[name] = first_result(peer, cell, options, reference)
+    turns = take_turns({name: peers[name] for name, row in rows.items() if "why" not in row}, cell, options)
+    for name, taken in turns.items():
+        rows[name] |= summary(taken, cell, options)
+        if "seconds" in rows[name]:
+            pace[name, cell.tower] = rows[name]["seconds"] / cell.batch
+    ours = rows.get("siglip_jax", {}).get("seconds")
+    for row in rows.values():
+        row["ratio"] = row["seconds"] / ours if ours and "seconds" in row else None
+    return [cell._asdict() | {"peer": name} | row for name, row in rows.items()]
+
+
+def first_result(peer: Peer, cell: Cell, options: argparse.Namespace, reference: dict[Any, np.ndarray]) -> dict:
+    """Lets a peer embed the batch once, which may compile, and says how far it is from the reference, or why not."""
+    file = options.folder / "result.npy"
+    answer = peer.ask(tower=cell.tower, batch=cell.batch, calls=1, save=str(file))
+    if "why" in answer:
+        return answer
+    found = np.load(file)
+    difference = float(np.linalg.norm(found - reference.setdefault(cell[1:], found), axis=-1).max())
+    if not difference <= TOLERANCE[cell.dtype]:
+        return {"why": f"its embeddings differ by {difference:.2g}, more than {TOLERANCE[cell.dtype]:g}"}
+    return {"difference": difference}
+
+
+def take_turns(peers: dict[str, Peer], cell: Cell, options: argparse.Namespace) -> dict[str, list[dict]]:
+    """Lets each peer embed the batch, again and again, in turns; returns the answers."""
+    calls = dict.fromkeys(peers, 1)
+    turns: dict[str, list[dict]] = {name: [] for name in peers}
     started = time.perf_counter()
     for turn in range(options.repeats):
         if turn > 1 and time.perf_counter() - started > options.seconds:
             break
-        for name, facts in running.items():
-            if facts["turns"] and facts["turns"][-1]["seconds"][0] > LONG:
+        for name, peer in peers.items():
+            if turns[name] and ("why" in turns[name][-1] or turns[name][-1]["seconds"][0] > LONG):
                 continue
-            facts["turns"].append(peers[name].ask(tower=tower, batch=batch, calls=facts["calls"]))
-            if not turn and (call := min(facts["turns"][0]["seconds"])) < BURST:
-                facts["calls"], facts["turns"] = round(BURST / call) + 1, []  # too short to count: now we know how many
-    for name, facts in running.items():
-        clean = [turn for turn in facts["turns"] if turn["foreign"] <= FOREIGN]
-        used = clean or facts["turns"]
-        seconds = [statistics.median(turn["seconds"]) for turn in used]
-        middle = statistics.median(seconds)
-        slowest[name, tower] = middle / batch
-        rows[name] = {
-            "seconds": middle,
-            "low": min(seconds),
-            "high": max(seconds),
-            "per_second": batch / middle,
-            "busy": statistics.median(turn["busy"] for turn in used) / options.threads,
-            "clean": len(clean),
-            "turns": len(facts["turns"]),
-            "difference": facts["difference"],
-        }
-    ours = rows.get("siglip_jax", {}).get("seconds")
-    for row in rows.values():
-        row["ratio"] = row["seconds"] / ours if ours and "seconds" in row else None
-    return [cell | {"peer": name} | rows[name] for name in peers]
+            answer = peer.ask(tower=cell.tower, batch=cell.batch, calls=calls[name])
+            if turn == 0 and "why" not in answer and answer["seconds"][0] < BURST:
+                calls[name] = round(BURST / answer["seconds"][0]) + 1
+                answer = peer.ask(tower=cell.tower, batch=cell.batch, calls=calls[name])
+            turns[name].append(answer)
+    return turns
 
 
-def cold_start(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+def summary(turns: list[dict], cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the figures of a peer from its turns: of the undisturbed ones if there are any."""
+    if "why" in turns[-1]:
+        return turns[-1]
+    clean = [turn for turn in turns if turn["foreign"] <= FOREIGN]
+    used = clean or turns
+    seconds = [statistics.median(turn["seconds"]) for turn in used]
+    middle = statistics.median(seconds)
+    return {
+        "seconds": middle,
+        "low": min(seconds),
+        "high": max(seconds),
+        "per_second": cell.batch / middle,
+        "busy": statistics.median(turn["busy"] for turn in used) / options.threads,
+        "foreign": statistics.median(turn["foreign"] for turn in used),
+        "clean": len(clean),
+        "turns": len(turns),
+    }
+
+
+def cold_start(options: argparse.Namespace) -> dict[str, float]:
     """Times whole processes that classify one picture, in turns; seconds are medians."""
-    picture = str(next(folder.glob("pictures/*/*.jpg")))
-    model = str(folder)
+    picture, model = str(next(options.folder.glob("pictures/*/*.jpg"))), str(options.folder)
     commands = {
         "siglip_jax": [options.python, "-m", "siglip_jax", "classify", picture, "--model", model, "--labels"],
         "transformers": [sys.executable, "-c", REFERENCE_COMMAND, model, picture],
@@ -233,25 +264,31 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    options.batches = options.batches or [1, 8, 32] + [256] * Path("/proc/driver/nvidia").exists()
+    options.batches = options.batches or [1, 8, 32] + [256] * GPU
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or stopped peers would be left behind
     results: dict[str, Any] = {"load": {}, "rows": []}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        options.folder = Path(name)
         script = str(Path(__file__).with_name("inference_files.py"))
         size = ["--size", options.variant or VARIANTS[options.size], "--rows", str(max(options.batches))]
         say("writing the model, exporting it")
         words = [options.python, script, "model", name, *size, "--pictures", str(options.pictures)]
         subprocess.run(words, check=True, stdout=sys.stderr)
         if {"onnxruntime", "openvino"} & set(options.peers):
-            with (folder / "export.log").open("w") as log:
+            with (options.folder / "export.log").open("w") as log:
                 subprocess.run([sys.executable, script, "export", name], stdout=log, stderr=log)
         reference: dict[tuple[str, int], np.ndarray] = {}
         for dtype in options.dtypes:
-            results["load"][dtype], rows = measure(dtype, folder, options, reference)
+            results["load"][dtype], rows = measure(dtype, options, reference)
             results["rows"] += rows
+            if not options.json:
+                print_loads(dtype, results["load"][dtype])
         if options.cold_start:
-            results["cold_start"] = cold_start(folder, options)
-    print(json.dumps(results, indent=2)) if options.json else print_results(results)
+            results["cold_start"] = cold_start(options)
+            if not options.json:
+                print_cold_start(**results["cold_start"])
+    if options.json:
+        print(json.dumps(results, indent=2))
     if options.plot:
         plot(results["rows"], options.plot)
 

@@ -5,6 +5,7 @@ arrays in host memory to L2-normalised float32 embeddings in host memory, or JPE
 """
 
 import argparse
+import importlib
 import importlib.metadata
 import inspect
 import json
@@ -18,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
-PACKAGES = {
-    "siglip_jax": ("siglip_jax", "jax", "jaxlib"),
-    "torch": ("torch", "transformers"),
+MODULES = {  # imported before the clock starts
+    "siglip_jax": ("siglip_jax.inference", "jax", "jaxlib"),
+    "torch": ("torch", "transformers.models.siglip.modeling_siglip"),
     "onnxruntime": ("onnxruntime",),
     "openvino": ("openvino",),
 }
 TOWERS = ("image", "text")
+GPU = Path("/proc/driver/nvidia").exists()  # then only peers that use it are measured
 FILES_BATCH = 8  # pictures that the reference embeds at once when it reads files
 
 Embed = Callable[[Any], np.ndarray]
@@ -34,10 +36,19 @@ class NotMeasured(Exception):
     """Why a peer takes no part."""
 
 
+def check_gpu(used: bool) -> None:
+    """Refuses to compare a processor with a GPU."""
+    if GPU and not used:
+        raise NotMeasured("there is a GPU, which it does not use as installed")
+
+
 def siglip_jax(folder: Path, dtype: str, threads: int) -> dict[str, Embed]:
     """This library through its public methods."""
+    import jax
+
     import siglip_jax
 
+    check_gpu(jax.default_backend() == "gpu")
     if dtype != "int8":
         siglip = siglip_jax.load(folder, dtype=dtype)
     elif "quantization" in inspect.signature(siglip_jax.load).parameters:
@@ -56,7 +67,8 @@ def torch_peer(kind: str) -> Callable[[Path, str, int], dict[str, Embed]]:
 
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if GPU else "cpu"
+        check_gpu(torch.cuda.is_available())
         if dtype == "int8" and (kind != "sdpa" or device != "cpu"):
             raise NotMeasured("torch quantizes dynamically on a CPU only, and is measured so with sdpa")
         floating = torch.float32 if dtype == "int8" else getattr(torch, dtype)
@@ -116,6 +128,7 @@ def onnxruntime(folder: Path, dtype: str, threads: int) -> dict[str, Embed]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     providers = onnxruntime.get_available_providers()
+    check_gpu("CUDAExecutionProvider" in providers)
     ending = ".int8.onnx" if dtype == "int8" else ".onnx"
     embeds = {}
     for tower in TOWERS:
@@ -128,6 +141,7 @@ def openvino(folder: Path, dtype: str, threads: int) -> dict[str, Embed]:
     """OpenVINO on the exported towers, compiled for the size of the batch at hand."""
     import openvino
 
+    check_gpu(False)
     if dtype == "int8":
         raise NotMeasured("its quantization needs nncf and pictures to calibrate on")
     core = openvino.Core()
@@ -187,13 +201,14 @@ def work(peer: str, folder: Path, dtype: str, threads: int) -> None:
         inputs["image"] = np.ascontiguousarray(np.moveaxis(inputs["image"], -1, 1))  # NCHW
     inputs["files"] = sorted(map(str, folder.glob("pictures/*/*.jpg")))
     try:
-        packages = PACKAGES[peer.split()[0]]
-        for name in packages:
-            __import__(name)
+        modules = MODULES[peer.split()[0]]
+        for name in modules:
+            importlib.import_module(name)
         start = time.perf_counter()
         embeds = PEERS[peer](folder, dtype, threads)
         loaded = time.perf_counter() - start
         embeds["image"](np.array(inputs["image"][:1]))
+        packages = [name.split(".")[0] for name in modules]
         versions = {name: importlib.metadata.version(name) for name in packages}
         answer(load=loaded, first=time.perf_counter() - start, versions=versions | {"python": sys.version.split()[0]})
     except (ImportError, NotMeasured) as error:
@@ -223,7 +238,7 @@ def peak_memory() -> dict[str, int]:
     status = Path("/proc/self/status").read_text().splitlines()
     memory = {"host": next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))}
     torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
-    if torch is not None and torch.cuda.is_available():
+    if torch is not None and GPU:
         memory["device"] = torch.cuda.max_memory_allocated()
     elif jax is not None and (stats := jax.local_devices()[0].memory_stats()):
         memory["device"] = stats["peak_bytes_in_use"]

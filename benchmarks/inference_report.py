@@ -6,34 +6,41 @@ from typing import Any
 from inference_peers import PEERS
 
 
-def print_results(results: dict[str, Any]) -> None:
-    """Prints all tables."""
-    for dtype, loads in results["load"].items():
-        print(f"\n{dtype:<16} {'load':>8} {'first':>8} {'peak memory':>12}   versions")
-        for name, facts in loads.items():
-            if "why" in facts:
-                print(f"{name:<16} not measured ({facts['why']})")
-                continue
-            memory = " + ".join(f"{size / 2**30:.2f}" for size in facts["memory"].values())
-            versions = ", ".join(f"{package} {version}" for package, version in facts["versions"].items())
-            print(f"{name:<16} {facts['load']:>6.2f} s {facts['first']:>6.2f} s {memory:>8} GiB   {versions}")
-    cell = None
-    for row in results["rows"]:
-        if cell != (cell := (row["dtype"], row["tower"], row["batch"])):
-            what = f"{row['batch']} JPEG files" if row["tower"] == "files" else f"{row['tower']} tower, batch {cell[2]}"
-            head = f"{what}, {cell[0]}"
-            print(f"\n{head:<32} {'batch':>11} {'rows':>10} {'ratio':>7} {'cores busy':>11} {'clean':>6}")
+def print_loads(dtype: str, loads: dict[str, dict[str, Any]]) -> None:
+    """Prints what loading took, for the peers of one type."""
+    print(f"\n{dtype:<16} {'load':>8} {'first':>8} {'peak memory':>12}   versions")
+    for name, facts in loads.items():
+        if "why" in facts:
+            print(f"{name:<16} not measured ({facts['why']})")
+            continue
+        memory = " + ".join(f"{size / 2**30:.2f}" for size in facts["memory"].values())
+        versions = ", ".join(f"{package} {version}" for package, version in facts["versions"].items())
+        print(f"{name:<16} {facts['load']:>6.2f} s {facts['first']:>6.2f} s {memory:>8} GiB   {versions}", flush=True)
+
+
+def print_cell(rows: list[dict[str, Any]]) -> None:
+    """Prints the rows of one cell."""
+    cell = rows[0]
+    tower = f"{cell['tower']} tower, batch {cell['batch']}"
+    what = f"{cell['batch']} JPEG files" if cell["tower"] == "files" else tower
+    head = f"{what}, {cell['dtype']}"
+    print(f"\n{head:<32} {'batch':>11} {'rows':>10} {'ratio':>7} {'cores busy':>11} {'clean':>6}")
+    for row in rows:
         if "why" in row:
             print(f"  {row['peer']:<30} not measured ({row['why']})")
             continue
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
         print(
             f"  {row['peer']:<30} {1000 * row['seconds']:>8.1f} ms {row['per_second']:>8.1f}/s {ratio:>7}"
-            f" {row['busy']:>11.0%} {row['clean']:>4}/{row['turns']}"
+            f" {row['busy']:>11.0%} {row['clean']:>4}/{row['turns']}",
+            flush=True,
         )
-    if found := results.get("cold_start"):
-        ours, theirs = found["siglip_jax"], found["transformers"]
-        print(f"\ncold start, one picture: {ours:.2f} s, transformers {theirs:.2f} s, ratio {theirs / ours:.2f}")
+
+
+def print_cold_start(siglip_jax: float, transformers: float) -> None:
+    """Prints the seconds of whole processes."""
+    ratio = transformers / siglip_jax
+    print(f"\ncold start, one picture: {siglip_jax:.2f} s, transformers {transformers:.2f} s, ratio {ratio:.2f}")
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -45,7 +52,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     if not dtypes:
         raise SystemExit(f"{path}: nothing to draw, no peer was measured beside siglip_jax")
     colours = {peer: f"C{i}" for i, peer in enumerate(PEERS)}
-    figure = Figure(figsize=(9, 3 * len(dtypes)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(12, 3 * len(dtypes)), dpi=110, layout="constrained")
     for axes, dtype in zip(figure.subplots(len(dtypes), 1, squeeze=False)[:, 0], dtypes, strict=True):
         found = {(row["tower"], row["batch"], row["peer"]): row["ratio"] for row in rows if row["dtype"] == dtype}
         cells = list(dict.fromkeys(key[:2] for key in found))

@@ -19,7 +19,7 @@ EPILOG = """examples:
   siglip-jax bench --model google/siglip-base-patch16-224 --batch-sizes 1 8 --dtype bfloat16
   siglip-jax bench --seconds 5 --json"""
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16")
 QUANTIZATIONS = ("int8", "int4", "nf4", "fp8")
 HEADERS = ("what", "batch", "time", "quartiles", "per second", "GFLOP/s")
 
@@ -32,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of parameters and computation")
     parser.add_argument("--quantization", choices=QUANTIZATIONS, help="of the weights (default: none)")
-    parser.add_argument(
-        "--seconds", type=_seconds, default=2.0, metavar="S", help="to measure each figure (default: 2)"
-    )
+    parser.add_argument("--seconds", type=_seconds, default=2.0, metavar="S", help="for each figure (default: 2)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -53,7 +53,7 @@ def first_embedding(siglip: Siglip) -> float:
 
 
 def preparation(siglip: Siglip, seconds: float) -> Speed:
-    """Times decoding and resizing of a JPEG of `PICTURE` pixels as `encode_image` does it: in a thread for each core."""
+    """Times decoding and resizing of a JPEG of `PICTURE` pixels, in threads as `encode_image` does it."""
     file = jpeg()
     workers = min(os.cpu_count() or 1, 32)
     prepare_one = functools.partial(siglip.pixels, timeout=TIMEOUT)
@@ -82,7 +82,8 @@ def towers(siglip: Siglip, batch_sizes: Sequence[int], seconds: float) -> Iterat
     ):
         for size in batch_sizes:
             batch = [np.stack([array] * size) for array in row]
-            yield _speed(what, size, repeated(lambda: embed(*batch, batch_size=size), seconds), flops)  # noqa: B023
+            taken = repeated(functools.partial(embed, *batch, batch_size=size), seconds)
+            yield _speed(what, size, taken, flops)
 
 
 def repeated(function: Callable[[], object], seconds: float) -> list[float]:
@@ -105,7 +106,7 @@ def peak_memory() -> dict[str, int]:
 
 
 def jpeg() -> bytes:
-    """Returns a picture of edges, gradients and grain as a file: about 100 kB, as a camera's would have at this size."""
+    """Returns a picture of edges, gradients and grain as a file of as many bytes as a camera's."""
     rng = np.random.default_rng(0)
     coarse = PIL.Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize(PICTURE)
     grain = rng.normal(scale=8, size=(PICTURE[1], PICTURE[0], 3))
