@@ -102,9 +102,7 @@ def _restored(path: Path) -> Any:
     try:
         return _usearch().Index.restore(inside(path), view=True, **options)
     except RuntimeError as error:
-        raise ValueError(
-            f"{path}: expected an index of usearch, found another file ({error}); remove {FACTS}"
-        ) from None
+        raise ValueError(f"{path}: expected an index of usearch, found no such ({error}); remove {FACTS}") from None
 
 
 def _usearch() -> Any:
