@@ -13,7 +13,7 @@ from siglip_jax.inference import collection, parts
 from siglip_jax.inference.collection import embed_collection, open_collection, verify_collection
 from siglip_jax.inference.items import open_items
 from siglip_jax.inference.manifest import read_manifest
-from tests.tiny_checkpoint import picture, write_checkpoint
+from tests.tiny_checkpoint import picture
 
 PART, COUNT, BAD = 16, 50, 20  # the last part is shorter; the picture of this number is broken
 
@@ -106,37 +106,35 @@ def test_by_default_the_shard_is_the_process_of_jax(siglip, folder, tmp_path, mo
 
 
 def test_a_run_that_stops_anywhere_goes_on_to_the_same_bytes(siglip, folder, whole, tmp_path, monkeypatch):
-    written = []
-    real = parts.write_atomically, parts._write_array
+    """The first run stops at its first file, the second at its second, and so on: arrays, names and records."""
+    stops = written = 0
 
     def stopping(function):
         def write(path, data):
-            written.append(path)
-            if len(written) % 3 == 0:  # arrays, names and records in turn
+            nonlocal written
+            written += 1
+            if written > stops:
                 (path.parent / f".{path.name}.abc.tmp").write_bytes(b"half")
                 raise KeyboardInterrupt
             return function(path, data)
 
         return write
 
-    monkeypatch.setattr(parts, "write_atomically", stopping(real[0]))
-    monkeypatch.setattr(parts, "_write_array", stopping(real[1]))
-    stops = 0
-    while True:
+    monkeypatch.setattr(parts, "write_atomically", stopping(parts.write_atomically))
+    monkeypatch.setattr(parts, "_write_array", stopping(parts._write_array))
+    out = tmp_path / "out"
+    for _ in range(20):
+        written = 0
         try:
-            embed_collection(siglip, open_items(folder), tmp_path / "out", part_size=PART, batch_size=8)
+            embed_collection(siglip, open_items(folder), out, part_size=PART, batch_size=8)
             break
         except KeyboardInterrupt:
             stops += 1
-            assert any(
-                line.endswith("run the same siglip-jax embed again") for line in verify_collection(tmp_path / "out")
-            )
+            assert verify_collection(out)[-1].endswith("run the same siglip-jax embed again")
             with pytest.raises(ValueError, match="not complete"):
-                open_collection(tmp_path / "out")
-            if stops % 2:
-                written.append("shift, or it would stop at the same file for ever")
-    assert stops >= 3
-    assert contents(tmp_path / "out") == contents(whole)
+                open_collection(out)
+    assert stops >= 5
+    assert contents(out) == contents(whole)
 
 
 def test_what_is_there_is_not_done_again_and_what_is_damaged_is(siglip, folder, whole, tmp_path):
@@ -205,15 +203,14 @@ def test_nothing_that_can_be_read(siglip, tmp_path):
     assert len(open_collection(tmp_path / "out")) == 0
 
 
-def test_another_collection_is_not_gone_on_with(siglip, folder, texts, whole, tmp_path):
+def test_another_collection_is_not_gone_on_with(siglip, shared_siglip, folder, texts, whole, tmp_path):
     out = shutil.copytree(whole, tmp_path / "out")
     before = contents(out)
-    other = siglip_jax.load(write_checkpoint(tmp_path / "model"))
     changed = shutil.copytree(folder, tmp_path / "changed")
     cases = [
         (siglip, texts, {}, "the data was changed.*items.kind was pictures, is now texts"),
         (siglip, changed, {}, r"the data was changed.*items.fingerprint was \w{16}, is now \w{16}"),
-        (other, folder, {}, "another model made it.*model.config"),
+        (shared_siglip, folder, {}, "another model made it.*model.config"),
         (siglip, folder, {"format": "parquet"}, "layout.format was npy, is now parquet"),
         (siglip, folder, {"part_size": 17}, "part_size was 16, is now 17"),
         (siglip, folder, {"batch_size": 4}, "batch_size was 8, is now 4"),
@@ -222,11 +219,9 @@ def test_another_collection_is_not_gone_on_with(siglip, folder, texts, whole, tm
     for model, source, options, said in cases:
         with pytest.raises(ValueError, match=said):
             embed_collection(model, open_items(source), out, **options)
-    params = dict(siglip.params, logit_scale=siglip.params["logit_scale"] + np.float32(1))
+    params = dict(siglip.params, logit_scale=-siglip.params["logit_scale"])
     with pytest.raises(ValueError, match="another model made it.*model.weights"):
         embed_collection(siglip.with_params(params), open_items(folder), out)
-    with pytest.raises(ValueError, match="another model made it.*model.dtype was float32, is now bfloat16|weights"):
-        embed_collection(siglip_jax.load(dtype="bfloat16"), open_items(folder), out)
     assert contents(out) == before
 
 
