@@ -101,10 +101,8 @@ def _restored(path: Path) -> Any:
     options = {"expansion_search": EXPANSION, "enable_key_lookups": False}
     try:
         return _usearch().Index.restore(inside(path), view=True, **options)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{path}: expected an index of usearch, found another file ({error}); remove {FACTS}"
-        ) from None
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{path}: expected an index of usearch, found no such ({error}); remove {FACTS}") from None
 
 
 def _usearch() -> Any:

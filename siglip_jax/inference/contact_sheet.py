@@ -38,8 +38,7 @@ def contact_sheet(pictures: Sequence[Any], captions: Sequence[Sequence[str]], ti
     draw.text((GAP, GAP), _fitting(title, font, sheet.width - 2 * GAP), "black", font)
     for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         x, y = GAP + i % columns * width, top + i // columns * height
-        small = PIL.Image.fromarray(thumbnail(picture, SIDE))
-        sheet.paste(small, (x + (SIDE - small.width) // 2, y + (SIDE - small.height) // 2))
+        sheet.paste(PIL.Image.fromarray(thumbnail(picture, SIDE)).resize((SIDE, SIDE)), (x, y))
         for number, line in enumerate(caption):
             draw.text((x, y + SIDE + number * LINE), _fitting(line, font, SIDE), "black" if number else "#1a6fb0", font)
     return sheet

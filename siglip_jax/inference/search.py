@@ -92,9 +92,7 @@ def search(
     check_count("top_k", top_k)
     if not len(collection):
         raise ValueError(f"{collection.directory}: expected embeddings to search, found none")
-    embeds: Float32[np.ndarray, "1 embed"] = (
-        siglip.encode_text([query]) if kind == TEXTS else siglip.encode_image([query])
-    )
+    embeds = siglip.encode_text([query]) if kind == TEXTS else siglip.encode_image([query])
     if approximate is not None:
         scores, rows = approximate.search(embeds[0], top_k)
     else:
