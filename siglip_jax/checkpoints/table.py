@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from siglip_jax.quantized import Quantized
+
 Shape = tuple[int, ...]
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -138,11 +140,13 @@ def new_tensors(what: str, rows: Iterable[Row], params: Mapping[str, Any]) -> di
       params: layers stacked or not; numpy or jax arrays.
 
     Raises:
-      ValueError: if the parameters are not those of the table.
+      ValueError: if the parameters are not those of the table, or quantized.
     """
     if set(params) == {"params"}:
         raise ValueError("expected the parameters themselves, found {'params': …}; pass variables['params']")
     flat = flatten(unstack_layers(params, layer_slice))
+    if any(isinstance(x, Quantized) for x in flat.values()):
+        raise ValueError("expected float parameters, found quantized ones; save them with Siglip.save_pretrained")
     rows = list(rows)
     check_names_and_shapes(what, {row.path: row.shape for row in rows}, {p: np.shape(x) for p, x in flat.items()})
     grouped: dict[str, list[Row]] = {}

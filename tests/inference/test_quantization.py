@@ -244,6 +244,11 @@ class TestFiles:
         np.testing.assert_array_equal(again.encode_text(TEXTS), shared_siglip.encode_text(TEXTS))
         assert not (saved / WEIGHTS).exists()
 
+    def test_quantized_parameters_are_not_written_as_floats(self, saved, tmp_path):
+        small = siglip_jax.load(saved)
+        self.refused(lambda: small.model.save_pretrained(tmp_path / "x", small.params), "Siglip.save_pretrained")
+        assert not (tmp_path / "x").exists()
+
     def test_float_parameters_are_not_written_as_quantized(self, shared_siglip, tmp_path):
         from siglip_jax.checkpoints.quantized import write
 
