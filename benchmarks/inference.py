@@ -1,36 +1,44 @@
-"""Inference against `transformers` on this machine: embeddings per second, and the cold start of `siglip-jax classify`.
+"""Inference beside its peers on this machine: embeddings per second, load time, memory, JPEG files, the cold start.
 
-    python benchmarks/inference.py [--size base|tiny] [--images 32] [--repeats 5] [--json]
+    python benchmarks/inference.py [--size base|tiny] [--dtypes float32 int8] [--batches 1 8] [--end-to-end] [--json]
+    python benchmarks/inference.py --variant siglip-so400m-patch14-384 --plot ratios.png
 
-Both sides run the same random checkpoint of siglip-base-patch16-224's shape in float32, from decoded pictures or
-strings to normalised embeddings, in turns, after one round to warm up. Figures are medians; a ratio above 1 means that
-this library is faster. The cold start is a whole process, from the shell to the printed scores. Needs torch and
-transformers.
+Peers: `transformers` on torch (eager, sdpa, torch.compile), ONNX Runtime, OpenVINO; on a GPU those of them that use it.
+What is not installed, or has no such type, is "not measured", with the reason. All have the same random weights and the
+same inputs. Timed is a tower, from arrays in host memory to normalised embeddings in host memory; a peer whose
+embeddings differ is not timed. Each is a process with its own threads on the same cores. They take turns, a repetition
+each; the others are stopped meanwhile (SIGSTOP). A repetition during which other processes used more than 0.12 cores
+counts only if there is no better one. Figures are medians; a ratio above 1 means that this library is faster.
+
+Load time is from files to a model that can be called, the libraries being imported; "first" adds the first embedding,
+so compilation. --end-to-end embeds JPEG files with `encode_image`, beside torch with decoding in threads. --cold-start
+times whole processes that classify a picture. Linux only. Peers need the extra `test`, onnx, onnxscript, onnxruntime,
+openvino.
 """
 
 import argparse
 import json
-import shutil
+import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import PIL.Image
+from inference_peers import GPU, PEERS, TOWERS
+from inference_report import plot, print_cell, print_cold_start, print_loads
 
-from siglip_jax.configuration import SiglipConfig
-from siglip_jax.inference import load
-from siglip_jax.inference.engine import EMBEDDED_MODEL
-from siglip_jax.models import SiglipModel
-
-TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-SIZES = {"base": SiglipConfig(), "tiny": SiglipConfig(text_config=TINY, vision_config=TINY)}
+VARIANTS = {"base": "siglip-base-patch16-224", "tiny": "tiny"}
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.3}  # length of the difference of two unit vectors
+FOREIGN = 0.12  # cores
+BURST = 0.5  # seconds a repetition lasts at least
+LONG = 10.0  # seconds of a batch that is not timed again
+HOPELESS = 40.0  # seconds of a batch that is not tried
+TICKS = os.sysconf("SC_CLK_TCK")
 LABELS = ["a cat", "a dog", "a house", "a tree"]
 REFERENCE_COMMAND = """
 import sys, transformers
@@ -41,125 +49,248 @@ print(pipe(sys.argv[2], candidate_labels=sys.argv[3:], hypothesis_template="{}")
 """
 
 
+class Peer:
+    """A process that runs only while it is asked something."""
+
+    def __init__(self, name: str, dtype: str, options: argparse.Namespace) -> None:
+        python = options.python if name == "siglip_jax" else sys.executable
+        command = [python, str(Path(__file__).with_name("inference_peers.py")), name, str(options.folder), dtype]
+        environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        self.log = options.folder / f"{name} {dtype}.log"
+        with self.log.open("w") as log:
+            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True}
+            self.process = subprocess.Popen([*command, str(options.threads)], env=environment, **pipes)
+        self.memory: dict[str, int] = {}  # the most that it ever had, in bytes
+        self.facts = self.answer()
+
+    def answer(self) -> dict[str, Any]:
+        """Waits for the next answer, and stops the process."""
+        line = self.process.stdout.readline()
+        if not line:
+            last = self.log.read_text().strip().rpartition("\n")[2]
+            return {"why": f"its process ended with status {self.process.wait()}: {last[:200]}"}
+        self.process.send_signal(signal.SIGSTOP)
+        answer = json.loads(line)
+        self.memory = answer.pop("memory")
+        return answer
+
+    def ask(self, **order: Any) -> dict[str, Any]:
+        """Lets the process do one thing; adds to its answer the cores that other processes used meanwhile."""
+        if self.process.poll() is not None:
+            return {"why": "its process ended before"}
+        start, busy, own = time.perf_counter(), machine_ticks(), self.ticks()
+        self.process.send_signal(signal.SIGCONT)
+        print(json.dumps(order), file=self.process.stdin, flush=True)
+        answer = self.answer()
+        seconds = time.perf_counter() - start
+        if "seconds" in answer:
+            answer["foreign"] = (machine_ticks() - busy - (self.ticks() - own)) / TICKS / seconds
+        return answer
+
+    def ticks(self) -> int:
+        """Returns the processor time of the process and of this one, which waits for it."""
+        ticks = 0
+        for pid in (self.process.pid, os.getpid()):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+def machine_ticks() -> int:
+    """Returns the processor time that all processes, and the host of a virtual machine, have used."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return user + nice + system + irq + softirq + steal
+
+
+class Cell(NamedTuple):
+    """What is timed of each peer: `batch` rows in one call."""
+
+    dtype: str
+    tower: str  # "files" where JPEG files become embeddings
+    batch: int
+
+
+def measure(dtype: str, options: argparse.Namespace, reference: dict[Any, np.ndarray]) -> tuple[dict, list[dict]]:
+    """Returns what loading took for each peer, and the rows of all cells of this type."""
+    peers: dict[str, Peer] = {}
+    loads, rows, pace = {}, [], {}
+    cells = [Cell(dtype, tower, batch) for tower in TOWERS for batch in options.batches]
+    cells += [Cell(dtype, "files", options.pictures)] * options.end_to_end
+    try:
+        for name in options.peers:
+            say(f"{dtype}: {name} loads")
+            peers[name] = Peer(name, dtype, options)
+            loads[name] = peers[name].facts
+        for cell in cells:
+            say(f"{dtype}: {cell.tower}, {cell.batch}")
+            able = {name: peer for name, peer in peers.items() if "why" not in peer.facts}
+            found = measure_cell(able, cell, options, reference, pace)
+            rows += found
+            if found and not options.json:
+                print_cell(found)
+    finally:
+        for name, peer in peers.items():
+            loads[name]["memory"] = peer.memory
+            peer.close()
+    return loads, rows
+
+
+def measure_cell(
+    peers: dict[str, Peer],
+    cell: Cell,
+    options: argparse.Namespace,
+    reference: dict[Any, np.ndarray],
+    pace: dict[tuple[str, str], float],
+) -> list[dict]:
+    """Times all peers on one cell.
+
+    Args:
+      reference: embeddings by tower and batch, of the first peer that made them, in the first type.
+      pace: seconds a row by peer and tower, in the cells before.
+    """
+    rows = {}
+    for name, peer in peers.items():
+        expected = cell.batch * pace.get((name, "image" if cell.tower == "files" else cell.tower), 0)
+        if expected > HOPELESS:
+            rows[name] = {"why": f"a batch would take about {expected:.0f} s"}
+        else:
+            rows[name] = first_result(peer, cell, options, reference)
+    turns = take_turns({name: peers[name] for name, row in rows.items() if "why" not in row}, cell, options)
+    for name, taken in turns.items():
+        rows[name] |= summary(taken, cell, options)
+        if "seconds" in rows[name]:
+            pace[name, cell.tower] = rows[name]["seconds"] / cell.batch
+    ours = rows.get("siglip_jax", {}).get("seconds")
+    for row in rows.values():
+        row["ratio"] = row["seconds"] / ours if ours and "seconds" in row else None
+    return [cell._asdict() | {"peer": name} | row for name, row in rows.items()]
+
+
+def first_result(peer: Peer, cell: Cell, options: argparse.Namespace, reference: dict[Any, np.ndarray]) -> dict:
+    """Lets a peer embed the batch once, which may compile, and says how far it is from the reference, or why not."""
+    file = options.folder / "result.npy"
+    answer = peer.ask(tower=cell.tower, batch=cell.batch, calls=1, save=str(file))
+    if "why" in answer:
+        return answer
+    found = np.load(file)
+    difference = float(np.linalg.norm(found - reference.setdefault(cell[1:], found), axis=-1).max())
+    if not difference <= TOLERANCE[cell.dtype]:
+        return {"why": f"its embeddings differ by {difference:.2g}, more than {TOLERANCE[cell.dtype]:g}"}
+    return {"difference": difference}
+
+
+def take_turns(peers: dict[str, Peer], cell: Cell, options: argparse.Namespace) -> dict[str, list[dict]]:
+    """Lets each peer embed the batch, again and again, in turns; returns the answers."""
+    calls = dict.fromkeys(peers, 1)
+    turns: dict[str, list[dict]] = {name: [] for name in peers}
+    started = time.perf_counter()
+    for turn in range(options.repeats):
+        if turn > 1 and time.perf_counter() - started > options.seconds:
+            break
+        for name, peer in peers.items():
+            if turns[name] and ("why" in turns[name][-1] or turns[name][-1]["seconds"][0] > LONG):
+                continue
+            answer = peer.ask(tower=cell.tower, batch=cell.batch, calls=calls[name])
+            if turn == 0 and "why" not in answer and answer["seconds"][0] < BURST:
+                calls[name] = round(BURST / answer["seconds"][0]) + 1
+                answer = peer.ask(tower=cell.tower, batch=cell.batch, calls=calls[name])
+            turns[name].append(answer)
+    return turns
+
+
+def summary(turns: list[dict], cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the figures of a peer from its turns: of the undisturbed ones if there are any."""
+    if "why" in turns[-1]:
+        return turns[-1]
+    clean = [turn for turn in turns if turn["foreign"] <= FOREIGN]
+    used = clean or turns
+    seconds = [statistics.median(turn["seconds"]) for turn in used]
+    middle = statistics.median(seconds)
+    return {
+        "seconds": middle,
+        "low": min(seconds),
+        "high": max(seconds),
+        "per_second": cell.batch / middle,
+        "busy": statistics.median(turn["busy"] for turn in used) / options.threads,
+        "foreign": statistics.median(turn["foreign"] for turn in used),
+        "clean": len(clean),
+        "turns": len(turns),
+    }
+
+
+def cold_start(options: argparse.Namespace) -> dict[str, float]:
+    """Times whole processes that classify one picture, in turns; seconds are medians."""
+    picture, model = str(next(options.folder.glob("pictures/*/*.jpg"))), str(options.folder)
+    commands = {
+        "siglip_jax": [options.python, "-m", "siglip_jax", "classify", picture, "--model", model, "--labels"],
+        "transformers": [sys.executable, "-c", REFERENCE_COMMAND, model, picture],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for turn in range(4):
+        for name, command in commands.items():
+            say(f"cold start {turn + 1} of {name}")
+            start = time.perf_counter()
+            subprocess.run([*command, *LABELS], check=True, capture_output=True)
+            if turn:  # the first one reads the libraries from the disk
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def say(line: str) -> None:
+    """Tells whoever waits what is going on."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     """Runs the benchmark and prints it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="base")
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--texts", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 32])
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--size", choices=VARIANTS, default="base")
+    parser.add_argument("--variant", help="name of a released checkpoint whose sizes are taken instead of --size")
+    parser.add_argument("--dtypes", nargs="+", choices=TOLERANCE, default=list(TOLERANCE))
+    parser.add_argument("--batches", type=int, nargs="+", help="1 8 32 by default, on a GPU 256 too")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each peer, and cores it may use")
+    parser.add_argument("--python", default=sys.executable, help="interpreter for siglip_jax")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each peer at most")
+    parser.add_argument("--seconds", type=float, default=20, help="no third turn of a cell begins after these")
+    parser.add_argument("--end-to-end", action="store_true", help="embed JPEG files too")
+    parser.add_argument("--pictures", type=int, default=64, help="JPEG files")
+    parser.add_argument("--cold-start", action="store_true", help="time whole processes too")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = write_checkpoint(Path(folder) / "model", SIZES[options.size])
-        rows = throughput(checkpoint, options) + cold_start(checkpoint, options.repeats)
+    options.batches = options.batches or [1, 8, 32] + [256] * GPU
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or stopped peers would be left behind
+    results: dict[str, Any] = {"load": {}, "rows": []}
+    with tempfile.TemporaryDirectory() as name:
+        options.folder = Path(name)
+        script = str(Path(__file__).with_name("inference_files.py"))
+        size = ["--size", options.variant or VARIANTS[options.size], "--rows", str(max(options.batches))]
+        say("writing the model, exporting it")
+        words = [options.python, script, "model", name, *size, "--pictures", str(options.pictures)]
+        subprocess.run(words, check=True, stdout=sys.stderr)
+        if {"onnxruntime", "openvino"} & set(options.peers):
+            with (options.folder / "export.log").open("w") as log:
+                subprocess.run([sys.executable, script, "export", name], stdout=log, stderr=log)
+        reference: dict[tuple[str, int], np.ndarray] = {}
+        for dtype in options.dtypes:
+            results["load"][dtype], rows = measure(dtype, options, reference)
+            results["rows"] += rows
+            if not options.json:
+                print_loads(dtype, results["load"][dtype])
+        if options.cold_start:
+            results["cold_start"] = cold_start(options)
+            if not options.json:
+                print_cold_start(**results["cold_start"])
     if options.json:
-        print(json.dumps(rows, indent=2))
-        return
-    print(f"{'what':<28} {'siglip_jax':>12} {'transformers':>13} {'ratio':>6}")
-    for row in rows:
-        print(f"{row['what']:<28} {row['siglip_jax']:>10.3f} s {row['transformers']:>11.3f} s {row['ratio']:>6.2f}")
-
-
-def write_checkpoint(directory: Path, config: SiglipConfig) -> Path:
-    """Writes a random model with the embedded model's vocabulary."""
-    model = SiglipModel(config)
-    size, length = config.vision_config.image_size, config.text_config.max_position_embeddings
-    shapes = {"input_ids": jnp.zeros((1, length), jnp.int32), "pixel_values": jnp.zeros((1, size, size, 3))}
-    params = jax.jit(model.init)(jax.random.key(0), **shapes)["params"]
-    model.save_pretrained(directory, params)
-    shutil.copy(EMBEDDED_MODEL / "spiece.model", directory)
-    images = {
-        "image_processor_type": "SiglipImageProcessor",
-        "size": {"height": size, "width": size},
-        "resample": 3,
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-    }
-    (directory / "preprocessor_config.json").write_text(json.dumps(images))
-    tokenizer = {"tokenizer_class": "SiglipTokenizer", "model_max_length": length, "model_input_names": ["input_ids"]}
-    (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-    return directory
-
-
-def throughput(checkpoint: Path, options: argparse.Namespace) -> list[dict]:
-    """Times embeddings of many pictures and many texts, batched on both sides."""
-    import torch
-    import transformers
-
-    ours = load(checkpoint)
-    theirs = transformers.SiglipModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    images = transformers.SiglipImageProcessorPil.from_pretrained(checkpoint)
-    tokenizer = transformers.SiglipTokenizer.from_pretrained(checkpoint)
-    rng = np.random.default_rng(0)
-    pictures = [PIL.Image.fromarray(rng.integers(0, 256, (240, 320, 3), np.uint8)) for _ in range(options.images)]
-    texts = [f"a photo of thing number {i}" for i in range(options.texts)]
-    length = ours.config.text_config.max_position_embeddings
-
-    def batched(encode: Callable, items: list, batch_size: int) -> np.ndarray:
-        with torch.inference_mode():
-            parts = [encode(items[i : i + batch_size]) for i in range(0, len(items), batch_size)]
-            return torch.nn.functional.normalize(torch.cat([part.pooler_output for part in parts])).numpy()
-
-    def encode_images(batch: list) -> object:
-        return theirs.get_image_features(**images(batch, return_tensors="pt"))
-
-    def encode_texts(batch: list) -> object:
-        ids = tokenizer(batch, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
-        return theirs.get_text_features(ids)
-
-    def default(what: str, count: int) -> str:
-        return f"{count} {what}, default batch"
-
-    pairs: dict[str, tuple[Callable, Callable]] = {
-        default("images", len(pictures)): (
-            lambda: ours.encode_image(pictures),
-            lambda: batched(encode_images, pictures, 8),
-        ),
-        default("texts", len(texts)): (lambda: ours.encode_text(texts), lambda: batched(encode_texts, texts, 32)),
-    }
-    for size in options.batch_sizes:
-        pairs[f"{len(pictures)} images by {size}"] = (
-            lambda size=size: ours.encode_image(pictures, batch_size=size),
-            lambda size=size: batched(encode_images, pictures, size),
-        )
-        pairs[f"{len(texts)} texts by {size}"] = (
-            lambda size=size: ours.encode_text(texts, batch_size=size),
-            lambda size=size: batched(encode_texts, texts, size),
-        )
-    rows = []
-    for what, (run_ours, run_theirs) in pairs.items():
-        difference = np.abs(run_ours() - run_theirs()).max()
-        if difference > 1e-4:
-            raise SystemExit(f"{what}: the two sides differ by {difference}; not comparing their speed")
-        rows.append(compare(what, run_ours, run_theirs, options.repeats))
-    return rows
-
-
-def cold_start(checkpoint: Path, repeats: int) -> list[dict]:
-    """Times whole processes that classify one picture."""
-    picture = checkpoint / "picture.png"
-    PIL.Image.fromarray(np.full((64, 64, 3), 127, np.uint8)).save(picture)
-    ours = [sys.executable, "-m", "siglip_jax", "classify", str(picture), "--model", str(checkpoint), "--labels"]
-    theirs = [sys.executable, "-c", REFERENCE_COMMAND, str(checkpoint), str(picture)]
-
-    def process(command: list[str]) -> Callable[[], object]:
-        return lambda: subprocess.run([*command, *LABELS], check=True, capture_output=True)
-
-    return [compare("cold start, one image", process(ours), process(theirs), max(2, repeats // 2))]
-
-
-def compare(what: str, ours: Callable, theirs: Callable, repeats: int) -> dict:
-    """Times both sides in turns; seconds are medians."""
-    seconds: dict[str, list[float]] = {"siglip_jax": [], "transformers": []}
-    for _ in range(repeats):
-        for name, run in (("siglip_jax", ours), ("transformers", theirs)):
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return {"what": what, **medians, "ratio": medians["transformers"] / medians["siglip_jax"]}
+        print(json.dumps(results, indent=2))
+    if options.plot:
+        plot(results["rows"], options.plot)
 
 
 if __name__ == "__main__":

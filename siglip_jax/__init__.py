@@ -11,6 +11,8 @@ from siglip_jax.configuration import Siglip2VisionConfig as Siglip2VisionConfig
 from siglip_jax.configuration import SiglipConfig as SiglipConfig
 from siglip_jax.configuration import SiglipTextConfig as SiglipTextConfig
 from siglip_jax.configuration import SiglipVisionConfig as SiglipVisionConfig
+from siglip_jax.inference import Batcher as Batcher
+from siglip_jax.inference import QueueFullError as QueueFullError
 from siglip_jax.inference import load as load
 from siglip_jax.inference import pipeline as pipeline
 from siglip_jax.losses import ring_sigmoid_loss as ring_sigmoid_loss

@@ -1,12 +1,18 @@
-"""Reading and writing of small files: one clear error each, and nothing half-written."""
+"""Reading and writing of small files and directories: one clear error each, and nothing half-written."""
 
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+
+def user_cache() -> Path:
+    """Returns the folder for what can be made again: `siglip_jax` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "siglip_jax"
 
 
 def read_json(path: Path, need: str) -> dict[str, Any]:
@@ -52,12 +58,35 @@ def written_aside(path: Path) -> Iterator[Path]:
     aside = Path(name)
     try:
         yield aside
-        umask = os.umask(0)
-        os.umask(umask)
-        aside.chmod(0o666 & ~umask)  # mkstemp's files are private; this one is meant to be shared
+        aside.chmod(0o666 & ~_umask())  # mkstemp's files are private; this one is meant to be shared
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def directory_written_aside(path: Path) -> Iterator[Path]:
+    """Yields a temporary sibling to fill; it becomes the directory `path` only if the block ends well.
+
+    Raises:
+      FileExistsError: if there is something at `path` already.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path}: expected no such file or directory yet, found one; name another")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    try:
+        yield aside
+        aside.chmod(0o777 & ~_umask())
+        aside.rename(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -21,6 +21,7 @@ from siglip_jax.files import inside, read_json, write_atomically, written_aside
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+QUANTIZED_WEIGHTS = "quantized.safetensors"  # of another format, see `siglip_jax.checkpoints.quantized`
 MAX_SHARD_SIZE = 50_000_000_000  # bytes, the reference's default
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 # Buffers that files of old versions carry; they hold nothing but 0, 1, 2, …
@@ -119,8 +120,8 @@ def write(directory: Path, checkpoint: Checkpoint, max_shard_size: int = MAX_SHA
             aside = complete.enter_context(written_aside(directory / name))
             write_safetensors(aside, shard, {"format": "pt"})
         # All is on disk. From here to the last line the directory has no configuration, so it cannot pass for whole.
-        for old in () if at_once else (directory / "config.json", directory / INDEX):
-            old.unlink(missing_ok=True)
+        for old in () if at_once else ("config.json", INDEX, QUANTIZED_WEIGHTS):
+            (directory / old).unlink(missing_ok=True)
     if len(shards) > 1:
         weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from siglip_jax.checkpoints import big_vision, huggingface, open_clip, orbax
+from siglip_jax.checkpoints import big_vision, huggingface, open_clip, orbax, quantized
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.keymap import LOGITS, narrow
 from siglip_jax.checkpoints.table import Row, Shape, check_rows, read_params
@@ -49,6 +49,11 @@ def read_contents(
     if m := re.fullmatch(r"(.+\.npz):(\w+)", name):
         name, tower = m[1], m[2]
     found = resolve(name, revision=revision, local_files_only=local_files_only)
+    if quantized.recognises(found):
+        raise ValueError(
+            f"{found}: expected a float checkpoint, found a quantized one, which is for inference only: use"
+            " siglip_jax.load on it, and the checkpoint it was made from for everything else"
+        )
     for format in FORMATS.values():
         if format.recognises(found):
             contents = format.read_contents(found)

@@ -26,6 +26,7 @@ DTYPES = {
     "I16": np.dtype(np.int16),
     "I8": np.dtype(np.int8),
     "U8": np.dtype(np.uint8),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "BOOL": np.dtype(np.bool_),
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -92,4 +93,4 @@ def write_safetensors(path: Path, tensors: Mapping[str, NewTensor], metadata: Ma
 
 
 def _rank(dtype: np.dtype) -> int:
-    return ["BOOL", "U8", "I8", "I16", "F16", "BF16", "I32", "F32", "F64", "I64"].index(_NAMES[dtype])
+    return ["BOOL", "U8", "I8", "F8_E4M3", "I16", "F16", "BF16", "I32", "F32", "F64", "I64"].index(_NAMES[dtype])

@@ -13,7 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from siglip_jax.cli.output import bar, blocks, percent, printable, say, shown, whole_number, with_progress
+from siglip_jax.cli.output import (
+    QUANTIZATIONS,
+    bar,
+    blocks,
+    percent,
+    printable,
+    say,
+    shown,
+    whole_number,
+    with_progress,
+)
 
 HELP = "rank labels for pictures"
 EPILOG = """examples:
@@ -30,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="labels to choose from")
     parser.add_argument("--labels-from", metavar="FILE", help="text file with one label a line")
     parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the embedded model)")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="hold the matrices in 8 or 4 bits")
     parser.add_argument("--template", metavar="TEXT", help='sentence for the labels, such as "This is a photo of {}."')
     parser.add_argument("--top-k", type=whole_number, metavar="N", help="labels to show per picture (default: all)")
     parser.add_argument("--batch-size", type=whole_number, metavar="N", help="pictures per step (default: by device)")
@@ -44,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     pictures, failures = find_pictures(arguments)
     if not pictures:
         return 2
-    from siglip_jax.inference.engine import check_labels, fill_template, load, rank
+    from siglip_jax.inference.engine import load
+    from siglip_jax.inference.labels import check_labels, fill_template, rank
 
     names = check_labels(labels)
     prompts = fill_template(arguments.template, names)
@@ -52,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         from siglip_jax.inference.heatmap import check_plot
 
         check_plot(arguments.save_plot, len(pictures), len(names))
-    siglip = load(arguments.model)
+    siglip = load(arguments.model, quantization=arguments.quantization)
 
     def unreadable(position: int, error: Exception) -> None:
         nonlocal failures

@@ -1,6 +1,7 @@
 """Converts a checkpoint between Hugging Face, big_vision (.npz), open_clip and orbax, then reads it back and compares.
 
-The format of the source is recognised from its files. A Hub name works as a source.
+The format of the source is recognised from its files. A Hub name works as a source. With --quantization the model is
+written for siglip_jax.load only, and compared with the float one on the example pictures and labels of the package.
 """
 
 import argparse
@@ -8,13 +9,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from siglip_jax.cli.output import progress, say, whole_number
+from siglip_jax.cli.output import QUANTIZATIONS, progress, say, whole_number
 
 HELP = "convert a checkpoint to another format"
 EPILOG = """examples:
   siglip-jax convert google/siglip-base-patch16-224 base.npz --to big_vision
   siglip-jax convert webli_en_b16_224_63724782.npz out/ --to huggingface --dtype bfloat16
-  siglip-jax convert model/ larger/ --to huggingface --resolution 384 --dry-run"""
+  siglip-jax convert model/ larger/ --to huggingface --resolution 384 --dry-run
+  siglip-jax convert google/siglip-base-patch16-224 small/ --quantization int8"""
 
 FORMATS = ("huggingface", "big_vision", "open_clip", "orbax")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -24,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("source", metavar="SRC", help="Hub name, directory or file; file.npz:img is one tower")
     parser.add_argument("destination", metavar="DST", help="directory, or .npz file for big_vision")
-    parser.add_argument("--to", required=True, choices=FORMATS, help="format of DST")
+    parser.add_argument("--to", choices=FORMATS, help="format of DST; needed unless --quantization is given")
     parser.add_argument("--dtype", choices=DTYPES, help="type of the parameters")
     parser.add_argument("--resolution", type=whole_number, metavar="PIXELS", help="resize the position table")
     parser.add_argument("--rule", choices=("bicubic", "big_vision"), default="bicubic", help="how --resolution does it")
@@ -33,12 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tower", choices=("text", "image"), help="one tower alone")
     parser.add_argument("--labels-from", metavar="FILE", help="a fresh classifier of these labels, one a line")
     parser.add_argument("--stacked", action="store_true", help="stack the layers in an .npz, for big_vision's scan")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="quantize the matrices of both towers")
     parser.add_argument("--dry-run", action="store_true", help="print what goes where, write nothing")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Does the job; returns the exit status."""
+    if arguments.quantization:
+        return _quantize(arguments)
+    if arguments.to is None:
+        raise ValueError(f"expected --to with one of {', '.join(FORMATS)}, or --quantization; found neither")
     from siglip_jax.checkpoints.convert import Changes, carry_out, plan
 
     a = arguments
@@ -67,6 +74,24 @@ def run(arguments: argparse.Namespace) -> int:
     if facts.get("different"):
         say(f"{a.destination}: {len(facts['different'])} tensors read back differ from those written; do not use it")
         return 1
+    return 0
+
+
+def _quantize(a: argparse.Namespace) -> int:
+    others = ("to", "dtype", "resolution", "patch_size", "text_length", "tower", "labels_from", "stacked", "dry_run")
+    if given := [f"--{name.replace('_', '-')}" for name in others if getattr(a, name)]:
+        raise ValueError(f"expected --quantization alone, found it with {', '.join(given)}; do that conversion first")
+    from siglip_jax.inference.quantization_report import quantize_checkpoint
+
+    facts = quantize_checkpoint(a.source, a.destination, a.quantization)
+    if a.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    before, after = facts["bytes_before"], facts["bytes"]
+    print(f"{facts['destination']}: {facts['scheme']}, {after:,} bytes instead of {before:,} ({after / before:.2f} x)")
+    for kind, cosine in facts["cosine"].items():
+        count = facts["examples"]
+        print(f"cosine to the float model, {count} {kind}: least {cosine['least']:.5f}, mean {cosine['mean']:.5f}")
     return 0
 
 

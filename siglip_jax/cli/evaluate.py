@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from siglip_jax.cli.output import percent, print_table, printable, progress, say, whole_number
+from siglip_jax.cli.output import QUANTIZATIONS, percent, print_table, printable, progress, say, whole_number
 
 HELP = "say how good a model is on a data set"
 EPILOG = """examples:
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train-split", metavar="NAME", help="part of TRAIN")
     parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the embedded model)")
     parser.add_argument("--dtype", choices=DTYPES, help="type of the computation (default: float32)")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="hold the matrices in 8 or 4 bits")
     parser.add_argument("--batch-size", type=whole_number, metavar="N", help="pictures per step (default: by device)")
     parser.add_argument("--limit", type=whole_number, metavar="N", help="take N pictures of DATA, at even distances")
     for what in ("image", "text", "label"):
@@ -92,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     source = open_source(arguments.data, split=arguments.split, **keys)
     train = open_source(arguments.train, split=arguments.train_split, **keys) if arguments.train else None
     evaluate = _evaluation(arguments)
-    siglip = load(arguments.model, dtype=arguments.dtype)
+    siglip = load(arguments.model, dtype=arguments.dtype, quantization=arguments.quantization)
     name = arguments.model or "the embedded model"
     total = len(spread(len(source), arguments.limit)) + (0 if train is None else len(train))
     with progress(total, "pictures") as advance:

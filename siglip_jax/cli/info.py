@@ -1,5 +1,6 @@
 """Says what a checkpoint is, reading its headers only: towers, sizes, parameters, temperature and bias, files.
 
+It also says how the engine would run the model in float32 on this machine.
 Without a name it describes the embedded model, and the versions and devices in use. A released checkpoint that is not
 on this disk is described from the registry: nothing is downloaded for it.
 """
@@ -106,15 +107,21 @@ def describe_files(path: Path, name: str) -> dict[str, Any]:
       FileNotFoundError: if one of the files is not there.
       ValueError: if it is not one of SigLIP or is damaged.
     """
+    from siglip_jax.checkpoints import quantized
+    from siglip_jax.checkpoints.keymap import key_table
     from siglip_jax.checkpoints.load import read_contents, read_scalars, rows_of
 
-    contents = read_contents(path)
+    is_quantized = quantized.recognises(path)
+    contents = quantized.read_contents(path) if is_quantized else read_contents(path)
     config, architecture = contents.config, contents.architecture
-    rows = rows_of(contents)
-    stored = [contents.tensors[key] for key in {row.key: None for row in rows if row.key in contents.tensors}]
+    if is_quantized:
+        rows, scalars = key_table(config, architecture), quantized.read_scalars(contents)
+        stored = list(contents.tensors.values())
+    else:
+        rows, scalars = rows_of(contents), read_scalars(contents)
+        stored = [contents.tensors[key] for key in {row.key: None for row in rows if row.key in contents.tensors}]
     files = sorted({tensor.file for tensor in stored})
     counts = _counts({row.path.replace("/", "."): row.shape for row in rows})
-    scalars = read_scalars(contents)
     path = contents.path
     directory = path if path.is_dir() else path.parent
     variant = released_variant(config, architecture)
@@ -122,6 +129,7 @@ def describe_files(path: Path, name: str) -> dict[str, Any]:
         "model": name,
         "path": str(path),
         "format": contents.format,
+        "quantization": contents.layout.get("scheme"),
         **_towers(config, architecture, counts),
         "parameters": counts,
         "stored_as": dict(Counter(tensor.dtype.name for tensor in stored)),
@@ -131,6 +139,7 @@ def describe_files(path: Path, name: str) -> dict[str, Any]:
         "bias": scalars.get("logit_bias"),
         "processor_files": [file for file in SIDE_FILES if (directory / file).is_file()],
         "variant": variant and variant.to_dict(),
+        "engine": _engine(config),
     }
 
 
@@ -142,7 +151,7 @@ def describe_variant(variant: Variant) -> dict[str, Any]:
     config = SiglipConfig.from_variant(variant.name)
     architecture = architecture_of(config)
     counts = _expected_counts(config, architecture)
-    unknown = ("stored_as", "bytes", "weight_files", "temperature", "bias", "processor_files")
+    unknown = ("quantization", "stored_as", "bytes", "weight_files", "temperature", "bias", "processor_files")
     return {
         "model": variant.name,
         "path": None,
@@ -151,7 +160,16 @@ def describe_variant(variant: Variant) -> dict[str, Any]:
         "parameters": counts,
         **dict.fromkeys(unknown),
         "variant": variant.to_dict(),
+        "engine": _engine(config),
     }
+
+
+def _engine(config: Any) -> dict[str, str]:
+    """Returns how `load` would run a model of both towers in float32 on this machine."""
+    from siglip_jax.configuration import SiglipConfig
+    from siglip_jax.inference.choices import choose
+
+    return choose(config, "float32").facts() if isinstance(config, SiglipConfig) else {}
 
 
 def released_variant(config: Any, architecture: str) -> Variant | None:
@@ -241,7 +259,8 @@ def _size(path: Path) -> int:
 def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "model", facts["model"]
     yield "path", facts["path"] or "not on this disk; from the registry"
-    yield "format", f"{facts['format']}, {facts['architecture']}"
+    scheme = f" to {facts['quantization']}" if facts["quantization"] else ""
+    yield "format", f"{facts['format']}{scheme}, {facts['architecture']}"
     if vision := facts["vision"]:
         size, patch, patches = vision["image_size"], vision["patch_size"], vision["patches"]
         yield "image tower", _tower(vision)
@@ -264,6 +283,7 @@ def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "processor", ", ".join(facts["processor_files"]) or "no tokenizer or image processor files"
     if variant := facts["variant"]:
         yield from _variant_rows(variant, of_files=facts["path"] is not None)
+    yield from facts["engine"].items()
     yield from facts.get("versions", {}).items()
 
 

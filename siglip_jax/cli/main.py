@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from siglip_jax import __version__
-from siglip_jax.cli import classify, convert, embed, evaluate, info, search, train, verify
+from siglip_jax.cli import bench, classify, convert, embed, evaluate, export, info, search, train, verify
 from siglip_jax.cli.output import printable, say
 
 COMMANDS = {
+    "bench": bench,
     "classify": classify,
     "convert": convert,
     "embed": embed,
     "eval": evaluate,
+    "export": export,
     "info": info,
     "search": search,
     "train": train,

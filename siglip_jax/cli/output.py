@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
+QUANTIZATIONS = ("int8", "int4", "nf4", "fp8")  # of `siglip_jax.load`
 PATIENCE = 2.0  # seconds before a progress bar appears
 EIGHTHS = " ▏▎▍▌▋▊▉"
 

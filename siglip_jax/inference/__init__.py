@@ -1,7 +1,18 @@
-"""Inference: the engine behind `siglip_jax.load`, the zero-shot pipeline, and the picture of a similarity matrix."""
+"""Inference: the engine behind `siglip_jax.load`, batching for servers, the zero-shot pipeline, and the picture of a
+similarity matrix.
+"""
 
+from siglip_jax.inference.batcher import Batcher, QueueFullError
 from siglip_jax.inference.engine import Siglip, load
 from siglip_jax.inference.heatmap import plot_similarity
 from siglip_jax.inference.pipeline import ZeroShotImageClassificationPipeline, pipeline
 
-__all__ = ["Siglip", "ZeroShotImageClassificationPipeline", "load", "pipeline", "plot_similarity"]
+__all__ = [
+    "Batcher",
+    "QueueFullError",
+    "Siglip",
+    "ZeroShotImageClassificationPipeline",
+    "load",
+    "pipeline",
+    "plot_similarity",
+]

@@ -17,9 +17,10 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from siglip_jax.files import write_atomically
-from siglip_jax.inference.engine import ACCELERATOR_BATCH, IMAGE_BATCH, TEXT_BATCH, Siglip, check_count
+from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.feed import embed_batches
 from siglip_jax.inference.items import TEXTS, Items
+from siglip_jax.inference.labels import check_count
 from siglip_jax.inference.manifest import FORMATS, MANIFEST, Manifest, new_manifest, read_manifest
 from siglip_jax.inference.parts import (
     Record,
@@ -131,8 +132,7 @@ def begin_collection(
         raise ValueError(f"{items.path}: expected something to embed, found nothing")
     begun = read_manifest(directory) if (directory / MANIFEST).exists() else None
     if begun is None:
-        sizes = TEXT_BATCH if items.kind == TEXTS else IMAGE_BATCH
-        batch = sizes.get(jax.default_backend(), ACCELERATOR_BATCH)
+        batch = siglip.choices.text_batch if items.kind == TEXTS else siglip.choices.image_batch
         layout: dict[str, Any] = {"format": "npy", "part_size": PART_SIZE, "batch_size": batch}
     else:
         layout = {name: begun.layout[name] for name in ("format", "part_size", "batch_size")}

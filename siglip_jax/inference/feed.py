@@ -3,10 +3,8 @@
 A batch is computed the same way whatever came before it, so its bits do not depend on where a stream began.
 """
 
-import functools
 import itertools
 import operator
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +14,7 @@ from jaxtyping import Float
 
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.items import TEXTS, Items
-from siglip_jax.inference.stream import Arrays, in_threads, padded
+from siglip_jax.inference.stream import Arrays, in_threads
 
 Batches = Iterable[Sequence[int]]
 
@@ -51,25 +49,25 @@ def embed_batches(siglip: Siglip, items: Items, batches: Batches, batch_size: in
       ValueError: if the model gives embeddings that are not finite.
     """
     if items.kind == TEXTS:
-        function, width = siglip._encode_tokens, siglip.config.text_config.embedding_size
-        prepare, stack = items.read, functools.partial(_token_ids, siglip)
+        encoder = siglip.text_encoder
+        prepare, stack = items.read, siglip.tokens
     else:
-        function, width = siglip._encode_pixels, siglip.config.vision_config.hidden_size
-        prepare, stack = lambda number: siglip._pixels(items.read(number), timeout=10.0), _stacked
+        encoder = siglip.image_encoder
+        prepare, stack = lambda number: siglip.pixels(items.read(number)), _stacked
     running: deque[tuple[Any, _Ready]] = deque()
-    for ready in _prepared(prepare, stack, batches, batch_size):
+    for ready in _prepared(prepare, stack, batches, batch_size, siglip.choices.threads):
         result = None
         if ready.arrays is not None:
-            result = function(siglip.params, *(padded(array, batch_size) for array in ready.arrays))
+            result = encoder(ready.arrays, batch_size)
         running.append((result, ready))
         if len(running) > 1:
-            yield _rows(*running.popleft(), width)
+            yield _rows(*running.popleft(), encoder.width)
     for result, ready in running:
-        yield _rows(result, ready, width)
+        yield _rows(result, ready, encoder.width)
 
 
 def _prepared(
-    prepare: Callable[[int], Any], stack: Callable[[list[Any]], Arrays], batches: Batches, batch_size: int
+    prepare: Callable[[int], Any], stack: Callable[[list[Any]], Arrays], batches: Batches, batch_size: int, workers: int
 ) -> Iterator[_Ready]:
     def attempt(task: tuple[int, int]) -> tuple[int, int, Any, Exception | None]:
         batch, number = task
@@ -79,7 +77,6 @@ def _prepared(
             return batch, number, None, error
 
     tasks = ((i, number) for i, batch in enumerate(batches) for number in batch)
-    workers = min(os.cpu_count() or 1, 32)
     futures = in_threads(attempt, tasks, workers=workers, ahead=max(2 * batch_size, workers))
     for _, group in itertools.groupby((future.result() for future in futures), key=operator.itemgetter(0)):
         done = list(group)
@@ -91,10 +88,6 @@ def _prepared(
 
 def _stacked(rows: list[Arrays]) -> Arrays:
     return tuple(np.stack(arrays) for arrays in zip(*rows, strict=True))
-
-
-def _token_ids(siglip: Siglip, texts: list[str]) -> Arrays:
-    return (siglip.processor(text=texts, max_length=siglip.config.text_config.max_position_embeddings)["input_ids"],)
 
 
 def _rows(result: Any, ready: _Ready, width: int) -> Rows:

@@ -4,8 +4,9 @@ from typing import Any, NamedTuple
 
 from siglip_jax.inference.approximate import Approximate
 from siglip_jax.inference.collection import Collection
-from siglip_jax.inference.engine import Siglip, check_count, load, probabilities
+from siglip_jax.inference.engine import Siglip, load
 from siglip_jax.inference.items import PICTURES, TEXTS, Items, open_items
+from siglip_jax.inference.labels import check_count, probabilities
 from siglip_jax.inference.manifest import model_identity
 from siglip_jax.inference.nearest import nearest
 
@@ -41,9 +42,9 @@ def load_for(collection: Collection, name_or_path: str | None = None) -> Siglip:
     """
     made = collection.manifest.model
     name = made.get("name") if name_or_path is None else name_or_path
-    siglip = load(name, dtype=made.get("dtype"))
+    siglip = load(name, dtype=made.get("dtype"), quantization=made.get("quantization"))
     own = model_identity(siglip)
-    for what in ("config", "weights", "quantization"):
+    for what in ("config", "weights"):
         if own[what] != made.get(what):
             expected, found = (f"{name or 'the embedded model'}" for name in (made.get("name"), name))
             raise ValueError(

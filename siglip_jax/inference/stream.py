@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 import PIL.Image
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -87,32 +87,20 @@ def batches(rows: Iterable[Arrays], batch_size: int) -> Iterator[Arrays]:
         yield _stacked(batch)
 
 
+def slices(arrays: Arrays, batch_size: int) -> Iterator[Arrays]:
+    """Cuts arrays of equally many rows into batches; the last may be shorter."""
+    for start in range(0, len(arrays[0]), batch_size):
+        yield tuple(array[start : start + batch_size] for array in arrays)
+
+
 def _stacked(rows: list[Arrays]) -> Arrays:
     return tuple(np.stack(arrays) for arrays in zip(*rows, strict=True))
 
 
-def padded(batch: Shaped[np.ndarray, "rows ..."], batch_size: int) -> Shaped[np.ndarray, "padded ..."]:
-    """Appends zero rows up to the next power of two, or to `batch_size` where that is less.
+def padded(batch: Shaped[np.ndarray, "rows ..."], batch_size: int, fewest: int = 1) -> Shaped[np.ndarray, "padded ..."]:
+    """Appends zero rows up to the next power of two, to `fewest` where that is more, to `batch_size` where less.
 
     A jitted function then sees at most log2(batch_size) + 2 shapes, whatever the number of rows.
     """
-    size = min(batch_size, 1 << (len(batch) - 1).bit_length())
+    size = max(fewest, min(batch_size, 1 << (len(batch) - 1).bit_length()))
     return np.pad(batch, [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1))
-
-
-def run_batches(
-    function: Callable[..., object], stream: Iterable[Arrays], batch_size: int, width: int
-) -> Float[np.ndarray, "rows {width}"]:
-    """Applies a jitted function to a stream of batches; the next batch is given to the device before the last is read.
-
-    `function` maps arrays (rows, ...) to (rows, width) row by row, so the padding it sees changes no result.
-    """
-    done = [np.zeros((0, width), np.float32)]
-    running: deque[tuple[object, int]] = deque()
-    for batch in stream:
-        running.append((function(*(padded(array, batch_size) for array in batch)), len(batch[0])))
-        if len(running) > 1:
-            result, rows = running.popleft()
-            done.append(np.asarray(result)[:rows])
-    done.extend(np.asarray(result)[:rows] for result, rows in running)
-    return np.concatenate(done)

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from siglip_jax.models.initializers import Initializer
-from siglip_jax.models.products import Dense, float32_matmul, matmul
+from siglip_jax.models.products import Dense, float32_matmul, matmul, on_cpu
 
 Implementation = Literal["eager", "xla", "cudnn"]
 IMPLEMENTATIONS = ("auto", "xla", "eager", "cudnn")
@@ -52,6 +52,28 @@ def choose_implementation(
             )
         return "cudnn"
     return "eager" if name == "eager" else "xla"
+
+
+def _eager_instead(implementation: Implementation, dtype: DTypeLike) -> bool:
+    """Says whether "xla" is the same products as "eager": faster on a CPU, and differentiable in narrow types.
+
+    jax's own code for these does not have gradients under strict promotion.
+    """
+    return implementation == "xla" and (on_cpu() or jnp.dtype(dtype).itemsize < 4)
+
+
+def describe_attention(name: str, dtype: DTypeLike, head_width: int) -> str:
+    """Says in words what runs for a choice of `IMPLEMENTATIONS`, in inference.
+
+    Raises:
+      ValueError: as `choose_implementation` does.
+    """
+    implementation = choose_implementation(name, weights=False, dropout=False, dtype=dtype, head_width=head_width)
+    if implementation == "cudnn":
+        return "cudnn: one fused kernel"
+    if implementation == "eager" or _eager_instead(implementation, dtype):
+        return f"{implementation}: two matrix products, softmax in float32"
+    return "xla: jax.nn.dot_product_attention, softmax in float32"
 
 
 def mask_to_bias(
@@ -133,11 +155,7 @@ class Attention(nn.Module):
             head_width=head_width,
         )
         weights = None
-        # "xla" is the eager path too on a CPU, where that is faster, and in a narrow type, for gradients under strict
-        # promotion: the same products.
-        if implementation == "xla" and (jax.default_backend() == "cpu" or query.dtype.itemsize < 4):
-            implementation = "eager"
-        if implementation == "eager":
+        if implementation == "eager" or _eager_instead(implementation, query.dtype):
             rng = self.make_rng("dropout") if self.dropout else None
             out, weights = eager_attention(query, key, value, bias, self.dropout, rng)
         else:

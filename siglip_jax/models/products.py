@@ -4,17 +4,40 @@ Left to itself, XLA differentiates such a product on a CPU into loops over singl
 times that of float32. Written as here, the gradient of a product is two more products.
 """
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from siglip_jax.models.initializers import Initializer
+from siglip_jax.quantized import Quantized, dequantize, multiply_int8
 
 _CPUINFO = Path("/proc/cpuinfo")
 _INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86, Arm
+_PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+
+
+@contextlib.contextmanager
+def computing_for(platform: str) -> Iterator[None]:
+    """Has what is traced in this context suit a platform ("cpu", "cuda", ...) other than that of the default device."""
+    token = _PLATFORM.set(platform)
+    try:
+        yield
+    finally:
+        _PLATFORM.reset(token)
+
+
+def on_cpu() -> bool:
+    """Says whether what is traced is for a CPU."""
+    return (_PLATFORM.get() or jax.default_backend()) == "cpu"
 
 
 @functools.cache
@@ -58,7 +81,18 @@ def _operand(x: Array) -> Array:
 
 
 def _narrow_on_cpu(x: Array) -> bool:
-    return jax.default_backend() == "cpu" and x.dtype.itemsize < 4
+    return on_cpu() and x.dtype.itemsize < 4
+
+
+def describe_products(dtype: DTypeLike) -> str:
+    """Says in words how matrices of a type are multiplied on the default device."""
+    dtype = jnp.dtype(dtype)
+    if jax.default_backend() != "cpu" or dtype.itemsize >= 4:
+        precision = jax.config.jax_default_matmul_precision or "default"  # type: ignore[missing-attribute]
+        return f"{dtype.name} at {precision} precision"
+    if dtype == jnp.bfloat16 and cpu_multiplies_bfloat16():
+        return "bfloat16, sums in float32"
+    return f"float32: this CPU has no instructions for {dtype.name}"
 
 
 def matmul(x: Float[Array, "*batch m k"], y: Float[Array, "*batch k n"]) -> Float[Array, "*batch m n"]:
@@ -66,11 +100,38 @@ def matmul(x: Float[Array, "*batch m k"], y: Float[Array, "*batch k n"]) -> Floa
     return float32_matmul(x, y).astype(x.dtype) if _narrow_on_cpu(x) else jnp.matmul(x, y)
 
 
-def _dense(x: Array, kernel: Array, dimensions: Any, precision: Any = None) -> Array:
-    """Does what a dense layer asks of `jax.lax.dot_general`."""
+def _dense(x: Array, kernel: Array) -> Array:
     if not _narrow_on_cpu(x):
-        return jax.lax.dot_general(x, kernel, dimensions, precision=precision)
+        return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
     return matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-Dense = functools.partial(nn.Dense, dot_general=_dense)
+class Dense(nn.Module):
+    """A linear layer; as `flax.linen.Dense`, with products as above, and its kernel may be a quantized one.
+
+    A quantized kernel is given, never initialised. Those of int8 multiply as integers, the others become floats first.
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    bias_init: Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch features"]:
+        x = x.astype(self.dtype)
+        kernel: Any = self.get_variable("params", "kernel")
+        if isinstance(kernel, Quantized) and kernel.scheme == "int8":
+            y = multiply_int8(x, kernel)
+        else:
+            if isinstance(kernel, Quantized):
+                kernel = dequantize(kernel)
+            else:
+                kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
+            y = _dense(x, kernel.astype(self.dtype))
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+            y = y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+        return y

@@ -15,6 +15,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from siglip_jax.checkpoints.table import flatten, unflatten
+from siglip_jax.models.products import Dense
 from siglip_jax.training.recipe import Lora
 
 
@@ -46,7 +47,7 @@ def added(options: Lora, additions: Mapping[str, Any]) -> AbstractContextManager
         call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: nn.module.InterceptorContext
     ) -> Any:
         y = call(*args, **kwargs)
-        if not isinstance(context.module, nn.Dense) or context.method_name != "__call__":
+        if not isinstance(context.module, Dense) or context.method_name != "__call__":
             return y
         layer = "/".join(context.module.path)
         if f"{layer}/a" not in parts:

@@ -109,3 +109,45 @@ def test_a_bar_on_a_terminal_only(run, checkpoint, tmp_path, monkeypatch):
     assert "written and read back" in screen.getvalue() and "kB" in screen.getvalue()
     assert run("verify", checkpoint).status == 0
     assert "values" in screen.getvalue()
+
+
+def test_quantization_says_what_it_saves_and_costs(run, checkpoint, pictures, tmp_path):
+    facts = json.loads(run("convert", checkpoint, tmp_path / "small", "--quantization", "int8", "--json").out)
+    weights = tmp_path / "small" / "quantized.safetensors"
+    assert facts["bytes"] == weights.stat().st_size < facts["bytes_before"]
+    assert facts["bytes_before"] == (checkpoint / "model.safetensors").stat().st_size
+    for kind in ("pictures", "labels"):
+        assert 0.99 < facts["cosine"][kind]["least"] <= facts["cosine"][kind]["mean"] < 1
+
+    said = json.loads(run("info", tmp_path / "small", "--json").out)
+    whole = json.loads(run("info", checkpoint, "--json").out)
+    assert (said["format"], said["quantization"]) == ("quantized", "int8") and whole["quantization"] is None
+    same = ("parameters", "vision", "text", "architecture", "temperature", "bias")
+    assert [said[name] for name in same] == [whole[name] for name in same]
+    assert said["weight_files"] == ["quantized.safetensors"] and said["bytes"] == weights.stat().st_size
+    assert "quantized to int8" in run("info", tmp_path / "small").out
+    ran = run("classify", pictures / "a.jpg", "--labels", "a cat", "a dog", "--model", tmp_path / "small")
+    assert ran.status == 0 and "a cat" in ran.out
+    for command in ("verify", "info --mesh data=2"):
+        name, *options = command.split()
+        ran = run(name, tmp_path / "small", *options)
+        assert ran.status == 2 and "found a quantized one" in ran.err and len(ran.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "--to with one of"),
+        (("--quantization", "int8", "--to", "orbax"), "found it with --to"),
+        (("--quantization", "int3"), "int3"),
+    ],
+)
+def test_quantization_goes_alone(run, checkpoint, tmp_path, options, said):
+    ran = run("convert", checkpoint, tmp_path / "x", *options)
+    assert ran.status == 2 and said in ran.err and not (tmp_path / "x").exists()
+
+
+def test_schemes_of_the_command_line_are_those_of_load():
+    from siglip_jax.quantized import SCHEMES
+
+    assert tuple(SCHEMES) == output.QUANTIZATIONS

@@ -267,4 +267,5 @@ def test_a_reader_that_goes_away_is_no_news(checkpoint):
 
 
 def test_commands_are_listed():
-    assert list(main.COMMANDS) == ["classify", "convert", "eval", "info", "train", "verify"]
+    names = ["bench", "classify", "convert", "embed", "eval", "export", "info", "search", "train", "verify"]
+    assert list(main.COMMANDS) == names

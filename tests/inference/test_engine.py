@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 from siglip_jax.inference import Siglip, load
-from siglip_jax.inference.engine import check_count, check_labels, fill_template, probabilities, rank
+from siglip_jax.inference.labels import check_count, check_labels, fill_template, probabilities, rank
 from tests.tiny_checkpoint import picture, write_checkpoint
 
 TEXTS = ["a cat", "two dogs on the beach", "", "a drawing of a house " * 40]

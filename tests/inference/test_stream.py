@@ -2,12 +2,11 @@
 
 import threading
 
-import jax
 import numpy as np
 import PIL.Image
 import pytest
 
-from siglip_jax.inference.stream import as_images, batches, in_threads, is_one_image, padded, run_batches
+from siglip_jax.inference.stream import as_images, batches, in_threads, is_one_image, padded
 
 
 @pytest.mark.parametrize(
@@ -74,10 +73,3 @@ def test_padded_to_few_sizes(rows, size):
     batch = np.ones((rows, 2), np.int32)
     assert padded(batch, 12).shape == (size, 2)
     assert padded(batch, 12).sum() == 2 * rows
-
-
-def test_run_batches_drops_the_padding():
-    stream = [(np.full((3, 2), 1, np.float32), np.arange(3)), (np.full((1, 2), 2, np.float32), np.arange(1))]
-    out = run_batches(jax.jit(lambda x, y: x + y[:, None].astype(np.float32)), stream, 4, 2)
-    np.testing.assert_array_equal(out, [[1, 1], [2, 2], [3, 3], [2, 2]])
-    assert run_batches(jax.jit(lambda x: x), [], 4, 2).shape == (0, 2)

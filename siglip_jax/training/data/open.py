@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from siglip_jax.files import read_json
+from siglip_jax.files import read_json, user_cache
 from siglip_jax.training.data import parquet
 from siglip_jax.training.data.arrow import ArrowSource, Chosen
 from siglip_jax.training.data.columns import listed
@@ -75,7 +75,7 @@ def open_source(
         return TableSource(files[0], **keys)
     if kind == "parquet":
         chosen = Chosen(parquet.read_schema(files[0]), image_key, text_key, label_key, name, pictures_only)
-        files = [os.fspath(parquet.as_arrow(files, chosen, Path(cache) if cache else parquet.default_cache()))]
+        files = [os.fspath(parquet.as_arrow(files, chosen, Path(cache) if cache else user_cache()))]
         keys |= {"image_key": chosen.image, "text_key": chosen.text, "label_key": chosen.label}
     return ArrowSource(files, name, **keys, made_of=made_of)
 

@@ -18,11 +18,6 @@ from siglip_jax.training.data.arrow import Chosen
 _ROWS = 64  # rows of a batch: pictures of many megabytes must not add up to the two gigabytes that one may hold
 
 
-def default_cache() -> Path:
-    """Returns the folder for copies: `siglip_jax` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "siglip_jax"
-
-
 def as_arrow(files: Sequence[str], chosen: Chosen, cache: Path) -> Path:
     """Returns the Arrow file with the chosen columns of Parquet files, which is written if it is not there yet.
 

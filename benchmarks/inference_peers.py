@@ -1,0 +1,257 @@
+"""The peers of `benchmarks/inference.py`, each a process of its own.
+
+A peer loads the model, says how long that took, and then embeds a batch as often as each line that comes in asks for:
+arrays in host memory to L2-normalised float32 embeddings in host memory, or JPEG files to the same.
+"""
+
+import argparse
+import importlib
+import importlib.metadata
+import inspect
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MODULES = {  # imported before the clock starts
+    "siglip_jax": ("siglip_jax.inference", "jax", "jaxlib"),
+    "torch": ("torch", "transformers.models.siglip.modeling_siglip"),
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino",),
+}
+TOWERS = ("image", "text")
+GPU = Path("/proc/driver/nvidia").exists()  # then only peers that use it are measured
+FILES_BATCH = 8  # pictures that the reference embeds at once when it reads files
+
+Embed = Callable[[Any], np.ndarray]
+
+
+class NotMeasured(Exception):
+    """Why a peer takes no part."""
+
+
+def check_gpu(used: bool) -> None:
+    """Refuses to compare a processor with a GPU."""
+    if GPU and not used:
+        raise NotMeasured("there is a GPU, which it does not use as installed")
+
+
+def siglip_jax(folder: Path, dtype: str, threads: int) -> dict[str, Embed]:
+    """This library through its public methods."""
+    import jax
+
+    import siglip_jax
+
+    check_gpu(jax.default_backend() == "gpu")
+    if dtype != "int8":
+        siglip = siglip_jax.load(folder, dtype=dtype)
+    elif "quantization" in inspect.signature(siglip_jax.load).parameters:
+        siglip = siglip_jax.load(folder, quantization="int8")
+    else:
+        raise NotMeasured("siglip_jax.load takes no quantization")
+    return {"image": siglip.embed_pixels, "text": siglip.embed_tokens, "files": siglip.encode_image}
+
+
+def torch_peer(kind: str) -> Callable[[Path, str, int], dict[str, Embed]]:
+    """`transformers` on torch: its attention is "eager" or "sdpa"; "compile" is the latter, compiled."""
+
+    def load(folder: Path, dtype: str, threads: int) -> dict[str, Embed]:
+        import torch
+        import transformers
+
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(False)
+        device = "cuda" if GPU else "cpu"
+        check_gpu(torch.cuda.is_available())
+        if dtype == "int8" and (kind != "sdpa" or device != "cpu"):
+            raise NotMeasured("torch quantizes dynamically on a CPU only, and is measured so with sdpa")
+        floating = torch.float32 if dtype == "int8" else getattr(torch, dtype)
+        model = transformers.SiglipModel.from_pretrained(
+            folder, dtype=floating, attn_implementation="eager" if kind == "eager" else "sdpa"
+        )
+        model = model.eval().to(device)
+        if dtype == "int8":
+            model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
+
+        def embedded(tower: str) -> Embed:
+            features = getattr(model, f"get_{tower}_features")
+
+            def forward(array: Any) -> Any:
+                return torch.nn.functional.normalize(features(array).pooler_output.float())
+
+            if kind == "compile":
+                mode = "max-autotune" if device == "cuda" else None
+                forward = torch.compile(forward, dynamic=False, mode=mode)
+
+            def embed(array: np.ndarray) -> np.ndarray:
+                tensor = torch.from_numpy(array).to(device, floating if tower == "image" else None)
+                return forward(tensor).cpu().numpy()
+
+            return embed
+
+        image = embedded("image")
+
+        def from_files(paths: list[str]) -> np.ndarray:
+            """Decodes in threads, ahead of the model."""
+            from concurrent.futures import ThreadPoolExecutor
+
+            from PIL import Image
+
+            processor = transformers.SiglipImageProcessorPil.from_pretrained(folder)
+
+            def pixels(path: str) -> np.ndarray:
+                with Image.open(path) as picture:
+                    return processor(picture.convert("RGB"), return_tensors="np")["pixel_values"][0]
+
+            with ThreadPoolExecutor(threads) as pool:
+                futures = [pool.submit(pixels, path) for path in paths]
+                batches = [futures[i : i + FILES_BATCH] for i in range(0, len(futures), FILES_BATCH)]
+                return np.concatenate([image(np.stack([row.result() for row in batch])) for batch in batches])
+
+        return {"image": image, "text": embedded("text"), "files": from_files}
+
+    return load
+
+
+def onnxruntime(folder: Path, dtype: str, threads: int) -> dict[str, Embed]:
+    """ONNX Runtime on the exported towers; int8 is its dynamic quantization."""
+    import onnxruntime
+
+    if dtype == "bfloat16":
+        raise NotMeasured("the export is float32, and the CPU provider has no bfloat16 products")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    providers = onnxruntime.get_available_providers()
+    check_gpu("CUDAExecutionProvider" in providers)
+    ending = ".int8.onnx" if dtype == "int8" else ".onnx"
+    embeds = {}
+    for tower in TOWERS:
+        session = onnxruntime.InferenceSession(exported(folder, tower, ending), options, providers)
+        embeds[tower] = lambda array, session=session: session.run(None, {"input": array})[0]
+    return embeds
+
+
+def openvino(folder: Path, dtype: str, threads: int) -> dict[str, Embed]:
+    """OpenVINO on the exported towers, compiled for the size of the batch at hand."""
+    import openvino
+
+    check_gpu(False)
+    if dtype == "int8":
+        raise NotMeasured("its quantization needs nncf and pictures to calibrate on")
+    core = openvino.Core()
+    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if dtype == "bfloat16" and "BF16" not in capabilities:
+        raise NotMeasured(f"OpenVINO has no bfloat16 on this processor: {' '.join(sorted(capabilities))}")
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[dtype],
+        "INFERENCE_NUM_THREADS": threads,
+    }
+
+    def embedded(tower: str) -> Embed:
+        model = core.read_model(exported(folder, tower, ".onnx"))
+        ready: dict[tuple[int, ...], Any] = {}
+
+        def embed(array: np.ndarray) -> np.ndarray:
+            if array.shape not in ready:
+                ready.clear()
+                model.reshape(array.shape)
+                ready[array.shape] = core.compile_model(model, "CPU", settings)
+            return ready[array.shape](array)[0]
+
+        return embed
+
+    return {tower: embedded(tower) for tower in TOWERS}
+
+
+PEERS: dict[str, Callable[[Path, str, int], dict[str, Embed]]] = {
+    "siglip_jax": siglip_jax,
+    "torch eager": torch_peer("eager"),
+    "torch sdpa": torch_peer("sdpa"),
+    "torch compile": torch_peer("compile"),
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+}
+
+
+def exported(folder: Path, tower: str, ending: str) -> str:
+    """Returns the path of an exported tower."""
+    path = folder / f"{tower}{ending}"
+    if not path.is_file():
+        raise NotMeasured(f"no {path.name}: {(folder / 'export.txt').read_text().strip()}")
+    return str(path)
+
+
+def work(peer: str, folder: Path, dtype: str, threads: int) -> None:
+    """Loads the peer and answers each line of JSON with one; what libraries print goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(**facts: Any) -> None:
+        print(json.dumps(facts | {"memory": peak_memory()}), file=answers, flush=True)
+
+    inputs: dict[str, Any] = {tower: np.load(folder / f"{tower}.npy", mmap_mode="r") for tower in TOWERS}
+    if peer != "siglip_jax":
+        inputs["image"] = np.ascontiguousarray(np.moveaxis(inputs["image"], -1, 1))  # NCHW
+    inputs["files"] = sorted(map(str, folder.glob("pictures/*/*.jpg")))
+    try:
+        modules = MODULES[peer.split()[0]]
+        for name in modules:
+            importlib.import_module(name)
+        start = time.perf_counter()
+        embeds = PEERS[peer](folder, dtype, threads)
+        loaded = time.perf_counter() - start
+        embeds["image"](np.array(inputs["image"][:1]))
+        packages = [name.split(".")[0] for name in modules]
+        versions = {name: importlib.metadata.version(name) for name in packages}
+        answer(load=loaded, first=time.perf_counter() - start, versions=versions | {"python": sys.version.split()[0]})
+    except (ImportError, NotMeasured) as error:
+        answer(why=str(error))
+        return
+    for line in sys.stdin:
+        order = json.loads(line)
+        embed = embeds.get(order["tower"])
+        if embed is None:
+            answer(why=f"{peer} reads no files")
+            continue
+        batch = inputs[order["tower"]][: order["batch"]]
+        batch = batch if isinstance(batch, list) else np.array(batch)
+        seconds, cost = [], time.process_time()
+        for _ in range(order["calls"]):
+            start = time.perf_counter()
+            result = embed(batch)
+            seconds.append(time.perf_counter() - start)
+        cost = time.process_time() - cost
+        if "save" in order:
+            np.save(order["save"], result)
+        answer(seconds=seconds, busy=cost / sum(seconds))
+
+
+def peak_memory() -> dict[str, int]:
+    """Returns the most bytes that were in use: of the process, and of the GPU where there is one."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    memory = {"host": next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))}
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    if torch is not None and GPU:
+        memory["device"] = torch.cuda.max_memory_allocated()
+    elif jax is not None and (stats := jax.local_devices()[0].memory_stats()):
+        memory["device"] = stats["peak_bytes_in_use"]
+    return memory
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("peer", choices=PEERS)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("dtype", choices=("float32", "bfloat16", "int8"))
+    parser.add_argument("threads", type=int)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")  # the figures are what is read here
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+    work(options.peer, options.folder, options.dtype, options.threads)

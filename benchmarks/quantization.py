@@ -1,0 +1,155 @@
+"""Quantization: bytes, peak memory while loading, time per batch, and what the embedded model loses.
+
+    python benchmarks/quantization.py [--variant siglip-base-patch16-224] [--repeats 5] [--data DATA] [--json]
+
+Bytes, memory and time are those of a random checkpoint of the variant's shape in float32; loads are each in a process
+of its own, and batches of 8 pictures in turns, medians. Peak memory is what loading adds. Agreement is that of the
+embedded model on the 64 example pictures and labels, and, with --data (where `siglip_jax.training.pictograms` wrote),
+on the held-out drawings.
+"""
+
+import argparse
+import functools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import siglip_jax
+from siglip_jax.checkpoints.keymap import key_table
+from siglip_jax.checkpoints.table import unflatten
+from siglip_jax.inference.quantization import load_quantized
+from siglip_jax.inference.quantization_report import EXAMPLES, compare
+from siglip_jax.models import SiglipModel
+
+SCHEMES = ("int8", "int4", "nf4", "fp8")
+BATCH = 8
+# The kernel's own record; `ru_maxrss` would begin with the size of the process that started this one.
+LOAD = """
+import sys, time
+from pathlib import Path
+import jax
+from siglip_jax.checkpoints.table import flatten
+from siglip_jax.inference.quantization import load_quantized
+from siglip_jax.models import SiglipModel
+from siglip_jax.quantized import qwix
+def peak():
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+scheme = sys.argv[2]
+if scheme != "float32":
+    qwix()
+jax.devices()
+base, start = peak(), time.perf_counter()
+if scheme == "float32":
+    _, params = SiglipModel.from_pretrained(sys.argv[1])
+else:
+    _, params = load_quantized(SiglipModel, Path(sys.argv[1]), scheme, dtype="float32")
+jax.block_until_ready(params)
+print(time.perf_counter() - start, peak() - base, sum(x.nbytes for x in flatten(params).values()))
+"""
+
+
+def write(directory: Path, variant: str) -> None:
+    """Writes random weights of a variant's shape."""
+    config = siglip_jax.SiglipConfig.from_variant(variant)
+    random = np.random.default_rng(0)
+    params = {row.path: random.standard_normal(row.shape, np.float32) for row in key_table(config, "SiglipModel")}
+    params = {path: x / np.float32(len(x) ** 0.5) if path.endswith("kernel") else x for path, x in params.items()}
+    SiglipModel(config).save_pretrained(directory, unflatten(params))
+
+
+def loading(directory: Path) -> dict[str, dict[str, float]]:
+    """Seconds, peak and final bytes of loading in each scheme, and in float32."""
+    found = {}
+    for scheme in ("float32", *SCHEMES):
+        command = [sys.executable, "-c", LOAD, str(directory), scheme]
+        seconds, peak, size = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        found[scheme] = {"load_seconds": float(seconds), "peak_bytes": int(peak), "bytes": int(size)}
+    return found
+
+
+def timing(directory: Path, repeats: int) -> dict[str, float]:
+    """Median milliseconds for a batch of pictures, every form in turn."""
+    forms: dict[str, Any] = {}
+    size = siglip_jax.SiglipConfig.from_pretrained(directory).vision_config.image_size
+    for name in ("float32", "bfloat16", *SCHEMES):
+        dtype = jnp.dtype("bfloat16" if name == "bfloat16" else "float32")
+        if name in SCHEMES:
+            model, params = load_quantized(SiglipModel, directory, name, dtype=dtype)
+        else:
+            model, params = SiglipModel.from_pretrained(directory, dtype=dtype, param_dtype=dtype)
+        encode = functools.partial(model.apply, method="get_image_features")
+        forms[name] = jax.jit(lambda p, x, encode=encode: encode({"params": p}, x)), params
+    pixels = jnp.asarray(np.random.default_rng(0).standard_normal((BATCH, size, size, 3), np.float32))
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for _ in range(repeats + 1):
+        for name, (encode, params) in forms.items():
+            start = time.perf_counter()
+            encode(params, pixels).block_until_ready()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(each[1:]) for name, each in times.items()}  # the first one compiles
+
+
+def top1(siglip: siglip_jax.inference.Siglip) -> float:
+    """Percentage of the example pictures whose own label is the best."""
+    labels = (EXAMPLES / "labels.txt").read_text(encoding="utf-8").splitlines()
+    cosines = siglip.encode_image([EXAMPLES / f"{label}.png" for label in labels]) @ siglip.encode_text(labels).T
+    return 100 * float((cosines.argmax(axis=1) == np.arange(len(labels))).mean())
+
+
+def agreement(data: Path | None) -> dict[str, dict[str, Any]]:
+    """Cosines to the float embedded model, and zero-shot accuracy, by scheme."""
+    floats = siglip_jax.load()
+    found: dict[str, dict[str, Any]] = {}
+    for name in ("float32", *SCHEMES):
+        siglip = siglip_jax.load(quantization=None if name == "float32" else name)
+        found[name] = {"cosine": compare(floats, siglip)["cosine"], "examples_top1": top1(siglip)}
+        if data is not None:
+            from siglip_jax.training.pictogram_scores import report
+
+            found[name]["held_out"] = report(data, siglip.encode_image, siglip.encode_text)
+    return found
+
+
+def main() -> None:
+    """Runs the benchmark and prints it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", default="siglip-base-patch16-224")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--data", type=Path, help="directory written by siglip_jax.training.pictograms")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    found = {"jax": jax.__version__, "agreement": agreement(options.data)}
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        write(directory, options.variant)
+        found |= {"loading": loading(directory), "milliseconds": timing(directory, options.repeats)}
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return
+    print(f"jax {jax.__version__}, {options.variant}, random weights; batches of {BATCH} pictures")
+    print(f"{'':10}{'MB':>7}{'peak MB':>9}{'load s':>8}{'ms':>8}{'x bfloat16':>12}")
+    ms = found["milliseconds"]
+    for name in ms:
+        load = found["loading"].get(name)
+        cells = "".join(["-".rjust(7), "-".rjust(9), "-".rjust(8)])
+        if load:
+            cells = f"{load['bytes'] / 1e6:7.0f}{load['peak_bytes'] / 1e6:9.0f}{load['load_seconds']:8.1f}"
+        print(f"{name:10}{cells}{ms[name]:8.0f}{ms['bfloat16'] / ms[name]:12.2f}")
+    print("\nembedded model; cosines to float32 over 64 pictures and 64 labels: least, mean; top-1 in %")
+    for name, a in found["agreement"].items():
+        cosines = "  ".join(f"{c['least']:.5f} {c['mean']:.5f}" for c in a["cosine"].values())
+        held_out = "  ".join(f"{what} {scores['top1']:.2f}" for what, scores in a.get("held_out", {}).items())
+        print(f"{name:10}{cosines}  examples {a['examples_top1']:.1f}  {held_out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Measures a model on this machine: time to load, images and texts per second by batch size, peak memory.
+
+A tower is timed from arrays in host memory to embeddings in host memory; GFLOP/s counts its matrix products. Pictures
+are a JPEG of 640 x 480, decoded and resized in threads. Times are medians, with the quartiles in brackets.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import time
+from typing import Any
+
+from siglip_jax.cli.output import print_table, whole_number, with_progress
+
+HELP = "measure the speed of a model here"
+EPILOG = """examples:
+  siglip-jax bench
+  siglip-jax bench --model google/siglip-base-patch16-224 --batch-sizes 1 8 --dtype bfloat16
+  siglip-jax bench --seconds 5 --json"""
+
+DTYPES = ("float32", "bfloat16")
+QUANTIZATIONS = ("int8", "int4", "nf4", "fp8")
+HEADERS = ("what", "batch", "time", "quartiles", "per second", "GFLOP/s")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the embedded model)")
+    parser.add_argument(
+        "--batch-sizes", type=whole_number, nargs="+", default=[1, 8, 32], metavar="N", help="default: 1 8 32"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of parameters and computation")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="of the weights (default: none)")
+    parser.add_argument("--seconds", type=_seconds, default=2.0, metavar="S", help="for each figure (default: 2)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Does the job; returns the exit status."""
+    from siglip_jax.cli.info import versions
+    from siglip_jax.inference.bench import first_embedding, peak_memory, preparation, towers
+    from siglip_jax.inference.engine import load
+
+    options: dict[str, Any] = {"dtype": arguments.dtype}
+    if arguments.quantization:
+        options["quantization"] = arguments.quantization
+    start = time.perf_counter()
+    siglip = load(arguments.model, **options)
+    loading = time.perf_counter() - start
+    first = loading + first_embedding(siglip)
+    speeds = [preparation(siglip, arguments.seconds)]
+    sizes = list(dict.fromkeys(arguments.batch_sizes))
+    speeds += with_progress(towers(siglip, sizes, arguments.seconds), 2 * len(sizes), "figures")
+    facts: dict[str, Any] = {
+        "model": arguments.model or "the embedded model",
+        "dtype": arguments.dtype,
+        "quantization": arguments.quantization,
+        "load_seconds": loading,
+        "first_embedding_seconds": first,
+        "speed": [dataclasses.asdict(speed) for speed in speeds],
+        "peak_bytes": peak_memory(),
+        "versions": versions(),
+    }
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        _print(facts)
+    return 0
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, found {text!r}")
+    return seconds
+
+
+def _print(facts: dict[str, Any]) -> None:
+    weights = f", weights {facts['quantization']}" if facts["quantization"] else ""
+    rows = [
+        ("model", f"{facts['model']}, {facts['dtype']}{weights}"),
+        ("load", f"{facts['load_seconds']:.2f} s"),
+        ("first embedding", f"{facts['first_embedding_seconds']:.2f} s, loading and compiling included"),
+        ("peak memory", ", ".join(f"{size / 2**20:,.0f} MiB {where}" for where, size in facts["peak_bytes"].items())),
+        ("versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())),
+    ]
+    print_table(None, rows, 2)
+    print()
+    print_table(HEADERS, [_cells(speed) for speed in facts["speed"]], 1)
+
+
+def _cells(speed: dict[str, Any]) -> tuple[str, ...]:
+    flops = speed["gflops_per_second"]
+    return (
+        speed["what"],
+        str(speed["batch_size"]),
+        f"{1000 * speed['seconds']:.2f} ms",
+        f"[{1000 * speed['low']:.2f}, {1000 * speed['high']:.2f}]",
+        f"{speed['per_second']:,.1f}",
+        "-" if flops is None else f"{flops:,.1f}",
+    )

@@ -1,0 +1,51 @@
+"""Exports both encoders of a model as jax.export artefacts, which run on any of the platforms without this package.
+
+DIRECTORY gets the programs, their parameters as safetensors, the files of the processor, manifest.json, and run.py,
+which shows how to use them. jax promises to run such artefacts for six months after the release that wrote them.
+"""
+
+import argparse
+import json
+
+HELP = "export the encoders to run them without this package"
+EPILOG = """examples:
+  siglip-jax export --out exported/
+  siglip-jax export --model google/siglip-base-patch16-224 --out base/ --dtype bfloat16 --platforms cuda tpu
+  python exported/run.py cat.png "a cat" "a dog\""""
+
+DTYPES = ("float32", "bfloat16", "float16")
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("--out", required=True, metavar="DIRECTORY", help="a directory that is not there yet")
+    parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the embedded model)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of parameters and computation")
+    parser.add_argument(
+        "--platforms",
+        nargs="+",
+        choices=PLATFORMS,
+        default=["cpu", "cuda", "tpu"],
+        metavar="PLATFORM",
+        help=f"some of {', '.join(PLATFORMS)} (default: cpu cuda tpu)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Does the job; returns the exit status."""
+    from siglip_jax.inference.engine import load
+    from siglip_jax.inference.export import export
+
+    manifest = export(load(arguments.model, dtype=arguments.dtype), arguments.out, platforms=arguments.platforms)
+    if arguments.json:
+        print(json.dumps(manifest, indent=2))
+        return 0
+    for name, encoder in manifest["encoders"].items():
+        shape = " x ".join(map(str, encoder["input"]))
+        sizes = [manifest["files"][encoder[part]]["bytes"] for part in ("program", "params")]
+        print(f"{name}: {shape} {encoder['input_dtype']} -> {encoder['output'][1]}, {sizes[0]:,} + {sizes[1]:,} bytes")
+    platforms = ", ".join(manifest["platforms"])
+    print(f"{arguments.out}: {manifest['dtype']} for {platforms}; jax {manifest['jax_version']}; run.py runs it")
+    return 0

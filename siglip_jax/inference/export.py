@@ -1,0 +1,208 @@
+"""Export: the encoders of a model as `jax.export` artefacts, which run without this package.
+
+An artefact is a program in StableHLO for any number of rows and for several platforms at once. Its first argument are
+the parameters, which lie beside it in a safetensors file: as constants they would make the program as large as the
+model, and more than 2 GB cannot be serialised. `run.py`, a copy of `exported_run`, shows how to use both.
+
+jax promises to run an artefact for six months after the release that wrote it, and that a release runs what was written
+up to three weeks after it ("Compatibility guarantees" in its guide to export). Keep the checkpoint for later.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from siglip_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
+from siglip_jax.checkpoints.table import NewTensor, flatten, unflatten
+from siglip_jax.configuration import Siglip2Config
+from siglip_jax.files import directory_written_aside, inside, read_json
+from siglip_jax.inference import exported_run
+from siglip_jax.inference.engine import Siglip
+from siglip_jax.models.products import computing_for
+from siglip_jax.models.siglip import normalize
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
+FORMAT = "siglip_jax export 1"
+MANIFEST = "manifest.json"
+METHODS = {"image": "get_image_features", "text": "get_text_features"}
+TOWERS = {"image": "vision_model", "text": "text_model"}
+
+README = """# Encoders exported by siglip_jax
+
+    pip install jax flatbuffers numpy pillow safetensors {tokenizer}
+    python run.py PICTURE "a text" "another"
+
+`*_encoder.jaxexport` are programs of `jax.export`, `*_encoder.safetensors` their parameters. A program maps
+(parameters, batch of inputs) to L2-normalised embeddings; `manifest.json` has the shapes, the scale and the bias of the
+logits, and the SHA-256 of every file. `siglip_jax.SiglipProcessor.from_pretrained` reads this directory too.
+"""
+
+
+def export(
+    siglip: Siglip, directory: str | os.PathLike[str], *, platforms: Sequence[str] = DEFAULT_PLATFORMS
+) -> dict[str, Any]:
+    """Writes both encoders, the files of the processor, and how to run them into a new directory.
+
+    Args:
+      siglip: the model; the artefacts compute in its type.
+      directory: appears whole or not at all.
+      platforms: some of `PLATFORMS`.
+
+    Returns:
+      What `manifest.json` holds.
+
+    Raises:
+      FileExistsError: if the directory is there already.
+      ValueError: for other platforms, a model of variable resolution, pictures that are more than resized and
+        normalised, and without `flatbuffers`.
+    """
+    platforms = tuple(platforms)
+    if not platforms or not set(platforms) <= set(PLATFORMS) or len(set(platforms)) < len(platforms):
+        raise ValueError(f"platforms must be some of {', '.join(PLATFORMS)}, each once, got {', '.join(platforms)!r}")
+    inputs = {"image": _image(siglip), "text": _text(siglip)}
+    with directory_written_aside(Path(directory)) as aside:
+        encoders = {name: _write_encoder(siglip, name, aside, platforms) for name in METHODS}
+        siglip.processor.save_pretrained(aside)
+        shutil.copyfile(exported_run.__file__, aside / "run.py")
+        tokenizer = "tokenizers" if inputs["text"]["vocabulary"] == "tokenizer.json" else "sentencepiece"
+        (aside / "README.md").write_text(README.format(tokenizer=tokenizer))
+        manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "jax_version": jax.__version__,
+            "platforms": list(platforms),
+            "dtype": jnp.dtype(siglip.model.dtype).name,
+            "logit_scale": siglip.logit_scale,
+            "logit_bias": siglip.logit_bias,
+            "encoders": encoders,
+            **inputs,
+            "files": {file.name: _facts(file) for file in sorted(aside.iterdir())},
+        }
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def read_encoder(directory: str | os.PathLike[str], name: str) -> Callable[[Any], Float[Array, "rows embed"]]:
+    """Returns an exported encoder as a function of a batch of its inputs; its files are checked first.
+
+    Args:
+      directory: what `export` wrote.
+      name: "image" or "text".
+
+    Raises:
+      FileNotFoundError: if a file is missing.
+      ValueError: if a file is not what was written, or without `flatbuffers`.
+    """
+    home = Path(directory)
+    if name not in METHODS:
+        raise ValueError(f"name must be one of {', '.join(METHODS)}, got {name!r}")
+    manifest = read_json(home / MANIFEST, "it says what was exported")
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"{home / MANIFEST}: expected the format {FORMAT!r}, found {manifest.get('format')!r}")
+    program, params = (home / f"{name}_encoder.{kind}" for kind in ("jaxexport", "safetensors"))
+    for file in (program, params):
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file; export again")
+        if _facts(inside(file)) != manifest.get("files", {}).get(file.name):
+            raise ValueError(f"{file}: its contents are not those that {MANIFEST} names; export or copy it again")
+    exported = _jax_export().deserialize(bytearray(program.read_bytes()))
+    arrays = {key: jnp.asarray(tensor.view()) for key, tensor in read_safetensors(params).items()}
+    return functools.partial(jax.jit(exported.call), arrays)
+
+
+def _jax_export() -> Any:
+    try:
+        import flatbuffers  # noqa: F401
+    except ImportError:
+        raise ValueError("export needs flatbuffers, which is not installed: pip install 'siglip_jax[export]'") from None
+    import jax.export
+
+    return jax.export
+
+
+def _write_encoder(siglip: Siglip, name: str, directory: Path, platforms: tuple[str, ...]) -> dict[str, Any]:
+    """Writes the program and the parameters of one tower; returns what the manifest says of them."""
+    jax_export, c = _jax_export(), siglip.config
+    tower = TOWERS[name]
+    model = siglip.model.clone(attn_implementation="auto")  # the others are not for every platform
+    rest = {key: value for key, value in siglip.params.items() if key not in TOWERS.values()}
+    params = flatten(siglip.params[tower])
+
+    def embed(platform: str, params: dict[str, Array], inputs: Array) -> Array:
+        with computing_for(platform):
+            variables = {"params": {tower: unflatten(params), **rest}}
+            embeds: Any = model.apply(variables, inputs, method=METHODS[name])
+            return normalize(embeds)
+
+    def embed_anywhere(params: dict[str, Array], inputs: Array) -> Array:
+        first, *others = (functools.partial(embed, platform) for platform in sorted(platforms))  # "cpu" comes first
+        if "cpu" not in platforms or not others:
+            return first(params, inputs)
+        return jax.lax.platform_dependent(params, inputs, cpu=first, default=others[0])
+
+    (rows,) = jax_export.symbolic_shape("batch")
+    size = c.vision_config.image_size
+    shape = (size, size, c.vision_config.num_channels) if name == "image" else (c.text_config.max_position_embeddings,)
+    dtype = jnp.float32 if name == "image" else jnp.int32
+    avals = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in params.items()}
+    batch = jax.ShapeDtypeStruct((rows, *shape), dtype)
+    exported = jax_export.export(jax.jit(embed_anywhere), platforms=platforms)(avals, batch)
+    files = {"program": f"{name}_encoder.jaxexport", "params": f"{name}_encoder.safetensors"}
+    (directory / files["program"]).write_bytes(exported.serialize())
+    tensors = {
+        path: NewTensor(x.shape, np.dtype(x.dtype), functools.partial(np.asarray, x)) for path, x in params.items()
+    }
+    write_safetensors(directory / files["params"], tensors, {})
+    (out,) = exported.out_avals
+    return files | {
+        "input": ["batch", *shape],
+        "input_dtype": jnp.dtype(dtype).name,
+        "output": ["batch", *out.shape[1:]],
+        "output_dtype": out.dtype.name,
+        "calling_convention_version": exported.calling_convention_version,
+    }
+
+
+def _image(siglip: Siglip) -> dict[str, Any]:
+    """Returns how a picture becomes pixel values, as far as `run.py` can do it.
+
+    Raises:
+      ValueError: if it cannot.
+    """
+    if isinstance(siglip.config, Siglip2Config):
+        raise ValueError("export needs a model of one resolution, found one of variable resolution; load another")
+    size = siglip.config.vision_config.image_size
+    p = siglip.processor.image_processor
+    usual = p.do_convert_rgb and p.do_resize and p.do_rescale and p.do_normalize
+    if not usual or p.do_pad or p.do_center_crop or p.size != {"height": size, "width": size}:
+        raise ValueError(
+            f"export needs pictures that are resized to {size} x {size}, rescaled and normalised, and nothing else;"
+            f" found {p.to_dict()}"
+        )
+    numbers = {"rescale_factor": p.rescale_factor, "mean": p.image_mean, "std": p.image_std}
+    return {"height": size, "width": size, "resample": int(p.resample), **numbers}
+
+
+def _text(siglip: Siglip) -> dict[str, Any]:
+    tokenizer = siglip.processor.tokenizer
+    return {
+        "vocabulary": tokenizer.vocabulary_file,
+        "length": siglip.config.text_config.max_position_embeddings,
+        "eos": tokenizer.eos_token_id,
+        "pad": tokenizer.pad_token_id,
+    }
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}

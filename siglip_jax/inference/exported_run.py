@@ -1,0 +1,72 @@
+"""Runs exported encoders without siglip_jax: prints the probability of each text for a picture.
+
+    python run.py PICTURE TEXT [TEXT ...]
+
+It needs jax, flatbuffers, numpy, pillow, safetensors, and sentencepiece or, beside a tokenizer.json, tokenizers.
+"""
+
+import json
+import string
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import export
+from PIL import Image, ImageOps
+from safetensors.numpy import load_file
+
+HERE = Path(__file__).parent
+
+
+def manifest():
+    """Returns what was exported: shapes, scale and bias of the logits, what pictures and texts become."""
+    return json.loads((HERE / "manifest.json").read_text())
+
+
+def encoder(name):
+    """Returns a function from a batch of inputs to L2-normalised embeddings; `name` is "image" or "text"."""
+    files = manifest()["encoders"][name]
+    exported = export.deserialize(bytearray((HERE / files["program"]).read_bytes()))
+    params = jax.device_put(load_file(HERE / files["params"]))
+    return lambda inputs: np.asarray(jax.jit(exported.call)(params, inputs))
+
+
+def pixel_values(pictures):
+    """Returns pictures, as paths or open files, as (batch, height, width, 3) float32; what is transparent is white."""
+    image = manifest()["image"]
+    rows = []
+    for picture in pictures:
+        whole = ImageOps.exif_transpose(Image.open(picture)).convert("RGBA")
+        whole = Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert("RGB")
+        rows.append(np.asarray(whole.resize((image["width"], image["height"]), image["resample"]), np.float32))
+    return (np.stack(rows) * np.float32(image["rescale_factor"]) - np.float32(image["mean"])) / np.float32(image["std"])
+
+
+def input_ids(texts):
+    """Returns texts as (batch, length) int32, padded and cut to the model's length; "</s>" is no token but text."""
+    text = manifest()["text"]
+    if text["vocabulary"] == "tokenizer.json":
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
+        rows = [tokenizer.encode(one, add_special_tokens=False).ids for one in texts]
+    else:
+        from sentencepiece import SentencePieceProcessor
+
+        pieces = SentencePieceProcessor(model_file=str(HERE / "spiece.model"))
+        no_punctuation = str.maketrans("", "", string.punctuation)
+        words = ["▁" + one.replace("▁", " ") for one in texts]
+        words = ["<unk>" + " ".join(one.lower().translate(no_punctuation).split()) for one in words]
+        rows = [pieces.encode(one)[len(pieces.encode("<unk>")) :] for one in words]
+    length = text["length"]
+    rows = [row[: length - 1] + [text["eos"]] for row in rows]
+    return np.array([row + [text["pad"]] * (length - len(row)) for row in rows], np.int32)
+
+
+if __name__ == "__main__":
+    picture, *texts = sys.argv[1:]
+    cosines = encoder("image")(pixel_values([picture])) @ encoder("text")(input_ids(texts)).T
+    logits = cosines[0] * manifest()["logit_scale"] + manifest()["logit_bias"]
+    for text, logit in sorted(zip(texts, logits, strict=True), key=lambda pair: -pair[1]):
+        print(f"{1 / (1 + np.exp(-logit)):.4f}  {text}")

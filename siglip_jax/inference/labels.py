@@ -1,0 +1,58 @@
+"""Labels and their scores: checked, put into a template, judged and ranked."""
+
+import numpy as np
+from jaxtyping import Float
+
+from siglip_jax.inference.stream import as_texts
+
+
+def probabilities(
+    cosines: Float[np.ndarray, "images texts"], logit_scale: float, logit_bias: float
+) -> Float[np.ndarray, "images texts"]:
+    """Returns sigmoid(logit_scale * cosine + logit_bias) in float32, exact also where it is tiny.
+
+    Source: "Sigmoid Loss for Language Image Pre-Training" (Zhai et al., 2023), section 3.2.
+    """
+    logits = cosines.astype(np.float32) * np.float32(logit_scale) + np.float32(logit_bias)
+    small = np.exp(-np.abs(logits))  # in (0, 1]: never overflows
+    return np.where(logits < 0, small, np.float32(1)) / (1 + small)
+
+
+def rank(scores: Float[np.ndarray, " labels"], labels: tuple[str, ...], top_k: int | None = None) -> list[dict]:
+    """Pairs labels with their scores, best first, equal scores in the order given."""
+    order = np.argsort(-scores, kind="stable")[:top_k]
+    return [{"label": labels[i], "score": float(scores[i])} for i in order]
+
+
+def check_labels(labels: object) -> tuple[str, ...]:
+    """Returns the labels as a tuple.
+
+    Raises:
+      ValueError: if there are none, or one is blank or not a string.
+    """
+    names = as_texts(labels, "labels")
+    if not names:
+        raise ValueError("labels must name at least one label, found none; give labels such as 'a cat' 'a dog'")
+    for i, name in enumerate(names):
+        if not name.strip():
+            raise ValueError(f"labels must not be blank, found {name!r} at position {i}; remove it")
+    return names
+
+
+def fill_template(template: str | None, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Puts each label in the place of `{}`; without a template the labels stay as they are.
+
+    Raises:
+      ValueError: if the template has no `{}`: all labels would get the same score.
+    """
+    if template is None:
+        return labels
+    if "{}" not in template:
+        raise ValueError(f"template must have {{}} where the label goes, found {template!r}; write 'a photo of {{}}'")
+    return tuple(template.replace("{}", label) for label in labels)
+
+
+def check_count(name: str, value: int | None) -> None:
+    """Refuses anything but None and a whole number of at least 1, with a `ValueError`."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name} must be a whole number of at least 1, or None; got {value!r}")

@@ -1,0 +1,246 @@
+"""The batcher: answers belong to their questions under load, and what it does with every kind of trouble."""
+
+import concurrent.futures
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from siglip_jax import Batcher, QueueFullError
+from siglip_jax.inference import Siglip
+from tests.tiny_checkpoint import SENTENCES, picture
+
+PICTURES = [picture(i) for i in range(16)]
+
+
+@pytest.fixture
+def siglip(shared_siglip: Siglip) -> Siglip:
+    """An engine of its own whose functions, compiled already by other tests, can be replaced."""
+    return shared_siglip.with_params(shared_siglip.params)
+
+
+class Device:
+    """Stands before the model's jitted function: counts its calls, and can be stopped and broken."""
+
+    def __init__(self, siglip: Siglip, name: str = "_encode_pixels") -> None:
+        self.function: Callable = getattr(siglip, name)
+        self.sizes: list[int] = []
+        self.free = threading.Event()
+        self.free.set()
+        self.error: Exception | None = None
+        siglip.__dict__[name] = self
+
+    def __call__(self, params: dict, *inputs: np.ndarray) -> object:
+        self.sizes.append(len(inputs[0]))
+        assert self.free.wait(30)
+        if self.error is not None:
+            raise self.error
+        return self.function(params, *inputs)
+
+    def entered(self, times: int = 1) -> None:
+        """Returns once the device has been called so often."""
+        until(lambda: len(self.sizes) >= times)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.002)
+
+
+def batcher_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("siglip-batcher")]
+
+
+def test_under_load_every_answer_belongs_to_its_question(siglip):
+    images, texts = siglip.encode_image(PICTURES, batch_size=4), siglip.encode_text(SENTENCES, batch_size=4)
+    for size in (1, 2, 4):  # compiled before the clock starts
+        siglip.encode_image(PICTURES[:size]), siglip.encode_text(SENTENCES[:size])
+    device, text_device = Device(siglip), Device(siglip, "_encode_tokens")
+    calls, wrong, end = [0] * 64, [], time.monotonic() + 2
+
+    with Batcher(siglip, max_batch_size=4) as batcher:
+
+        def client(number: int) -> None:
+            rng = np.random.default_rng(number)
+            while time.monotonic() < end:
+                known, items, encode = (
+                    (images, PICTURES, batcher.encode_image) if rng.random() < 0.7
+                    else (texts, SENTENCES, batcher.encode_text)
+                )  # fmt: skip
+                chosen = rng.integers(0, len(items), rng.integers(1, 4))
+                found = encode([items[i] for i in chosen], timeout=30.0)
+                calls[number] += len(chosen)
+                if found.shape != known[chosen].shape or np.abs(found - known[chosen]).max() > 1e-6:
+                    wrong.append((number, chosen))
+
+        threads = [threading.Thread(target=client, args=(i,)) for i in range(64)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == [] and min(calls) > 0
+    assert (batcher.waiting, batcher.rows) == (0, sum(calls))
+    assert batcher.batches == len(device.sizes) + len(text_device.sizes) < sum(calls) / 3
+    assert max(device.sizes) == 4
+    assert batcher_threads() == []
+
+
+def test_images_do_not_starve_texts(siglip):
+    device, text_device = Device(siglip), Device(siglip, "_encode_tokens")
+    device.free.clear()
+    with Batcher(siglip, max_batch_size=2) as batcher:
+        futures = [batcher.submit_image(PICTURES[:2])]
+        device.entered()
+        text = batcher.submit_text("a cat")
+        until(lambda: len(batcher._texts.ready) == 1)
+        futures += [batcher.submit_image(PICTURES[:2]) for _ in range(20)]
+        until(lambda: len(batcher._images.ready) == 40)
+        text.add_done_callback(lambda _: sizes.append(len(device.sizes)))
+        sizes: list[int] = []
+        device.free.set()
+        concurrent.futures.wait(futures, 30)
+    assert text_device.sizes == [1] and sizes[0] <= 3 < len(device.sizes)
+
+
+def test_company_is_waited_for_but_no_longer_than_the_delay(siglip):
+    device = Device(siglip)
+    siglip.encode_image(PICTURES[:1])
+    with Batcher(siglip, max_batch_size=4, max_delay=0.2) as batcher:
+        start = time.monotonic()
+        batcher.encode_image(PICTURES[0])
+        assert time.monotonic() - start > 0.2
+    device.sizes.clear()
+    with Batcher(siglip, max_batch_size=4, max_delay=60.0) as batcher:
+        futures = [batcher.submit_image(p) for p in PICTURES[:4]]  # full: nobody waits a minute
+        found = [future.result(30) for future in futures]
+        last = batcher.submit_image(PICTURES[4])  # nor does close()
+    assert device.sizes == [4, 1]
+    np.testing.assert_allclose(
+        np.concatenate([*found, last.result(0)]), siglip.encode_image(PICTURES[:5], batch_size=4), atol=1e-6
+    )
+
+
+def test_a_full_queue_refuses(siglip):
+    device = Device(siglip)
+    device.free.clear()
+    with Batcher(siglip, max_batch_size=1, queue_size=3) as batcher:
+        running = batcher.submit_image(PICTURES[0])
+        device.entered()
+        waiting = [batcher.submit_image(PICTURES[1]), batcher.submit_image(PICTURES[:2])]
+        with pytest.raises(QueueFullError, match="3 items wait for the device, and 1 more .* queue_size=3; try again"):
+            batcher.encode_image(PICTURES[0])
+        with pytest.raises(QueueFullError):
+            batcher.submit_text("a cat")
+        with pytest.raises(ValueError, match="at most queue_size=3 images, found 4; split it"):
+            batcher.encode_image(PICTURES[:4])
+        assert batcher.encode_image([]).shape == (0, 32)  # nothing needs no place
+        device.free.set()
+        assert [len(future.result(30)) for future in [running, *waiting]] == [1, 1, 2]
+        assert len(batcher.encode_image(PICTURES[:3])) == 3
+
+
+def test_a_call_that_gives_up_leaves_the_queue(siglip):
+    device = Device(siglip)
+    device.free.clear()
+    with Batcher(siglip, max_batch_size=1) as batcher:
+        running = batcher.submit_image(PICTURES[0])
+        device.entered()
+        with pytest.raises(TimeoutError, match="no answer within 0.05 s"):
+            batcher.encode_image(PICTURES[1:4], timeout=0.05)
+        device.free.set()
+        assert len(running.result(30)) == 1
+        until(lambda: batcher.waiting == 0)
+        assert len(batcher.encode_image(PICTURES[5])) == 1
+    assert len(device.sizes) == 2
+
+
+def test_a_bad_picture_fails_its_own_call(siglip, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with Batcher(siglip, max_batch_size=4, max_delay=0.1) as batcher:
+        bad = batcher.submit_image([PICTURES[0], tmp_path / "bad.png"])
+        missing = batcher.submit_image(tmp_path / "missing.png")
+        good = batcher.submit_image(PICTURES[1])
+        np.testing.assert_allclose(good.result(30), siglip.encode_image(PICTURES[1]), atol=1e-6)
+        with pytest.raises(ValueError, match="bad.png"):
+            bad.result(30)
+        with pytest.raises(FileNotFoundError, match="missing.png"):
+            missing.result(30)
+    assert batcher.waiting == 0
+
+
+def test_a_failure_of_the_model_reaches_the_callers_of_that_batch(siglip):
+    device = Device(siglip)
+    with Batcher(siglip, max_batch_size=2, max_delay=60.0) as batcher:
+        device.error = MemoryError("device out of memory")
+        lost = [batcher.submit_image(p) for p in PICTURES[:2]]
+        for future in lost:
+            with pytest.raises(RuntimeError, match="failed on a batch of 2 images: MemoryError: device out") as caught:
+                future.result(30)
+            assert caught.value.__cause__ is device.error
+        device.error = None
+        kept = [batcher.submit_image(p) for p in PICTURES[:2]]
+        np.testing.assert_allclose(
+            np.concatenate([future.result(30) for future in kept]), siglip.encode_image(PICTURES[:2]), atol=1e-6
+        )
+
+
+def test_close_answers_what_was_accepted_and_refuses_the_rest(siglip):
+    batcher = Batcher(siglip, max_batch_size=4, max_delay=60.0)
+    futures = [batcher.submit_image(p) for p in PICTURES] + [batcher.submit_text(s) for s in SENTENCES]
+    batcher.close()
+    assert all(future.done() for future in futures)
+    np.testing.assert_allclose(futures[-1].result(), siglip.encode_text(SENTENCES[-1]), atol=1e-6)
+    for call in (lambda: batcher.encode_image(PICTURES[0]), lambda: batcher.encode_text([])):
+        with pytest.raises(RuntimeError, match="closed; make a new one"):
+            call()
+    batcher.close()
+    assert batcher_threads() == []
+
+
+def test_a_forgotten_batcher_leaves_no_threads(siglip):
+    assert Batcher(siglip).encode_text("a cat").shape == (1, 32)
+    until(lambda: batcher_threads() == [])
+
+
+def test_the_interpreter_ends_after_the_last_answer():
+    """Nothing is closed, no answer is waited for, and a thread goes on asking: it gets answers or an error."""
+    code = """
+import threading
+import siglip_jax
+
+batcher = siglip_jax.Batcher(siglip_jax.load(), max_delay=0.1)
+batcher.submit_text("a cat").add_done_callback(lambda future: print(f"{future.result().shape}\\n", end=""))
+
+def ask():
+    try:
+        while True:
+            batcher.encode_text("a dog")
+    except RuntimeError as error:
+        print(f"{error}\\n", end="")
+
+threading.Thread(target=ask).start()
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0 and ran.stderr == ""
+    answer, refusal = sorted(ran.stdout.splitlines())
+    assert answer == "(1, 192)" and refusal.startswith("cannot schedule new futures after")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_batch_size": 0}, "max_batch_size must be a whole number"),
+        ({"queue_size": 0}, "queue_size must be a whole number"),
+        ({"max_delay": -1.0}, "max_delay must be a number of seconds, 0 or more, got -1.0"),
+        ({"max_delay": float("nan")}, "max_delay"),
+    ],
+)
+def test_numbers_without_sense_are_refused(siglip, options, message):
+    with pytest.raises(ValueError, match=message):
+        Batcher(siglip, **options)
