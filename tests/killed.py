@@ -19,6 +19,7 @@ def run_until_done(command: Sequence[object], out: Path, cache: Path, kills: int
     """
     rng, killed = random.Random(seed), 0
     environment = os.environ | {
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

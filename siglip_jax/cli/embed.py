@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from siglip_jax.cli.output import print_table, progress, say, whole_number
+from siglip_jax.cli.output import QUANTIZATIONS, print_table, progress, say, whole_number
 
 HELP = "embed many pictures or texts into a directory"
 EPILOG = """examples:
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="directory for the embeddings")
     parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the embedded model)")
     parser.add_argument("--dtype", choices=DTYPES, help="type of the computation (default: float32)")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="hold the matrices in 8 or 4 bits")
     parser.add_argument("--format", choices=("npy", "parquet"), help="of the parts (default: npy)")
     parser.add_argument("--shard", type=_shard, metavar="I/N", help="do the part of process I, from 0, of N")
     parser.add_argument("--part-size", type=whole_number, metavar="N", help="items of a part (default: 2048)")
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     from siglip_jax.inference.manifest import read_manifest
 
     items = open_items(arguments.source, image_key=arguments.image_key, split=arguments.split)
-    siglip = load(arguments.model, dtype=arguments.dtype)
+    siglip = load(arguments.model, dtype=arguments.dtype, quantization=arguments.quantization)
     model = arguments.model
     if model is not None and Path(model).exists():
         model = os.path.abspath(model)  # so that a search finds it from another directory

@@ -3,10 +3,8 @@
 A batch is computed the same way whatever came before it, so its bits do not depend on where a stream began.
 """
 
-import functools
 import itertools
 import operator
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -52,12 +50,12 @@ def embed_batches(siglip: Siglip, items: Items, batches: Batches, batch_size: in
     """
     if items.kind == TEXTS:
         encoder = siglip.text_encoder
-        prepare, stack = items.read, functools.partial(_token_ids, siglip)
+        prepare, stack = items.read, siglip.tokens
     else:
         encoder = siglip.image_encoder
         prepare, stack = lambda number: siglip.pixels(items.read(number)), _stacked
     running: deque[tuple[Any, _Ready]] = deque()
-    for ready in _prepared(prepare, stack, batches, batch_size):
+    for ready in _prepared(prepare, stack, batches, batch_size, siglip.choices.threads):
         result = None
         if ready.arrays is not None:
             result = encoder(ready.arrays, batch_size)
@@ -69,7 +67,7 @@ def embed_batches(siglip: Siglip, items: Items, batches: Batches, batch_size: in
 
 
 def _prepared(
-    prepare: Callable[[int], Any], stack: Callable[[list[Any]], Arrays], batches: Batches, batch_size: int
+    prepare: Callable[[int], Any], stack: Callable[[list[Any]], Arrays], batches: Batches, batch_size: int, workers: int
 ) -> Iterator[_Ready]:
     def attempt(task: tuple[int, int]) -> tuple[int, int, Any, Exception | None]:
         batch, number = task
@@ -79,7 +77,6 @@ def _prepared(
             return batch, number, None, error
 
     tasks = ((i, number) for i, batch in enumerate(batches) for number in batch)
-    workers = min(os.cpu_count() or 1, 32)
     futures = in_threads(attempt, tasks, workers=workers, ahead=max(2 * batch_size, workers))
     for _, group in itertools.groupby((future.result() for future in futures), key=operator.itemgetter(0)):
         done = list(group)
@@ -91,10 +88,6 @@ def _prepared(
 
 def _stacked(rows: list[Arrays]) -> Arrays:
     return tuple(np.stack(arrays) for arrays in zip(*rows, strict=True))
-
-
-def _token_ids(siglip: Siglip, texts: list[str]) -> Arrays:
-    return (siglip.processor(text=texts, max_length=siglip.config.text_config.max_position_embeddings)["input_ids"],)
 
 
 def _rows(result: Any, ready: _Ready, width: int) -> Rows:

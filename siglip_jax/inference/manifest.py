@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from siglip_jax import __version__
+from siglip_jax.checkpoints.table import flatten
 from siglip_jax.files import read_json, write_atomically
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.items import PICTURES, TEXTS, Items
 from siglip_jax.inference.preprocessing import describe
+from siglip_jax.quantized import Quantized
 
 MANIFEST = "manifest.json"
 FORMATS = ("npy", "parquet")
@@ -124,7 +126,7 @@ def model_identity(siglip: Siglip) -> dict[str, Any]:
         "config": hashlib.sha256(config.encode()).hexdigest(),
         "weights": digest.hexdigest(),
         "dtype": jnp.dtype(siglip.model.dtype).name,
-        "quantization": getattr(siglip, "quantization", None),
+        "quantization": next((x.scheme for x in flatten(siglip.params).values() if isinstance(x, Quantized)), None),
     }
 
 
@@ -140,28 +142,28 @@ def read_manifest(directory: Path) -> Manifest:
     names = {field.name for field in dataclasses.fields(Manifest)}
     if set(found) != names:
         raise ValueError(f"{path}: expected {', '.join(sorted(names))}, found {', '.join(sorted(found)) or 'nothing'}")
-    manifest = Manifest(**found)
-    if wrong := next(_mistakes(manifest), None):
+    if wrong := next(_mistakes(found), None):
         raise ValueError(f"{path}: {wrong}; write the collection anew")
-    return manifest
+    return Manifest(**found)
 
 
-def _mistakes(manifest: Manifest) -> Iterator[str]:
+def _mistakes(found: dict[str, Any]) -> Iterator[str]:
     """Yields what is wrong in a manifest, as far as anything relies on it."""
-    for name in (*_SAME, "done"):
-        value = getattr(manifest, name)
-        if not isinstance(value, dict) and not (name == "done" and value is None):
-            yield f"expected {name} to be an object, found a {type(value).__name__}"
+    kinds = dict.fromkeys(_SAME, dict) | {"source": str, "version": str, "done": dict | None}
+    for name, kind in kinds.items():
+        if not isinstance(found[name], kind):
+            words = "a string" if kind is str else "an object"
+            yield f"expected {name} to be {words}, found a {type(found[name]).__name__}"
             return
-    counts = [("items", "count"), ("layout", "part_size"), ("layout", "batch_size"), ("layout", "width")]
-    counts += [("done", "rows"), ("done", "unreadable")] if manifest.done is not None else []
-    for group, name in counts:
-        value = getattr(manifest, group).get(name)
-        if type(value) is not int or value < (group != "done"):
-            yield f"expected {name} in {group} to be a whole number of at least {int(group != 'done')}, found {value!r}"
-    choices = [("layout", "format", FORMATS), ("items", "kind", (PICTURES, TEXTS))]
-    for group, name, known in choices:
-        if (value := getattr(manifest, group).get(name)) not in known:
+    counts = {("items", "count"): 1, ("layout", "part_size"): 1, ("layout", "batch_size"): 1, ("layout", "width"): 1}
+    if found["done"] is not None:
+        counts |= {("done", "rows"): 0, ("done", "unreadable"): 0}
+    for (group, name), least in counts.items():
+        value = found[group].get(name)
+        if type(value) is not int or value < least:
+            yield f"expected {name} in {group} to be a whole number of at least {least}, found {value!r}"
+    for group, name, known in (("layout", "format", FORMATS), ("items", "kind", (PICTURES, TEXTS))):
+        if (value := found[group].get(name)) not in known:
             yield f"expected {name} in {group} to be one of {', '.join(known)}, found {value!r}"
 
 

@@ -42,9 +42,9 @@ def load_for(collection: Collection, name_or_path: str | None = None) -> Siglip:
     """
     made = collection.manifest.model
     name = made.get("name") if name_or_path is None else name_or_path
-    siglip = load(name, dtype=made.get("dtype"))
+    siglip = load(name, dtype=made.get("dtype"), quantization=made.get("quantization"))
     own = model_identity(siglip)
-    for what in ("config", "weights", "quantization"):
+    for what in ("config", "weights"):
         if own[what] != made.get(what):
             expected, found = (f"{name or 'the embedded model'}" for name in (made.get("name"), name))
             raise ValueError(

@@ -13,6 +13,7 @@ from siglip_jax.inference import collection, parts
 from siglip_jax.inference.collection import embed_collection, open_collection, verify_collection
 from siglip_jax.inference.items import open_items
 from siglip_jax.inference.manifest import read_manifest
+from siglip_jax.inference.search import load_for
 from tests.tiny_checkpoint import picture
 
 PART, COUNT, BAD = 16, 50, 20  # the last part is shorter; the picture of this number is broken
@@ -223,6 +224,14 @@ def test_another_collection_is_not_gone_on_with(siglip, shared_siglip, folder, t
     with pytest.raises(ValueError, match="another model made it.*model.weights"):
         embed_collection(siglip.with_params(params), open_items(folder), out)
     assert contents(out) == before
+
+
+def test_quantized_models_are_told_apart_and_found_again(texts, tmp_path):
+    embed_collection(siglip_jax.load(quantization="int8"), open_items(texts), tmp_path)
+    assert read_manifest(tmp_path).model["quantization"] == "int8"
+    load_for(open_collection(tmp_path))
+    with pytest.raises(ValueError, match="another model made it"):
+        embed_collection(siglip_jax.load(quantization="fp8"), open_items(texts), tmp_path)
 
 
 def test_records_of_another_collection_do_not_count(siglip, folder, whole, tmp_path):
