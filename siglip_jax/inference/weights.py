@@ -36,5 +36,6 @@ class Weights:
         return {name: self._placed[name] for name in names}
 
     def all(self) -> dict[str, Any]:
-        """Returns all parts, on the device."""
-        return self.of(*sorted([*self._waiting, *self._placed]))
+        """Returns all parts, on the device: always the same dict, so that what is put into it is used."""
+        self.of(*self._waiting)
+        return self._placed

@@ -1,7 +1,6 @@
 """Exported encoders: what they compute, on which platforms, without this package, and what is refused."""
 
 import collections
-import dataclasses
 import json
 import re
 import shutil
@@ -15,6 +14,7 @@ import PIL.Image
 import pytest
 
 from siglip_jax import SiglipProcessor, load
+from siglip_jax.inference import Siglip
 from siglip_jax.inference.export import export, read_encoder
 from siglip_jax.models import products
 from tests.tiny_checkpoint import SENTENCES, picture, tiny_config
@@ -158,7 +158,8 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_left(shared_siglip, t
     for platforms in ((), ("cpu", "cpu"), ("gpu",)):
         with pytest.raises(ValueError, match="platforms must be some of cpu, cuda, rocm, tpu, each once"):
             export(shared_siglip, tmp_path / "x", platforms=platforms)
-    flexible = dataclasses.replace(shared_siglip, config=tiny_config(60, flexible=True))
+    processor, config = shared_siglip.processor, tiny_config(60, flexible=True)
+    flexible = Siglip(shared_siglip.model, shared_siglip.params, processor, config)
     with pytest.raises(ValueError, match="needs a model of one resolution, found one of variable resolution"):
         export(flexible, tmp_path / "x")
     with monkeypatch.context() as patched:
