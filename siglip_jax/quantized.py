@@ -3,8 +3,8 @@
 A quantized kernel takes the place of a float one in the tree of parameters. Schemes (bits a weight, scales included):
 
 - int8: round(w / s), s = absmax / 127.5 of an output channel; 8 bits. Inputs are quantized too, each row by its own
-  absmax, and multiplied as integers with sums in int32: on CPUs with such instructions and jax 0.12 that takes a third
-  of the time of float32, where weights alone in int8 take as long as float32. The other schemes are for weights alone.
+  absmax, and multiplied as integers with sums in int32, which is faster than float32 on CPUs with such instructions;
+  int8 weights with float inputs are not. The other schemes are for weights alone.
 - fp8: float8_e4m3fn(w / s), s = absmax / 448 of an output channel; 8 bits.
 - int4: round(w / s), s = absmax / 7.5 of a block of 32; 5 bits. (Blocks of 64 lost 2.1 points of zero-shot accuracy.)
 - nf4: the nearest of the 16 values of QLoRA (arXiv 2305.14314, appendix E) to w / absmax of a block of 64;
