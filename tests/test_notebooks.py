@@ -166,12 +166,46 @@ def training_mesh(everything: str):
     assert memory[0] > 2 * memory[1] > 2 * memory[2]
 
 
+def embed_and_search(everything: str):
+    assert re.findall(r"(\w+) run: (\d+) embedded, (\d) parts", everything) == [
+        ("second", "48", "0"),
+        ("third", "0", "0"),
+    ]
+    assert re.findall(r"^shard \((\d), 2\): (\d+) embedded, (\d) parts", everything, re.MULTILINE) == [
+        ("1", "32", "2"),
+        ("0", "32", "0"),
+    ]
+    assert re.findall(r"faults: (.*)", everything) == ["[]", "['embedded/part-000002.npy']", "[]"]
+    assert "16 embedded again" in everything
+    assert everything.count(": True\n") == 7 and "False" not in everything
+    rows = re.findall(r"^ {4}([1-5]) +(\S.*)\.png +(\S+) +(\S+)$", everything, re.MULTILINE)
+    assert [int(rank) for rank, *_ in rows] == 3 * [1, 2, 3, 4, 5]
+    fruit, farm, music = ([name for _, name, *_ in rows[i : i + 5]] for i in (0, 5, 10))
+    assert {*fruit[:3]} == {"melon", "lemon", "strawberry"}
+    assert float(rows[2][2]) > float(rows[3][2]) + 0.05  # "by a wide gap"
+    assert {*farm} == {"bison", "goat", "horse", "mammoth", "cow"} and music[0] == "flute"
+    assert all(float(probability) < 0.5 for *_, probability in rows)  # "shy"
+    nearest = re.findall(r"^(\w+)\.png +(\d) +(\w+).*\.png +(\S+)$", everything, re.MULTILINE)
+    assert [(query, found) for query, rank, found, _ in nearest if rank == "1"] == [(x, x) for x in ("horse", "church")]
+    others = [float(score) for _, rank, _, score in nearest if rank != "1"]
+    assert all(score == "1.00" for _, rank, _, score in nearest if rank == "1")
+    assert min(others) > 2 * max(float(score) for *_, score, _ in rows)  # "far higher"
+    assert re.search(r"lemon\.png .* melon$", everything, re.MULTILINE)
+    assert int(re.search(r"the thing that is drawn: (\d+) of 64", everything)[1]) > 25
+    shares = [float(x) for x in re.findall(r"^(?:recall|of their nearest).*: (\S+)$", everything, re.MULTILINE)]
+    assert len(shares) == 3 and min(shares) > 0.9
+    assert float(re.search(r"lowest (\S+)", everything)[1]) > 0.999
+    whole, held = map(float, re.search(r"float32 (\S+) MB, int8 (\S+) MB", everything).groups())
+    assert held < 0.4 * whole
+
+
 PROMISES = {
     "01_zero_shot": zero_shot,
     "02_checkpoints": checkpoints,
     "03_sigmoid_loss_on_a_mesh": ring,
     "04_finetune": finetune,
     "05_train_on_a_mesh": training_mesh,
+    "06_embed_and_search": embed_and_search,
 }
 
 
