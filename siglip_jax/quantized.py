@@ -129,7 +129,9 @@ def qwix() -> Any:
     """
     try:
         import qwix
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "qwix":
+            raise
         raise ValueError("quantization needs qwix, which is not installed: pip install 'siglip_jax[quant]'") from None
     return qwix
 

@@ -18,8 +18,7 @@ class Match(NamedTuple):
       rank: counted from 1.
       id: its name.
       score: cosine.
-      probability: that the text describes the picture; None where the query is of the same kind as the items, or the
-        model gives none.
+      probability: that the text describes the picture; None where the query is of the same kind as the items.
       position: its number among the items.
     """
 
@@ -99,7 +98,7 @@ def search(
         parts = map(collection.embeddings, range(collection.manifest.parts))
         scores, rows = (found[0] for found in nearest(embeds, parts, top_k))
     chances = [None] * len(rows)
-    if kind != collection.manifest.items["kind"] and {"logit_scale", "logit_bias"} <= {*siglip.params}:
+    if kind != collection.manifest.items["kind"]:
         chances = probabilities(scores[None], siglip.logit_scale, siglip.logit_bias)[0].tolist()
     matches = []
     for rank, (row, score, chance) in enumerate(zip(rows.tolist(), scores.tolist(), chances, strict=True), 1):

@@ -1,6 +1,5 @@
 """The evaluations of a whole model: the embedded one on the example pictures, with figures known from elsewhere."""
 
-import dataclasses
 import json
 
 import jax
@@ -17,6 +16,7 @@ from siglip_jax.evaluation import (
 from siglip_jax.evaluation.embeddings import embed_source, embed_texts, spread
 from siglip_jax.evaluation.evaluate import same_classes
 from siglip_jax.evaluation.prompts import TEMPLATES
+from siglip_jax.inference import Siglip
 from siglip_jax.inference.preprocessing import describe, lines_of
 from siglip_jax.processing import Siglip2ImageProcessor, SiglipProcessor
 from siglip_jax.training.data.example import Example, Source
@@ -135,7 +135,7 @@ def test_no_labels(siglip, source):
 def test_a_model_that_has_diverged_gives_no_figures(siglip, source):
     params = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), siglip.params)
     with pytest.raises(ValueError, match="embeddings: expected finite embeddings"):
-        evaluate_zero_shot(dataclasses.replace(siglip, params=params), Listed(source.examples[:2], source.classes))
+        evaluate_zero_shot(siglip.with_params(params), Listed(source.examples[:2], source.classes))
 
 
 def test_limit_takes_even_distances(siglip, source):
@@ -201,7 +201,7 @@ class TestPreprocessing:
     def test_of_variable_resolution(self, siglip):
         images = Siglip2ImageProcessor(patch_size=8, max_num_patches=20)
         processor = SiglipProcessor(images, siglip.processor.tokenizer)
-        flexible = dataclasses.replace(siglip, model=siglip.model.clone(dtype="bfloat16"), processor=processor)
+        flexible = Siglip(siglip.model.clone(dtype="bfloat16"), siglip.params, processor, siglip.config)
         facts = json.loads(json.dumps(describe(flexible, model_name="n", texts=False)))
         assert facts["dtype"] == "bfloat16"
         assert dict(lines_of(facts))["pictures"].startswith(

@@ -12,7 +12,6 @@ from siglip_jax.inference import approximate, nearest
 from siglip_jax.inference.approximate import open_index
 from siglip_jax.inference.collection import embed_collection, open_collection
 from siglip_jax.inference.contact_sheet import COLUMNS, GAP, LINE, SIDE, contact_sheet
-from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.items import PICTURES, open_items
 from siglip_jax.inference.search import load_for, open_source_of, search
 from tests.tiny_checkpoint import picture
@@ -96,15 +95,6 @@ def test_a_picture_finds_itself_and_its_copy(siglip, folder, made):
     assert [match.id for match in matches[:2]] == ["07.png", "40.png"]
     assert matches[0].score == pytest.approx(1, abs=1e-6)
     assert {match.probability for match in matches} == {None}
-
-
-def test_a_model_without_bias_gives_no_probabilities(siglip, made):
-    class Bare(Siglip):
-        params = property(lambda self: {"logit_scale": siglip.params["logit_scale"]})
-        encode_text = siglip.encode_text
-
-    bare = Bare(siglip.model, siglip.params, siglip.processor, siglip.config)
-    assert search(bare, made, "a cat", top_k=1)[0].probability is None
 
 
 def test_only_the_model_that_made_it_is_taken(made, checkpoint):
