@@ -130,7 +130,7 @@ class Dense(nn.Module):
                 kernel = dequantize(kernel)
             else:
                 kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
-            y = _dense(x, kernel.astype(self.dtype))
+            y = _dense(x, jnp.asarray(kernel).astype(self.dtype))
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
             y = y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
