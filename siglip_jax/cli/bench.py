@@ -11,7 +11,7 @@ import math
 import time
 from typing import Any
 
-from siglip_jax.cli.output import print_table, whole_number, with_progress
+from siglip_jax.cli.output import QUANTIZATIONS, print_table, whole_number, with_progress
 
 HELP = "measure the speed of a model here"
 EPILOG = """examples:
@@ -20,7 +20,6 @@ EPILOG = """examples:
   siglip-jax bench --seconds 5 --json"""
 
 DTYPES = ("float32", "bfloat16")
-QUANTIZATIONS = ("int8", "int4", "nf4", "fp8")
 HEADERS = ("what", "batch", "time", "quartiles", "per second", "GFLOP/s")
 
 
@@ -42,11 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     from siglip_jax.inference.bench import first_embedding, peak_memory, preparation, towers
     from siglip_jax.inference.engine import load
 
-    options: dict[str, Any] = {"dtype": arguments.dtype}
-    if arguments.quantization:
-        options["quantization"] = arguments.quantization
     start = time.perf_counter()
-    siglip = load(arguments.model, **options)
+    siglip = load(arguments.model, dtype=arguments.dtype, quantization=arguments.quantization)
     loading = time.perf_counter() - start
     first = loading + first_embedding(siglip)
     speeds = [preparation(siglip, arguments.seconds)]

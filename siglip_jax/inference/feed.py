@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.items import TEXTS, Items
-from siglip_jax.inference.stream import Arrays, in_threads
+from siglip_jax.inference.stream import Arrays, in_threads, stacked
 
 Batches = Iterable[Sequence[int]]
 
@@ -53,7 +53,7 @@ def embed_batches(siglip: Siglip, items: Items, batches: Batches, batch_size: in
         prepare, stack = items.read, siglip.tokens
     else:
         encoder = siglip.image_encoder
-        prepare, stack = lambda number: siglip.pixels(items.read(number)), _stacked
+        prepare, stack = lambda number: siglip.pixels(items.read(number)), stacked
     running: deque[tuple[Any, _Ready]] = deque()
     for ready in _prepared(prepare, stack, batches, batch_size, siglip.choices.threads):
         result = None
@@ -84,10 +84,6 @@ def _prepared(
         errors = {number: error for _, number, _, error in done if error is not None}
         arrays = stack([value for _, value in read]) if read else None
         yield _Ready(arrays, [number for number, _ in read], errors)
-
-
-def _stacked(rows: list[Arrays]) -> Arrays:
-    return tuple(np.stack(arrays) for arrays in zip(*rows, strict=True))
 
 
 def _rows(result: Any, ready: _Ready, width: int) -> Rows:

@@ -81,10 +81,10 @@ def batches(rows: Iterable[Arrays], batch_size: int) -> Iterator[Arrays]:
     for row in rows:
         batch.append(row)
         if len(batch) == batch_size:
-            yield _stacked(batch)
+            yield stacked(batch)
             batch = []
     if batch:
-        yield _stacked(batch)
+        yield stacked(batch)
 
 
 def slices(arrays: Arrays, batch_size: int) -> Iterator[Arrays]:
@@ -93,7 +93,8 @@ def slices(arrays: Arrays, batch_size: int) -> Iterator[Arrays]:
         yield tuple(array[start : start + batch_size] for array in arrays)
 
 
-def _stacked(rows: list[Arrays]) -> Arrays:
+def stacked(rows: list[Arrays]) -> Arrays:
+    """Stacks the arrays of rows, each with each."""
     return tuple(np.stack(arrays) for arrays in zip(*rows, strict=True))
 
 

@@ -40,6 +40,12 @@ def test_table(run, checkpoint):
     assert "MiB host" in ran.out
 
 
+def test_quantized(run, checkpoint):
+    ran = run("bench", "--model", checkpoint, *QUICK, "--quantization", "int4", "--json")
+    assert (ran.status, ran.err) == (0, "")
+    assert json.loads(ran.out)["quantization"] == "int4"
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
