@@ -57,7 +57,7 @@ def main() -> int:
             # Killed within the time of a part and a half, on average between two parts or in the middle of one.
             parts = records(home / "whole") or 1
             longest = 1.5 * seconds.get("whole", 0.0) / parts
-            killed[kind] = run_until_done(command, home / kind, home / "cache", kills, longest)
+            killed[kind] = run_until_done(command, lambda out=home / kind: records(out), home / "cache", kills, longest)
             seconds[kind] = time.monotonic() - start
         expected, found = (
             {path.name: path.read_bytes() for path in (home / kind).iterdir()} for kind in ("whole", "killed")

@@ -5,35 +5,35 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tests.processes import compiled_in
 
-def run_until_done(command: Sequence[object], out: Path, cache: Path, kills: int, longest: float, seed: int = 0) -> int:
-    """Runs a program that writes records of parts into `out`; returns how often it was killed.
+
+def run_until_done(
+    command: Sequence[object], progress: Callable[[], int], cache: Path, kills: int, longest: float, seed: int = 0
+) -> int:
+    """Runs a program until it ends by itself; returns how often it was killed.
 
     Args:
+      progress: a number that grows with what the program has done.
       cache: folder for compiled programs.
-      kills: how often to kill it, by SIGKILL.
-      longest: seconds after its first new record within which it is killed.
+      kills: how often to kill it, by SIGKILL and with the processes it started, as a machine that is taken away.
+      longest: seconds after its first progress within which it is killed.
     """
     rng, killed = random.Random(seed), 0
-    environment = os.environ | {
-        "JAX_ENABLE_COMPILATION_CACHE": "true",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    environment = os.environ | compiled_in(cache)
+    options = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     while True:
-        before = records(out)
-        with subprocess.Popen(
-            list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
+        before = progress()
+        with subprocess.Popen(list(map(str, command)), start_new_session=True, **options) as process:
             if killed < kills:
-                while process.poll() is None and records(out) <= before:
+                while process.poll() is None and progress() <= before:
                     time.sleep(0.002)
                 time.sleep(rng.uniform(0, longest))
                 if process.poll() is None:
-                    process.send_signal(signal.SIGKILL)
+                    os.killpg(process.pid, signal.SIGKILL)
                     killed += 1
                     continue
             errors = process.communicate()[1]
@@ -43,5 +43,5 @@ def run_until_done(command: Sequence[object], out: Path, cache: Path, kills: int
 
 
 def records(out: Path) -> int:
-    """Returns how many parts have their record."""
+    """Returns how many parts of a collection have their record."""
     return len(list(out.glob("part-??????.json")))

@@ -16,6 +16,15 @@ DEVICES = 4  # in all
 ROOT = Path(__file__).parent.parent
 
 
+def compiled_in(folder: Path) -> dict[str, str]:
+    """Returns the settings with which a process keeps its compiled programs in a folder; the tests keep none."""
+    return {
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
 @contextlib.contextmanager
 def started(script: Path, processes: int, *words: object) -> Iterator[list[subprocess.Popen[str]]]:
     """Yields the processes of `python script PROCESSES PROCESS PORT WORDS...`, and ends what is left of them."""

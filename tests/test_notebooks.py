@@ -12,6 +12,7 @@ import pytest
 
 import siglip_jax
 from siglip_jax.inference import load
+from tests.processes import compiled_in
 
 nbclient = pytest.importorskip("nbclient")
 
@@ -47,7 +48,7 @@ def executed(notebook, tmp_path_factory):
     fresh = nbformat.from_dict(notebook)
     folder = tmp_path_factory.mktemp("elsewhere")  # a notebook must not depend on where it is run
     # What a notebook computes several times over, as for each format of a checkpoint, is compiled once.
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}
+    cache = compiled_in(tmp_path_factory.mktemp("compiled"))
     start = time.monotonic()
     client = nbclient.NotebookClient(
         fresh, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": folder}}

@@ -63,8 +63,8 @@ def test_killed_runs_end_with_the_bytes_of_the_whole_one(folder, tmp_path):
         return [*COMMAND, folder, "--out", out, "--part-size", 8]
 
     cache, whole, killed = tmp_path / "cache", tmp_path / "whole", tmp_path / "killed"
-    assert run_until_done(command(whole), whole, cache, 0, 0) == 0
-    assert run_until_done(command(killed), killed, cache, KILLS, longest=0.1) == KILLS
+    assert run_until_done(command(whole), lambda: records(whole), cache, 0, 0) == 0
+    assert run_until_done(command(killed), lambda: records(killed), cache, KILLS, longest=0.1) == KILLS
     assert contents(killed) == contents(whole)
     opened = open_collection(killed)
     names = [name for part in range(opened.manifest.parts) for name in opened.ids(part)]

@@ -70,10 +70,10 @@ def test_equal_ones_come_in_the_order_of_the_rows():
 
 
 def test_one_program_serves_any_number_of_embeddings():
-    before = nearest._merged._cache_size()
+    before = nearest.merged._cache_size()
     for rows in (1, 9000, 30_000):
         nearest.nearest(units(1, 1, 24), [units(0, rows, 24)], 3)
-    assert nearest._merged._cache_size() == before + 1
+    assert nearest.merged._cache_size() == before + 1
 
 
 def test_a_text_finds_pictures_with_probabilities(siglip, folder, made):

@@ -7,11 +7,7 @@ Every batch that a step sees is written down, as is the step's number; the end i
 
 import hashlib
 import os
-import random
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -31,6 +27,7 @@ from siglip_jax.training.prepare import (
 )
 from siglip_jax.training.recipe import Optimizer, Recipe, Schedule
 from siglip_jax.training.step import make_step
+from tests import killed
 
 SAVE_EVERY = 3
 
@@ -91,28 +88,11 @@ def run_until_done(arguments, cache, kills=0, longest=1.0, seed=0):
       cache: folder for compiled programs.
       longest: seconds after its first step, within which it is killed.
     """
-    rng = random.Random(seed)
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    command = [sys.executable, "-m", "tests.training.killed_run", *map(str, arguments)]
-    seen, killed = Path(arguments[2]) / "seen.txt", 0
-    while True:
-        before = seen.stat().st_size if seen.exists() else 0
-        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True) as process:
-            if killed < kills:
-                while process.poll() is None and (not seen.exists() or seen.stat().st_size == before):
-                    time.sleep(0.01)
-                time.sleep(rng.uniform(0, longest))
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)  # with its workers, as a machine that is taken away
-                    killed += 1
-                    continue
-            errors = process.communicate()[1].decode()
-        if process.returncode:
-            raise RuntimeError(f"the run ended with {process.returncode}: {errors[-2000:]}")
-        return killed
+    seen = Path(arguments[2]) / "seen.txt"
+    command = [sys.executable, "-m", "tests.training.killed_run", *arguments]
+    return killed.run_until_done(
+        command, lambda: seen.stat().st_size if seen.exists() else 0, cache, kills, longest, seed
+    )
 
 
 if __name__ == "__main__":

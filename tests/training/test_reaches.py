@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from tests.processes import compiled_in
 from tests.tiny_checkpoint import write_checkpoint
 from tests.training.pairs import FORMS, write_classes, write_pairs
 
@@ -30,7 +31,7 @@ class Trainer:
         words = ["train", recipe, "--data", data or self.pairs, "--model", model or self.model, "--out", out]
         words += ["--duration", f"{steps} steps", "--evaluate", test or self.kinds, "--save-every", steps, *options]
         # In a process of its own: here every call would be type-checked, and each picture costs hundreds of them.
-        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(self.home / "cache")}
+        environment = os.environ | compiled_in(self.home / "cache")
         command = [sys.executable, "-m", "siglip_jax", *map(str, words)]
         ran = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
