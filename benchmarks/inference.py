@@ -1,4 +1,4 @@
-"""Inference beside its peers on this machine: embeddings per second, load time, memory, JPEG files, the cold start.
+"""Inference beside its peers on this machine: embeddings per second, load time, memory, JPEG files.
 
     python benchmarks/inference.py [--size base|tiny] [--dtypes float32 int8] [--batches 1 8] [--end-to-end] [--json]
     python benchmarks/inference.py --variant siglip-so400m-patch14-384 --plot ratios.png
@@ -11,8 +11,8 @@ each; the others are stopped meanwhile (SIGSTOP). A repetition during which othe
 counts only if there is no better one. Figures are medians; a ratio above 1 means that this library is faster.
 
 Load time is from files to a model that can be called, the libraries being imported; "first" adds the first embedding,
-so compilation. --end-to-end embeds JPEG files with `encode_image`, beside torch with decoding in threads. --cold-start
-times whole processes that classify a picture. Linux only. Peers need the extra `test`, onnx, onnxscript, onnxruntime,
+so compilation. --end-to-end embeds JPEG files with `encode_image`, beside torch with decoding in threads.
+benchmarks/cold_start.py times whole processes. Linux only. Peers need the extra `test`, onnx, onnxscript, onnxruntime,
 openvino.
 """
 
@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from inference_peers import GPU, PEERS, TOWERS
-from inference_report import plot, print_cell, print_cold_start, print_loads
+from inference_report import plot, print_cell, print_loads
 
 VARIANTS = {"base": "siglip-base-patch16-224", "tiny": "tiny"}
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.3}  # length of the difference of two unit vectors
@@ -39,14 +39,6 @@ BURST = 0.5  # seconds a repetition lasts at least
 LONG = 10.0  # seconds of a batch that is not timed again
 HOPELESS = 40.0  # seconds of a batch that is not tried
 TICKS = os.sysconf("SC_CLK_TCK")
-LABELS = ["a cat", "a dog", "a house", "a tree"]
-REFERENCE_COMMAND = """
-import sys, transformers
-kind = "zero-shot-image-classification"
-processor = transformers.SiglipImageProcessorPil.from_pretrained(sys.argv[1])
-pipe = transformers.pipeline(kind, sys.argv[1], image_processor=processor)
-print(pipe(sys.argv[2], candidate_labels=sys.argv[3:], hypothesis_template="{}"))
-"""
 
 
 class Peer:
@@ -223,24 +215,6 @@ def summary(turns: list[dict], cell: Cell, options: argparse.Namespace) -> dict[
     }
 
 
-def cold_start(options: argparse.Namespace) -> dict[str, float]:
-    """Times whole processes that classify one picture, in turns; seconds are medians."""
-    picture, model = str(next(options.folder.glob("pictures/*/*.jpg"))), str(options.folder)
-    commands = {
-        "siglip_jax": [options.python, "-m", "siglip_jax", "classify", picture, "--model", model, "--labels"],
-        "transformers": [sys.executable, "-c", REFERENCE_COMMAND, model, picture],
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
-    for turn in range(4):
-        for name, command in commands.items():
-            say(f"cold start {turn + 1} of {name}")
-            start = time.perf_counter()
-            subprocess.run([*command, *LABELS], check=True, capture_output=True)
-            if turn:  # the first one reads the libraries from the disk
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 def say(line: str) -> None:
     """Tells whoever waits what is going on."""
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
@@ -260,7 +234,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="no third turn of a cell begins after these")
     parser.add_argument("--end-to-end", action="store_true", help="embed JPEG files too")
     parser.add_argument("--pictures", type=int, default=64, help="JPEG files")
-    parser.add_argument("--cold-start", action="store_true", help="time whole processes too")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
@@ -283,10 +256,6 @@ def main() -> None:
             results["rows"] += rows
             if not options.json:
                 print_loads(dtype, results["load"][dtype])
-        if options.cold_start:
-            results["cold_start"] = cold_start(options)
-            if not options.json:
-                print_cold_start(**results["cold_start"])
     if options.json:
         print(json.dumps(results, indent=2))
     if options.plot:

@@ -37,12 +37,6 @@ def print_cell(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def print_cold_start(siglip_jax: float, transformers: float) -> None:
-    """Prints the seconds of whole processes."""
-    ratio = transformers / siglip_jax
-    print(f"\ncold start, one picture: {siglip_jax:.2f} s, transformers {transformers:.2f} s, ratio {ratio:.2f}")
-
-
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Draws the ratios as bars: a panel for each type, a group for each cell."""
     from matplotlib.figure import Figure

@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from siglip_jax.quantized import SCHEMES
+
 Item = TypeVar("Item")
 
-QUANTIZATIONS = ("int8", "int4", "nf4", "fp8")  # of `siglip_jax.load`
+QUANTIZATIONS = tuple(SCHEMES)
 PATIENCE = 2.0  # seconds before a progress bar appears
 EIGHTHS = " ▏▎▍▌▋▊▉"
 

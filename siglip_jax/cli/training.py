@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import logging
-import resource
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +14,7 @@ from siglip_jax.cli.output import progress, say
 from siglip_jax.cli.training_plan import print_plan
 from siglip_jax.evaluation.in_training import labels_evaluation, pairs_evaluation
 from siglip_jax.files import write_atomically
+from siglip_jax.inference.bench import peak_memory
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.models import SiglipModel
 from siglip_jax.parallel.distributed import join_processes
@@ -194,10 +193,9 @@ def _figures(recipe: Recipe, model: Model, plan: Plan) -> Any:
             "teraflops_per_second": steps_per_second * flops / 1e12,
             "rate": recipe.optimizer.rate * float(plan.schedule(step)),
         }
-        used = jax.local_devices()[0].memory_stats()
-        if used and "peak_bytes_in_use" in used:
-            return line | {"device_memory": used["peak_bytes_in_use"]}
-        unit = 1 if sys.platform == "darwin" else 1024
-        return line | {"host_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+        used = peak_memory()
+        if "device" in used:
+            return line | {"device_memory": used["device"]}
+        return line | {"host_memory": used["host"]}
 
     return figures

@@ -1,6 +1,5 @@
 """Embeddings of all pictures and texts of a data set, read and decoded ahead of the device."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -72,7 +71,7 @@ def embed_source(
             on_unreadable(name, error)
 
     def images() -> Iterator[Any]:
-        workers = min(os.cpu_count() or 1, 32)
+        workers = siglip.choices.threads
         reading = in_threads(source.__getitem__, numbers, workers=workers, ahead=4 * workers)
         for number, future in zip(numbers, reading, strict=True):
             advance(1)

@@ -12,6 +12,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from siglip_jax.inference.nearest import merged
+
 QUERIES, KEYS = 256, 8192  # of a block: 8 MiB of similarities
 VOTES = 2**22  # pairs of neighbours compared at once
 
@@ -56,14 +58,7 @@ def _nearest(
 
     def step(best: tuple[Array, Array], block: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
         number, keys = block
-        numbers = number * size + jnp.arange(size, dtype=jnp.int32)
-        products = jnp.matmul(queries, keys.T, precision="highest")
-        products = jnp.where(numbers[None] < count, products, -jnp.inf)
-        # Earlier keys stand first, and top_k keeps the first of equals.
-        values = jnp.concatenate([best[0], products], axis=1)
-        numbers = jnp.concatenate([best[1], jnp.broadcast_to(numbers, products.shape)], axis=1)
-        values, places = lax.top_k(values, k)
-        return (values, jnp.take_along_axis(numbers, places, axis=1)), None
+        return merged(queries, keys, number * size, count - number * size, *best), None
 
     start = jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1, jnp.int32)
     best, _ = lax.scan(step, start, (jnp.arange(len(blocks), dtype=jnp.int32), blocks))

@@ -10,8 +10,6 @@ while there is something to do, so a batcher that nobody closed neither leaks it
 
 import concurrent.futures
 import contextlib
-import functools
-import os
 import threading
 import time
 from collections import deque
@@ -25,8 +23,6 @@ from siglip_jax.inference.encoder import Encoder
 from siglip_jax.inference.engine import Images, Siglip, Texts
 from siglip_jax.inference.labels import check_count
 from siglip_jax.inference.stream import Arrays, as_images, as_texts, batches
-
-URL_TIMEOUT = 10.0  # seconds, as in the engine
 
 
 class QueueFullError(RuntimeError):
@@ -74,14 +70,12 @@ class Batcher:
             raise ValueError(f"max_delay must be a number of seconds, 0 or more, got {max_delay!r}")
         self.max_delay, self.queue_size = max_delay, queue_size
         self.waiting = self.batches = self.rows = 0
-        self._images = _Lane(
-            "images", functools.partial(siglip.pixels, timeout=URL_TIMEOUT), siglip.image_encoder, max_batch_size
-        )
+        self._images = _Lane("images", siglip.pixels, siglip.image_encoder, max_batch_size)
         self._texts = _Lane("texts", lambda text: (siglip.tokens([text])[0][0],), siglip.text_encoder, max_batch_size)
         self._changed = threading.Condition()  # guards all that follows, the counts above and the lanes
         self._closed = False
         self._runner: threading.Thread | None = None  # while there is something for the device
-        self._pool = concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 32), "siglip-batcher")
+        self._pool = concurrent.futures.ThreadPoolExecutor(siglip.choices.threads, "siglip-batcher")
 
     def encode_image(self, images: Images, *, timeout: float | None = None) -> Float[np.ndarray, "images embed"]:
         """Returns L2-normalised image embeddings, as `Siglip.encode_image`; blocks until they are there.

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import io
-import os
 import resource
 import sys
 import time
@@ -20,7 +19,6 @@ from siglip_jax.models.flops import image_flops, text_flops
 FEWEST = 3  # repetitions of a figure, however long they take
 PICTURE = (640, 480)  # pixels of the JPEG that is decoded and resized
 PICTURES = 16  # prepared in one repetition
-TIMEOUT = 10.0  # seconds for a URL, of which there is none here
 TEXT = "a photo of a cat and a dog on a sofa"
 
 
@@ -55,11 +53,9 @@ def first_embedding(siglip: Siglip) -> float:
 def preparation(siglip: Siglip, seconds: float) -> Speed:
     """Times decoding and resizing of a JPEG of `PICTURE` pixels, in threads as `encode_image` does it."""
     file = jpeg()
-    workers = min(os.cpu_count() or 1, 32)
-    prepare_one = functools.partial(siglip.pixels, timeout=TIMEOUT)
 
     def prepare() -> None:
-        for future in in_threads(prepare_one, [file] * PICTURES, workers=workers, ahead=PICTURES):
+        for future in in_threads(siglip.pixels, [file] * PICTURES, workers=siglip.choices.threads, ahead=PICTURES):
             future.result()
 
     return _speed("pictures", PICTURES, repeated(prepare, seconds), None)
@@ -72,7 +68,7 @@ def towers(siglip: Siglip, batch_sizes: Sequence[int], seconds: float) -> Iterat
       batch_sizes: rows that the device is given at once.
       seconds: how long each figure is measured, not counting one repetition before, which may compile.
     """
-    pixels = siglip.pixels(jpeg(), timeout=TIMEOUT)
+    pixels = siglip.pixels(jpeg())
     ids = siglip.processor(text=[TEXT], max_length=siglip.config.text_config.max_position_embeddings)["input_ids"]
     vision = siglip.config.vision_config
     tokens = None if pixels[0].ndim == 3 else len(pixels[0])  # of variable resolution: rows of patches

@@ -232,11 +232,14 @@ class Collection:
 
     def embeddings(self, part: int) -> Float32[np.ndarray, "rows embed"]:
         """Returns the embeddings of a part, mapped into memory."""
-        return read_embeddings(self.directory, self.manifest, part)
+        return read_embeddings(self.directory, self.manifest, part, self._rows(part))
 
     def ids(self, part: int) -> list[str]:
         """Returns the names of the rows of a part."""
-        return read_ids(self.directory, self.manifest, part)
+        return read_ids(self.directory, self.manifest, part, self._rows(part))
+
+    def _rows(self, part: int) -> int:
+        return int(self.starts[part + 1] - self.starts[part])
 
     def place(self, row: int) -> tuple[int, int]:
         """Returns the part that holds a row, and which of its rows it is."""

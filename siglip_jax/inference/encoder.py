@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from siglip_jax.inference.labels import check_count
 from siglip_jax.inference.stream import Arrays, padded
 from siglip_jax.models.pretrained import PretrainedModule
+from siglip_jax.models.products import matmul_precision
 from siglip_jax.models.siglip import normalize
 
 
@@ -87,5 +88,4 @@ def _embed(model: PretrainedModule, method: str, most: int | None, params: dict[
 
 def _of_one_size() -> bool:
     """Says whether results must not depend, to the bit, on the number of rows in a batch."""
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[missing-attribute]
-    return precision in ("highest", "float32")
+    return matmul_precision() in ("highest", "float32")

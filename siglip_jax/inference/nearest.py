@@ -28,14 +28,14 @@ def nearest(
     rows = jnp.zeros((len(queries), k), jnp.int32)
     start = 0
     for block, count in _blocks(parts, queries.shape[1]):
-        scores, rows = _merged(queries, block, jnp.int32(start), jnp.int32(count), scores, rows)
+        scores, rows = merged(queries, block, jnp.int32(start), jnp.int32(count), scores, rows)
         start += count
     found = min(k, start)
     return np.asarray(scores)[:, :found], np.asarray(rows)[:, :found].astype(np.int64)
 
 
 @jax.jit
-def _merged(
+def merged(
     queries: Float32[Array, "queries embed"],
     block: Float32[Array, "block embed"],
     start: Int32[Array, ""],
@@ -43,7 +43,15 @@ def _merged(
     scores: Float32[Array, "queries k"],
     rows: Int32[Array, "queries k"],
 ) -> tuple[Float32[Array, "queries k"], Int32[Array, "queries k"]]:
-    """Returns the highest of those found before and those of a block, of which the first `count` rows hold anything."""
+    """Returns the highest of those found before and those of a block, and the rows they are of.
+
+    Of equal ones those found before come first, then the lower row.
+
+    Args:
+      start: number of the first row of the block.
+      count: rows of the block that hold anything; the others stand at its end.
+      scores, rows: found before.
+    """
     own = jnp.arange(len(block), dtype=jnp.int32)
     cosines = jnp.matmul(queries, block.T, precision="highest")
     cosines = jnp.where((own < count)[None], cosines, -jnp.inf)

@@ -98,8 +98,11 @@ def fault_of(directory: Path, manifest: Manifest, part: int) -> str | None:
     return None
 
 
-def read_embeddings(directory: Path, manifest: Manifest, part: int) -> Float32[np.ndarray, "rows embed"]:
+def read_embeddings(directory: Path, manifest: Manifest, part: int, rows: int) -> Float32[np.ndarray, "rows embed"]:
     """Returns the embeddings of a part, mapped into memory.
+
+    Args:
+      rows: how many its record names.
 
     Raises:
       OSError: if they cannot be read.
@@ -112,15 +115,18 @@ def read_embeddings(directory: Path, manifest: Manifest, part: int) -> Float32[n
     else:
         column = _read_parquet(path, "embedding").combine_chunks()
         embeds = column.flatten().to_numpy().reshape(len(column), -1)
-    rows, width = read_record(directory, part).rows, manifest.layout["width"]
+    width = manifest.layout["width"]
     if embeds.shape != (rows, width) or embeds.dtype != np.float32:
         found = f"{embeds.shape} of {embeds.dtype}"
         raise ValueError(f"{path}: expected embeddings {(rows, width)} of float32, found {found}; embed again")
     return embeds
 
 
-def read_ids(directory: Path, manifest: Manifest, part: int) -> list[str]:
+def read_ids(directory: Path, manifest: Manifest, part: int, rows: int) -> list[str]:
     """Returns the names of the items of a part that have a row, in the order of the rows.
+
+    Args:
+      rows: how many its record names.
 
     Raises:
       OSError: if they cannot be read.
@@ -132,7 +138,6 @@ def read_ids(directory: Path, manifest: Manifest, part: int) -> list[str]:
         ids = json.loads(path.read_bytes()) if ending == ".ids.json" else _read_parquet(path, "id").to_pylist()
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected names, found something else ({error}); embed again") from None
-    rows = read_record(directory, part).rows
     if not isinstance(ids, list) or len(ids) != rows or not all(isinstance(name, str) for name in ids):
         raise ValueError(f"{path}: expected a list of {rows} names, found something else; embed again")
     return ids

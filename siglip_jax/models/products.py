@@ -84,12 +84,16 @@ def _narrow_on_cpu(x: Array) -> bool:
     return on_cpu() and x.dtype.itemsize < 4
 
 
+def matmul_precision() -> str:
+    """Returns JAX's default precision of products as it is set now."""
+    return jax.config.jax_default_matmul_precision or "default"  # type: ignore[missing-attribute]
+
+
 def describe_products(dtype: DTypeLike) -> str:
     """Says in words how matrices of a type are multiplied on the default device."""
     dtype = jnp.dtype(dtype)
     if jax.default_backend() != "cpu" or dtype.itemsize >= 4:
-        precision = jax.config.jax_default_matmul_precision or "default"  # type: ignore[missing-attribute]
-        return f"{dtype.name} at {precision} precision"
+        return f"{dtype.name} at {matmul_precision()} precision"
     if dtype == jnp.bfloat16 and cpu_multiplies_bfloat16():
         return "bfloat16, sums in float32"
     return f"float32: this CPU has no instructions for {dtype.name}"
