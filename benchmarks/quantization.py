@@ -26,7 +26,7 @@ import numpy as np
 import siglip_jax
 from siglip_jax.checkpoints.keymap import key_table
 from siglip_jax.checkpoints.table import unflatten
-from siglip_jax.inference.quantization import load_quantized
+from siglip_jax.inference.quantization import open_quantized
 from siglip_jax.inference.quantization_report import EXAMPLES, compare
 from siglip_jax.models import SiglipModel
 
@@ -38,7 +38,7 @@ import sys, time
 from pathlib import Path
 import jax
 from siglip_jax.checkpoints.table import flatten
-from siglip_jax.inference.quantization import load_quantized
+from siglip_jax.inference.quantization import open_quantized
 from siglip_jax.models import SiglipModel
 from siglip_jax.quantized import qwix
 def peak():
@@ -51,7 +51,8 @@ base, start = peak(), time.perf_counter()
 if scheme == "float32":
     _, params = SiglipModel.from_pretrained(sys.argv[1])
 else:
-    _, params = load_quantized(SiglipModel, Path(sys.argv[1]), scheme, dtype="float32")
+    checkpoint, place = open_quantized("SiglipModel", Path(sys.argv[1]), scheme, dtype="float32")
+    params = place(checkpoint.params)
 jax.block_until_ready(params)
 print(time.perf_counter() - start, peak() - base, sum(x.nbytes for x in flatten(params).values()))
 """
@@ -83,7 +84,8 @@ def timing(directory: Path, repeats: int) -> dict[str, float]:
     for name in ("float32", "bfloat16", *SCHEMES):
         dtype = jnp.dtype("bfloat16" if name == "bfloat16" else "float32")
         if name in SCHEMES:
-            model, params = load_quantized(SiglipModel, directory, name, dtype=dtype)
+            checkpoint, place = open_quantized("SiglipModel", directory, name, dtype=dtype)
+            model, params = SiglipModel(checkpoint.config, dtype=dtype), place(checkpoint.params)
         else:
             model, params = SiglipModel.from_pretrained(directory, dtype=dtype, param_dtype=dtype)
         encode = functools.partial(model.apply, method="get_image_features")

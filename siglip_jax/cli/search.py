@@ -48,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     collection = open_collection(arguments.directory)
     items = None if sheet is None else open_source_of(collection)
-    siglip = load_for(collection, arguments.model)
+    kind = TEXTS if arguments.image is None else PICTURES
+    siglip = load_for(collection, arguments.model, kinds=[kind])
     approximate = None
     if arguments.approximate:
         from siglip_jax.inference.approximate import open_index
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         collection,
         asked,
         top_k=arguments.top_k,
-        kind=TEXTS if arguments.image is None else PICTURES,
+        kind=kind,
         approximate=approximate,
     )
     recall = None if approximate is None else approximate.recall

@@ -1,14 +1,17 @@
 """What the engine chooses by device and model, in one place; `siglip-jax info` prints it."""
 
+import math
 import os
 from typing import NamedTuple
 
 import jax
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from siglip_jax.configuration import SiglipConfig, TextConfig, VisionConfig
 from siglip_jax.models.attention import describe_attention
 from siglip_jax.models.products import describe_products
+from siglip_jax.parallel.mesh import BATCH_AXES
 
 ACCELERATOR_BATCH = 64
 CPU_BATCH = {"images": 8, "texts": 32}
@@ -56,17 +59,20 @@ class Choices(NamedTuple):
         }
 
 
-def choose(config: SiglipConfig, dtype: DTypeLike, attn_implementation: str = "auto") -> Choices:
-    """Returns what the engine does for a model on the default device."""
+def choose(
+    config: SiglipConfig, dtype: DTypeLike, attn_implementation: str = "auto", mesh: Mesh | None = None
+) -> Choices:
+    """Returns what the engine does for a model on the default device; over a mesh, for each share of a batch."""
     device = jax.default_backend()
     vision, text = config.vision_config, config.text_config
     on_cpu = device == "cpu"
+    shares = 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
     return Choices(
         device,
-        CPU_BATCH["images"] if on_cpu else ACCELERATOR_BATCH,
-        CPU_BATCH["texts"] if on_cpu else ACCELERATOR_BATCH,
-        _rows(vision, vision.num_patches) if on_cpu else None,
-        _rows(text, text.max_position_embeddings) if on_cpu else None,
+        shares * (CPU_BATCH["images"] if on_cpu else ACCELERATOR_BATCH),
+        shares * (CPU_BATCH["texts"] if on_cpu else ACCELERATOR_BATCH),
+        shares * _rows(vision, vision.num_patches) if on_cpu else None,
+        shares * _rows(text, text.max_position_embeddings) if on_cpu else None,
         describe_attention(attn_implementation, dtype, vision.hidden_size // vision.num_attention_heads),
         describe_products(dtype),
         min(os.cpu_count() or 1, 32),

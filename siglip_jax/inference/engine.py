@@ -27,7 +27,7 @@ from siglip_jax.inference.choices import choose
 from siglip_jax.inference.compiled import keep_compiled
 from siglip_jax.inference.encoder import Encoder, jitted
 from siglip_jax.inference.labels import check_count, check_labels, fill_template, probabilities, rank
-from siglip_jax.inference.quantization import holds_quantized, load_quantized
+from siglip_jax.inference.quantization import holds_quantized, open_quantized
 from siglip_jax.inference.stream import Arrays, as_images, as_texts, batches, in_threads, is_one_image, slices
 from siglip_jax.inference.weights import Weights
 from siglip_jax.models import Siglip2Model, SiglipModel
@@ -69,7 +69,7 @@ class Siglip:
     ) -> None:
         """Takes parameters as they are, or `Weights` that come to the device when they are needed."""
         self.model, self.processor, self.config = model, processor, config
-        self.choices = choose(config, model.dtype, model.attn_implementation)
+        self.choices = choose(config, model.dtype, model.attn_implementation, model.mesh)
         self._weights = params if isinstance(params, Weights) else Weights(params)
         self._text_cache: OrderedDict[tuple[str, ...], np.ndarray] = OrderedDict()
 
@@ -102,7 +102,7 @@ class Siglip:
 
         Args:
           images: one picture or an iterable of N.
-          batch_size: pictures per step; 8 by default on a CPU, 64 elsewhere.
+          batch_size: pictures per step; 8 by default on a CPU, 64 elsewhere, of a mesh for each share of a batch.
           timeout: seconds to wait for a URL.
           on_unreadable: called with the position and the error of a picture that cannot be read, whose row is then NaN;
             without it the error is raised.
@@ -140,7 +140,7 @@ class Siglip:
 
         Args:
           texts: one string or an iterable of M.
-          batch_size: texts per step; 32 by default on a CPU, 64 elsewhere.
+          batch_size: texts per step; 32 by default on a CPU, 64 elsewhere, of a mesh for each share of a batch.
 
         Raises:
           ValueError: if something in `texts` is not a string.
@@ -320,18 +320,16 @@ def load(
     """
     keep_compiled()
     path = resolve(name_or_path or EMBEDDED_MODEL, revision=revision, local_files_only=local_files_only)
-    settings = read_config(path)
-    flexible = settings.get("model_type") == Siglip2Config.model_type
-    config = (Siglip2Config if flexible else SiglipConfig).from_dict(settings)
+    flexible = read_config(path).get("model_type") == Siglip2Config.model_type
     processor = SiglipProcessor.from_pretrained(path if path.is_dir() else path.parent)
     dtype = jnp.dtype(dtype or jnp.float32)  # parameters too, or every step would convert them again
     model_class = Siglip2Model if flexible else SiglipModel
-    options: Any = {"dtype": dtype, "attn_implementation": attn_implementation, "mesh": mesh}
     if quantization is not None or quantized.recognises(path):
-        model, params = load_quantized(model_class, path, quantization, **options)
-        return Siglip(model, params, processor, model.config)
-    laid_out = None if mesh is None else functools.partial(shardings, mesh=mesh, rules=RULES)
-    checkpoint = select(read_contents(path), model_class.__name__, laid_out)
-    place = functools.partial(place_params, dtype=dtype, scan_layers=False, mesh=mesh, rules=RULES)
-    model = model_class(config, param_dtype=dtype, **options)
-    return Siglip(model, Weights(checkpoint.params, place), processor, config)
+        checkpoint, place = open_quantized(model_class.__name__, path, quantization, dtype=dtype, mesh=mesh)
+    else:
+        laid_out = None if mesh is None else functools.partial(shardings, mesh=mesh, rules=RULES)
+        checkpoint = select(read_contents(path), model_class.__name__, laid_out)
+        place = functools.partial(place_params, dtype=dtype, scan_layers=False, mesh=mesh, rules=RULES)
+    config: Any = checkpoint.config
+    options: Any = {"dtype": dtype, "param_dtype": dtype, "attn_implementation": attn_implementation, "mesh": mesh}
+    return Siglip(model_class(config, **options), Weights(checkpoint.params, place), processor, config)

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ class Manifest:
     """What a collection holds.
 
     Attributes:
-      model: `name`, None for the embedded one; `config` and `weights`, checksums; `dtype`; `quantization`.
+      model: `name`, None for the embedded one; checksums of its `config` and of the parts of its `weights`; `dtype`;
+        `quantization`.
       preprocessing: of pictures and texts; see `siglip_jax.inference.preprocessing.describe`.
       items: `kind`, `count`, `fingerprint` and `options` of `Items`.
       layout: `format`; `part_size`, items of a part; `batch_size`, items of a step; `width` of an embedding.
@@ -99,7 +100,13 @@ def new_manifest(
     Args:
       model_name: what `load` takes; None for the embedded model.
     """
-    model = {"name": model_name, **model_identity(siglip)}
+    model = {
+        "name": model_name,
+        "config": config_checksum(siglip),
+        "weights": weights_checksums(siglip.params),
+        "dtype": jnp.dtype(siglip.model.dtype).name,
+        "quantization": next((x.scheme for x in flatten(siglip.params).values() if isinstance(x, Quantized)), None),
+    }
     facts = describe(siglip, model_name="")
     width = siglip.config.vision_config.hidden_size
     if items.kind == TEXTS:
@@ -114,20 +121,23 @@ def new_manifest(
     )
 
 
-def model_identity(siglip: Siglip) -> dict[str, Any]:
-    """Returns what tells a model from others: SHA-256 of its configuration and of all parameters, and its types."""
+def config_checksum(siglip: Siglip) -> str:
+    """Returns the SHA-256 of a configuration."""
+    return hashlib.sha256(json.dumps(siglip.config.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def weights_checksums(params: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the SHA-256 of each part of a model's parameters: `text_model`, `vision_model`, `logit_scale`, …"""
+    return {name: _checksum(part) for name, part in params.items()}
+
+
+def _checksum(part: Any) -> str:
     digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(siglip.params):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(part):
         values = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {values.dtype} {values.shape}\n".encode())
         digest.update(np.ascontiguousarray(values).view(np.uint8))
-    config = json.dumps(siglip.config.to_dict(), sort_keys=True)
-    return {
-        "config": hashlib.sha256(config.encode()).hexdigest(),
-        "weights": digest.hexdigest(),
-        "dtype": jnp.dtype(siglip.model.dtype).name,
-        "quantization": next((x.scheme for x in flatten(siglip.params).values() if isinstance(x, Quantized)), None),
-    }
+    return digest.hexdigest()
 
 
 def read_manifest(directory: Path) -> Manifest:

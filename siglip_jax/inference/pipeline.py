@@ -10,6 +10,8 @@ import dataclasses
 import os
 from typing import Any
 
+from jax.sharding import Mesh
+
 from siglip_jax.inference.engine import Images, Siglip, Texts, load
 
 TASKS = ("zero-shot-image-classification",)
@@ -70,7 +72,9 @@ def pipeline(
     *,
     batch_size: int | None = None,
     dtype: Any = None,
+    quantization: str | None = None,
     attn_implementation: str = "auto",
+    mesh: Mesh | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> ZeroShotImageClassificationPipeline:
@@ -85,7 +89,9 @@ def pipeline(
         model = load(
             model,
             dtype=dtype,
+            quantization=quantization,
             attn_implementation=attn_implementation,
+            mesh=mesh,
             revision=revision,
             local_files_only=local_files_only,
         )

@@ -5,43 +5,38 @@ of all dense layers of both towers, with the attention of the pooling head, whic
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from siglip_jax.checkpoints import quantized
+from siglip_jax.checkpoints.checkpoint import Checkpoint
 from siglip_jax.checkpoints.load import read_contents, select
 from siglip_jax.checkpoints.mapped import release
 from siglip_jax.checkpoints.table import flatten, unflatten
+from siglip_jax.inference.weights import Place
 from siglip_jax.models.placement import place_params
-from siglip_jax.models.pretrained import PretrainedModule
 from siglip_jax.parallel.rules import RULES
 from siglip_jax.quantized import Quantized, check_scheme, quantize, qwix
 
-M = TypeVar("M", bound=PretrainedModule)
 
+def open_quantized(
+    architecture: str, path: Path, scheme: str | None, *, dtype: DTypeLike, mesh: Mesh | None = None
+) -> tuple[Checkpoint, Place]:
+    """Returns a checkpoint of views of its files, and what quantizes parts of it on their way to the device.
 
-def load_quantized(
-    module_class: type[M],
-    path: Path,
-    scheme: str | None,
-    *,
-    dtype: DTypeLike,
-    attn_implementation: str = "auto",
-    mesh: Mesh | None = None,
-) -> tuple[M, dict[str, Any]]:
-    """Returns a module and its parameters with quantized kernels.
-
-    Of a float model on disk, as safetensors or an uncompressed npz, one weight at a time is in memory.
+    Of a float model on disk, as safetensors or an uncompressed npz, one weight at a time is then in memory.
 
     Args:
+      architecture: name of the module class.
       path: a float checkpoint of any format, or a quantized one.
       scheme: a key of `siglip_jax.quantized.SCHEMES`; None is that of a quantized checkpoint.
-      dtype: of the computation and of the parameters that stay float.
+      dtype: of the parameters that stay float.
       mesh: lay codes and scales out over it as the kernels they stand for.
 
     Raises:
@@ -60,25 +55,25 @@ def load_quantized(
                 " quantization=, or quantize the float checkpoint"
             )
     else:
-        checkpoint = select(read_contents(path), module_class.__name__)
+        checkpoint = select(read_contents(path), architecture)
+    return checkpoint, functools.partial(_place, scheme=scheme or "", dtype=dtype, mesh=mesh)
 
+
+def _place(params: Mapping[str, Any], scheme: str, dtype: DTypeLike, mesh: Mesh | None) -> dict[str, Any]:
     def placed(name: str, x: Any, dtype: DTypeLike | None) -> Any:
         return flatten(place_params(unflatten({name: x}), dtype, False, mesh, RULES))[name]
 
-    params = {}
-    for name, x in flatten(checkpoint.params).items():
+    done = {}
+    for name, x in flatten(params).items():
         if not quantized.is_quantized(name):
-            params[name] = placed(name, x, dtype)
+            done[name] = placed(name, x, dtype)
             continue
         if not isinstance(x, Quantized):
-            view, x = x, quantize(np.asarray(x), scheme or "")
+            view, x = x, quantize(np.asarray(x), scheme)
             release(view)
         codes, scale = (placed(name, part, None) for part in (x.codes, x.scale))
-        params[name] = dataclasses.replace(x, codes=codes, scale=scale)
-    module = module_class(
-        checkpoint.config, dtype=dtype, param_dtype=dtype, attn_implementation=attn_implementation, mesh=mesh
-    )
-    return module, unflatten(params)
+        done[name] = dataclasses.replace(x, codes=codes, scale=scale)
+    return unflatten(done)
 
 
 def holds_quantized(params: Mapping[str, Any]) -> bool:

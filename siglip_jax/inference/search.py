@@ -1,5 +1,6 @@
 """Finds the nearest items of a collection to a text or a picture."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from siglip_jax.inference.approximate import Approximate
@@ -7,7 +8,7 @@ from siglip_jax.inference.collection import Collection
 from siglip_jax.inference.engine import Siglip, load
 from siglip_jax.inference.items import PICTURES, TEXTS, Items, open_items
 from siglip_jax.inference.labels import check_count, probabilities
-from siglip_jax.inference.manifest import model_identity
+from siglip_jax.inference.manifest import config_checksum, weights_checksums
 from siglip_jax.inference.nearest import nearest
 
 
@@ -29,11 +30,14 @@ class Match(NamedTuple):
     position: int
 
 
-def load_for(collection: Collection, name_or_path: str | None = None) -> Siglip:
+def load_for(
+    collection: Collection, name_or_path: str | None = None, *, kinds: Sequence[str] = (TEXTS, PICTURES)
+) -> Siglip:
     """Loads the model that a collection was made with.
 
     Args:
       name_or_path: where it is; by default where it was then.
+      kinds: what the queries will be; only the towers for these are read and compared.
 
     Raises:
       OSError: if it is not there.
@@ -42,13 +46,17 @@ def load_for(collection: Collection, name_or_path: str | None = None) -> Siglip:
     made = collection.manifest.model
     name = made.get("name") if name_or_path is None else name_or_path
     siglip = load(name, dtype=made.get("dtype"), quantization=made.get("quantization"))
-    own = model_identity(siglip)
-    for what in ("config", "weights"):
-        if own[what] != made.get(what):
+    encoders = {TEXTS: "text_encoder", PICTURES: "image_encoder"}
+    parts = {name: part for kind in kinds for name, part in getattr(siglip, encoders[kind]).params.items()}
+    own = {"config": config_checksum(siglip)} | weights_checksums(parts)
+    then = made.get("weights")
+    then = {"config": made.get("config")} | (then if isinstance(then, dict) else {})
+    for what in own:
+        if own[what] != then.get(what):
             expected, found = (f"{name or 'the embedded model'}" for name in (made.get("name"), name))
             raise ValueError(
                 f"{collection.directory}: expected the model that made it, {expected}, found {found}, of another {what}"
-                f" ({str(made.get(what)):.16}, {str(own[what]):.16}); name the other, or embed again"
+                f" ({str(then.get(what)):.16}, {own[what]:.16}); name the other, or embed again"
             )
     return siglip
 

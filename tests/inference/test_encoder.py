@@ -8,6 +8,7 @@ from siglip_jax.inference.choices import CPU_STEP, choose
 from siglip_jax.inference.encoder import Encoder, jitted
 from siglip_jax.inference.weights import Weights
 from siglip_jax.models import SiglipModel
+from siglip_jax.parallel.mesh import make_mesh
 from tests.tiny_checkpoint import picture
 
 
@@ -86,3 +87,10 @@ def test_choices_follow_the_model(shared_siglip):
     base = choose(type(shared_siglip.config)(), "bfloat16")
     assert base.image_rows == 8 and "bfloat16" in base.products
     assert SiglipModel(shared_siglip.config).attn_implementation == "auto" and "softmax in float32" in base.attention
+
+
+def test_choices_are_those_of_each_share_of_a_batch(shared_siglip):
+    alone = shared_siglip.choices
+    over = choose(shared_siglip.config, "float32", mesh=make_mesh(data=2, fsdp=2, tensor=2))
+    numbers = ("image_batch", "text_batch", "image_rows", "text_rows")
+    assert [getattr(over, name) for name in numbers] == [4 * getattr(alone, name) for name in numbers]

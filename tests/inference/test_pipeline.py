@@ -4,6 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import siglip_jax
 from siglip_jax.inference import load, pipeline
 from tests.tiny_checkpoint import picture, write_checkpoint
 
@@ -46,6 +47,14 @@ def compare(found, expected):
         np.testing.assert_allclose([e["score"] for e in ours], [scores[e["label"]] for e in ours], rtol=0, atol=1e-5)
         ranked = [e["score"] for e in ours]
         assert ranked == sorted(ranked, reverse=True)
+
+
+def test_models_are_loaded_as_load_does(checkpoint, pictures):
+    mesh = siglip_jax.make_mesh(data=8)
+    over = pipeline(TASK, checkpoint, quantization="int4", mesh=mesh)
+    assert over.siglip.model.mesh == mesh and over.siglip.choices.image_batch == 64
+    expected = pipeline(TASK, load(checkpoint, quantization="int4"))(pictures, LABELS)
+    compare(over(pictures, LABELS), expected)
 
 
 def test_paths(checkpoint, shared_siglip, pictures, tmp_path):

@@ -14,9 +14,10 @@ from siglip_jax.checkpoints.keymap import key_table
 from siglip_jax.checkpoints.quantized import WEIGHTS
 from siglip_jax.checkpoints.table import flatten, unflatten
 from siglip_jax.configuration import Siglip2Config, SiglipConfig
+from siglip_jax.inference import quantization
 from siglip_jax.inference.quantization_report import compare
 from siglip_jax.models import Siglip2Model, SiglipModel
-from siglip_jax.quantized import SCHEMES, Quantized, dequantize
+from siglip_jax.quantized import SCHEMES, Quantized, dequantize, quantize
 from tests.tiny_checkpoint import picture
 
 TEXTS = ["a cat", "two dogs on the beach", "a red car"]
@@ -145,6 +146,19 @@ def test_variable_resolution_and_bfloat16(checkpoint, tmp_path):
     assert (texts[0] * texts[1]).sum(axis=1).min() > 0.998
     made.save_pretrained(tmp_path / "saved")
     same(siglip_jax.load(tmp_path / "saved", dtype="bfloat16"), made)
+
+
+def test_only_the_tower_that_is_used_is_quantized(checkpoint, monkeypatch):
+    done = []
+    monkeypatch.setattr(quantization, "quantize", lambda x, scheme: done.append(x.shape) or quantize(x, scheme))
+    siglip = siglip_jax.load(checkpoint, quantization="int4")
+    assert not done
+    siglip.encode_text(TEXTS)
+    texts = len(done)
+    assert texts == sum(isinstance(x, Quantized) for x in flatten(siglip.text_encoder.params).values())
+    siglip.encode_text(TEXTS)
+    assert len(done) == texts
+    assert sum(isinstance(x, Quantized) for x in flatten(siglip.params).values()) == len(done) > texts
 
 
 @pytest.mark.parametrize("scheme", [None, "int8", "int4"])

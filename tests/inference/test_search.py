@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -12,7 +13,7 @@ from siglip_jax.inference import approximate, nearest
 from siglip_jax.inference.approximate import open_index
 from siglip_jax.inference.collection import embed_collection, open_collection
 from siglip_jax.inference.contact_sheet import COLUMNS, GAP, LINE, SIDE, contact_sheet
-from siglip_jax.inference.items import PICTURES, open_items
+from siglip_jax.inference.items import PICTURES, TEXTS, open_items
 from siglip_jax.inference.search import load_for, open_source_of, search
 from tests.tiny_checkpoint import picture
 
@@ -101,6 +102,21 @@ def test_only_the_model_that_made_it_is_taken(made, checkpoint):
     assert load_for(made).config.vision_config.hidden_size == made.manifest.layout["width"]
     with pytest.raises(ValueError, match="expected the model that made it, the embedded model, found .*another config"):
         load_for(made, str(checkpoint))
+
+
+def test_only_the_tower_of_the_query_is_read_and_compared(siglip, folder, tmp_path):
+    params = dict(siglip.params)
+    siglip.with_params(params).save_pretrained(tmp_path / "model")
+    original = siglip_jax.load(tmp_path / "model")
+    embed_collection(original, open_items(folder), tmp_path / "out", model_name=str(tmp_path / "model"))
+    params["vision_model"] = jax.tree.map(lambda x: 2 * x, params["vision_model"])
+    siglip.with_params(params).save_pretrained(tmp_path / "model")
+    made = open_collection(tmp_path / "out")
+    found = search(load_for(made, kinds=[TEXTS]), made, "a red square")
+    assert found == search(siglip, made, "a red square")
+    for kinds in ({"kinds": [PICTURES]}, {}):
+        with pytest.raises(ValueError, match="of another vision_model"):
+            load_for(made, **kinds)
 
 
 def test_the_index_finds_what_exact_search_finds(siglip, made):
