@@ -57,7 +57,7 @@ class Batcher:
 
         Args:
           siglip: the model; `load` makes one.
-          max_batch_size: items per batch; by default the engine's: 8 images or 32 texts on a CPU, 64 elsewhere.
+          max_batch_size: items per batch; by default the engine's, `Siglip.choices`.
           max_delay: seconds that an idle device waits, after an item is ready, for others to fill the batch.
           queue_size: items that may wait; a decoded picture takes the memory of its pixel values.
 

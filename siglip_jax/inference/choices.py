@@ -13,11 +13,11 @@ from siglip_jax.models.attention import describe_attention
 from siglip_jax.models.products import describe_products
 from siglip_jax.parallel.mesh import BATCH_AXES
 
-ACCELERATOR_BATCH = 64
-CPU_BATCH = {"images": 8, "texts": 32}
-# Numbers between two layers of a CPU's step, tokens times width: beyond this its caches overflow. That of 8 pictures of
-# the base model; benchmarks/inference.py measures it.
-CPU_STEP = 8 * 196 * 768
+BATCH = 64
+CPU_BATCH = {"images": 8, "texts": 32}  # at least; small models take up to `BATCH`
+# Numbers between two layers of a CPU's step, tokens times width. Twice as many overflow the caches of some models, and
+# half as many give products that are too small; benchmarks/results/inference-cpu.txt has what was measured.
+CPU_STEP = 4 * 196 * 768
 
 
 class Choices(NamedTuple):
@@ -67,12 +67,14 @@ def choose(
     vision, text = config.vision_config, config.text_config
     on_cpu = device == "cpu"
     shares = 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+    rows = {"images": _rows(vision, vision.num_patches), "texts": _rows(text, text.max_position_embeddings)}
+    batch = {what: min(max(least, rows[what]), BATCH) if on_cpu else BATCH for what, least in CPU_BATCH.items()}
     return Choices(
         device,
-        shares * (CPU_BATCH["images"] if on_cpu else ACCELERATOR_BATCH),
-        shares * (CPU_BATCH["texts"] if on_cpu else ACCELERATOR_BATCH),
-        shares * _rows(vision, vision.num_patches) if on_cpu else None,
-        shares * _rows(text, text.max_position_embeddings) if on_cpu else None,
+        shares * batch["images"],
+        shares * batch["texts"],
+        shares * rows["images"] if on_cpu else None,
+        shares * rows["texts"] if on_cpu else None,
         describe_attention(attn_implementation, dtype, vision.hidden_size // vision.num_attention_heads),
         describe_products(dtype),
         min(os.cpu_count() or 1, 32),

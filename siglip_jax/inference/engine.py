@@ -102,7 +102,8 @@ class Siglip:
 
         Args:
           images: one picture or an iterable of N.
-          batch_size: pictures per step; 8 by default on a CPU, 64 elsewhere, of a mesh for each share of a batch.
+          batch_size: pictures per step; by default what suits model and device, 8 to 64 (of a mesh, for each share of a
+            batch); `choices` has it.
           timeout: seconds to wait for a URL.
           on_unreadable: called with the position and the error of a picture that cannot be read, whose row is then NaN;
             without it the error is raised.
@@ -140,7 +141,7 @@ class Siglip:
 
         Args:
           texts: one string or an iterable of M.
-          batch_size: texts per step; 32 by default on a CPU, 64 elsewhere, of a mesh for each share of a batch.
+          batch_size: texts per step; by default what suits model and device, 32 to 64.
 
         Raises:
           ValueError: if something in `texts` is not a string.

@@ -52,7 +52,9 @@ def compare(found, expected):
 def test_models_are_loaded_as_load_does(checkpoint, pictures):
     mesh = siglip_jax.make_mesh(data=8)
     over = pipeline(TASK, checkpoint, quantization="int4", mesh=mesh)
-    assert over.siglip.model.mesh == mesh and over.siglip.choices.image_batch == 64
+    assert (
+        over.siglip.model.mesh == mesh and over.siglip.choices.image_batch == 8 * load(checkpoint).choices.image_batch
+    )
     expected = pipeline(TASK, load(checkpoint, quantization="int4"))(pictures, LABELS)
     compare(over(pictures, LABELS), expected)
 
