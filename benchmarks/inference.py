@@ -10,6 +10,8 @@ embeddings differ is not timed. Each is a process with its own threads on the sa
 each; the others are stopped meanwhile (SIGSTOP). A repetition during which other processes used more than 0.12 cores
 counts only if there is no better one. Figures are medians; a ratio above 1 means that this library is faster.
 
+"of matmul" is how near a peer comes to the rate of one large matrix product of the same type in jax.
+
 Load time is from files to a model that can be called, the libraries being imported; "first" adds the first embedding,
 so compilation. --end-to-end embeds JPEG files with `encode_image`, beside torch with decoding in threads.
 benchmarks/cold_start.py times whole processes. Linux only. Peers need the extra `test`, onnx, onnxscript, onnxruntime,
@@ -45,7 +47,8 @@ class Peer:
     """A process that runs only while it is asked something."""
 
     def __init__(self, name: str, dtype: str, options: argparse.Namespace) -> None:
-        python = options.python if name == "siglip_jax" else sys.executable
+        pythons = {"siglip_jax": options.python, "siglip_jax other": options.other}
+        python = pythons.get(name, sys.executable)
         command = [python, str(Path(__file__).with_name("inference_peers.py")), name, str(options.folder), dtype]
         environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         self.log = options.folder / f"{name} {dtype}.log"
@@ -157,9 +160,12 @@ def measure_cell(
         rows[name] |= summary(taken, cell, options)
         if "seconds" in rows[name]:
             pace[name, cell.tower] = rows[name]["seconds"] / cell.batch
-    ours = rows.get("siglip_jax", {}).get("seconds")
+    ours, facts = rows.get("siglip_jax", {}).get("seconds"), peers["siglip_jax"].facts if "siglip_jax" in peers else {}
     for row in rows.values():
-        row["ratio"] = row["seconds"] / ours if ours and "seconds" in row else None
+        measured = "seconds" in row
+        row["ratio"] = row["seconds"] / ours if ours and measured else None
+        flops = facts.get("flops", {}).get(cell.tower)
+        row["of_matmul"] = flops * row["per_second"] / facts["matmul"] if flops and measured else None
     return [cell._asdict() | {"peer": name} | row for name, row in rows.items()]
 
 
@@ -227,9 +233,11 @@ def main() -> None:
     parser.add_argument("--variant", help="name of a released checkpoint whose sizes are taken instead of --size")
     parser.add_argument("--dtypes", nargs="+", choices=TOLERANCE, default=list(TOLERANCE))
     parser.add_argument("--batches", type=int, nargs="+", help="1 8 32 by default, on a GPU 256 too")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    known = [peer for peer in PEERS if peer != "siglip_jax other"]
+    parser.add_argument("--peers", nargs="+", choices=known, default=known)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each peer, and cores it may use")
     parser.add_argument("--python", default=sys.executable, help="interpreter for siglip_jax")
+    parser.add_argument("--other", help="another interpreter, with another jax: a peer as well")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each peer at most")
     parser.add_argument("--seconds", type=float, default=20, help="no third turn of a cell begins after these")
     parser.add_argument("--end-to-end", action="store_true", help="embed JPEG files too")
@@ -237,6 +245,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
+    if options.other:
+        options.peers = [*options.peers, "siglip_jax other"]
     options.batches = options.batches or [1, 8, 32] + [256] * GPU
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or stopped peers would be left behind
     results: dict[str, Any] = {"load": {}, "rows": []}

@@ -20,7 +20,7 @@ def write_model(folder: Path, size: str, rows: int, pictures: int) -> None:
     from input_pipeline import write_pictures
 
     from siglip_jax.configuration import SiglipConfig
-    from siglip_jax.inference.engine import EMBEDDED_MODEL
+    from siglip_jax.inference.loading import EMBEDDED_MODEL
     from siglip_jax.models import SiglipModel
 
     tiny = size == "tiny"

@@ -5,6 +5,7 @@ arrays in host memory to L2-normalised float32 embeddings in host memory, or JPE
 """
 
 import argparse
+import functools
 import importlib
 import importlib.metadata
 import inspect
@@ -56,6 +57,29 @@ def siglip_jax(folder: Path, dtype: str, threads: int) -> dict[str, Embed]:
     else:
         raise NotMeasured("siglip_jax.load takes no quantization")
     return {"image": siglip.embed_pixels, "text": siglip.embed_tokens, "files": siglip.encode_image}
+
+
+def jax_facts(folder: Path, dtype: str) -> dict[str, Any]:
+    """Returns operations a row by tower, and operations a second of a large matrix product: the best of many."""
+    import jax
+    import jax.numpy as jnp
+
+    from siglip_jax.configuration import SiglipConfig
+    from siglip_jax.models.flops import image_flops, text_flops
+
+    config = SiglipConfig.from_pretrained(folder)
+    size = 8192 if GPU else 1536
+    x = jnp.ones((size, size), dtype)
+    sums = jnp.int32 if dtype == "int8" else None
+    product = jax.jit(functools.partial(jnp.matmul, preferred_element_type=sums))
+    product(x, x).block_until_ready()
+    best, end = float("inf"), time.perf_counter() + 2
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    flops = {"image": image_flops(config.vision_config), "text": text_flops(config.text_config)}
+    return {"flops": flops, "matmul": 2 * size**3 / best}
 
 
 def torch_peer(kind: str) -> Callable[[Path, str, int], dict[str, Embed]]:
@@ -172,6 +196,7 @@ def openvino(folder: Path, dtype: str, threads: int) -> dict[str, Embed]:
 
 PEERS: dict[str, Callable[[Path, str, int], dict[str, Embed]]] = {
     "siglip_jax": siglip_jax,
+    "siglip_jax other": siglip_jax,  # in another interpreter, so with another jax
     "torch eager": torch_peer("eager"),
     "torch sdpa": torch_peer("sdpa"),
     "torch compile": torch_peer("compile"),
@@ -197,7 +222,7 @@ def work(peer: str, folder: Path, dtype: str, threads: int) -> None:
         print(json.dumps(facts | {"memory": peak_memory()}), file=answers, flush=True)
 
     inputs: dict[str, Any] = {tower: np.load(folder / f"{tower}.npy", mmap_mode="r") for tower in TOWERS}
-    if peer != "siglip_jax":
+    if PEERS[peer] is not siglip_jax:
         inputs["image"] = np.ascontiguousarray(np.moveaxis(inputs["image"], -1, 1))  # NCHW
     inputs["files"] = sorted(map(str, folder.glob("pictures/*/*.jpg")))
     try:
@@ -210,7 +235,9 @@ def work(peer: str, folder: Path, dtype: str, threads: int) -> None:
         embeds["image"](np.array(inputs["image"][:1]))
         packages = [name.split(".")[0] for name in modules]
         versions = {name: importlib.metadata.version(name) for name in packages}
-        answer(load=loaded, first=time.perf_counter() - start, versions=versions | {"python": sys.version.split()[0]})
+        facts = {"load": loaded, "first": time.perf_counter() - start}
+        facts |= jax_facts(folder, dtype) if PEERS[peer] is siglip_jax else {}
+        answer(**facts, versions=versions | {"python": sys.version.split()[0]})
     except (ImportError, NotMeasured) as error:
         answer(why=str(error))
         return

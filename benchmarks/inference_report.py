@@ -8,6 +8,8 @@ from inference_peers import PEERS
 
 def print_loads(dtype: str, loads: dict[str, dict[str, Any]]) -> None:
     """Prints what loading took, for the peers of one type."""
+    if matmul := loads.get("siglip_jax", {}).get("matmul"):
+        print(f"\na large matrix product of {dtype} in jax: {matmul / 1e9:,.0f} GFLOP/s")
     print(f"\n{dtype:<16} {'load':>8} {'first':>8} {'peak memory':>12}   versions")
     for name, facts in loads.items():
         if "why" in facts:
@@ -24,14 +26,15 @@ def print_cell(rows: list[dict[str, Any]]) -> None:
     tower = f"{cell['tower']} tower, batch {cell['batch']}"
     what = f"{cell['batch']} JPEG files" if cell["tower"] == "files" else tower
     head = f"{what}, {cell['dtype']}"
-    print(f"\n{head:<32} {'batch':>11} {'rows':>10} {'ratio':>7} {'cores busy':>11} {'clean':>6}")
+    print(f"\n{head:<32} {'batch':>11} {'rows':>10} {'ratio':>7} {'of matmul':>10} {'cores busy':>11} {'clean':>6}")
     for row in rows:
         if "why" in row:
             print(f"  {row['peer']:<30} not measured ({row['why']})")
             continue
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        share = "" if row["of_matmul"] is None else f"{row['of_matmul']:.0%}"
         print(
-            f"  {row['peer']:<30} {1000 * row['seconds']:>8.1f} ms {row['per_second']:>8.1f}/s {ratio:>7}"
+            f"  {row['peer']:<30} {1000 * row['seconds']:>8.1f} ms {row['per_second']:>8.1f}/s {ratio:>7} {share:>10}"
             f" {row['busy']:>11.0%} {row['clean']:>4}/{row['turns']}",
             flush=True,
         )

@@ -37,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Does the job; returns the exit status."""
-    from siglip_jax.cli.info import versions
+    from siglip_jax.cli.facts import versions
     from siglip_jax.inference.bench import first_embedding, peak_memory, preparation, towers
-    from siglip_jax.inference.engine import load
+    from siglip_jax.inference.loading import load
 
     start = time.perf_counter()
     siglip = load(arguments.model, dtype=arguments.dtype, quantization=arguments.quantization)

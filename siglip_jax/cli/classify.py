@@ -55,8 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     pictures, failures = find_pictures(arguments)
     if not pictures:
         return 2
-    from siglip_jax.inference.engine import load
     from siglip_jax.inference.labels import check_labels, fill_template, rank
+    from siglip_jax.inference.loading import load
 
     names = check_labels(labels)
     prompts = fill_template(arguments.template, names)

@@ -50,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Does the job; returns the exit status."""
     from siglip_jax.inference.collection import ERRORS, embed_collection
-    from siglip_jax.inference.engine import load
     from siglip_jax.inference.items import open_items
+    from siglip_jax.inference.loading import load
     from siglip_jax.inference.manifest import read_manifest
 
     items = open_items(arguments.source, image_key=arguments.image_key, split=arguments.split)

@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_plot(arguments.save_plot, 1, 1)
     from siglip_jax.evaluation.embeddings import spread
     from siglip_jax.evaluation.result import Options
-    from siglip_jax.inference.engine import load
+    from siglip_jax.inference.loading import load
 
     try:
         from siglip_jax.training.data.open import open_source

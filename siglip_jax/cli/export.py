@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Does the job; returns the exit status."""
-    from siglip_jax.inference.engine import load
     from siglip_jax.inference.export import export
+    from siglip_jax.inference.loading import load
 
     manifest = export(load(arguments.model, dtype=arguments.dtype), arguments.out, platforms=arguments.platforms)
     if arguments.json:

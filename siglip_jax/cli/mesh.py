@@ -13,7 +13,7 @@ from siglip_jax.checkpoints.keymap import architecture_of, key_table
 from siglip_jax.checkpoints.load import read_contents, rows_of
 from siglip_jax.cli.output import print_table, whole_number
 from siglip_jax.configuration import SiglipConfig
-from siglip_jax.inference.engine import EMBEDDED_MODEL
+from siglip_jax.inference.loading import EMBEDDED_MODEL
 from siglip_jax.parallel.memory import Placement, estimate, placements
 from siglip_jax.parallel.mesh import AXES
 from siglip_jax.variants import NAMES

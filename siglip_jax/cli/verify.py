@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Does the job; returns the exit status."""
     from siglip_jax.checkpoints.load import read_contents
     from siglip_jax.checkpoints.verify import Check, directory_of, verify, verify_tokens
-    from siglip_jax.cli.info import released_variant
+    from siglip_jax.cli.facts import released_variant
     from siglip_jax.processing import SiglipTokenizer
 
     contents = read_contents(arguments.model)
@@ -101,7 +101,7 @@ def _compared(contents: Any, answers: list[Any], image: str | None) -> Iterator[
     import numpy as np
 
     from siglip_jax.inference.answers import compare
-    from siglip_jax.inference.engine import load
+    from siglip_jax.inference.loading import load
 
     given: Any = None
     if image is not None:

@@ -3,8 +3,9 @@ similarity matrix.
 """
 
 from siglip_jax.inference.batcher import Batcher, QueueFullError
-from siglip_jax.inference.engine import Siglip, load
+from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.heatmap import plot_similarity
+from siglip_jax.inference.loading import load
 from siglip_jax.inference.pipeline import ZeroShotImageClassificationPipeline, pipeline
 
 __all__ = [

@@ -13,29 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import PIL.Image
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from siglip_jax.checkpoints import quantized
-from siglip_jax.checkpoints.load import read_contents, select
-from siglip_jax.configuration import Siglip2Config, SiglipConfig, read_config
-from siglip_jax.hub import resolve
+from siglip_jax.configuration import SiglipConfig
 from siglip_jax.inference.choices import choose
-from siglip_jax.inference.compiled import keep_compiled
 from siglip_jax.inference.encoder import Encoder, jitted
 from siglip_jax.inference.labels import check_count, check_labels, fill_template, probabilities, rank
-from siglip_jax.inference.quantization import holds_quantized, open_quantized
+from siglip_jax.inference.quantization import holds_quantized
 from siglip_jax.inference.stream import Arrays, as_images, as_texts, batches, in_threads, is_one_image, slices
 from siglip_jax.inference.weights import Weights
 from siglip_jax.models import Siglip2Model, SiglipModel
-from siglip_jax.models.placement import place_params
-from siglip_jax.parallel.rules import RULES, shardings
 from siglip_jax.processing import SiglipProcessor, load_image
 
-EMBEDDED_MODEL = Path(__file__).parent.parent / "embedded"
 CACHED_TEXT_LISTS = 8
 LOGITS = ("logit_scale", "logit_bias")
 
@@ -150,8 +142,10 @@ class Siglip:
         size = encoder.rows(batch_size)
         return encoder.run((self.tokens(found[i : i + size]) for i in range(0, len(found), size)), size)
 
-    def embed_pixels(self, *arrays: np.ndarray, batch_size: int | None = None) -> Float[np.ndarray, "images embed"]:
-        """Returns L2-normalised embeddings of pictures that the processor has made into arrays.
+    def embed_pixels(
+        self, *arrays: np.ndarray | Array, batch_size: int | None = None
+    ) -> Float[np.ndarray, "images embed"]:
+        """Returns L2-normalised embeddings of pictures that the processor has made into arrays, on the device or not.
 
         Args:
           *arrays: one for each of the image processor's `model_input_names`, in their order; of a model of fixed
@@ -163,7 +157,7 @@ class Siglip:
         return encoder.run(slices(arrays, size), size)
 
     def embed_tokens(
-        self, input_ids: Int[np.ndarray, "texts length"], *, batch_size: int | None = None
+        self, input_ids: Int[np.ndarray | Array, "texts length"], *, batch_size: int | None = None
     ) -> Float[np.ndarray, "texts embed"]:
         """Returns L2-normalised embeddings of texts that the tokenizer has made into ids, padded to the model's length.
 
@@ -288,49 +282,3 @@ class Siglip:
     @functools.cached_property
     def _encode_tokens(self) -> Callable[..., Array]:
         return jitted(self.model, "get_text_features", self.choices.text_rows)
-
-
-def load(
-    name_or_path: str | os.PathLike[str] | None = None,
-    *,
-    dtype: Any = None,
-    quantization: str | None = None,
-    attn_implementation: str = "auto",
-    mesh: Mesh | None = None,
-    revision: str | None = None,
-    local_files_only: bool = False,
-) -> Siglip:
-    """Loads a model with its processor, ready to use; the weights of a tower are read when it is first used.
-
-    Code that is compiled is kept for the next process, unless JAX's settings say otherwise; see `inference.compiled`.
-
-    Args:
-      name_or_path: a Hub name, a local directory or a weights file; by default the small model inside this package.
-      dtype: the type of the parameters and of the computation; float32 by default.
-      quantization: "int8", "int4", "nf4" or "fp8": how the matrices of both towers are held, see
-        `siglip_jax.quantized`; float by default. A directory that a quantized model was saved to says itself.
-      attn_implementation: as in `SiglipModel`.
-      mesh: lay the parameters out over it, and cut batches over its axes `data` and `fsdp`.
-      revision: branch, tag or commit on the Hub.
-      local_files_only: never ask the Hub.
-
-    Raises:
-      FileNotFoundError: if the checkpoint, or a file it needs, is not there.
-      ValueError: if the checkpoint is not one of SigLIP or is damaged, or `quantization` is unknown or unlike that of a
-        saved one.
-    """
-    keep_compiled()
-    path = resolve(name_or_path or EMBEDDED_MODEL, revision=revision, local_files_only=local_files_only)
-    flexible = read_config(path).get("model_type") == Siglip2Config.model_type
-    processor = SiglipProcessor.from_pretrained(path if path.is_dir() else path.parent)
-    dtype = jnp.dtype(dtype or jnp.float32)  # parameters too, or every step would convert them again
-    model_class = Siglip2Model if flexible else SiglipModel
-    if quantization is not None or quantized.recognises(path):
-        checkpoint, place = open_quantized(model_class.__name__, path, quantization, dtype=dtype, mesh=mesh)
-    else:
-        laid_out = None if mesh is None else functools.partial(shardings, mesh=mesh, rules=RULES)
-        checkpoint = select(read_contents(path), model_class.__name__, laid_out)
-        place = functools.partial(place_params, dtype=dtype, scan_layers=False, mesh=mesh, rules=RULES)
-    config: Any = checkpoint.config
-    options: Any = {"dtype": dtype, "param_dtype": dtype, "attn_implementation": attn_implementation, "mesh": mesh}
-    return Siglip(model_class(config, **options), Weights(checkpoint.params, place), processor, config)

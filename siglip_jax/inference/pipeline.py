@@ -12,7 +12,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from siglip_jax.inference.engine import Images, Siglip, Texts, load
+from siglip_jax.inference.engine import Images, Siglip, Texts
+from siglip_jax.inference.loading import load
 
 TASKS = ("zero-shot-image-classification",)
 

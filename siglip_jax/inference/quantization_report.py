@@ -9,7 +9,8 @@ from jaxtyping import Float
 
 from siglip_jax.checkpoints import quantized
 from siglip_jax.checkpoints.load import read_contents, rows_of
-from siglip_jax.inference.engine import Siglip, load
+from siglip_jax.inference.engine import Siglip
+from siglip_jax.inference.loading import load
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

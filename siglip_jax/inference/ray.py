@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from siglip_jax.inference.collection import begin_collection, embed_parts, finish_collection
-from siglip_jax.inference.engine import load
 from siglip_jax.inference.items import open_items
+from siglip_jax.inference.loading import load
 from siglip_jax.inference.manifest import read_manifest
 from siglip_jax.inference.parts import fault_of
 

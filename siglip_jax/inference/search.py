@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 from siglip_jax.inference.approximate import Approximate
 from siglip_jax.inference.collection import Collection
-from siglip_jax.inference.engine import Siglip, load
+from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.items import PICTURES, TEXTS, Items, open_items
 from siglip_jax.inference.labels import check_count, probabilities
+from siglip_jax.inference.loading import load
 from siglip_jax.inference.manifest import config_checksum, weights_checksums
 from siglip_jax.inference.nearest import nearest
 

@@ -6,13 +6,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 from jaxtyping import Shaped
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Arrays = tuple[np.ndarray, ...]  # what the model takes of a row, or of a batch of rows
+Array = np.ndarray | jax.Array
+Arrays = tuple[Array, ...]  # what the model takes of a row, or of a batch of rows
 
 
 def is_one_image(images: object) -> bool:
@@ -98,10 +101,14 @@ def stacked(rows: list[Arrays]) -> Arrays:
     return tuple(np.stack(arrays) for arrays in zip(*rows, strict=True))
 
 
-def padded(batch: Shaped[np.ndarray, "rows ..."], batch_size: int, fewest: int = 1) -> Shaped[np.ndarray, "padded ..."]:
+def padded(batch: Shaped[Array, "rows ..."], batch_size: int, fewest: int = 1) -> Shaped[Array, "padded ..."]:
     """Appends zero rows up to the next power of two, to `fewest` where that is more, to `batch_size` where less.
 
-    A jitted function then sees at most log2(batch_size) + 2 shapes, whatever the number of rows.
+    A jitted function then sees at most log2(batch_size) + 2 shapes, whatever the number of rows. An array on a device
+    stays there.
     """
     size = max(fewest, min(batch_size, 1 << (len(batch) - 1).bit_length()))
-    return np.pad(batch, [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1))
+    if size == len(batch):
+        return batch
+    pad = jnp.pad if isinstance(batch, jax.Array) else np.pad
+    return pad(batch, [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1))

@@ -25,7 +25,8 @@ def choose_implementation(
 ) -> Implementation:
     """Returns the implementation to run for a choice of `IMPLEMENTATIONS`.
 
-    "auto" is XLA's attention, or "eager" where dropout is active, which only that one has.
+    "auto" is "xla", or "eager" where dropout is active, which only that one has. "xla" too is "eager" on a CPU, where
+    that is faster, and in narrow types, in which jax's own has no gradients under strict promotion.
 
     Raises:
       ValueError: if the choice is unknown or cannot do what is asked.
@@ -34,9 +35,7 @@ def choose_implementation(
         raise ValueError(f"attn_implementation must be one of {IMPLEMENTATIONS}, got {name!r}")
     if weights and name != "eager":
         raise ValueError(f"output_attentions needs attn_implementation='eager', got {name!r}")
-    if name == "auto":
-        return "eager" if dropout else "xla"
-    if dropout and name != "eager":
+    if dropout and name not in ("auto", "eager"):
         raise ValueError(f"attention dropout needs attn_implementation='eager' or 'auto', got {name!r}")
     if name == "cudnn":
         dtype = jnp.dtype(dtype)
@@ -51,15 +50,7 @@ def choose_implementation(
                 f" got dtype={dtype.name}, head width {head_width}; use 'auto' or 'xla'"
             )
         return "cudnn"
-    return "eager" if name == "eager" else "xla"
-
-
-def _eager_instead(implementation: Implementation, dtype: DTypeLike) -> bool:
-    """Says whether "xla" is the same products as "eager": faster on a CPU, and differentiable in narrow types.
-
-    jax's own code for these does not have gradients under strict promotion.
-    """
-    return implementation == "xla" and (on_cpu() or jnp.dtype(dtype).itemsize < 4)
+    return "eager" if name == "eager" or dropout or on_cpu() or jnp.dtype(dtype).itemsize < 4 else "xla"
 
 
 def describe_attention(name: str, dtype: DTypeLike, head_width: int) -> str:
@@ -71,8 +62,8 @@ def describe_attention(name: str, dtype: DTypeLike, head_width: int) -> str:
     implementation = choose_implementation(name, weights=False, dropout=False, dtype=dtype, head_width=head_width)
     if implementation == "cudnn":
         return "cudnn: one fused kernel"
-    if implementation == "eager" or _eager_instead(implementation, dtype):
-        return f"{implementation}: two matrix products, softmax in float32"
+    if implementation == "eager":
+        return "eager: two matrix products, softmax in float32"
     return "xla: jax.nn.dot_product_attention, softmax in float32"
 
 
@@ -118,6 +109,20 @@ def eager_attention(
     return jnp.swapaxes(matmul(weights, value), 1, 2), weights
 
 
+def jax_attention(
+    query: Float[Array, "batch queries heads width"],
+    key: Float[Array, "batch keys heads width"],
+    value: Float[Array, "batch keys heads width"],
+    bias: Float[Array, "..."] | None,
+    implementation: Literal["xla", "cudnn"],
+) -> Float[Array, "batch queries heads width"]:
+    """Returns the output of `jax.nn.dot_product_attention`."""
+    if bias is not None:  # the lowest float32 would become -inf in a narrower type
+        bias = jnp.maximum(bias, float(jnp.finfo(query.dtype).min)).astype(query.dtype)
+    with jax.numpy_dtype_promotion("standard"):  # jax's own code relies on it for narrow types
+        return jax.nn.dot_product_attention(query, key, value, bias=bias, implementation=implementation)
+
+
 class Attention(nn.Module):
     """Projections around the attention. `dropout` is the rate in force now, 0 when deterministic."""
 
@@ -155,14 +160,11 @@ class Attention(nn.Module):
             head_width=head_width,
         )
         weights = None
-        if implementation == "eager" or _eager_instead(implementation, query.dtype):
+        if implementation == "eager":
             rng = self.make_rng("dropout") if self.dropout else None
             out, weights = eager_attention(query, key, value, bias, self.dropout, rng)
         else:
-            if bias is not None:  # the lowest float32 would become -inf in a narrower type
-                bias = jnp.maximum(bias, float(jnp.finfo(query.dtype).min)).astype(query.dtype)
-            with jax.numpy_dtype_promotion("standard"):  # jax's own code relies on it for narrow types
-                out = jax.nn.dot_product_attention(query, key, value, bias=bias, implementation=implementation)
+            out = jax_attention(query, key, value, bias, implementation)
         out = out.reshape(*out.shape[:-2], width)
         out = Dense(
             width, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=self.out_kernel_init, name="out_proj"

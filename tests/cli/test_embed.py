@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from siglip_jax.inference import engine, search
+from siglip_jax.inference import loading, search
 from siglip_jax.inference.collection import open_collection, verify_collection
 from siglip_jax.inference.contact_sheet import GAP, LINE, SIDE
 from tests.killed import records, run_until_done
@@ -27,8 +27,8 @@ COMMAND = [sys.executable, "-m", "siglip_jax", "embed"]
 def loaded_once():
     """Every call of `load` with the same arguments gives the same model, so that little is compiled."""
     with pytest.MonkeyPatch.context() as patch:
-        once = functools.cache(engine.load)
-        patch.setattr(engine, "load", once)
+        once = functools.cache(loading.load)
+        patch.setattr(loading, "load", once)
         patch.setattr(search, "load", once)
         yield
 

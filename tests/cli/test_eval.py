@@ -10,7 +10,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from siglip_jax.inference import engine
+from siglip_jax.inference import loading
 from tests.evaluation.sources import EXAMPLES
 
 LABELS = (EXAMPLES / "labels.txt").read_text(encoding="utf-8").splitlines()
@@ -29,7 +29,7 @@ def class_folders(folder: Path, labels: list[str]) -> Path:
 def loaded_once():
     """Every call of `load` with the same arguments gives the same model, so that little is compiled."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "load", functools.cache(engine.load))
+        patch.setattr(loading, "load", functools.cache(loading.load))
         yield
 
 

@@ -109,7 +109,7 @@ def released(monkeypatch):
 
     def pretend(name, *answers):
         monkeypatch.setitem(ANSWERS, find(name).short_name, answers)
-        monkeypatch.setattr("siglip_jax.cli.info.released_variant", lambda *_: find(name))
+        monkeypatch.setattr("siglip_jax.cli.facts.released_variant", lambda *_: find(name))
 
     return pretend
 

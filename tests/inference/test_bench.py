@@ -18,7 +18,7 @@ from siglip_jax.inference.bench import (
     repeated,
     towers,
 )
-from siglip_jax.inference.engine import load
+from siglip_jax.inference.loading import load
 from siglip_jax.models.flops import image_flops, text_flops
 from tests.tiny_checkpoint import picture, write_checkpoint
 

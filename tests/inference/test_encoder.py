@@ -1,6 +1,7 @@
 """Batches through a tower: padding, several steps within one program, and independence of company."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -55,6 +56,12 @@ def test_company_changes_no_more_than_rounding_otherwise(shared_siglip, pixels):
     expected = shared_siglip.embed_pixels(pixels)
     for size in (1, 3, 32):
         np.testing.assert_allclose(shared_siglip.embed_pixels(pixels, batch_size=size), expected, atol=1e-6, rtol=0)
+
+
+def test_arrays_on_the_device_are_taken_as_well(shared_siglip, pixels):
+    np.testing.assert_array_equal(shared_siglip.embed_pixels(jnp.asarray(pixels)), shared_siglip.embed_pixels(pixels))
+    ids = shared_siglip.tokens(["a cat", "two dogs", "a red car"])[0]
+    np.testing.assert_array_equal(shared_siglip.embed_tokens(jnp.asarray(ids)), shared_siglip.embed_tokens(ids))
 
 
 def test_towers_are_placed_when_they_are_needed(siglip):

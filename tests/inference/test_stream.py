@@ -2,6 +2,8 @@
 
 import threading
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -73,3 +75,11 @@ def test_padded_to_few_sizes(rows, size):
     batch = np.ones((rows, 2), np.int32)
     assert padded(batch, 12).shape == (size, 2)
     assert padded(batch, 12).sum() == 2 * rows
+    on_device = padded(jnp.asarray(batch), 12)
+    assert isinstance(on_device, jax.Array)
+    np.testing.assert_array_equal(on_device, padded(batch, 12))
+
+
+def test_a_full_batch_is_not_copied():
+    batch = np.ones((8, 2), np.float32)
+    assert padded(batch, 8) is batch

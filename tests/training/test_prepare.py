@@ -58,7 +58,7 @@ def started(recipe, directory, pairs):
 @pytest.mark.parametrize("which", ["embedded", "tiny"])
 def test_the_first_loss_is_the_models_own(which, tiny, pairs):
     """Nothing clamps or resets temperature or bias, and pictures and texts are prepared as for inference."""
-    directory = siglip_jax.inference.engine.EMBEDDED_MODEL if which == "embedded" else tiny
+    directory = siglip_jax.inference.loading.EMBEDDED_MODEL if which == "embedded" else tiny
     recipe = dataclasses.replace(RECIPES["finetune"], batch_size=8, duration="10 steps", scan_layers=True)
     _, state, step, batch = started(recipe, directory, pairs)
     before = float(state.trained["logit_scale"][0]), float(state.trained["logit_bias"][0])
@@ -74,7 +74,7 @@ def test_the_first_loss_is_the_models_own(which, tiny, pairs):
 
 
 def test_temperature_and_bias_are_trained_in_float32_whatever_the_file_holds():
-    model = prepare_model(RECIPES["finetune"], siglip_jax.inference.engine.EMBEDDED_MODEL)
+    model = prepare_model(RECIPES["finetune"], siglip_jax.inference.loading.EMBEDDED_MODEL)
     assert {x.dtype for x in jax.tree.leaves(model.params)} == {jnp.dtype("float32")}
 
 
