@@ -5,7 +5,7 @@
 
 Peers: `transformers` on torch (eager, sdpa, torch.compile), ONNX Runtime, OpenVINO; on a GPU those of them that use it.
 What is not installed, or has no such type, is "not measured", with the reason. All have the same random weights and the
-same inputs. Timed is a tower, from arrays in host memory to normalised embeddings in host memory; a peer whose
+same inputs. Timed is a tower, from arrays in host memory, or that of a GPU, to embeddings in host memory; a peer whose
 embeddings differ is not timed. Each is a process with its own threads on the same cores. They take turns, a repetition
 each; the others are stopped meanwhile (SIGSTOP). A repetition during which other processes used more than 0.12 cores
 counts only if there is no better one. Figures are medians; a ratio above 1 means that this library is faster.

@@ -1,7 +1,7 @@
 """The peers of `benchmarks/inference.py`, each a process of its own.
 
 A peer loads the model, says how long that took, and then embeds a batch as often as each line that comes in asks for:
-arrays in host memory to L2-normalised float32 embeddings in host memory, or JPEG files to the same.
+arrays in host memory, or that of a GPU, to L2-normalised float32 embeddings in host memory, or JPEG files to the same.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def torch_peer(kind: str) -> Callable[[Path, str, int], dict[str, Embed]]:
                 forward = torch.compile(forward, dynamic=False, mode=mode)
 
             def embed(array: np.ndarray) -> np.ndarray:
-                tensor = torch.from_numpy(array).to(device, floating if tower == "image" else None)
+                tensor = torch.as_tensor(array).to(device, floating if tower == "image" else None)
                 return forward(tensor).cpu().numpy()
 
             return embed
@@ -248,7 +248,7 @@ def work(peer: str, folder: Path, dtype: str, threads: int) -> None:
             answer(why=f"{peer} reads no files")
             continue
         batch = inputs[order["tower"]][: order["batch"]]
-        batch = batch if isinstance(batch, list) else np.array(batch)
+        batch = batch if isinstance(batch, list) else on_device(peer, np.array(batch))
         seconds, cost = [], time.process_time()
         for _ in range(order["calls"]):
             start = time.perf_counter()
@@ -258,6 +258,19 @@ def work(peer: str, folder: Path, dtype: str, threads: int) -> None:
         if "save" in order:
             np.save(order["save"], result)
         answer(seconds=seconds, busy=cost / sum(seconds))
+
+
+def on_device(peer: str, batch: np.ndarray) -> Any:
+    """Returns a batch where its peer computes; ONNX Runtime copies its own."""
+    if not GPU or peer == "onnxruntime":
+        return batch
+    if PEERS[peer] is siglip_jax:
+        import jax
+
+        return jax.block_until_ready(jax.device_put(batch))
+    import torch
+
+    return torch.from_numpy(batch).cuda()
 
 
 def peak_memory() -> dict[str, int]:

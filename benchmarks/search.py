@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from siglip_jax.inference.approximate import open_index
-from siglip_jax.inference.collection import Collection, finish_collection, open_collection
+from siglip_jax.inference.collection import PART_SIZE, Collection, finish_collection, open_collection
 from siglip_jax.inference.manifest import Manifest
 from siglip_jax.inference.nearest import nearest
 from siglip_jax.inference.parts import write_part
@@ -32,7 +32,7 @@ def write_collection(directory: Path, rows: int, width: int) -> Collection:
     """Writes a collection of unit vectors around `CLUSTERS` centres."""
     directory.mkdir()
     items = {"kind": "pictures", "count": rows, "fingerprint": "", "options": {}}
-    layout = {"format": "npy", "part_size": 16384, "batch_size": 1, "width": width}
+    layout = {"format": "npy", "part_size": PART_SIZE, "batch_size": 1, "width": width}
     manifest = Manifest({}, {}, items, layout, "", "")
     manifest.write(directory)
     for part in range(manifest.parts):

@@ -1,6 +1,6 @@
 """Exact search: the highest cosines among any number of embeddings, in blocks of one shape on the device.
 
-Memory is that of a few blocks, however many embeddings there are.
+Memory is that of one part and a few blocks, however many embeddings there are; a part that is mapped is not copied.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int32, Int64
 
-BLOCK = 8192  # embeddings
+BLOCK = 2048  # embeddings; so many are in a part of a collection, unless some could not be read
 
 
 def nearest(
@@ -28,7 +28,7 @@ def nearest(
     rows = jnp.zeros((len(queries), k), jnp.int32)
     start = 0
     for block, count in _blocks(parts, queries.shape[1]):
-        scores, rows = merged(queries, block, jnp.int32(start), jnp.int32(count), scores, rows)
+        scores, rows = merged(queries, block, np.int32(start), np.int32(count), scores, rows)
         start += count
     found = min(k, start)
     return np.asarray(scores)[:, :found], np.asarray(rows)[:, :found].astype(np.int64)
@@ -53,7 +53,7 @@ def merged(
       scores, rows: found before.
     """
     own = jnp.arange(len(block), dtype=jnp.int32)
-    cosines = jnp.matmul(queries, block.T, precision="highest")
+    cosines = jnp.matmul(block, queries.T, precision="highest").T  # for one query far faster than the other way round
     cosines = jnp.where((own < count)[None], cosines, -jnp.inf)
     every = jnp.concatenate([scores, cosines], 1)
     numbers = jnp.concatenate([rows, jnp.broadcast_to(start + own, cosines.shape)], 1)
@@ -62,16 +62,23 @@ def merged(
 
 
 def _blocks(parts: Iterable[np.ndarray], width: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields arrays of `BLOCK` rows, and how many of these hold anything."""
+    """Yields arrays of `BLOCK` rows, and how many of these hold anything: views of the parts as far as possible."""
     block, filled = np.zeros((BLOCK, width), np.float32), 0
     for part in parts:
         done = 0
         while done < len(part):
+            if not filled and len(part) - done >= BLOCK:
+                yield part[done : done + BLOCK], BLOCK
+                done += BLOCK
+                continue
             taken = min(BLOCK - filled, len(part) - done)
             block[filled : filled + taken] = part[done : done + taken]
             filled, done = filled + taken, done + taken
             if filled == BLOCK:
                 yield block, filled
                 block, filled = np.zeros((BLOCK, width), np.float32), 0  # the device may still read the other
+        if 2 * filled >= BLOCK:  # so that the next part can be used as it is
+            yield block, filled
+            block, filled = np.zeros((BLOCK, width), np.float32), 0
     if filled:
         yield block, filled
