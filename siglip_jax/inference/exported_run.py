@@ -28,6 +28,11 @@ def encoder(name):
     """Returns a function from a batch of inputs to L2-normalised embeddings; `name` is "image" or "text"."""
     files = manifest()["encoders"][name]
     exported = export.deserialize(bytearray((HERE / files["program"]).read_bytes()))
+    try:
+        exported.mlir_module()
+    except jax.errors.JaxRuntimeError:
+        written = manifest()["jax_version"]
+        sys.exit(f"{files['program']} is of jax {written}; {jax.__version__} cannot read it: install jax>={written}")
     params = jax.device_put(load_file(HERE / files["params"]))
     return lambda inputs: np.asarray(jax.jit(exported.call)(params, inputs))
 

@@ -76,6 +76,23 @@ runpy.run_path({str(exported / "run.py")!r}, run_name="__main__")
     assert ran.stdout.splitlines() == [f"{entry['score']:.4f}  {entry['label']}" for entry in ranked]
 
 
+def test_run_py_says_which_jax_it_needs(exported, pictures):
+    code = f"""
+import runpy, sys
+import jax
+from jax import export
+def fail(self):
+    raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: Failed to deserialize StableHLO")
+export.Exported.mlir_module = fail  # as an older jax does
+sys.argv = ["run.py", {str(pictures[0])!r}, "a cat"]
+runpy.run_path({str(exported / "run.py")!r}, run_name="__main__")
+"""
+    ran = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 1 and ran.stdout == ""
+    message = f"image_encoder.jaxexport is of jax {jax.__version__}; {jax.__version__} cannot read it: install jax>="
+    assert ran.stderr.splitlines() == [message + jax.__version__]
+
+
 def test_the_manifest_says_what_is_there(exported, shared_siglip):
     manifest = json.loads((exported / "manifest.json").read_text())
     assert manifest["platforms"] == ["cpu", "cuda", "tpu"] and manifest["jax_version"] == jax.__version__
