@@ -62,7 +62,7 @@ class Choices(NamedTuple):
 def choose(
     config: SiglipConfig, dtype: DTypeLike, attn_implementation: str = "auto", mesh: Mesh | None = None
 ) -> Choices:
-    """Returns what the engine does for a model on the default device; over a mesh, for each share of a batch."""
+    """Returns what the engine does for a model on the default device; over a mesh, all shares of a batch together."""
     device = jax.default_backend()
     vision, text = config.vision_config, config.text_config
     on_cpu = device == "cpu"

@@ -22,6 +22,7 @@ from siglip_jax.inference.feed import embed_batches
 from siglip_jax.inference.items import TEXTS, Items
 from siglip_jax.inference.labels import check_count
 from siglip_jax.inference.manifest import FORMATS, MANIFEST, Manifest, new_manifest, read_manifest
+from siglip_jax.inference.nearest import BLOCK
 from siglip_jax.inference.parts import (
     Record,
     fault_of,
@@ -34,7 +35,7 @@ from siglip_jax.inference.parts import (
 from siglip_jax.processing.batch import one_of
 
 ERRORS = "errors.jsonl"
-PART_SIZE = 2048
+PART_SIZE = BLOCK  # exact search then reads parts where they are
 _OURS = ("part-", MANIFEST, ERRORS)  # what the temporary files of a killed run are named after
 
 OnProgress = Callable[[int, int], None]

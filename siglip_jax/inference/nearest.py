@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int32, Int64
 
-BLOCK = 2048  # embeddings; so many are in a part of a collection, unless some could not be read
+BLOCK = 2048  # embeddings
 
 
 def nearest(

@@ -1,7 +1,10 @@
 """Collections: the embeddings are those of the engine, and no way of making one changes a byte of its files."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import PIL.Image
@@ -284,3 +287,20 @@ def test_arrays_are_checked_before_they_are_used(whole, tmp_path):
     (out / "part-000000.ids.json").write_text("[1]")
     with pytest.raises(ValueError, match="expected a list of 16 names"):
         opened.ids(0)
+
+
+def test_two_workers_of_ray_make_the_same_bytes(siglip, folder, tmp_path):
+    size = 5  # ten parts, which are handed out four at a time
+    embed_collection(siglip, open_items(folder), tmp_path / "alone", part_size=size)
+    command = [sys.executable, "-m", "siglip_jax.inference.ray", str(folder), str(tmp_path / "ray")]
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+    ran = subprocess.run(
+        [*command, "--part-size", str(size), "--workers", "2"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1].startswith("0 parts left")
+    assert contents(tmp_path / "ray") == contents(tmp_path / "alone")
