@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 import siglip_jax
-from siglip_jax.inference import engine
+from siglip_jax.inference import loading
 from siglip_jax.processing import SiglipProcessor
 
 PACKAGE = Path(siglip_jax.__file__).parent
@@ -76,7 +76,7 @@ class TestFiles:
 
 class TestAnswers:
     def test_it_is_what_load_loads_and_computes_in_float32(self, siglip):
-        assert engine.EMBEDDED_MODEL == MODEL
+        assert loading.EMBEDDED_MODEL == MODEL
         assert siglip.config.vision_config.image_size == 64
         assert {str(x.dtype) for x in siglip.params["vision_model"]["post_layernorm"].values()} == {"float32"}
 

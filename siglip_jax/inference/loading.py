@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from siglip_jax.checkpoints import quantized
 from siglip_jax.checkpoints.load import read_contents, select
-from siglip_jax.configuration import Siglip2Config, read_config
+from siglip_jax.configuration import Siglip2Config, SiglipConfig, read_config
 from siglip_jax.hub import resolve
 from siglip_jax.inference.compiled import keep_compiled
 from siglip_jax.inference.engine import Siglip
@@ -55,16 +55,18 @@ def load(
     """
     keep_compiled()
     path = resolve(name_or_path or EMBEDDED_MODEL, revision=revision, local_files_only=local_files_only)
-    flexible = read_config(path).get("model_type") == Siglip2Config.model_type
+    settings = read_config(path)
+    flexible = settings.get("model_type") == Siglip2Config.model_type
+    config: Any = (Siglip2Config if flexible else SiglipConfig).from_dict(settings)
     processor = SiglipProcessor.from_pretrained(path if path.is_dir() else path.parent)
     dtype = jnp.dtype(dtype or jnp.float32)  # parameters too, or every step would convert them again
     model_class = Siglip2Model if flexible else SiglipModel
     if quantization is not None or quantized.recognises(path):
         checkpoint, place = open_quantized(model_class.__name__, path, quantization, dtype=dtype, mesh=mesh)
+        config = checkpoint.config  # without what it says of the quantization
     else:
         laid_out = None if mesh is None else functools.partial(shardings, mesh=mesh, rules=RULES)
         checkpoint = select(read_contents(path), model_class.__name__, laid_out)
         place = functools.partial(place_params, dtype=dtype, scan_layers=False, mesh=mesh, rules=RULES)
-    config: Any = checkpoint.config
     options: Any = {"dtype": dtype, "param_dtype": dtype, "attn_implementation": attn_implementation, "mesh": mesh}
     return Siglip(model_class(config, **options), Weights(checkpoint.params, place), processor, config)

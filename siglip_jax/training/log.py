@@ -35,8 +35,8 @@ class Log:
         if path.is_file():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= first]
             write_atomically(path, "".join(line + "\n" for line in kept).encode())
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 closed by `close`
         self._board = _board(directory / "tensorboard", first) if tensorboard else None
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 closed by `__exit__`
 
     def write(self, step: int, figures: Mapping[str, Any]) -> None:
         """Writes one line; numbers get six digits, what is not finite becomes null."""
