@@ -8,7 +8,6 @@ import argparse
 import functools
 import importlib
 import importlib.metadata
-import inspect
 import json
 import os
 import sys
@@ -50,12 +49,8 @@ def siglip_jax(folder: Path, dtype: str, threads: int) -> dict[str, Embed]:
     import siglip_jax
 
     check_gpu(jax.default_backend() == "gpu")
-    if dtype != "int8":
-        siglip = siglip_jax.load(folder, dtype=dtype)
-    elif "quantization" in inspect.signature(siglip_jax.load).parameters:
-        siglip = siglip_jax.load(folder, quantization="int8")
-    else:
-        raise NotMeasured("siglip_jax.load takes no quantization")
+    how = {"quantization": dtype} if dtype == "int8" else {"dtype": dtype}
+    siglip = siglip_jax.load(folder, **how)
     return {"image": siglip.embed_pixels, "text": siglip.embed_tokens, "files": siglip.encode_image}
 
 

@@ -1,6 +1,5 @@
 """What the engine chooses by device and model, in one place; `siglip-jax info` prints it."""
 
-import math
 import os
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ from jax.typing import DTypeLike
 from siglip_jax.configuration import SiglipConfig, TextConfig, VisionConfig
 from siglip_jax.models.attention import describe_attention
 from siglip_jax.models.products import describe_products
-from siglip_jax.parallel.mesh import BATCH_AXES
+from siglip_jax.parallel.mesh import batch_shares
 
 BATCH = 64
 CPU_BATCH = {"images": 8, "texts": 32}  # at least; small models take up to `BATCH`
@@ -66,7 +65,7 @@ def choose(
     device = jax.default_backend()
     vision, text = config.vision_config, config.text_config
     on_cpu = device == "cpu"
-    shares = 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+    shares = batch_shares(mesh)
     rows = {"images": _rows(vision, vision.num_patches), "texts": _rows(text, text.max_position_embeddings)}
     batch = {what: min(max(least, rows[what]), BATCH) if on_cpu else BATCH for what, least in CPU_BATCH.items()}
     return Choices(

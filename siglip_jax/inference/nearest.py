@@ -74,11 +74,9 @@ def _blocks(parts: Iterable[np.ndarray], width: int) -> Iterator[tuple[np.ndarra
             taken = min(BLOCK - filled, len(part) - done)
             block[filled : filled + taken] = part[done : done + taken]
             filled, done = filled + taken, done + taken
-            if filled == BLOCK:
+            # At the end of a part half a block will do, so that the next part can be used as it is.
+            if filled == BLOCK or (done == len(part) and 2 * filled >= BLOCK):
                 yield block, filled
                 block, filled = np.zeros((BLOCK, width), np.float32), 0  # the device may still read the other
-        if 2 * filled >= BLOCK:  # so that the next part can be used as it is
-            yield block, filled
-            block, filled = np.zeros((BLOCK, width), np.float32), 0
     if filled:
         yield block, filled

@@ -37,6 +37,11 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=np.asarray(devices).tolist())
 
 
+def batch_shares(mesh: Mesh | None) -> int:
+    """Returns in how many parts a mesh cuts a batch; one where there is none."""
+    return 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+
+
 def keep_batch_cut(x: Array, mesh: Mesh | None) -> Array:
     """Says to XLA that the first dimension of an array stays cut over `data` and `fsdp`, where the mesh has them.
 

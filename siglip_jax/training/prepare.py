@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -22,7 +21,7 @@ from siglip_jax.configuration import SiglipConfig
 from siglip_jax.hub import resolve
 from siglip_jax.models import SiglipForImageClassification, SiglipModel
 from siglip_jax.models.placement import place_params
-from siglip_jax.parallel.mesh import BATCH_AXES, make_mesh
+from siglip_jax.parallel.mesh import batch_shares, make_mesh
 from siglip_jax.parallel.rules import RULES, shard_params
 from siglip_jax.processing import SiglipProcessor
 from siglip_jax.training.data.transform import Transform, normalize_pixels
@@ -62,7 +61,7 @@ def mesh_of(recipe: Recipe) -> Mesh | None:
     """
     shape = recipe.mesh
     mesh = make_mesh(shape.data, shape.fsdp, shape.tensor)
-    holders = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    holders = batch_shares(mesh)
     if recipe.batch_size % (holders * recipe.micro_batches):
         raise ValueError(
             f"batch_size must be a multiple of {holders} devices x {recipe.micro_batches} micro-batches, got"

@@ -6,7 +6,6 @@ share back to the parameters. The sum is the gradient of the large batch, temper
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32, Key
 
 from siglip_jax.checkpoints.table import flatten, unflatten
-from siglip_jax.parallel.mesh import BATCH_AXES
+from siglip_jax.parallel.mesh import BATCH_AXES, batch_shares
 from siglip_jax.parallel.rules import RULES, partition
 from siglip_jax.training.objective import Batch, Metrics, Objective
 from siglip_jax.training.rules import group_of, path_of
@@ -206,7 +205,7 @@ class Step:
 
     @property
     def _devices(self) -> int:
-        return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
+        return batch_shares(self.mesh)
 
     def _kept(self, x: Array, *spec: Any) -> Array:
         if self.mesh is None:
