@@ -2,7 +2,7 @@
 
     python benchmarks/batcher.py [--seconds 60] [--threads 64] [--max-delay 0.005] [--model NAME_OR_PATH] [--json]
 
-Every thread picks pictures of the examples, or texts, at random and waits for each answer, first of one shared
+Every thread picks images of the examples, or texts, at random and waits for each answer, first of one shared
 `Batcher`, then of `encode_image` and `encode_text` themselves, for `--seconds` each. Every answer is compared with the
 embedding known beforehand: `crossed` counts those that differ by more than 1e-5, `lost` calls without an answer,
 `refused` those that found the queue full. A ratio above 1 means that the batcher answers more.
@@ -13,15 +13,14 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 import siglip_jax
 from siglip_jax.inference import Siglip
 
-EXAMPLES = sorted((Path(siglip_jax.__file__).parent / "examples").glob("*.png"))
-TEXTS = [f"a picture of a {path.stem}" for path in EXAMPLES]
+EXAMPLES = sorted(siglip_jax.assets.EXAMPLES.glob("*.png"))
+TEXTS = [f"an image of a {path.stem}" for path in EXAMPLES]
 SIZES = (1, 2, 4, 8, 16, 32, 64)  # of batches, compiled beforehand
 COLUMNS = ("requests", "answered", "lost", "crossed", "refused", "per_second", "p50_ms", "p99_ms", "mean_batch")
 

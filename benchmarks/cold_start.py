@@ -1,4 +1,4 @@
-"""From a new process to the first embedding of a picture: import, load, compile, embed; and peak memory.
+"""From a new process to the first embedding of an image: import, load, compile, embed; and peak memory.
 
     python benchmarks/cold_start.py [--python PATH] [--repeats 5] [--json]
 
@@ -22,21 +22,21 @@ COMMON = """
 import sys, time
 start = time.perf_counter()
 import PIL.Image
-picture = PIL.Image.new("RGB", (640, 480))
+image = PIL.Image.new("RGB", (640, 480))
 {}
 peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(time.perf_counter() - start, 1024 * peak)
 """
 OURS = """
 import siglip_jax
-siglip_jax.load(sys.argv[1]).encode_image(picture)
+siglip_jax.load(sys.argv[1]).encode_image(image)
 """
 THEIRS = """
 import torch
 from transformers import SiglipImageProcessorPil, SiglipModel
 model = SiglipModel.from_pretrained(sys.argv[1]).eval()
 with torch.inference_mode():
-    model.get_image_features(**SiglipImageProcessorPil.from_pretrained(sys.argv[1])(picture, return_tensors="pt"))
+    model.get_image_features(**SiglipImageProcessorPil.from_pretrained(sys.argv[1])(image, return_tensors="pt"))
 """
 
 

@@ -1,8 +1,8 @@
 """`siglip-jax embed` killed twenty times: is every item there exactly once, with the bytes of a run that was not?
 
-    python benchmarks/embed_killed.py [--items 100000] [--kills 20] [--part-size 2048] [--pictures] [--json]
+    python benchmarks/embed_killed.py [--items 100000] [--kills 20] [--part-size 2048] [--images] [--json]
 
-Embeds that many different texts, or with --pictures small pictures, with the embedded model: once in one go, and once
+Embeds that many different texts, or with --images small images, with the embedded model: once in one go, and once
 killed by SIGKILL at random moments and started anew each time. Rates are of the runs as a whole, with their start.
 Exit status 1 if anything differs.
 """
@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from siglip_jax.inference.collection import open_collection, verify_collection
-from siglip_jax.inference.items import open_items
-from tests.killed import records, run_until_done
+from siglip_jax.search.collection import open_collection, verify_collection
+from siglip_jax.search.items import open_items
+from tests.support.killing import records, run_until_done
 
 
 def write_items(folder: Path, count: int, pictures: bool) -> Path:
-    """Writes texts, a line each, or pictures of 24 x 24 pixels; returns the file or folder."""
+    """Writes texts, a line each, or images of 24 x 24 pixels; returns the file or folder."""
     if not pictures:
         file = folder / "texts.txt"
         file.write_text("".join(f"a photo of {i} cats and {i * 7919 % 10007} dogs\n" for i in range(count)))
@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--part-size", type=int, default=2048)
-    parser.add_argument("--pictures", action="store_true")
+    parser.add_argument("--images", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -1,10 +1,10 @@
 """Zero-shot accuracy of the embedded model on the held-out pictograms.
 
-    python -m siglip_jax.training.pictograms DATA
-    python -m siglip_jax.training.pictogram_styles DATA --photographs DIR    # other styles: optional
+    python -m research.pictograms.build DATA
+    python -m research.pictograms.other_styles DATA --photographs DIR    # other styles: optional
     python benchmarks/embedded_model.py DATA [--model NAME_OR_PATH] [--json]
 
-Prints the figures of the card beside those of chance. Top-k is the share of pictures whose own name is among the k
+Prints the figures of the card beside those of chance. Top-k is the share of images whose own name is among the k
 most similar of all names.
 """
 
@@ -13,13 +13,13 @@ import json
 from pathlib import Path
 
 import siglip_jax
-from siglip_jax.training.pictogram_scores import report
+from research.pictograms.scores import report
 
 
 def main() -> None:
     """Command line; see the module's text."""
     parser = argparse.ArgumentParser(description="Measure the embedded model on the held-out pictograms.")
-    parser.add_argument("data", type=Path, help="directory written by siglip_jax.training.pictograms")
+    parser.add_argument("data", type=Path, help="directory written by research.pictograms.build")
     parser.add_argument("--model", help="Hub name or directory of another model (default: the embedded one)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()

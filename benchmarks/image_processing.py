@@ -2,7 +2,7 @@
 
     python benchmarks/image_processing.py [--height 480] [--width 640] [--images 32] [--repeats 7] [--json]
 
-All turn the same decoded RGB pictures into arrays of 224 x 224, in turns, after one round to warm up. Figures are
+All turn the same decoded RGB images into arrays of 224 x 224, in turns, after one round to warm up. Figures are
 medians; a ratio above 1 means that this library is faster. `SiglipImageProcessor` runs on the default device, which is
 named; on a CPU its matrix products lose to Pillow, on an accelerator they do not. Its time includes the way there, and
 back where the result is numpy. Needs no torch; where torchvision is installed, the reference's other class is measured
@@ -25,7 +25,7 @@ from siglip_jax.processing import SiglipImageProcessor, SiglipImageProcessorPil
 
 
 def pictures(count: int, height: int, width: int) -> list[PIL.Image.Image]:
-    """Returns smooth pictures with some noise on them."""
+    """Returns smooth images with some noise on them."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:height, 0:width]
     base = np.stack([np.sin(x / (30 + 7 * i)) * np.cos(y / 41) for i in range(3)], -1) * 100 + 127
@@ -36,7 +36,7 @@ def pictures(count: int, height: int, width: int) -> list[PIL.Image.Image]:
 
 
 def sides() -> dict[str, Any]:
-    """Returns what is measured; each takes a list of pictures."""
+    """Returns what is measured; each takes a list of images."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     reference = transformers.SiglipImageProcessorPil()
     pil, jit = SiglipImageProcessorPil(), SiglipImageProcessor()

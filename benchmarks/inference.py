@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="turns of each peer at most")
     parser.add_argument("--seconds", type=float, default=20, help="no third turn of a cell begins after these")
     parser.add_argument("--end-to-end", action="store_true", help="embed JPEG files too")
-    parser.add_argument("--pictures", type=int, default=64, help="JPEG files")
+    parser.add_argument("--images", type=int, default=64, help="JPEG files")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
@@ -255,7 +255,7 @@ def main() -> None:
         script = str(Path(__file__).with_name("inference_files.py"))
         size = ["--size", options.variant or VARIANTS[options.size], "--rows", str(max(options.batches))]
         say("writing the model, exporting it")
-        words = [options.python, script, "model", name, *size, "--pictures", str(options.pictures)]
+        words = [options.python, script, "model", name, *size, "--images", str(options.pictures)]
         subprocess.run(words, check=True, stdout=sys.stderr)
         if {"onnxruntime", "openvino"} & set(options.peers):
             with (options.folder / "export.log").open("w") as log:

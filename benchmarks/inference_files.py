@@ -1,4 +1,4 @@
-"""The files that the peers of `benchmarks/inference.py` read: a random model, arrays, pictures, exported towers."""
+"""The files that the peers of `benchmarks/inference.py` read: a random model, arrays, images, exported towers."""
 
 import argparse
 import json
@@ -19,8 +19,8 @@ def write_model(folder: Path, size: str, rows: int, pictures: int) -> None:
     import jax.numpy as jnp
     from input_pipeline import write_pictures
 
-    from siglip_jax.configuration import SiglipConfig
-    from siglip_jax.inference.loading import EMBEDDED_MODEL
+    from siglip_jax.assets import BUNDLED_MODEL
+    from siglip_jax.configs.configuration import SiglipConfig
     from siglip_jax.models import SiglipModel
 
     tiny = size == "tiny"
@@ -29,7 +29,7 @@ def write_model(folder: Path, size: str, rows: int, pictures: int) -> None:
     model = SiglipModel(config)
     shapes = {"input_ids": jnp.zeros((1, length), jnp.int32), "pixel_values": jnp.zeros((1, side, side, 3))}
     model.save_pretrained(folder, jax.jit(model.init)(jax.random.key(0), **shapes)["params"])
-    shutil.copy(EMBEDDED_MODEL / "spiece.model", folder)
+    shutil.copy(BUNDLED_MODEL / "spiece.model", folder)
     half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     images = {"image_processor_type": "SiglipImageProcessor", "size": {"height": side, "width": side}, "resample": 3}
     (folder / "preprocessor_config.json").write_text(json.dumps(images | half))
@@ -79,7 +79,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", help="tiny, or the name of a released checkpoint")
     parser.add_argument("--rows", type=int, help="of the arrays")
-    parser.add_argument("--pictures", type=int, help="JPEG files")
+    parser.add_argument("--images", type=int, help="JPEG files")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     if options.job == "model":

@@ -27,7 +27,7 @@ MODULES = {  # imported before the clock starts
 }
 TOWERS = ("image", "text")
 GPU = Path("/proc/driver/nvidia").exists()  # then only peers that use it are measured
-FILES_BATCH = 8  # pictures that the reference embeds at once when it reads files
+FILES_BATCH = 8  # images that the reference embeds at once when it reads files
 
 Embed = Callable[[Any], np.ndarray]
 
@@ -59,8 +59,8 @@ def jax_facts(folder: Path, dtype: str) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from siglip_jax.configuration import SiglipConfig
-    from siglip_jax.models.flops import image_flops, text_flops
+    from siglip_jax.configs.configuration import SiglipConfig
+    from siglip_jax.models.cost import image_flops, text_flops
 
     config = SiglipConfig.from_pretrained(folder)
     size = 8192 if GPU else 1536
@@ -162,7 +162,7 @@ def openvino(folder: Path, dtype: str, threads: int) -> dict[str, Embed]:
 
     check_gpu(False)
     if dtype == "int8":
-        raise NotMeasured("its quantization needs nncf and pictures to calibrate on")
+        raise NotMeasured("its quantization needs nncf and images to calibrate on")
     core = openvino.Core()
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if dtype == "bfloat16" and "BF16" not in capabilities:
@@ -219,7 +219,7 @@ def work(peer: str, folder: Path, dtype: str, threads: int) -> None:
     inputs: dict[str, Any] = {tower: np.load(folder / f"{tower}.npy", mmap_mode="r") for tower in TOWERS}
     if PEERS[peer] is not siglip_jax:
         inputs["image"] = np.ascontiguousarray(np.moveaxis(inputs["image"], -1, 1))  # NCHW
-    inputs["files"] = sorted(map(str, folder.glob("pictures/*/*.jpg")))
+    inputs["files"] = sorted(map(str, folder.glob("images/*/*.jpg")))
     try:
         modules = MODULES[peer.split()[0]]
         for name in modules:

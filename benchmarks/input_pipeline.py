@@ -6,7 +6,7 @@ Rows: a bare loop that reads, decodes, converts and resizes with Pillow, in one 
 package with threads and with two worker processes; torch's `DataLoader` with two workers and the same calls of Pillow.
 All read the same synthetic photos of 640 x 480, in random order. They take turns; figures are medians; the first
 batches of each turn, which may have been ready, do not count. Ratios are to the bare loop in two threads: what two
-cores can do. The processor time of a picture, over all threads and processes, says what a loader costs where other work
+cores can do. The processor time of an image, over all threads and processes, says what a loader costs where other work
 takes its turn on the same cores. Torch's row says so where torch is not installed.
 """
 
@@ -26,13 +26,13 @@ import numpy as np
 import PIL.Image
 
 import siglip_jax
+from siglip_jax.data.open import open_source
+from siglip_jax.data.pipeline import Pipeline
+from siglip_jax.data.transform import Transform
 from siglip_jax.processing import SiglipImageProcessorPil, SiglipProcessor
-from siglip_jax.training.data.open import open_source
-from siglip_jax.training.data.pipeline import Pipeline
-from siglip_jax.training.data.transform import Transform
 
 SIZE = 224
-DIFFERENT = 200  # pictures; the others are copies, which are read and decoded all the same
+DIFFERENT = 200  # images; the others are copies, which are read and decoded all the same
 READY = 7  # batches that a pipeline may have made before its turn: two in each worker, and what is on its way
 
 
@@ -58,7 +58,7 @@ def write_pictures(folder: Path, count: int) -> float:
 
 
 def decoded(path: Path) -> np.ndarray:
-    """Does what every row has to do for a picture, and no more."""
+    """Does what every row has to do for an image, and no more."""
     with PIL.Image.open(io.BytesIO(path.read_bytes())) as image:
         return np.array(image.convert("RGB").resize((SIZE, SIZE), PIL.Image.Resampling.BICUBIC))
 
@@ -80,7 +80,7 @@ def ours(folder: Path, batch: int, workers: int) -> Iterator[Any]:
 
 
 class Files:
-    """A data set of torch: the same work a picture."""
+    """A data set of torch: the same work an image."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
@@ -93,7 +93,7 @@ class Files:
 
 
 class Endless:
-    """Random numbers of pictures without end."""
+    """Random numbers of images without end."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -157,7 +157,7 @@ def main() -> None:
         for name, (rate, cost) in medians.items()
     }
     if arguments.json:
-        print(json.dumps({"bytes_per_picture": size, "results": results}, indent=2))
+        print(json.dumps({"bytes_per_image": size, "results": results}, indent=2))
         return
     print(f"{arguments.images} JPEG of 640 x 480, {size / 1000:.0f} kB on average; batches of {arguments.batch}")
     for name in sides:

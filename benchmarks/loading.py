@@ -60,7 +60,7 @@ def write(directory: Path, variant: str) -> int:
     """Writes random weights and returns their size in bytes."""
     from siglip_jax import Checkpoint, SiglipConfig, write_checkpoint
     from siglip_jax.checkpoints.keymap import architecture_of, key_table
-    from siglip_jax.checkpoints.table import unflatten
+    from siglip_jax.params import unflatten
 
     config = SiglipConfig.from_variant(variant)
     architecture, random = architecture_of(config), np.random.default_rng(0)

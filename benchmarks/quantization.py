@@ -3,8 +3,8 @@
     python benchmarks/quantization.py [--variant siglip-base-patch16-224] [--repeats 5] [--data DATA] [--json]
 
 Bytes, memory and time are those of a random checkpoint of the variant's shape in float32; loads are each in a process
-of its own, and batches of 8 pictures in turns, medians. Peak memory is what loading adds. Agreement is that of the
-embedded model on the 64 example pictures and labels, and, with --data (where `siglip_jax.training.pictograms` wrote),
+of its own, and batches of 8 images in turns, medians. Peak memory is what loading adds. Agreement is that of the
+embedded model on the 64 example images and labels, and, with --data (where `research.pictograms.build` wrote),
 on the 1,599 held-out drawings.
 """
 
@@ -22,13 +22,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from siglip_jax.inference.open_quantized_tmp import open_quantized
 
 import siglip_jax
+from siglip_jax.assets import EXAMPLES
 from siglip_jax.checkpoints.keymap import key_table
-from siglip_jax.checkpoints.table import unflatten
-from siglip_jax.inference.quantization import open_quantized
-from siglip_jax.inference.quantization_report import EXAMPLES, compare
+from siglip_jax.inference.quantize import compare
 from siglip_jax.models import SiglipModel
+from siglip_jax.params import unflatten
 
 SCHEMES = ("int8", "int4", "nf4", "fp8")
 BATCH = 8
@@ -78,7 +79,7 @@ def loading(directory: Path) -> dict[str, dict[str, float]]:
 
 
 def timing(directory: Path, repeats: int) -> dict[str, float]:
-    """Median milliseconds for a batch of pictures, every form in turn."""
+    """Median milliseconds for a batch of images, every form in turn."""
     forms: dict[str, Any] = {}
     size = siglip_jax.SiglipConfig.from_pretrained(directory).vision_config.image_size
     for name in ("float32", "bfloat16", *SCHEMES):
@@ -101,7 +102,7 @@ def timing(directory: Path, repeats: int) -> dict[str, float]:
 
 
 def top1(siglip: siglip_jax.inference.Siglip) -> float:
-    """Percentage of the example pictures whose own label is the best."""
+    """Percentage of the example images whose own label is the best."""
     labels = (EXAMPLES / "labels.txt").read_text(encoding="utf-8").splitlines()
     cosines = siglip.encode_image([EXAMPLES / f"{label}.png" for label in labels]) @ siglip.encode_text(labels).T
     return 100 * float((cosines.argmax(axis=1) == np.arange(len(labels))).mean())
@@ -115,8 +116,8 @@ def agreement(data: Path | None) -> dict[str, dict[str, Any]]:
         siglip = siglip_jax.load(quantization=None if name == "float32" else name)
         found[name] = {"cosine": compare(floats, siglip)["cosine"], "examples_top1": top1(siglip)}
         if data is not None:
-            from siglip_jax.training.pictogram_scores import scores_of
-            from siglip_jax.training.pictogram_set import load_split
+            from research.pictograms.dataset import load_split
+            from research.pictograms.scores import scores_of
 
             scores = scores_of(load_split(data, "fluent3d"), siglip.encode_image, siglip.encode_text)
             found[name]["held_out_top1"] = scores["top1"]
@@ -128,7 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", default="siglip-base-patch16-224")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--data", type=Path, help="directory written by siglip_jax.training.pictograms")
+    parser.add_argument("--data", type=Path, help="directory written by research.pictograms.build")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     found = {"jax": jax.__version__, "agreement": agreement(options.data)}
@@ -139,7 +140,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(found, indent=2))
         return
-    print(f"jax {jax.__version__}, {options.variant}, random weights; batches of {BATCH} pictures")
+    print(f"jax {jax.__version__}, {options.variant}, random weights; batches of {BATCH} images")
     print(f"{'':10}{'MB':>7}{'peak MB':>9}{'load s':>8}{'ms':>8}{'x bfloat16':>12}")
     ms = found["milliseconds"]
     for name in ms:
@@ -148,7 +149,7 @@ def main() -> None:
         if load:
             cells = f"{load['bytes'] / 1e6:7.0f}{load['peak_bytes'] / 1e6:9.0f}{load['load_seconds']:8.1f}"
         print(f"{name:10}{cells}{ms[name]:8.0f}{ms['bfloat16'] / ms[name]:12.2f}")
-    print("\nembedded model; cosines to float32 over 64 pictures and 64 labels: least, mean; top-1 in %")
+    print("\nembedded model; cosines to float32 over 64 images and 64 labels: least, mean; top-1 in %")
     for name, a in found["agreement"].items():
         cosines = "  ".join(f"{c['least']:.5f} {c['mean']:.5f}" for c in a["cosine"].values())
         held_out = f"  held-out drawings {a['held_out_top1']:.2f}" if options.data else ""

@@ -2,7 +2,7 @@
 
     python benchmarks/search.py [--rows 100000 300000 1000000] [--width 768] [--index-rows 20000] [--repeats 5] [--json]
 
-Embeddings are clustered at random, as those of pictures are, and lie in a collection on disk that is mapped into
+Embeddings are clustered at random, as those of images are, and lie in a collection on disk that is mapped into
 memory. The growth is the exponent of a power law through the times, 1 where time is in proportion to the rows; the time
 for ten million rows is taken from the line through them. Memory is the peak of the process beyond that before the
 search. The recall is that of the ten nearest, for queries near to the embeddings but not among them.
@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from siglip_jax.inference.approximate import open_index
-from siglip_jax.inference.collection import PART_SIZE, Collection, finish_collection, open_collection
-from siglip_jax.inference.manifest import Manifest
-from siglip_jax.inference.nearest import nearest
-from siglip_jax.inference.parts import write_part
+from siglip_jax.search.approximate import open_index
+from siglip_jax.search.collection import PART_SIZE, Collection, finish_collection, open_collection
+from siglip_jax.search.manifest import Manifest
+from siglip_jax.search.nearest import nearest
+from siglip_jax.search.parts import write_part
 
 K, QUERIES, CLUSTERS = 10, 100, 1000
 
@@ -31,7 +31,7 @@ K, QUERIES, CLUSTERS = 10, 100, 1000
 def write_collection(directory: Path, rows: int, width: int) -> Collection:
     """Writes a collection of unit vectors around `CLUSTERS` centres."""
     directory.mkdir()
-    items = {"kind": "pictures", "count": rows, "fingerprint": "", "options": {}}
+    items = {"kind": "images", "count": rows, "fingerprint": "", "options": {}}
     layout = {"format": "npy", "part_size": PART_SIZE, "batch_size": 1, "width": width}
     manifest = Manifest({}, {}, items, layout, "", "")
     manifest.write(directory)

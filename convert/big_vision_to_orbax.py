@@ -5,7 +5,7 @@ python convert/big_vision_to_orbax.py SRC DST [--dtype bfloat16] [--resolution 3
 
 import sys
 
-from siglip_jax.cli.main import main
+from siglip_jax.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(["convert", "--to", "orbax", *sys.argv[1:]]))

@@ -5,7 +5,7 @@ python convert/open_clip_to_huggingface.py SRC DST [--dtype bfloat16] [--resolut
 
 import sys
 
-from siglip_jax.cli.main import main
+from siglip_jax.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(["convert", "--to", "huggingface", *sys.argv[1:]]))

@@ -1,36 +1,125 @@
-"""SigLIP for JAX: linen modules, checkpoint interchange, processing without torch, zero-shot classification."""
+"""SigLIP for JAX: linen modules, checkpoint interchange, processing without torch, zero-shot classification.
 
-__version__ = "0.1.0"
+    import siglip_jax
 
-from siglip_jax.checkpoints import Checkpoint as Checkpoint
-from siglip_jax.checkpoints import read_checkpoint as read_checkpoint
-from siglip_jax.checkpoints import write_checkpoint as write_checkpoint
-from siglip_jax.configuration import Siglip2Config as Siglip2Config
-from siglip_jax.configuration import Siglip2TextConfig as Siglip2TextConfig
-from siglip_jax.configuration import Siglip2VisionConfig as Siglip2VisionConfig
-from siglip_jax.configuration import SiglipConfig as SiglipConfig
-from siglip_jax.configuration import SiglipTextConfig as SiglipTextConfig
-from siglip_jax.configuration import SiglipVisionConfig as SiglipVisionConfig
-from siglip_jax.inference import Batcher as Batcher
-from siglip_jax.inference import QueueFullError as QueueFullError
-from siglip_jax.inference import load as load
-from siglip_jax.inference import pipeline as pipeline
-from siglip_jax.losses import ring_sigmoid_loss as ring_sigmoid_loss
-from siglip_jax.losses import sigmoid_loss as sigmoid_loss
-from siglip_jax.models import Siglip2ForImageClassification as Siglip2ForImageClassification
-from siglip_jax.models import Siglip2Model as Siglip2Model
-from siglip_jax.models import Siglip2TextModel as Siglip2TextModel
-from siglip_jax.models import Siglip2VisionModel as Siglip2VisionModel
-from siglip_jax.models import SiglipForImageClassification as SiglipForImageClassification
-from siglip_jax.models import SiglipModel as SiglipModel
-from siglip_jax.models import SiglipTextModel as SiglipTextModel
-from siglip_jax.models import SiglipVisionModel as SiglipVisionModel
-from siglip_jax.models import pmap_forward as pmap_forward
-from siglip_jax.parallel import make_mesh as make_mesh
-from siglip_jax.parallel import shard_params as shard_params
-from siglip_jax.processing import Siglip2ImageProcessor as Siglip2ImageProcessor
-from siglip_jax.processing import Siglip2Tokenizer as Siglip2Tokenizer
-from siglip_jax.processing import SiglipImageProcessor as SiglipImageProcessor
-from siglip_jax.processing import SiglipImageProcessorPil as SiglipImageProcessorPil
-from siglip_jax.processing import SiglipProcessor as SiglipProcessor
-from siglip_jax.processing import SiglipTokenizer as SiglipTokenizer
+    siglip = siglip_jax.load()
+    siglip.classify("horse.png", ["a horse", "a lemon"])
+
+The packages group what belongs together: `checkpoints`, `configs`, `data`, `evaluation`, `inference`, `losses`,
+`models`, `parallel`, `plots`, `processing`, `quantization`, `search` and `training`.
+"""
+
+from typing import TYPE_CHECKING
+
+from siglip_jax import assets as assets
+from siglip_jax import checkpoints as checkpoints
+from siglip_jax import configs as configs
+from siglip_jax import inference as inference
+from siglip_jax import losses as losses
+from siglip_jax import models as models
+from siglip_jax import parallel as parallel
+from siglip_jax import processing as processing
+from siglip_jax._lazy import lazy_names
+from siglip_jax._version import __version__ as __version__
+from siglip_jax.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from siglip_jax.configs import (
+    Siglip2Config,
+    Siglip2TextConfig,
+    Siglip2VisionConfig,
+    SiglipConfig,
+    SiglipTextConfig,
+    SiglipVisionConfig,
+)
+from siglip_jax.inference import Batcher, QueueFullError, Siglip, load, pipeline
+from siglip_jax.losses import ring_sigmoid_loss, sigmoid_loss, softmax_loss
+from siglip_jax.models import (
+    Siglip2ForImageClassification,
+    Siglip2Model,
+    Siglip2TextModel,
+    Siglip2VisionModel,
+    SiglipForImageClassification,
+    SiglipModel,
+    SiglipTextModel,
+    SiglipVisionModel,
+    pmap_forward,
+)
+from siglip_jax.parallel import global_batch, join_processes, make_mesh, shard_params
+from siglip_jax.processing import (
+    Siglip2ImageProcessor,
+    Siglip2Tokenizer,
+    SiglipImageProcessor,
+    SiglipImageProcessorPil,
+    SiglipProcessor,
+    SiglipTokenizer,
+    load_image,
+)
+
+if TYPE_CHECKING:
+    from siglip_jax import data as data
+    from siglip_jax import evaluation as evaluation
+    from siglip_jax import plots as plots
+    from siglip_jax import quantization as quantization
+    from siglip_jax import search as search
+    from siglip_jax import training as training
+
+__all__ = [
+    "Batcher",
+    "Checkpoint",
+    "QueueFullError",
+    "Siglip",
+    "Siglip2Config",
+    "Siglip2ForImageClassification",
+    "Siglip2ImageProcessor",
+    "Siglip2Model",
+    "Siglip2TextConfig",
+    "Siglip2TextModel",
+    "Siglip2Tokenizer",
+    "Siglip2VisionConfig",
+    "Siglip2VisionModel",
+    "SiglipConfig",
+    "SiglipForImageClassification",
+    "SiglipImageProcessor",
+    "SiglipImageProcessorPil",
+    "SiglipModel",
+    "SiglipProcessor",
+    "SiglipTextConfig",
+    "SiglipTextModel",
+    "SiglipTokenizer",
+    "SiglipVisionConfig",
+    "SiglipVisionModel",
+    "assets",
+    "checkpoints",
+    "configs",
+    "data",
+    "evaluation",
+    "global_batch",
+    "inference",
+    "join_processes",
+    "load",
+    "load_image",
+    "losses",
+    "make_mesh",
+    "models",
+    "parallel",
+    "pipeline",
+    "plots",
+    "pmap_forward",
+    "processing",
+    "quantization",
+    "read_checkpoint",
+    "ring_sigmoid_loss",
+    "search",
+    "shard_params",
+    "sigmoid_loss",
+    "softmax_loss",
+    "training",
+    "write_checkpoint",
+]
+
+_LAZY = ("data", "evaluation", "plots", "quantization", "search", "training")
+
+__getattr__ = lazy_names(__name__, {name: f"{__name__}.{name}" for name in _LAZY})
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

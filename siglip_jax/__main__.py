@@ -2,6 +2,7 @@
 
 import sys
 
-from siglip_jax.cli.main import main
+from siglip_jax.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,14 +1,28 @@
-"""Strictness for every test: no silent promotion of types or ranks, and several devices to place things on."""
+"""Strictness for every test, and a tiny checkpoint with the engine around it."""
 
-import os
+import tests.support.strict  # noqa: F401  isort: skip  before anything that imports jax
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# The user's own folder of compiled code is none of the tests' business.
-os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+from pathlib import Path
 
-import jax
+import pytest
 
-jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_numpy_rank_promotion", "raise")
+from siglip_jax import Siglip, load
+from tests.support.tiny_checkpoint import write_checkpoint
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random checkpoint with its processor."""
+    return write_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def shared_siglip(checkpoint: Path) -> Siglip:
+    """The tiny checkpoint, loaded and compiled once for all tests."""
+    return load(checkpoint)
+
+
+@pytest.fixture
+def siglip(checkpoint: Path) -> Siglip:
+    """The tiny checkpoint, loaded anew: nothing compiled, nothing remembered."""
+    return load(checkpoint)

@@ -12,7 +12,7 @@ import pytest
 
 import siglip_jax
 from siglip_jax.inference import load
-from tests.processes import compiled_in
+from tests.support.processes import compiled_in
 
 nbclient = pytest.importorskip("nbclient")
 
@@ -33,7 +33,7 @@ def texts(notebook) -> list[str]:
 
 
 def figures(notebook) -> list[bytes]:
-    """Returns the PNG pictures of all outputs."""
+    """Returns the PNG images of all outputs."""
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     return [base64.b64decode(o.data["image/png"]) for o in outputs if "image/png" in o.get("data", {})]
 
@@ -92,7 +92,7 @@ def zero_shot(everything: str):
     assert [int(shift) for shift, _, _ in found] == [-4, -2, 0, 2, 4]
     assert sorted(int(n) for _, n, _ in found) == [int(n) for _, n, _ in found]
     siglip = load()
-    assert f"temperature {siglip.logit_scale:.1f}, bias {siglip.logit_bias:.1f}" in everything
+    assert f"temperature {siglip.temperature:.1f}, bias {siglip.logit_bias:.1f}" in everything
 
 
 def checkpoints(everything: str):

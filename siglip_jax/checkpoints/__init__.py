@@ -1,5 +1,21 @@
 """Checkpoints: files to `(config, params)` and back, without building a module."""
 
-from siglip_jax.checkpoints.checkpoint import Checkpoint as Checkpoint
-from siglip_jax.checkpoints.load import read_checkpoint as read_checkpoint
-from siglip_jax.checkpoints.load import write_checkpoint as write_checkpoint
+from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
+from siglip_jax.checkpoints.convert import Conversion, convert
+from siglip_jax.checkpoints.describe import describe
+from siglip_jax.checkpoints.read import read_checkpoint, read_contents
+from siglip_jax.checkpoints.verify import Check, verify
+from siglip_jax.checkpoints.write import write_checkpoint
+
+__all__ = [
+    "Check",
+    "Checkpoint",
+    "Contents",
+    "Conversion",
+    "convert",
+    "describe",
+    "read_checkpoint",
+    "read_contents",
+    "verify",
+    "write_checkpoint",
+]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from siglip_jax.checkpoints.table import StoredTensor
-from siglip_jax.configuration import Config
+from siglip_jax.configs.configuration import Config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """From one format to another, with what people change on the way; the result is read back and compared.
 
-`siglip-jax convert` and the scripts under `convert/` are the command lines of these functions.
+`siglip-jax convert` and the scripts under `convert/` are the command line of `convert`.
 """
 
 import dataclasses
@@ -8,15 +8,20 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from siglip_jax._callbacks import Counter, OnProgress
+from siglip_jax._checks import check_choice
+from siglip_jax._files import inside, read_json, write_atomically
+from siglip_jax._hub import PROCESSOR_FILES, TOKENIZER_FILES
 from siglip_jax.checkpoints.checkpoint import Checkpoint
-from siglip_jax.checkpoints.load import FORMATS, read_checkpoint, read_contents, select, write_checkpoint
+from siglip_jax.checkpoints.formats import FORMATS
 from siglip_jax.checkpoints.mapped import release
+from siglip_jax.checkpoints.read import read_checkpoint, read_contents, select
 from siglip_jax.checkpoints.surgery import (
     Changed,
     with_dtype,
@@ -25,155 +30,203 @@ from siglip_jax.checkpoints.surgery import (
     with_resolution,
     with_text_length,
 )
-from siglip_jax.checkpoints.table import LazyArray, flatten, unflatten
-from siglip_jax.files import inside, read_json, write_atomically
+from siglip_jax.checkpoints.write import check_write_options, write_checkpoint
+from siglip_jax.params import LazyArray, Shape, flatten, unflatten
 
+DTYPES = ("float32", "bfloat16", "float16")
 TOWERS = {"text": "TextModel", "image": "VisionModel"}
-TOKENIZER_FILES = ("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
-@dataclasses.dataclass(frozen=True)
-class Changes:
-    """What is to be changed on the way; None leaves it as it is.
+class Moved(NamedTuple):
+    """Where a parameter comes from and goes to.
 
     Attributes:
-      tower: "text" or "image": that tower alone.
-      patch_size, resolution: pixels of both sides, of the patches and of the images.
-      rule: how the position table is resized, one of `surgery.RULES`.
-      text_length: tokens.
-      labels: of a fresh classifier.
-      dtype: "float32", "bfloat16" or "float16".
-      stacked: layers stacked in an .npz.
+      parameter: path of the parameter.
+      shape: shape of the parameter in the tree.
+      dtype: name of its dtype.
+      source: name of the tensor it is read from; "-" for a fresh parameter.
+      destination: name of the tensor it is written to.
     """
 
-    tower: str | None = None
-    patch_size: int | None = None
-    resolution: int | None = None
-    rule: str = "bicubic"
-    text_length: int | None = None
-    labels: tuple[str, ...] = ()
-    dtype: str | None = None
-    stacked: bool = False
-
-    def steps(self, checkpoint: Checkpoint) -> Iterator[Changed]:
-        """Yields the checkpoint after each change."""
-        changes: list[tuple[bool, Any]] = [
-            (self.patch_size is not None, lambda c: with_patch_size(c, self.patch_size or 0)),
-            (self.resolution is not None, lambda c: with_resolution(c, self.resolution or 0, self.rule)),
-            (self.text_length is not None, lambda c: with_text_length(c, self.text_length or 0)),
-            (bool(self.labels), lambda c: with_labels(c, list(self.labels))),
-            (self.dtype is not None, lambda c: with_dtype(c, self.dtype or "float32")),
-        ]
-        for wanted, change in changes:
-            if wanted:
-                changed = change(checkpoint)
-                checkpoint = changed.checkpoint
-                yield changed
+    parameter: str
+    shape: Shape
+    dtype: str
+    source: str
+    destination: str
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """A conversion that is ready to be written.
+class Conversion:
+    """What a conversion did, or would do.
 
     Attributes:
-      source, destination: the files.
-      format: of the destination.
-      checkpoint: what will be written.
-      said: what was changed, one sentence each.
-      rows: (parameter, shape, type, name in the source or "-", name in the destination).
-      options: of the writer.
+      source: local directory or file that was read.
+      destination: directory or file that was written.
+      source_format: format of the source.
+      format: format of the destination.
+      architecture: model class that was written.
+      changes: what was changed on the way, a sentence each.
+      rows: one row for each parameter.
+      written: whether anything was written; False for a dry run.
+      bytes: size of the destination in bytes.
+      different: paths of parameters that were read back with other bits than were written; () if all are equal.
+      copied: names of the tokenizer's and image processor's files that were copied along.
     """
 
     source: Path
     destination: Path
+    source_format: str
     format: str
-    checkpoint: Checkpoint
-    said: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[int, ...], str, str, str], ...]
-    options: dict[str, Any]
+    architecture: str
+    changes: tuple[str, ...]
+    rows: tuple[Moved, ...]
+    written: bool = False
+    bytes: int = 0
+    different: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
 
-    @property
-    def nbytes(self) -> int:
-        """Size of the parameters in bytes."""
-        return sum(math.prod(shape) * np.dtype(dtype).itemsize for _, shape, dtype, _, _ in self.rows)
-
-
-def plan(source: str | os.PathLike[str], destination: str | os.PathLike[str], to: str, changes: Changes) -> Plan:
-    """Reads headers, makes the changes, and says which tensor goes where.
-
-    Raises:
-      FileNotFoundError, ValueError: as `read_checkpoint`, or if a change cannot be made.
-    """
-    if to not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {to!r}")
-    contents = read_contents(source)
-    if Path(destination).resolve() == contents.path.resolve():
-        raise ValueError(f"{destination}: expected another place than the source to write to")
-    architecture = contents.architecture
-    if changes.tower is not None and not architecture.endswith(TOWERS[changes.tower]):
-        architecture = architecture.removesuffix("ForImageClassification").removesuffix("Model") + TOWERS[changes.tower]
-    checkpoint = select(contents, architecture)
-    keys = {
-        row.path: row.key for row in FORMATS[contents.format].table(checkpoint.config, architecture, contents.layout)
-    }
-    said = [f"{changes.tower} tower alone"] if changes.tower else []
-    for changed in changes.steps(checkpoint):
-        checkpoint = changed.checkpoint
-        said.append(changed.said)
-    options: dict[str, Any] = {}
-    layout = dict(contents.layout) if contents.format == to else {}
-    if to == "big_vision" and changes.stacked:
-        options["stacked"] = [name for name in ("text_model", "vision_model") if name in checkpoint.params]
-        layout["stacked"] = options["stacked"]
-    flat = flatten(checkpoint.params)
-    rows = tuple(
-        (row.path, row.shape, flat[row.path].dtype.name, keys.get(row.path, "-"), row.key)
-        for row in FORMATS[to].table(checkpoint.config, checkpoint.architecture, layout)
-    )
-    return Plan(contents.path, Path(destination), to, checkpoint, tuple(said), rows, options)
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what JSON can hold; the rows of a dry run, else what was written and compared."""
+        facts: dict[str, Any] = {
+            "source": str(self.source),
+            "destination": str(self.destination),
+            "from": self.source_format,
+            "to": self.format,
+            "architecture": self.architecture,
+            "changes": list(self.changes),
+        }
+        if not self.written:
+            names = ("parameter", "shape", "dtype", "from", "to")
+            return facts | {"rows": [dict(zip(names, row, strict=True)) for row in self.rows]}
+        return facts | {
+            "tensors": len(self.rows),
+            "different": list(self.different),
+            "bytes": self.bytes,
+            "copied": list(self.copied),
+        }
 
 
-def carry_out(plan: Plan, advance: Callable[[int], object] = lambda _: None) -> dict[str, Any]:
-    """Writes, copies the files of tokenizer and image processor along, reads back and compares every bit.
+def convert(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    format: str,
+    *,
+    tower: str | None = None,
+    patch_size: int | None = None,
+    resolution: int | None = None,
+    rule: str = "bicubic",
+    text_length: int | None = None,
+    labels: Sequence[str] = (),
+    dtype: str | None = None,
+    dry_run: bool = False,
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> Conversion:
+    """Converts a checkpoint, copies the files of its processor along, reads the result back and compares every bit.
 
     Args:
-      advance: is told the bytes of each parameter that is about to be written, and of each that is compared.
+      source: local directory or file, or a Hub name; its format is recognised.
+      destination: directory to write to, or an .npz file for "big_vision"; must not be the source.
+      format: format to write: "huggingface", "big_vision", "open_clip" or "orbax".
+      tower: "text" or "image": write that tower alone; None: all that the source holds.
+      patch_size: pixels of both sides of a patch to resize the patch embedding to; None: as it is.
+      resolution: pixels of both sides of an image to resize the position table for; None: as it is. An image
+        processor that is copied along gets the same size.
+      rule: how `resolution` resizes: "bicubic", as `transformers` interpolates, or "big_vision", as big_vision loads.
+      text_length: tokens to shorten or lengthen the text positions to; None: as it is.
+      labels: names of the labels of a fresh classifier; (): no classifier.
+      dtype: "float32", "bfloat16" or "float16" to convert the parameters to; None: each as it is.
+      dry_run: write nothing.
+      on_progress: called with (bytes done, bytes in all); every byte counts twice, as it is written and read back.
+      **options: options of the format, see `write_checkpoint`; `stacked=True` stacks the layers in an .npz.
 
     Returns:
-      `tensors` compared, `different` names, `bytes` written, `copied` file names.
+      What was done, or with `dry_run` what would be done.
 
     Raises:
-      ValueError: if the format cannot hold the checkpoint.
-      OSError: if it cannot be written.
+      FileNotFoundError: if the source does not exist.
+      ValueError: if the source is damaged, a change or an option is impossible, or the format cannot hold the result.
+      OSError: if the destination cannot be written.
+
+    Example:
+      >>> import siglip_jax, tempfile
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     done = convert(siglip_jax.assets.BUNDLED_MODEL, f"{directory}/model.npz", "big_vision", dtype="float32")
+      >>> done.changes, done.different
+      (('parameters converted to float32',), ())
     """
-    written = flatten(plan.checkpoint.params)
-    told = {path: _telling(x, advance) for path, x in written.items()}
-    followed = dataclasses.replace(plan.checkpoint, params=unflatten(told))
-    write_checkpoint(plan.destination, followed, plan.format, **plan.options)
-    copied = _copy_side_files(plan) if plan.destination.is_dir() else []
-    read = flatten(read_checkpoint(plan.destination).params)
-    different = sorted(set(read) ^ set(written))
-    for path in set(read) & set(written):
-        if not _same(read[path], written[path]):
-            different.append(path)
-        advance(math.prod(written[path].shape) * np.dtype(written[path].dtype).itemsize)
-    files = plan.destination.rglob("*") if plan.destination.is_dir() else [plan.destination]
+    check_choice("format", format, [name for name, known in FORMATS.items() if not known.inference_only])
+    options = {name: value for name, value in options.items() if value not in (None, False)}
+    check_write_options(format, options)
+    if dtype is not None:
+        check_choice("dtype", dtype, DTYPES)
+    contents = read_contents(source)
+    target = Path(destination)
+    if target.resolve() == contents.path.resolve():
+        raise ValueError(f"{destination}: expected another place than the source to write to")
+    architecture = contents.architecture
+    if tower is not None:
+        check_choice("tower", tower, TOWERS)
+        if not architecture.endswith(TOWERS[tower]):
+            architecture = architecture.removesuffix("ForImageClassification").removesuffix("Model") + TOWERS[tower]
+    checkpoint = select(contents, architecture)
+    table = FORMATS[contents.format].table(checkpoint.config, architecture, contents.layout)
+    keys = {row.path: row.key for row in table}
+    said = [f"{tower} tower alone"] if tower else []
+    changes: list[tuple[bool, Callable[[Checkpoint], Changed]]] = [
+        (patch_size is not None, lambda c: with_patch_size(c, patch_size or 0)),
+        (resolution is not None, lambda c: with_resolution(c, resolution or 0, rule)),
+        (text_length is not None, lambda c: with_text_length(c, text_length or 0)),
+        (bool(labels), lambda c: with_labels(c, list(labels))),
+        (dtype is not None, lambda c: with_dtype(c, dtype or "float32")),
+    ]
+    for wanted, change in changes:
+        if wanted:
+            checkpoint, sentence = change(checkpoint)
+            said.append(sentence)
+    flat = flatten(checkpoint.params)
+    layout = FORMATS[format].layout(checkpoint, **options)
+    written = FORMATS[format].table(checkpoint.config, checkpoint.architecture, layout)
+    rows = tuple(
+        Moved(row.path, row.shape, flat[row.path].dtype.name, keys.get(row.path, "-"), row.key) for row in written
+    )
+    conversion = Conversion(contents.path, target, contents.format, format, checkpoint.architecture, tuple(said), rows)
+    return conversion if dry_run else _carried_out(conversion, checkpoint, options, on_progress)
+
+
+def _carried_out(
+    conversion: Conversion, checkpoint: Checkpoint, options: dict[str, Any], on_progress: OnProgress | None
+) -> Conversion:
+    target, params = conversion.destination, flatten(checkpoint.params)
+    sizes = {path: math.prod(x.shape) * np.dtype(x.dtype).itemsize for path, x in params.items()}
+    counter = Counter(on_progress, 2 * sum(sizes.values()))
+    counted = {path: _counting(x, sizes[path], counter) for path, x in params.items()}
+    followed = dataclasses.replace(checkpoint, params=unflatten(counted))
+    write_checkpoint(target, followed, conversion.format, **options)
+    copied = _copy_side_files(conversion, checkpoint) if target.is_dir() else []
+    read = flatten(read_checkpoint(target).params)
+    different = set(read) ^ set(params)
+    for path in set(read) & set(params):
+        if not _same(read[path], params[path]):
+            different.add(path)
+        counter.add(sizes[path])
+    files = target.rglob("*") if target.is_dir() else [target]
     size = sum(file.stat().st_size for file in files if file.is_file())
-    return {"tensors": len(written), "different": different, "bytes": size, "copied": copied}
+    return dataclasses.replace(
+        conversion, written=True, bytes=size, different=tuple(sorted(different)), copied=tuple(copied)
+    )
 
 
-def _telling(x: Any, advance: Callable[[int], object]) -> LazyArray:
-    """Returns the same array, which says so when it is first looked at."""
-    shape, dtype = tuple(x.shape), np.dtype(x.dtype)
-    untold = [math.prod(shape) * dtype.itemsize]
+def _counting(x: Any, size: int, counter: Counter) -> LazyArray:
+    """Returns the same array, which is counted when it is first looked at."""
+    uncounted = [size]
 
     def make() -> np.ndarray:
-        while untold:
-            advance(untold.pop())
+        while uncounted:
+            counter.add(uncounted.pop())
         return np.asarray(x)
 
-    return LazyArray(shape, dtype, make)
+    return LazyArray(tuple(x.shape), np.dtype(x.dtype), make)
 
 
 def _same(one: Any, two: Any) -> bool:
@@ -187,10 +240,11 @@ def _same(one: Any, two: Any) -> bool:
     return same
 
 
-def _copy_side_files(plan: Plan) -> list[str]:
+def _copy_side_files(conversion: Conversion, checkpoint: Checkpoint) -> list[str]:
     """Copies what a processor is made of; the image processor's size follows a changed resolution."""
-    home = plan.source if plan.source.is_dir() else plan.source.parent
-    size = getattr(getattr(plan.checkpoint.config, "vision_config", plan.checkpoint.config), "image_size", None)
+    source, target = conversion.source, conversion.destination
+    home = source if source.is_dir() else source.parent
+    size = getattr(getattr(checkpoint.config, "vision_config", checkpoint.config), "image_size", None)
     copied = []
     for name in (*TOKENIZER_FILES, *PROCESSOR_FILES):
         if not (home / name).is_file():
@@ -200,8 +254,8 @@ def _copy_side_files(plan: Plan) -> list[str]:
             for part in (d, d.get("image_processor")):
                 if isinstance(part, dict) and isinstance(part.get("size"), dict) and "height" in part["size"]:
                     part["size"] = {**part["size"], "height": size, "width": size}
-            write_atomically(plan.destination / name, (json.dumps(d, indent=2, sort_keys=True) + "\n").encode())
+            write_atomically(target / name, (json.dumps(d, indent=2, sort_keys=True) + "\n").encode())
         else:
-            shutil.copyfile(inside(home / name), plan.destination / name)
+            shutil.copyfile(inside(home / name), target / name)
         copied.append(name)
     return copied

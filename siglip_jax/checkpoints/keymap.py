@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from siglip_jax.checkpoints.table import LINEAR, PATCHES, SAME, Row
-from siglip_jax.configuration import (
+from siglip_jax.configs.configuration import (
     Config,
     Siglip2Config,
     Siglip2VisionConfig,

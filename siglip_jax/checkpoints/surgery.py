@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.typing import DTypeLike
 
-from siglip_jax.bicubic import bicubic_matrix
+from siglip_jax._bicubic import bicubic_matrix
+from siglip_jax._checks import check_choice
 from siglip_jax.checkpoints.checkpoint import Checkpoint
 from siglip_jax.checkpoints.mapped import release
-from siglip_jax.checkpoints.table import LazyArray, flatten, unflatten
-from siglip_jax.configuration import SiglipConfig, SiglipTextConfig, SiglipVisionConfig
+from siglip_jax.configs.configuration import SiglipConfig, SiglipTextConfig, SiglipVisionConfig
+from siglip_jax.params import LazyArray, flatten, unflatten
 
-RULES = ("bicubic", "big_vision")
+INTERPOLATIONS = ("bicubic", "big_vision")
 _IMAGE_POSITIONS = "vision_model/embeddings/position_embedding/embedding"
 _TEXT_POSITIONS = "text_model/embeddings/position_embedding/embedding"
 _PATCHES = "vision_model/embeddings/patch_embedding/kernel"
@@ -40,8 +41,7 @@ def with_resolution(checkpoint: Checkpoint, image_size: int, rule: str = "bicubi
       ValueError: if there is no image tower of fixed resolution, or the rule is unknown.
     """
     vision = _vision(checkpoint)
-    if rule not in RULES:
-        raise ValueError(f"rule must be one of {RULES}, got {rule!r}")
+    check_choice("rule", rule, INTERPOLATIONS)
     changed = vision.replace(image_size=image_size)
     old, new = (math.isqrt(c.num_patches) for c in (vision, changed))
     params = flatten(checkpoint.params)

@@ -6,17 +6,14 @@ that holds several parameters, such as packed projections or stacked layers, has
 
 import dataclasses
 import functools
-import operator
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from siglip_jax.quantized import Quantized
-
-Shape = tuple[int, ...]
+from siglip_jax.params import Shape, flatten, layer_slice, unflatten, unstack_layers
+from siglip_jax.quantization.schemes import Quantized
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
@@ -165,80 +162,6 @@ def _new_tensor(key: str, rows: list[Row], flat: Mapping[str, Any]) -> NewTensor
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     return NewTensor(rows[0].tensor_shape, dtypes.pop(), make)
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns {"a/b/c": leaf} of a nested dict."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        at = f"{prefix}{name}"
-        flat |= flatten(value, f"{at}/") if isinstance(value, Mapping) else {at: value}
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
-
-
-LAYER = re.compile(r"(.*encoder)/layers_(\d+)/(.*)")
-_STACK = re.compile(r"(.*encoder)/layers/(.*)")
-
-
-@dataclasses.dataclass(frozen=True)
-class LazyArray:
-    """An array of known shape and type that is made each time numpy asks for it."""
-
-    shape: Shape
-    dtype: np.dtype
-    make: Callable[[], np.ndarray] = dataclasses.field(repr=False)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self.make(), dtype)
-
-
-def layer_slice(stack: Any, index: int) -> LazyArray:
-    """Returns one layer of a stacked parameter, taken out when numpy asks for it."""
-    return LazyArray(stack.shape[1:], np.dtype(stack.dtype), lambda: np.asarray(stack[index]))
-
-
-class LayerStack:
-    """The parameters of all layers, to be stacked when they are copied to where they are needed."""
-
-    def __init__(self, layers: Sequence[Any]) -> None:
-        self.layers = list(layers)
-        self.shape: Shape = (len(self.layers), *self.layers[0].shape)
-        self.dtype = self.layers[0].dtype
-
-
-def stack_layers(params: Mapping[str, Any], stack: Callable[..., Any] = np.stack) -> dict[str, Any]:
-    """Turns `layers_0`, `layers_1`, … of each encoder into one `layers` with a leading axis, for `scan_layers`."""
-    flat: dict[str, Any] = {}
-    layers: dict[str, dict[int, Any]] = {}
-    for path, value in flatten(params).items():
-        if m := LAYER.fullmatch(path):
-            layers.setdefault(f"{m[1]}/layers/{m[3]}", {})[int(m[2])] = value
-        else:
-            flat[path] = value
-    return unflatten(flat | {path: stack([parts[i] for i in range(len(parts))]) for path, parts in layers.items()})
-
-
-def unstack_layers(params: Mapping[str, Any], take: Callable[[Any, int], Any] = operator.getitem) -> dict[str, Any]:
-    """The inverse of `stack_layers`; a tree that is not stacked comes back as it is."""
-    flat: dict[str, Any] = {}
-    for path, value in flatten(params).items():
-        if m := _STACK.fullmatch(path):
-            flat |= {f"{m[1]}/layers_{i}/{m[2]}": take(value, i) for i in range(value.shape[0])}
-        else:
-            flat[path] = value
-    return unflatten(flat)
 
 
 def check_names_and_shapes(what: str, expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:

@@ -1,17 +1,15 @@
 """Measures a model on this machine: time to load, images and texts per second by batch size, peak memory.
 
-A tower is timed from arrays in host memory to embeddings in host memory; GFLOP/s counts its matrix products. Pictures
+A tower is timed from arrays in host memory to embeddings in host memory; GFLOP/s counts its matrix products. Images
 are a JPEG of 640 x 480, decoded and resized in threads. Times are medians, with the quartiles in brackets.
 """
 
 import argparse
-import dataclasses
 import json
 import math
-import time
 from typing import Any
 
-from siglip_jax.cli.output import QUANTIZATIONS, print_table, whole_number, with_progress
+from siglip_jax.cli._output import DTYPES, QUANTIZATIONS, print_table, progress, whole_number
 
 HELP = "measure the speed of a model here"
 EPILOG = """examples:
@@ -19,7 +17,6 @@ EPILOG = """examples:
   siglip-jax bench --model google/siglip-base-patch16-224 --batch-sizes 1 8 --dtype bfloat16
   siglip-jax bench --seconds 5 --json"""
 
-DTYPES = ("float32", "bfloat16")
 HEADERS = ("what", "batch", "time", "quartiles", "per second", "GFLOP/s")
 
 
@@ -29,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-sizes", type=whole_number, nargs="+", default=[1, 8, 32], metavar="N", help="default: 1 8 32"
     )
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of parameters and computation")
+    parser.add_argument("--dtype", choices=DTYPES[:2], default="float32", help="of parameters and computation")
     parser.add_argument("--quantization", choices=QUANTIZATIONS, help="of the weights (default: none)")
     parser.add_argument("--seconds", type=_seconds, default=2.0, metavar="S", help="for each figure (default: 2)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -37,27 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Does the job; returns the exit status."""
-    from siglip_jax.cli.facts import versions
-    from siglip_jax.inference.bench import first_embedding, peak_memory, preparation, towers
-    from siglip_jax.inference.loading import load
+    from siglip_jax.inference.bench import bench
 
-    start = time.perf_counter()
-    siglip = load(arguments.model, dtype=arguments.dtype, quantization=arguments.quantization)
-    loading = time.perf_counter() - start
-    first = loading + first_embedding(siglip)
-    speeds = [preparation(siglip, arguments.seconds)]
-    sizes = list(dict.fromkeys(arguments.batch_sizes))
-    speeds += with_progress(towers(siglip, sizes, arguments.seconds), 2 * len(sizes), "figures")
-    facts: dict[str, Any] = {
-        "model": arguments.model or "the embedded model",
-        "dtype": arguments.dtype,
-        "quantization": arguments.quantization,
-        "load_seconds": loading,
-        "first_embedding_seconds": first,
-        "speed": [dataclasses.asdict(speed) for speed in speeds],
-        "peak_bytes": peak_memory(),
-        "versions": versions(),
-    }
+    with progress("speeds") as on_progress:
+        facts = bench(
+            arguments.model,
+            arguments.batch_sizes,
+            dtype=arguments.dtype,
+            quantization=arguments.quantization,
+            seconds=arguments.seconds,
+            on_progress=on_progress,
+        )
     if arguments.json:
         print(json.dumps(facts, indent=2))
     else:

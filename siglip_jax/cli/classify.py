@@ -1,6 +1,6 @@
-"""Ranks labels for pictures, without any training: every label gets its own probability.
+"""Ranks labels for images, without any training: every label gets its own probability.
 
-Prints a bar per label; --json prints [{"image", "scores": [{"label", "score"}, ...]}, ...] instead. A picture that
+Prints a bar per label; --json prints [{"image", "scores": [{"label", "score"}, ...]}, ...] instead. An image that
 cannot be read is reported on stderr, the others are done, and the exit status is then 2.
 """
 
@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from siglip_jax.cli.output import (
+from siglip_jax._files import read_lines
+from siglip_jax.cli._output import (
     QUANTIZATIONS,
     bar,
     blocks,
@@ -24,46 +25,45 @@ from siglip_jax.cli.output import (
     whole_number,
     with_progress,
 )
+from siglip_jax.processing.images.loading import IMAGE_SUFFIXES
 
-HELP = "rank labels for pictures"
+HELP = "rank labels for images"
 EPILOG = """examples:
   siglip-jax classify cat.png --labels "a cat" "a dog"
   siglip-jax classify holidays/ --labels-from labels.txt --top-k 3 --json
   siglip-jax classify a.png b.png --labels cat dog --model google/siglip-base-patch16-224 --save-plot plot.png"""
 
-PICTURES = (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("paths", nargs="*", metavar="PATH", help="picture, or folder of pictures")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="image, or folder of images")
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="labels to choose from")
     parser.add_argument("--labels-from", metavar="FILE", help="text file with one label a line")
     parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the embedded model)")
     parser.add_argument("--quantization", choices=QUANTIZATIONS, help="hold the matrices in 8 or 4 bits")
     parser.add_argument("--template", metavar="TEXT", help='sentence for the labels, such as "This is a photo of {}."')
-    parser.add_argument("--top-k", type=whole_number, metavar="N", help="labels to show per picture (default: all)")
-    parser.add_argument("--batch-size", type=whole_number, metavar="N", help="pictures per step (default: by device)")
+    parser.add_argument("--top-k", type=whole_number, metavar="N", help="labels to show per image (default: all)")
+    parser.add_argument("--batch-size", type=whole_number, metavar="N", help="images per step (default: by device)")
     parser.add_argument("--recursive", action="store_true", help="look into folders within folders too")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--save-plot", metavar="FILE", help="draw the picture x label matrix into FILE (a .png)")
+    parser.add_argument("--save-plot", metavar="FILE", help="draw the image x label matrix into FILE (a .png)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Does the job; returns the exit status."""
     labels = read_labels(arguments)
-    pictures, failures = find_pictures(arguments)
-    if not pictures:
+    found, failures = find_images(arguments)
+    if not found:
         return 2
     from siglip_jax.inference.labels import check_labels, fill_template, rank
-    from siglip_jax.inference.loading import load
+    from siglip_jax.inference.load import load
 
     names = check_labels(labels)
     prompts = fill_template(arguments.template, names)
     if arguments.save_plot:
-        from siglip_jax.inference.heatmap import check_plot
+        from siglip_jax.plots.canvas import check_plot
 
-        check_plot(arguments.save_plot, len(pictures), len(names))
+        check_plot(arguments.save_plot, len(found), len(names))
     siglip = load(arguments.model, quantization=arguments.quantization)
 
     def unreadable(position: int, error: Exception) -> None:
@@ -71,18 +71,18 @@ def run(arguments: argparse.Namespace) -> int:
         failures += 1
         say(printable(error))
 
-    stream = with_progress(pictures, len(pictures), "pictures")
+    stream = with_progress(found, "images")
     scores = siglip.similarity(stream, prompts, batch_size=arguments.batch_size, on_unreadable=unreadable)
     read = [i for i, row in enumerate(scores) if row[0] == row[0]]
-    results = [{"image": os.fspath(pictures[i]), "scores": rank(scores[i], names, arguments.top_k)} for i in read]
+    results = [{"image": os.fspath(found[i]), "scores": rank(scores[i], names, arguments.top_k)} for i in read]
     if arguments.json:
         print(json.dumps(results, indent=2))
     elif results:
         print_bars(results)
     if arguments.save_plot and results:
-        from siglip_jax.inference.heatmap import plot_similarity
+        from siglip_jax.plots.heatmap import plot_similarity
 
-        plot_similarity([pictures[i] for i in read], names, scores[read], arguments.save_plot)
+        plot_similarity([found[i] for i in read], names, scores[read], arguments.save_plot)
     return 2 if failures else 0
 
 
@@ -96,22 +96,12 @@ def read_labels(arguments: argparse.Namespace) -> list[str]:
         raise ValueError('expected labels, found none; give them as --labels "a cat" "a dog" or --labels-from FILE')
     labels = list(arguments.labels or [])
     if arguments.labels_from:
-        path = Path(arguments.labels_from)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: expected a text file with one label a line, found no such file")
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError:
-            raise ValueError(f"{path}: expected a text file of labels in UTF-8, found other bytes") from None
-        from_file = [line.strip() for line in lines if line.strip()]
-        if not from_file:
-            raise ValueError(f"{path}: expected one label a line, found an empty file; write labels into it")
-        labels += from_file
+        labels += read_lines(arguments.labels_from, "labels")
     return labels
 
 
-def find_pictures(arguments: argparse.Namespace) -> tuple[list[str | Path], int]:
-    """Returns the pictures that the paths stand for, folders in sorted order, and the number of paths that were no use.
+def find_images(arguments: argparse.Namespace) -> tuple[list[str | Path], int]:
+    """Returns the images that the paths stand for, folders in sorted order, and the number of paths that were no use.
 
     What is wrong with a path is said on stderr, and so is how many other files a folder held.
 
@@ -121,27 +111,27 @@ def find_pictures(arguments: argparse.Namespace) -> tuple[list[str | Path], int]
     if not arguments.paths:
         swallowed = [label for label in arguments.labels or [] if Path(label).exists()]
         hint = f"put {swallowed[0]} before --labels" if swallowed else "name files or folders before --labels"
-        raise ValueError(f"expected pictures, found none; {hint}")
-    pictures: list[str | Path] = []
+        raise ValueError(f"expected images, found none; {hint}")
+    chosen: list[str | Path] = []
     failures = 0
     for path in arguments.paths:
         folder = Path(path)
         if path.startswith(("http://", "https://")) or folder.is_file():
-            pictures.append(path)
+            chosen.append(path)
             continue
         if not folder.is_dir():
-            say(f"{path}: expected a picture or a folder, found no such file; check the path")
+            say(f"{path}: expected an image or a folder, found no such file; check the path")
             failures += 1
             continue
         files = sorted(f for f in folder.glob("**/*" if arguments.recursive else "*") if f.is_file())
-        found = [f for f in files if f.suffix.lower() in PICTURES and not f.name.startswith(".")]
+        found = [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")]
         if not found:
-            say(f"{path}: expected pictures in this folder, found none among {len(files)} files; name another folder")
+            say(f"{path}: expected images in this folder, found none among {len(files)} files; name another folder")
             failures += 1
         elif len(found) < len(files):
-            say(f"{path}: {len(files) - len(found)} of {len(files)} files are not pictures and were left out")
-        pictures += found
-    return pictures, failures
+            say(f"{path}: {len(files) - len(found)} of {len(files)} files are not images and were left out")
+        chosen += found
+    return chosen, failures
 
 
 def print_bars(results: list[dict[str, Any]]) -> None:
@@ -169,7 +159,7 @@ def print_bars(results: list[dict[str, Any]]) -> None:
 def _lines(
     results: list[dict[str, Any]], name_width: int, bar_width: int, encoding: str
 ) -> Iterator[tuple[str, str, str]]:
-    """Yields the parts of each line: name, bar, number; the head of a picture has only a name."""
+    """Yields the parts of each line: name, bar, number; the head of an image has only a name."""
     from rich.cells import cell_len, set_cell_size
 
     fine = blocks(encoding)

@@ -1,15 +1,17 @@
 """Converts a checkpoint between Hugging Face, big_vision (.npz), open_clip and orbax, then reads it back and compares.
 
 The format of the source is recognised from its files. A Hub name works as a source. With --quantization the model is
-written for siglip_jax.load only, and compared with the float one on the example pictures and labels of the package.
+written for siglip_jax.load only, and compared with the float one on the example images and labels of the package.
 """
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
-from siglip_jax.cli.output import QUANTIZATIONS, progress, say, whole_number
+from siglip_jax._files import read_lines
+from siglip_jax.checkpoints.formats import FORMATS as KNOWN
+from siglip_jax.checkpoints.surgery import INTERPOLATIONS
+from siglip_jax.cli._output import DTYPES, QUANTIZATIONS, progress, say, whole_number
 
 HELP = "convert a checkpoint to another format"
 EPILOG = """examples:
@@ -18,8 +20,7 @@ EPILOG = """examples:
   siglip-jax convert model/ larger/ --to huggingface --resolution 384 --dry-run
   siglip-jax convert google/siglip-base-patch16-224 small/ --quantization int8"""
 
-FORMATS = ("huggingface", "big_vision", "open_clip", "orbax")
-DTYPES = ("float32", "bfloat16", "float16")
+FORMATS = tuple(name for name, format in KNOWN.items() if not format.inference_only)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", choices=FORMATS, help="format of DST; needed unless --quantization is given")
     parser.add_argument("--dtype", choices=DTYPES, help="type of the parameters")
     parser.add_argument("--resolution", type=whole_number, metavar="PIXELS", help="resize the position table")
-    parser.add_argument("--rule", choices=("bicubic", "big_vision"), default="bicubic", help="how --resolution does it")
+    parser.add_argument("--rule", choices=INTERPOLATIONS, default="bicubic", help="how --resolution does it")
     parser.add_argument("--patch-size", type=whole_number, metavar="PIXELS", help="resize the patch embedding")
     parser.add_argument("--text-length", type=whole_number, metavar="TOKENS", help="cut or stretch the text positions")
     parser.add_argument("--tower", choices=("text", "image"), help="one tower alone")
@@ -46,33 +47,22 @@ def run(arguments: argparse.Namespace) -> int:
         return _quantize(arguments)
     if arguments.to is None:
         raise ValueError(f"expected --to with one of {', '.join(FORMATS)}, or --quantization; found neither")
-    from siglip_jax.checkpoints.convert import Changes, carry_out, plan
+    from siglip_jax.checkpoints.convert import convert
 
-    a = arguments
-    changes = Changes(
-        a.tower, a.patch_size, a.resolution, a.rule, a.text_length, _labels(a.labels_from), a.dtype, a.stacked
-    )
-    ready = plan(a.source, a.destination, a.to, changes)
-    facts: dict[str, Any] = {
-        "source": str(ready.source),
-        "destination": str(ready.destination),
-        "from": ready.checkpoint.format,
-        "to": ready.format,
-        "architecture": ready.checkpoint.architecture,
-        "changes": list(ready.said),
-    }
-    if a.dry_run:
-        names = ("parameter", "shape", "dtype", "from", "to")
-        facts["rows"] = [dict(zip(names, row, strict=True)) for row in ready.rows]
-    else:
-        with progress(2 * ready.nbytes, "written and read back", in_bytes=True) as advance:
-            facts |= carry_out(ready, advance)
-    if a.json:
+    labels = () if arguments.labels_from is None else read_lines(arguments.labels_from, "labels")
+    names = ("tower", "patch_size", "resolution", "rule", "text_length", "dtype", "dry_run", "stacked")
+    options = {name: getattr(arguments, name) for name in names}
+    with progress("written and read back", in_bytes=True) as on_progress:
+        done = convert(
+            arguments.source, arguments.destination, arguments.to, labels=labels, on_progress=on_progress, **options
+        )
+    facts = done.to_dict()
+    if arguments.json:
         print(json.dumps(facts, indent=2))
     else:
         _print(facts)
-    if facts.get("different"):
-        say(f"{a.destination}: {len(facts['different'])} tensors read back differ from those written; do not use it")
+    if done.different:
+        say(f"{done.destination}: {len(done.different)} tensors read back differ from those written; do not use it")
         return 1
     return 0
 
@@ -81,7 +71,7 @@ def _quantize(a: argparse.Namespace) -> int:
     others = ("to", "dtype", "resolution", "patch_size", "text_length", "tower", "labels_from", "stacked", "dry_run")
     if given := [f"--{name.replace('_', '-')}" for name in others if getattr(a, name)]:
         raise ValueError(f"expected --quantization alone, found it with {', '.join(given)}; do that conversion first")
-    from siglip_jax.inference.quantization_report import quantize_checkpoint
+    from siglip_jax.inference.quantize import quantize_checkpoint
 
     facts = quantize_checkpoint(a.source, a.destination, a.quantization)
     if a.json:
@@ -93,15 +83,6 @@ def _quantize(a: argparse.Namespace) -> int:
         count = facts["examples"]
         print(f"cosine to the float model, {count} {kind}: least {cosine['least']:.5f}, mean {cosine['mean']:.5f}")
     return 0
-
-
-def _labels(file: str | None) -> tuple[str, ...]:
-    if file is None:
-        return ()
-    labels = tuple(line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip())
-    if not labels:
-        raise ValueError(f"{file}: expected one label a line, found none")
-    return labels
 
 
 def _print(facts: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
-"""Says how good a model is on a data set, and exactly how pictures and texts were prepared for that.
+"""Says how good a model is on a data set, and exactly how images and texts were prepared for that.
 
-zero-shot: pictures are named by the nearest class name. retrieval: texts find their picture, pictures their texts.
-linear-probe, knn: pictures are named by a linear classifier, or the nearest pictures, of another data set (--train).
-DATA is a folder of class folders, or captions and labels in JSON lines, CSV, Parquet or tar files. A picture that
+zero-shot: images are named by the nearest class name. retrieval: texts find their image, images their texts.
+linear-probe, knn: images are named by a linear classifier, or the nearest images, of another data set (--train).
+DATA is a folder of class folders, or captions and labels in JSON lines, CSV, Parquet or tar files. An image that
 cannot be read is reported on stderr, counted and left out; the exit status is 2 only if none can be read.
 """
 
@@ -12,7 +12,15 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from siglip_jax.cli.output import QUANTIZATIONS, percent, print_table, printable, progress, say, whole_number
+from siglip_jax.cli._output import (
+    DTYPES,
+    QUANTIZATIONS,
+    percent,
+    print_table,
+    progress,
+    report_unreadable,
+    whole_number,
+)
 
 HELP = "say how good a model is on a data set"
 EPILOG = """examples:
@@ -22,7 +30,6 @@ EPILOG = """examples:
   siglip-jax eval knn flowers/test --train flowers/train --k 20 --save-plot confusions.png"""
 
 TASKS = ("zero-shot", "retrieval", "linear-probe", "knn")
-DTYPES = ("float32", "bfloat16", "float16")
 OWN = {  # options that only some tasks take
     "templates": ("zero-shot",),
     "classes": ("zero-shot",),
@@ -43,15 +50,15 @@ SHOWN = 5  # classes
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("task", choices=TASKS, metavar="TASK", help=", ".join(TASKS))
-    parser.add_argument("data", metavar="DATA", help="folder or file of the pictures to name")
+    parser.add_argument("data", metavar="DATA", help="folder or file of the images to name")
     parser.add_argument("--train", metavar="TRAIN", help="folder or file to learn from (linear-probe, knn)")
     parser.add_argument("--split", metavar="NAME", help="part of DATA, where it has parts (default: train)")
     parser.add_argument("--train-split", metavar="NAME", help="part of TRAIN")
     parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the embedded model)")
     parser.add_argument("--dtype", choices=DTYPES, help="type of the computation (default: float32)")
     parser.add_argument("--quantization", choices=QUANTIZATIONS, help="hold the matrices in 8 or 4 bits")
-    parser.add_argument("--batch-size", type=whole_number, metavar="N", help="pictures per step (default: by device)")
-    parser.add_argument("--limit", type=whole_number, metavar="N", help="take N pictures of DATA, at even distances")
+    parser.add_argument("--batch-size", type=whole_number, metavar="N", help="images per step (default: by device)")
+    parser.add_argument("--limit", type=whole_number, metavar="N", help="take N images of DATA, at even distances")
     for what in ("image", "text", "label"):
         parser.add_argument(f"--{what}-key", metavar="NAME", help=f"column or ending that holds the {what}")
     parser.add_argument("--json", action="store_true", help="print JSON, with figures of every class")
@@ -77,27 +84,21 @@ def run(arguments: argparse.Namespace) -> int:
     """Does the job; returns the exit status."""
     _refuse_other_tasks(arguments)
     if arguments.save_plot:
-        from siglip_jax.inference.heatmap import check_plot
+        from siglip_jax.plots.canvas import check_plot
 
         check_plot(arguments.save_plot, 1, 1)
-    from siglip_jax.evaluation.embeddings import spread
+    from siglip_jax.data.open import open_source
     from siglip_jax.evaluation.result import Options
-    from siglip_jax.inference.loading import load
+    from siglip_jax.inference.load import load
 
-    try:
-        from siglip_jax.training.data.open import open_source
-    except ImportError as error:
-        missing = f"eval needs {error.name}, which is not installed"
-        raise ValueError(f"{missing}: pip install 'siglip_jax[train]'") from None
     keys = {name: getattr(arguments, name) for name in ("image_key", "text_key", "label_key")}
     source = open_source(arguments.data, split=arguments.split, **keys)
     train = open_source(arguments.train, split=arguments.train_split, **keys) if arguments.train else None
     evaluate = _evaluation(arguments)
     siglip = load(arguments.model, dtype=arguments.dtype, quantization=arguments.quantization)
     name = arguments.model or "the embedded model"
-    total = len(spread(len(source), arguments.limit)) + (0 if train is None else len(train))
-    with progress(total, "pictures") as advance:
-        options = Options(arguments.limit, arguments.batch_size, name, _report, advance)
+    with progress("images") as on_progress:
+        options = Options(arguments.limit, arguments.batch_size, name, report_unreadable, on_progress)
         result = evaluate(siglip, source, *([] if train is None else [train]), options=options)
     where = {name: getattr(arguments, name) for name in ("data", "split", "train", "train_split")}
     facts = {**where, **result.to_dict()}
@@ -106,9 +107,9 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(facts)
     if arguments.save_plot:
-        from siglip_jax.evaluation.plots import plot
+        from siglip_jax.plots.evaluation import plot_evaluation
 
-        plot(result, source, arguments.save_plot)
+        plot_evaluation(result, source, arguments.save_plot)
     return 0
 
 
@@ -134,7 +135,8 @@ def _refuse_other_tasks(arguments: argparse.Namespace) -> None:
 def _evaluation(a: argparse.Namespace) -> Callable[..., Any]:
     """Returns the function of the task, with its own options."""
     from siglip_jax import evaluation
-    from siglip_jax.evaluation.prompts import find_templates, read_lines
+    from siglip_jax._files import read_lines
+    from siglip_jax.evaluation.prompts import find_templates
 
     if a.task == "zero-shot":
         return functools.partial(
@@ -147,14 +149,9 @@ def _evaluation(a: argparse.Namespace) -> Callable[..., Any]:
     if a.task == "retrieval":
         return evaluation.evaluate_retrieval
     if a.task == "knn":
-        return functools.partial(evaluation.evaluate_knn, k=a.k or 20, temperature=a.temperature)
+        return functools.partial(evaluation.knn, k=a.k or 20, temperature=a.temperature)
     options = {"strength": a.strength, "shots": a.shots, "seed": a.seed or 0}
-    return functools.partial(evaluation.evaluate_linear_probe, probe=a.probe or "logistic", **options)
-
-
-def _report(name: str, error: Exception) -> None:
-    said = printable(error)
-    say(said if name in said else f"{name}: {said}")
+    return functools.partial(evaluation.linear_probe, probe=a.probe or "logistic", **options)
 
 
 def _print(facts: dict[str, Any]) -> None:
@@ -164,7 +161,7 @@ def _print(facts: dict[str, Any]) -> None:
     if facts["unreadable"]:
         read += f", {facts['unreadable']:,} more could not be read"
     where = " ".join(filter(None, (facts["data"], facts["split"])))
-    rows = [("task", facts["task"]), ("data", where), ("pictures", read)]
+    rows = [("task", facts["task"]), ("data", where), ("images", read)]
     if facts["train"]:
         rows.append(("train", " ".join(filter(None, (facts["train"], facts["train_split"])))))
     rows += [(name.replace("_", " "), percent(share)) for name, share in facts["metrics"].items()]
@@ -172,7 +169,7 @@ def _print(facts: dict[str, Any]) -> None:
     print_table(None, rows + [(f"prepared: {name}", said) for name, said in lines_of(facts["preprocessing"])], 2)
     if worst := _worst(facts):
         print()
-        print_table(("lowest recall", "mostly taken for", "pictures", "right"), worst, 2)
+        print_table(("lowest recall", "mostly taken for", "images", "right"), worst, 2)
 
 
 def _told(name: str, value: Any) -> bool:
@@ -187,7 +184,7 @@ def _worst(facts: dict[str, Any]) -> list[tuple[str, ...]]:
     """Returns a row for each of the classes with the lowest recall, where some are wrong."""
     taken: dict[str, str] = {}
     for confusion in facts.get("confusions", []):
-        taken.setdefault(confusion["class"], confusion["taken_for"])  # most pictures first
+        taken.setdefault(confusion["class"], confusion["taken_for"])  # most images first
     rows = [row for row in facts.get("classes", []) if row["examples"] and row["recall"] < 1]
     rows = sorted(rows, key=lambda row: (row["recall"], -row["examples"]))[:SHOWN]
     return [(row["class"], taken[row["class"]], f"{row['examples']:,}", percent(row["recall"])) for row in rows]

@@ -7,14 +7,14 @@ which shows how to use them. jax promises to run such artefacts for six months a
 import argparse
 import json
 
+from siglip_jax.cli._output import DTYPES
+from siglip_jax.inference.export import DEFAULT_PLATFORMS, PLATFORMS
+
 HELP = "export the encoders to run them without this package"
 EPILOG = """examples:
   siglip-jax export --out exported/
   siglip-jax export --model google/siglip-base-patch16-224 --out base/ --dtype bfloat16 --platforms cuda tpu
   python exported/run.py cat.png "a cat" "a dog\""""
-
-DTYPES = ("float32", "bfloat16", "float16")
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--platforms",
         nargs="+",
         choices=PLATFORMS,
-        default=["cpu", "cuda", "tpu"],
+        default=list(DEFAULT_PLATFORMS),
         metavar="PLATFORM",
-        help=f"some of {', '.join(PLATFORMS)} (default: cpu cuda tpu)",
+        help=f"some of {', '.join(PLATFORMS)} (default: {' '.join(DEFAULT_PLATFORMS)})",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Does the job; returns the exit status."""
     from siglip_jax.inference.export import export
-    from siglip_jax.inference.loading import load
+    from siglip_jax.inference.load import load
 
     manifest = export(load(arguments.model, dtype=arguments.dtype), arguments.out, platforms=arguments.platforms)
     if arguments.json:

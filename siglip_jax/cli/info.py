@@ -10,10 +10,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from siglip_jax.cli import mesh
-from siglip_jax.cli.facts import describe, versions
-from siglip_jax.cli.output import print_table
-from siglip_jax.variants import VARIANTS, Variant
+from siglip_jax.cli import _mesh as mesh
+from siglip_jax.cli._output import print_table
+from siglip_jax.configs.variants import VARIANTS, Variant
 
 HELP = "say what a checkpoint is"
 EPILOG = """examples:
@@ -52,7 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             print_table(HEADERS, [_cells(variant) for variant in VARIANTS], 1, CAPTION)
         return 0
-    facts = describe(arguments.model)
+    from siglip_jax.inference.bench import versions
+    from siglip_jax.inference.describe import describe_model
+
+    facts = describe_model(arguments.model)
     if arguments.model is None:
         facts["versions"] = versions()
     if arguments.json:

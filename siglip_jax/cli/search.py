@@ -1,6 +1,6 @@
-"""Finds the pictures or texts of a collection that are nearest to a text or a picture.
+"""Finds the images or texts of a collection that are nearest to a text or an image.
 
-DIR is what siglip-jax embed wrote. Prints rank, cosine and name, and where a text is compared with pictures the
+DIR is what siglip-jax embed wrote. Prints rank, cosine and name, and where a text is compared with images the
 probability that it describes them. All embeddings are compared; --approximate builds an index in DIR once and searches
 that.
 """
@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from siglip_jax.cli.output import percent, print_table, progress, whole_number
+from siglip_jax.cli._output import percent, print_table, progress, whole_number
 
-HELP = "find the nearest pictures or texts of a directory"
+HELP = "find the nearest images or texts of a directory"
 EPILOG = """examples:
   siglip-jax search photos-embedded "two dogs on a beach"
   siglip-jax search photos-embedded --image dog.jpg --top-k 20 --contact-sheet dogs.png
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("directory", metavar="DIR", help="directory of embeddings")
     parser.add_argument("query", nargs="?", metavar="TEXT", help="text to look for")
-    parser.add_argument("--image", metavar="FILE", help="picture to look for")
+    parser.add_argument("--image", metavar="FILE", help="image to look for")
     parser.add_argument("--top-k", type=whole_number, default=10, metavar="N", help="items to find (default: 10)")
     parser.add_argument("--model", metavar="NAME_OR_PATH", help="where the model of DIR is now (default: as then)")
     parser.add_argument("--approximate", action="store_true", help="search an index, which is built the first time")
@@ -38,24 +38,23 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f'expected a text or --image FILE to look for, found {found}; such as "a cat"')
     sheet = None if arguments.contact_sheet is None else Path(arguments.contact_sheet)
     if sheet is not None:
-        from siglip_jax.inference.contact_sheet import FORMATS
-        from siglip_jax.inference.heatmap import check_file
+        from siglip_jax.plots.canvas import IMAGE_FORMATS, check_file
 
-        check_file(sheet, FORMATS)
-    from siglip_jax.inference.collection import open_collection
-    from siglip_jax.inference.items import PICTURES, TEXTS
-    from siglip_jax.inference.search import load_for, open_source_of, search
+        check_file(sheet, IMAGE_FORMATS)
+    from siglip_jax.search.collection import open_collection
+    from siglip_jax.search.items import IMAGES, TEXTS
+    from siglip_jax.search.search import load_for, open_source_of, search
 
     collection = open_collection(arguments.directory)
     items = None if sheet is None else open_source_of(collection)
-    kind = TEXTS if arguments.image is None else PICTURES
+    kind = TEXTS if arguments.image is None else IMAGES
     siglip = load_for(collection, arguments.model, kinds=[kind])
     approximate = None
     if arguments.approximate:
-        from siglip_jax.inference.approximate import open_index
+        from siglip_jax.search.approximate import open_index
 
-        with progress(len(collection), "embeddings indexed", rate=True) as advance:
-            approximate = open_index(collection, advance)
+        with progress("embeddings indexed", rate=True) as on_progress:
+            approximate = open_index(collection, on_progress=on_progress)
     asked = arguments.query if arguments.image is None else arguments.image
     matches = search(
         siglip,
@@ -92,15 +91,15 @@ def _print(matches: list[Any], recall: float | None) -> None:
 
 
 def _draw(matches: list[Any], items: Any, query: str, path: Path) -> None:
-    from siglip_jax.inference.contact_sheet import contact_sheet, save
+    from siglip_jax.plots.contact_sheet import contact_sheet, save_contact_sheet
 
-    pictures = []
+    images = []
     for match in matches:
         if match.position >= len(items) or items.name(match.position) != match.id:
-            raise ValueError(f"{items.path}: expected {match.id} where it was, found other pictures; embed it again")
-        pictures.append(items.read(match.position))
+            raise ValueError(f"{items.path}: expected {match.id} where it was, found other images; embed it again")
+        images.append(items.read(match.position))
     captions = []
     for match in matches:
         chance = "" if match.probability is None else f", {percent(match.probability)}"
         captions.append((f"{match.rank}: {match.score:.4f}{chance}", match.id))
-    save(contact_sheet(pictures, captions, title=query), path)
+    save_contact_sheet(contact_sheet(images, captions, title=query), path)

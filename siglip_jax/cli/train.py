@@ -1,4 +1,4 @@
-"""Trains, or goes on training: pairs of pictures and texts, or pictures with labels.
+"""Trains, or goes on training: pairs of images and texts, or images with labels.
 
 RECIPE is one of the names below; every field of it is an option. The same command goes on with an interrupted run.
 OUT receives the model (a directory that `siglip_jax.load` and transformers read), checkpoints and log.jsonl.
@@ -8,13 +8,18 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from siglip_jax._optional import import_optional
+from siglip_jax.cli._output import STOPPED, progress, say
+from siglip_jax.training.recipes import ABOUT, RECIPES
+
 HELP = "train a model, from a checkpoint or anew"
-EPILOG = """recipes: scratch-b16, lit, finetune, high-resolution, lora, classification, linear-probe
+EPILOG = f"""recipes: {", ".join(RECIPES)}
 all options of one: siglip-jax train finetune --help
 
 examples:
@@ -31,38 +36,73 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does the job; returns the exit status: 0 at the end of the run, 143 where a signal stopped it before."""
-    try:
-        from siglip_jax.cli.training import do
-        from siglip_jax.training.recipes import ABOUT, RECIPES
-    except ImportError as error:
-        raise ValueError(
-            f"training needs {error.name}, which is not installed: pip install 'siglip_jax[train]'"
-        ) from None
+    """Runs the command and returns its exit status: 143 where a signal stopped the run before its end."""
     if arguments.recipe not in RECIPES:
         raise ValueError(f"expected a recipe, one of {', '.join(RECIPES)}, found {arguments.recipe!r}")
-    options = parse(RECIPES[arguments.recipe], ABOUT[arguments.recipe], arguments.recipe, arguments.rest)
-    return do(options)
+    import_optional("tyro", "siglip-jax train", "train")
+    import_optional("optax", "training", "train")
+    options = parse(arguments.recipe, arguments.rest)
+    from siglip_jax.cli._training_plan import print_plan
+    from siglip_jax.parallel import join_processes
+    from siglip_jax.training.run import dry_run, train
+
+    join_processes()
+    import jax
+
+    data = [_path_and_weight(word) for word in options.data]
+    keys = {name: getattr(options, name) for name in ("image_key", "text_key", "label_key")}
+    if options.dry_run:
+        print_plan(dry_run(data, options.model, options.recipe, **keys), options.json)
+        return 0
+    names = ("evaluate", "best", "save_every", "keep", "log_every", "tensorboard", "workers")
+    with progress("steps") as on_progress, progress("images embedded") as on_precompute:
+
+        def note_loss(metrics: dict[str, Any]) -> None:
+            if "loss" in metrics:
+                on_progress.note = f"loss {metrics['loss']:.4g}"
+
+        done = train(
+            data,
+            options.model,
+            options.out,
+            options.recipe,
+            on_metrics=note_loss,
+            on_progress=on_progress,
+            on_precompute=on_precompute,
+            **keys,
+            **{name: getattr(options, name) for name in names},
+        )
+    if done.stopped:
+        say(f"stopped after step {done.steps} of {done.total_steps}; the same command goes on")
+        return STOPPED
+    if jax.process_index() == 0:
+        result = {"steps": done.steps, "model": str(options.out / "model"), "log": str(options.out / "log.jsonl")}
+        print(json.dumps(result) if options.json else f"{done.steps} steps done; the model is in {result['model']}")
+    return 0
 
 
-def parse(recipe: Any, about: str, name: str, words: Sequence[str]) -> Any:
-    """Returns the options of a run, as `siglip_jax.cli.training.Options`.
+def parse(name: str, words: Sequence[str]) -> Any:
+    """Returns the options of a run, a `siglip_jax.cli._train_options.Options`.
+
+    Args:
+      name: name of the recipe.
+      words: what follows the recipe on the command line.
 
     Raises:
       ValueError: with what tyro says of a mistake, in one line.
     """
     import tyro
 
-    from siglip_jax.cli.training import Options
+    from siglip_jax.cli._train_options import Options
 
     said = io.StringIO()
-    default = dataclasses.replace(Options(data=(), model="", out=Path("."), recipe=recipe))
+    default = dataclasses.replace(Options(data=(), model="", out=Path("."), recipe=RECIPES[name]))
     for field in ("data", "model", "out"):
         object.__setattr__(default, field, tyro.MISSING)
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
-                Options, args=list(words), default=default, prog=f"siglip-jax train {name}", description=about
+                Options, args=list(words), default=default, prog=f"siglip-jax train {name}", description=ABOUT[name]
             )
     except SystemExit as stopped:
         if not stopped.code:
@@ -74,3 +114,14 @@ def one_line(boxed: str) -> str:
     """Returns the words of tyro's box of complaints."""
     lines = [line.strip(" │╭╮╰╯─\n") for line in boxed.splitlines()]
     return re.sub(r"\s+", " ", " ".join(line for line in lines[1:] if line))
+
+
+def _path_and_weight(word: str) -> tuple[str, float | None]:
+    """Returns the parts of "path=weight"; None where no weight is given."""
+    path, equals, weight = word.rpartition("=")
+    if not equals or Path(word).exists():
+        return word, None
+    try:
+        return path, float(weight)
+    except ValueError:
+        return word, None

@@ -11,11 +11,11 @@ class Accuracy:
     """Shares of 1.
 
     Attributes:
-      top1, top5: of all pictures.
-      mean_per_class: of the recalls of the classes that have pictures.
-      per_class: recall by class; NaN for a class without pictures.
-      counts: pictures by class.
-      confusions: rows of (class, class it was taken for, pictures), those of different classes, most pictures first.
+      top1, top5: of all images.
+      mean_per_class: of the recalls of the classes that have images.
+      per_class: recall by class; NaN for a class without images.
+      counts: images by class.
+      confusions: rows of (class, class it was taken for, images), those of different classes, most images first.
     """
 
     top1: float
@@ -27,7 +27,7 @@ class Accuracy:
 
     @property
     def worst(self) -> Int[np.ndarray, " found"]:
-        """The classes that have pictures, those of the lowest recall first; of equals the one with most pictures."""
+        """The classes that have images, those of the lowest recall first; of equals the one with most images."""
         order = np.lexsort((-self.counts, np.where(self.counts > 0, self.per_class, np.inf)))
         return order[: int((self.counts > 0).sum())]
 
@@ -36,14 +36,14 @@ def accuracy(ranked: Int[np.ndarray, "n k"], labels: Int[np.ndarray, " n"], num_
     """Counts how often the right class stands first, or among the first five.
 
     Args:
-      ranked: classes of each picture, best first; -1 where there are no more.
+      ranked: classes of each image, best first; -1 where there are no more.
       labels: the right ones, from 0 to num_classes - 1.
 
     Raises:
-      ValueError: if there are no pictures, or a label is not a class.
+      ValueError: if there are no images, or a label is not a class.
     """
     if not len(labels):
-        raise ValueError("accuracy needs at least one picture with a label, found none")
+        raise ValueError("accuracy needs at least one image with a label, found none")
     if labels.min() < 0 or labels.max() >= num_classes:
         found = f"{labels.min()} to {labels.max()}"
         raise ValueError(f"labels must be from 0 to {num_classes - 1}, the last class; found {found}")

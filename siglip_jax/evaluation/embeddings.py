@@ -1,4 +1,4 @@
-"""Embeddings of all pictures and texts of a data set, read and decoded ahead of the device."""
+"""Embeddings of all images and texts of a data set, read and decoded ahead of the device."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -6,25 +6,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from siglip_jax._callbacks import OnUnreadable, naming
+from siglip_jax.data.example import Source
 from siglip_jax.evaluation.neighbours import check_finite
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.stream import in_threads
-from siglip_jax.training.data.example import Source
 
 TEXTS = 1024  # embedded between two reports of progress
-Advance = Callable[[int], None]
-Report = Callable[[str, Exception], None]
 
 
 class Embedded(NamedTuple):
     """What a source holds, as far as it could be read.
 
     Attributes:
-      embeds: of the pictures, L2-normalised.
-      numbers: of the pictures in the source.
+      embeds: of the images, L2-normalised.
+      numbers: of the images in the source.
       labels: -1 where there is none.
-      texts: of each picture.
-      unreadable: how many pictures could not be read.
+      texts: of each image.
+      unreadable: how many images could not be read.
     """
 
     embeds: Float[np.ndarray, "n embed"]
@@ -40,21 +39,21 @@ class Embedded(NamedTuple):
         return Embedded(self.embeds[kept], self.numbers[kept], self.labels[kept], texts, self.unreadable)
 
 
-def embed_source(
+def embed_examples(
     siglip: Siglip,
     source: Source,
     *,
     numbers: Sequence[int] | None = None,
     batch_size: int | None = None,
-    on_unreadable: Report | None = None,
-    advance: Advance = lambda amount: None,
+    on_unreadable: OnUnreadable | None = None,
+    advance: Callable[[int], object] = lambda amount: None,
 ) -> Embedded:
-    """Embeds the pictures of a source; those that cannot be read are left out.
+    """Embeds the images of a source; those that cannot be read are left out.
 
     Args:
       numbers: which ones; None: all.
       batch_size: as in `Siglip.encode_image`.
-      on_unreadable: called with the name of a picture that cannot be read and the error.
+      on_unreadable: called with the index in the source of an image that cannot be read, and the error.
       advance: called with the amount done.
 
     Raises:
@@ -65,10 +64,10 @@ def embed_source(
     lost: set[int] = set()
     failures: list[Exception] = []
 
-    def report(name: str, error: Exception) -> None:
+    def report(index: int, name: str, error: Exception) -> None:
         failures.append(error)
         if on_unreadable is not None:
-            on_unreadable(name, error)
+            on_unreadable(index, naming(name, error))
 
     def images() -> Iterator[Any]:
         workers = siglip.choices.threads
@@ -78,20 +77,20 @@ def embed_source(
             try:
                 example = future.result()
             except (OSError, ValueError) as error:
-                report(f"number {number}", error)
+                report(number, f"number {number}", error)
                 continue
             read.append((number, example.name, -1 if example.label is None else example.label, example.texts))
             yield example.image
 
     def undecodable(position: int, error: Exception) -> None:
         lost.add(position)
-        report(read[position][1], error)
+        report(*read[position][:2], error)
 
     embeds = siglip.encode_image(images(), batch_size=batch_size, on_unreadable=undecodable)
     kept = [position for position in range(len(read)) if position not in lost]
     if not kept:
         first = f"; the first says: {failures[0]}" if failures else ""
-        raise ValueError(f"expected pictures that can be read, found none among {len(numbers)}{first}")
+        raise ValueError(f"expected images that can be read, found none among {len(numbers)}{first}")
     embeds = embeds[kept]
     check_finite(embeds, "the model's image embeddings")
     return Embedded(
@@ -104,7 +103,11 @@ def embed_source(
 
 
 def embed_texts(
-    siglip: Siglip, texts: Sequence[str], *, batch_size: int | None = None, advance: Advance = lambda amount: None
+    siglip: Siglip,
+    texts: Sequence[str],
+    *,
+    batch_size: int | None = None,
+    advance: Callable[[int], object] = lambda amount: None,
 ) -> Float[np.ndarray, "texts embed"]:
     """Embeds texts, each one once however often it occurs.
 

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from siglip_jax.evaluation import linear_probe, neighbours, zero_shot
+from siglip_jax._callbacks import Counter
+from siglip_jax.data.example import Source
+from siglip_jax.evaluation import neighbours, probes, zero_shot
 from siglip_jax.evaluation.accuracy import accuracy
-from siglip_jax.evaluation.embeddings import Embedded, embed_source, embed_texts, spread
+from siglip_jax.evaluation.embeddings import Embedded, embed_examples, embed_texts, spread
 from siglip_jax.evaluation.prompts import TEMPLATES, prompts
 from siglip_jax.evaluation.result import DEFAULTS, Options, Result
 from siglip_jax.evaluation.retrieval import KS, retrieval_ranks
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.preprocessing import describe
-from siglip_jax.training.data.example import Source
 
 
 def evaluate_zero_shot(
@@ -27,10 +28,10 @@ def evaluate_zero_shot(
     first_name_only: bool = False,
     options: Options = DEFAULTS,
 ) -> Result:
-    """Names each picture by the nearest of the classes' sentences.
+    """Names each image by the nearest of the classes' sentences.
 
     Args:
-      source: with classes, and labels for its pictures; those without a label do not count.
+      source: with classes, and labels for its images; those without a label do not count.
       templates: sentences with a `{}`; a class is the mean of its embeddings.
       classes: other names for the classes, in the order of `source.classes`.
       canonicalize, first_name_only: as in `prompts`.
@@ -40,7 +41,7 @@ def evaluate_zero_shot(
     """
     names = _names(source, classes)
     texts = prompts(names, templates, canonicalize=canonicalize, first_name_only=first_name_only)
-    embedded = _labelled(siglip, source, options)
+    embedded = _labelled(siglip, source, options, Counter(options.on_progress, len(spread(len(source), options.limit))))
     class_embeds = zero_shot.ensemble(embed_texts(siglip, texts, batch_size=options.batch_size), len(templates))
     ranked = zero_shot.classify(embedded.embeds, class_embeds)
     described = describe(
@@ -53,7 +54,7 @@ def evaluate_zero_shot(
     return _classified("zero-shot", embedded, ranked, names, {"limit": options.limit}, described)
 
 
-def evaluate_knn(
+def knn(
     siglip: Siglip,
     source: Source,
     train: Source,
@@ -62,15 +63,16 @@ def evaluate_knn(
     temperature: float | None = None,
     options: Options = DEFAULTS,
 ) -> Result:
-    """Names each picture by the votes of the k nearest pictures of `train`; see `neighbours.vote`.
+    """Names each image by the votes of the k nearest images of `train`; see `neighbours.vote`.
 
     Raises:
       ValueError: if there are no classes or labels, a class is not one of the training set's, or k is too large.
     """
     renumber = same_classes(source, train)
-    known = _labelled(siglip, train, dataclasses.replace(options, limit=None))
-    embedded = _labelled(siglip, source, options)
-    similarities, near = neighbours.nearest(embedded.embeds, known.embeds, k)
+    counter = Counter(options.on_progress, len(train) + len(spread(len(source), options.limit)))
+    known = _labelled(siglip, train, dataclasses.replace(options, limit=None), counter)
+    embedded = _labelled(siglip, source, options, counter)
+    similarities, near = neighbours.nearest_keys(embedded.embeds, known.embeds, k)
     ranked = neighbours.vote(similarities, known.labels[near], temperature=temperature)
     settings = {"k": k, "temperature": temperature, "train_examples": len(known.labels), "limit": options.limit}
     settings["train_unreadable"] = known.unreadable
@@ -79,7 +81,7 @@ def evaluate_knn(
     return _classified("knn", embedded, ranked, train.classes, settings, described)
 
 
-def evaluate_linear_probe(
+def linear_probe(
     siglip: Siglip,
     source: Source,
     train: Source,
@@ -90,10 +92,10 @@ def evaluate_linear_probe(
     seed: int = 0,
     options: Options = DEFAULTS,
 ) -> Result:
-    """Names each picture by a linear classifier of the embeddings of `train`.
+    """Names each image by a linear classifier of the embeddings of `train`.
 
     Args:
-      probe: "logistic" or "ridge"; see `linear_probe`.
+      probe: "logistic" or "ridge"; see `probes`.
       strength: of the penalty; by default the best on a fifth of the training set.
       shots: examples of each class to learn from; None: all.
       seed: of that choice, and of the part that is held out.
@@ -101,18 +103,19 @@ def evaluate_linear_probe(
     Raises:
       ValueError: if there are no classes or labels, or a class is not one of the training set's.
     """
-    probes = {
-        "logistic": (linear_probe.fit_logistic, linear_probe.LOGISTIC_STRENGTHS),
-        "ridge": (linear_probe.fit_ridge, linear_probe.RIDGE_STRENGTHS),
+    kinds = {
+        "logistic": (probes.fit_logistic, probes.LOGISTIC_STRENGTHS),
+        "ridge": (probes.fit_ridge, probes.RIDGE_STRENGTHS),
     }
-    if probe not in probes:
-        raise ValueError(f"probe must be one of {', '.join(probes)}, got {probe!r}")
+    if probe not in kinds:
+        raise ValueError(f"probe must be one of {', '.join(kinds)}, got {probe!r}")
     renumber = same_classes(source, train)
-    known = _labelled(siglip, train, dataclasses.replace(options, limit=None))
-    embedded = _labelled(siglip, source, options)
-    taken = np.arange(len(known.labels)) if shots is None else linear_probe.few_shots(known.labels, shots, seed)
-    fit, strengths = probes[probe]
-    chosen = linear_probe.choose(
+    counter = Counter(options.on_progress, len(train) + len(spread(len(source), options.limit)))
+    known = _labelled(siglip, train, dataclasses.replace(options, limit=None), counter)
+    embedded = _labelled(siglip, source, options, counter)
+    taken = np.arange(len(known.labels)) if shots is None else probes.few_shots(known.labels, shots, seed)
+    fit, strengths = kinds[probe]
+    chosen = probes.choose(
         fit,
         known.embeds[taken],
         known.labels[taken],
@@ -123,7 +126,7 @@ def evaluate_linear_probe(
     settings = {
         "probe": probe,
         "strength": chosen.classifier.strength,
-        "converged": chosen.classifier.gradient <= 2 * linear_probe.TOLERANCE,
+        "converged": chosen.classifier.gradient <= 2 * probes.TOLERANCE,
         "tried": [{"strength": tried, "held_out_top1": share} for tried, share in chosen.tried.items()],
         "shots": shots,
         "seed": seed,
@@ -144,29 +147,30 @@ def evaluate_retrieval(
     ks: Sequence[int] = KS,
     options: Options = DEFAULTS,
 ) -> Result:
-    """Finds each text's picture among all pictures, and one of each picture's texts among all texts.
+    """Finds each text's image among all images, and one of each image's texts among all texts.
 
     Raises:
       ValueError: if there are no texts.
     """
-    embedded = embed_source(
+    numbers = spread(len(source), options.limit)
+    embedded = embed_examples(
         siglip,
         source,
-        numbers=spread(len(source), options.limit),
+        numbers=numbers,
         batch_size=options.batch_size,
         on_unreadable=options.on_unreadable,
-        advance=options.advance,
+        advance=Counter(options.on_progress, len(numbers)).add,
     )
     texts = [text for group in embedded.texts for text in group]
     owners = np.repeat(np.arange(len(embedded.texts)), [len(group) for group in embedded.texts])
     if not texts:
-        raise ValueError("retrieval needs texts, found pictures without any; name the column or key that holds them")
+        raise ValueError("retrieval needs texts, found images without any; name the column or key that holds them")
     text_embeds = embed_texts(siglip, texts, batch_size=options.batch_size)
     ranks = retrieval_ranks(embedded.embeds, text_embeds, owners)
     settings = {
         "texts": len(texts),
         "texts_that_repeat_another": len(texts) - len(set(texts)),
-        "pictures_without_text": int((ranks.image_to_text < 0).sum()),
+        "images_without_text": int((ranks.image_to_text < 0).sum()),
         "limit": options.limit,
     }
     return Result(
@@ -206,18 +210,18 @@ def _names(source: Source, classes: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(source.classes if classes is None else classes)
 
 
-def _labelled(siglip: Siglip, source: Source, options: Options) -> Embedded:
-    embedded = embed_source(
+def _labelled(siglip: Siglip, source: Source, options: Options, counter: Counter) -> Embedded:
+    embedded = embed_examples(
         siglip,
         source,
         numbers=spread(len(source), options.limit),
         batch_size=options.batch_size,
         on_unreadable=options.on_unreadable,
-        advance=options.advance,
+        advance=counter.add,
     )
     found = embedded.with_labels()
     if not len(found.labels):
-        raise ValueError(f"expected pictures with labels, found none among {len(embedded.labels)}")
+        raise ValueError(f"expected images with labels, found none among {len(embedded.labels)}")
     return found
 
 

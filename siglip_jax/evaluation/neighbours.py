@@ -1,30 +1,29 @@
-"""The nearest of many embeddings, block by block, and classification by the votes of the nearest.
+"""The nearest of many embeddings, and classification by the votes of the nearest.
 
 Votes can be weighted as in "Emerging Properties in Self-Supervised Vision Transformers" (Caron et al., 2021), and
 "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (Wu et al., 2018): exp(cosine / temperature).
 """
 
-import functools
-
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
-from siglip_jax.inference.nearest import merged
+from siglip_jax.search.nearest import BLOCK, nearest
 
-QUERIES, KEYS = 256, 8192  # of a block: 8 MiB of similarities
 VOTES = 2**22  # pairs of neighbours compared at once
 
 
-def nearest(
+def nearest_keys(
     queries: Float[np.ndarray, "n embed"], keys: Float[np.ndarray, "m embed"], k: int
 ) -> tuple[Float[np.ndarray, "n k"], Int[np.ndarray, "n k"]]:
-    """Returns the k largest products of each query with the keys, largest first, and the numbers of their keys.
+    """Returns the k largest products of each query with the keys and the indices of their keys.
 
-    For L2-normalised embeddings a product is a cosine. Of equal ones the first key comes first. No more than
-    `QUERIES` x `KEYS` products are held at a time.
+    Args:
+      queries: embeddings (n, E) float32; for L2-normalised embeddings a product is a cosine.
+      keys: embeddings (m, E) float32 to choose from.
+      k: number of keys to find for each query, 1 to m.
+
+    Returns:
+      Products (n, k), largest first, and indices of keys (n, k); ties are broken by index.
 
     Raises:
       ValueError: if k is not from 1 to m, or an embedding is not finite.
@@ -33,36 +32,7 @@ def nearest(
         raise ValueError(f"k must be from 1 to the number of embeddings to choose from, {len(keys)}; got {k}")
     check_finite(queries, "queries")
     check_finite(keys, "keys")
-    size = min(KEYS, len(keys))
-    blocks = -(-len(keys) // size)
-    padded = np.zeros((blocks * size, keys.shape[1]), np.float32)
-    padded[: len(keys)] = keys
-    stacked = jnp.asarray(padded.reshape(blocks, size, -1))
-    rows = min(QUERIES, max(len(queries), 1))
-    found = [(np.zeros((0, k), np.float32), np.zeros((0, k), np.int32))]
-    for start in range(0, len(queries), rows):
-        block = queries[start : start + rows]
-        whole = np.zeros((rows, queries.shape[1]), np.float32)  # always the same shape: compiled once
-        whole[: len(block)] = block
-        values, numbers = _nearest(jnp.asarray(whole), stacked, jnp.int32(len(keys)), k)
-        found.append((np.asarray(values)[: len(block)], np.asarray(numbers)[: len(block)]))
-    values, numbers = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return values, numbers
-
-
-@functools.partial(jax.jit, static_argnames="k")
-def _nearest(
-    queries: Float[Array, "rows embed"], blocks: Float[Array, "blocks size embed"], count: Int[Array, ""], k: int
-) -> tuple[Float[Array, "rows k"], Int[Array, "rows k"]]:
-    size = blocks.shape[1]
-
-    def step(best: tuple[Array, Array], block: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
-        number, keys = block
-        return merged(queries, keys, number * size, count - number * size, *best), None
-
-    start = jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1, jnp.int32)
-    best, _ = lax.scan(step, start, (jnp.arange(len(blocks), dtype=jnp.int32), blocks))
-    return best
+    return nearest(queries, [keys], k, block_size=min(BLOCK, len(keys)))
 
 
 def check_finite(embeds: Float[np.ndarray, "rows embed"], what: str) -> None:

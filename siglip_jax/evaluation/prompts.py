@@ -5,9 +5,11 @@ were made (`prompt_engineering.py` of big_vision, which does so in its zero-shot
 """
 
 import os
-import string
 from collections.abc import Sequence
 from pathlib import Path
+
+from siglip_jax._files import read_lines
+from siglip_jax.processing.text.canonical import canonicalize as canonicalize_text
 
 SLOT = "{}"
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -26,18 +28,6 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def canonical(text: str, keep: str = "") -> str:
-    """Returns a text in lower case, underscores as blanks, without ASCII punctuation, with single blanks.
-
-    Args:
-      keep: left as it is wherever it occurs, such as `"{}"`.
-    """
-    parts = text.replace("_", " ").split(keep) if keep else [text.replace("_", " ")]
-    return " ".join(keep.join(part.translate(_NO_PUNCTUATION) for part in parts).lower().split())
-
 
 def prompts(
     classes: Sequence[str], templates: Sequence[str], *, canonicalize: bool = True, first_name_only: bool = False
@@ -47,7 +37,7 @@ def prompts(
     Args:
       classes: names; commas stay, they part the several names of a class.
       templates: sentences whose `{}` a name takes.
-      canonicalize: write both as `canonical` does; otherwise they stay as they are.
+      canonicalize: write both in canonical form, underscores as blanks; otherwise they stay as they are.
       first_name_only: of "tench, Tinca tinca" take "tench".
 
     Raises:
@@ -62,8 +52,8 @@ def prompts(
             )
     names = [name.split(",")[0] if first_name_only else name for name in classes]
     if canonicalize:
-        names = [canonical(name, keep=",") for name in names]
-        templates = [canonical(template, keep=SLOT) for template in templates]
+        names = [canonicalize_text(name.replace("_", " "), keep=",") for name in names]
+        templates = [canonicalize_text(template.replace("_", " "), keep=SLOT) for template in templates]
     for name, given in zip(names, classes, strict=True):
         if not name.strip(" ,"):
             raise ValueError(f"class names must not be blank, found {given!r}; name it, or keep its punctuation")
@@ -84,23 +74,3 @@ def find_templates(name_or_file: str | os.PathLike[str]) -> tuple[str, ...]:
             f"{name_or_file}: expected one of {', '.join(TEMPLATES)}, or a file with one template a line, found neither"
         )
     return read_lines(name_or_file, "templates such as 'a photo of {}'")
-
-
-def read_lines(path: str | os.PathLike[str], what: str) -> tuple[str, ...]:
-    """Returns the lines of a text file, without blanks around them and without empty ones.
-
-    Raises:
-      FileNotFoundError: if it is not there.
-      ValueError: if it is not text in UTF-8, or has no lines; the message says that it was to hold `what`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a text file of {what}, one a line, found no such file")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: expected a text file of {what} in UTF-8, found other bytes") from None
-    found = tuple(line.strip() for line in lines if line.strip())
-    if not found:
-        raise ValueError(f"{path}: expected {what}, one a line, found an empty file")
-    return found

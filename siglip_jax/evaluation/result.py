@@ -6,12 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from siglip_jax._callbacks import OnProgress, OnUnreadable
 from siglip_jax.evaluation.accuracy import Accuracy
-from siglip_jax.evaluation.embeddings import Advance, Report
-
-
-def _no_advance(amount: int) -> None:
-    pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,18 +15,18 @@ class Options:
     """What all evaluations take.
 
     Attributes:
-      limit: pictures to take, at even distances; None: all.
+      limit: images to take, at even distances; None: all.
       batch_size: as in `Siglip.encode_image`.
       model_name: what the result calls the model.
-      on_unreadable: called with the name of a picture that cannot be read and the error; it is left out.
-      advance: called with the number of pictures read.
+      on_unreadable: called with the index of an image that cannot be read and the error; it is left out.
+      on_progress: called with the images read and their total, the training set's included.
     """
 
     limit: int | None = None
     batch_size: int | None = None
     model_name: str = "this model"
-    on_unreadable: Report | None = None
-    advance: Advance = _no_advance
+    on_unreadable: OnUnreadable | None = None
+    on_progress: OnProgress | None = None
 
 
 DEFAULTS = Options()
@@ -43,16 +39,16 @@ class Result:
     Attributes:
       task: its name.
       metrics: figures by name, shares of 1.
-      examples: pictures that count.
-      unreadable: pictures that could not be read.
+      examples: images that count.
+      unreadable: images that could not be read.
       settings: of the evaluation, as JSON takes them.
       preprocessing: see `siglip_jax.inference.preprocessing.describe`.
       classes, accuracy: of a classification.
-      numbers: of the pictures in the source.
-      ranked: classes of each picture, best first, -1 for none; in retrieval empty.
-      labels: the right classes; in retrieval the number of each text's picture, as a position in `numbers`.
+      numbers: of the images in the source.
+      ranked: classes of each image, best first, -1 for none; in retrieval empty.
+      labels: the right classes; in retrieval the number of each text's image, as a position in `numbers`.
       texts: of a retrieval.
-      image_embeds, text_embeds: of a retrieval, for the pictures that `plot_retrieval` draws.
+      image_embeds, text_embeds: of a retrieval, for the images that `plot_retrieval` draws.
     """
 
     task: str

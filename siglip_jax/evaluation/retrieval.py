@@ -1,4 +1,4 @@
-"""Retrieval both ways, block by block: does a text find its picture, and a picture one of its texts?
+"""Retrieval both ways, block by block: does a text find its image, and an image one of its texts?
 
 Ties are taken against the model: what is as near as the right answer counts as nearer. Embeddings that are all alike
 then find nothing, where an argsort would find whatever stands first.
@@ -23,15 +23,15 @@ class Ranks:
     """How many wrong answers are at least as near as the right one: 0 is the first place.
 
     Attributes:
-      text_to_image: of each text's own picture among all pictures.
-      image_to_text: of the nearest of a picture's own texts among the texts of all others; -1 where it has none.
+      text_to_image: of each text's own image among all images.
+      image_to_text: of the nearest of an image's own texts among the texts of all others; -1 where it has none.
     """
 
     text_to_image: Int[np.ndarray, " texts"]
     image_to_text: Int[np.ndarray, " images"]
 
     def recalls(self, ks: Sequence[int] = KS) -> dict[str, float]:
-        """Returns `text_to_image_r1`, `image_to_text_r1` and so on, as shares of the texts, and of the pictures that
+        """Returns `text_to_image_r1`, `image_to_text_r1` and so on, as shares of the texts, and of the images that
         have texts."""
         asked = {"text_to_image": self.text_to_image, "image_to_text": self.image_to_text[self.image_to_text >= 0]}
         return {f"{way}_r{k}": float((ranks < k).mean()) for way, ranks in asked.items() for k in ks}
@@ -48,11 +48,11 @@ def retrieval_ranks(
 
     Args:
       image_embeds, text_embeds: L2-normalised.
-      owners: the number of each text's picture; a picture may have several texts, or none.
+      owners: the number of each text's image; an image may have several texts, or none.
       block_size: queries compared with all answers at once; by default as many as give `BLOCK` similarities.
 
     Raises:
-      ValueError: if there is nothing to compare, an owner is not a picture, or an embedding is not finite.
+      ValueError: if there is nothing to compare, an owner is not an image, or an embedding is not finite.
     """
     if not len(image_embeds) or not len(text_embeds):
         raise ValueError(f"retrieval needs images and texts, got {len(image_embeds)} images, {len(text_embeds)} texts")

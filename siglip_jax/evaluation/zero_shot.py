@@ -1,9 +1,9 @@
-"""Zero-shot classification of embeddings: a class is the mean of its sentences, a picture gets the nearest."""
+"""Zero-shot classification of embeddings: a class is the mean of its sentences, an image gets the nearest."""
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from siglip_jax.evaluation.neighbours import check_finite, nearest
+from siglip_jax.evaluation.neighbours import check_finite, nearest_keys
 
 
 def ensemble(text_embeds: Float[np.ndarray, "texts embed"], templates: int) -> Float[np.ndarray, "classes embed"]:
@@ -26,10 +26,10 @@ def ensemble(text_embeds: Float[np.ndarray, "texts embed"], templates: int) -> F
 def classify(
     image_embeds: Float[np.ndarray, "images embed"], class_embeds: Float[np.ndarray, "classes embed"], top: int = 5
 ) -> Int[np.ndarray, "images top"]:
-    """Returns the nearest classes of each picture, nearest first, equally near ones in their order; -1: no more."""
+    """Returns the nearest classes of each image, nearest first, equally near ones in their order; -1: no more."""
     found = min(top, len(class_embeds))
     ranked = np.full((len(image_embeds), top), -1, np.int64)
-    ranked[:, :found] = nearest(image_embeds, class_embeds, found)[1]
+    ranked[:, :found] = nearest_keys(image_embeds, class_embeds, found)[1]
     return ranked
 
 

@@ -1,19 +1,26 @@
-"""Inference: the engine behind `siglip_jax.load`, batching for servers, the zero-shot pipeline, and the picture of a
-similarity matrix.
-"""
+"""Inference: `load`, the engine it returns, the pipeline, batching for servers, export, speed."""
 
 from siglip_jax.inference.batcher import Batcher, QueueFullError
+from siglip_jax.inference.bench import bench
+from siglip_jax.inference.describe import describe_model
 from siglip_jax.inference.engine import Siglip
-from siglip_jax.inference.heatmap import plot_similarity
-from siglip_jax.inference.loading import load
+from siglip_jax.inference.export import export
+from siglip_jax.inference.load import load
 from siglip_jax.inference.pipeline import ZeroShotImageClassificationPipeline, pipeline
+from siglip_jax.inference.quantize import quantize_checkpoint
+from siglip_jax.inference.verify import Verification, verify_model
 
 __all__ = [
     "Batcher",
     "QueueFullError",
     "Siglip",
+    "Verification",
     "ZeroShotImageClassificationPipeline",
+    "bench",
+    "describe_model",
+    "export",
     "load",
     "pipeline",
-    "plot_similarity",
+    "quantize_checkpoint",
+    "verify_model",
 ]

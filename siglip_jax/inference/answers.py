@@ -1,6 +1,6 @@
 """Published logits, computed anew: do weights, tokenizer and processor together do what the released model does?
 
-The pictures of the variable-resolution models are drawn here. The others need the published file, or its `pixel_values`
+The images of the variable-resolution models are drawn here. The others need the published file, or its `pixel_values`
 where the reference's own resizing is not what the logits were computed with.
 """
 
@@ -14,9 +14,9 @@ import PIL.Image
 import PIL.ImageDraw
 from jaxtyping import Float
 
+from siglip_jax.configs.published import DISC_SIZES, Answer
 from siglip_jax.inference.engine import Siglip
-from siglip_jax.processing.naflex import Siglip2ImageProcessor, grid_of
-from siglip_jax.published import DISC_SIZES, Answer
+from siglip_jax.processing.images.siglip2 import Siglip2ImageProcessor, grid_of
 
 
 class Comparison(NamedTuple):
@@ -45,11 +45,11 @@ def compare(siglip: Siglip, answer: Answer, given: Any = None) -> Comparison:
     """Computes a published answer in float32 at the highest precision of the device.
 
     Args:
-      given: nothing for an answer to drawn pictures, a sequence of anything `load_image` takes for one to files, and
+      given: nothing for an answer to drawn images, a sequence of anything `load_image` takes for one to files, and
         `pixel_values` (images, height, width, channels), or with the channels second, for one to pixels.
 
     Raises:
-      ValueError: if there are not as many pictures as the answer is to, or the pixels are of another size.
+      ValueError: if there are not as many images as the answer is to, or the pixels are of another size.
     """
     inputs = dict(siglip.processor(text=list(answer.texts), return_tensors="jax"))
     inputs |= _drawn(siglip) if answer.given == "drawn" else _given(siglip, answer, given)
@@ -60,7 +60,7 @@ def compare(siglip: Siglip, answer: Answer, given: Any = None) -> Comparison:
 
 
 def disc(width: int, height: int) -> PIL.Image.Image:
-    """Draws the picture that `published.DISC` describes, of that many pixels."""
+    """Draws the image that `published.DISC` describes, of that many pixels."""
     image = PIL.Image.new("RGB", (width, height), "red")
     x, y = width // 2, height // 2
     radius = min(x, y) // 8 * 7
@@ -87,12 +87,10 @@ def _resized(image: PIL.Image.Image, patch: int, most: int) -> np.ndarray:
 
 
 def _given(siglip: Siglip, answer: Answer, given: Any) -> dict[str, Any]:
-    if answer.given == "picture":
+    if answer.given == "image":
         images: Sequence[Any] = list(given)
         if len(images) != len(answer.images):
-            raise ValueError(
-                f"expected {len(answer.images)} pictures ({', '.join(answer.images)}), found {len(images)}"
-            )
+            raise ValueError(f"expected {len(answer.images)} images ({', '.join(answer.images)}), found {len(images)}")
         return dict(siglip.processor(images=images, return_tensors="jax"))
     pixels, vision = np.asarray(given), siglip.config.vision_config
     if pixels.ndim == 4 and pixels.shape[1] == vision.num_channels:

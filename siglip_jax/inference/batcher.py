@@ -1,9 +1,9 @@
 """Dynamic batching for servers: what many threads ask for at the same time goes through the device together.
 
     with Batcher(siglip) as batcher:      # shared by all threads of the server
-        embeds = batcher.encode_image(picture, timeout=1.0)
+        embeds = batcher.encode_image(image, timeout=1.0)
 
-Pictures are decoded, and texts tokenised, by a pool of threads. One more thread hands what is ready to the device, in
+Images are decoded, and texts tokenised, by a pool of threads. One more thread hands what is ready to the device, in
 batches of the sizes that the engine uses too, and the next full batch before the last is read. That thread exists only
 while there is something to do, so a batcher that nobody closed neither leaks it nor keeps the interpreter from ending.
 """
@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from siglip_jax._checks import check_count
 from siglip_jax.inference.encoder import Encoder
 from siglip_jax.inference.engine import Images, Siglip, Texts
-from siglip_jax.inference.labels import check_count
 from siglip_jax.inference.stream import Arrays, as_images, as_texts, batches
 
 
@@ -36,7 +36,7 @@ class Batcher:
     other calls. What is wrong with an item is raised in its own call; an error of the model is raised, as the cause of
     a `RuntimeError`, in the calls of the batch that it befell.
 
-    The first batch of each size compiles a program: a server that calls `encode_image([picture] * n)` for n = 1, 2, 4,
+    The first batch of each size compiles a program: a server that calls `encode_image([image] * n)` for n = 1, 2, 4,
     ... up to `max_batch_size` before it opens has that behind it.
 
     Attributes:
@@ -59,7 +59,7 @@ class Batcher:
           siglip: the model; `load` makes one.
           max_batch_size: items per batch; by default the engine's, `Siglip.choices`.
           max_delay: seconds that an idle device waits, after an item is ready, for others to fill the batch.
-          queue_size: items that may wait; a decoded picture takes the memory of its pixel values.
+          queue_size: items that may wait; a decoded image takes the memory of its pixel values.
 
         Raises:
           ValueError: if a number makes no sense.
@@ -81,12 +81,12 @@ class Batcher:
         """Returns L2-normalised image embeddings, as `Siglip.encode_image`; blocks until they are there.
 
         Args:
-          images: one picture or an iterable of a few, at most `queue_size`.
+          images: one image or an iterable of a few, at most `queue_size`.
           timeout: seconds to wait for the answer; None waits as long as it takes. What is given up on is dropped from
             the queue.
 
         Raises:
-          FileNotFoundError, ValueError: if a picture is missing or cannot be read.
+          FileNotFoundError, ValueError: if an image is missing or cannot be read.
           QueueFullError: if too many items wait already.
           TimeoutError: if there is no answer in time.
           RuntimeError: if the batcher is closed, or the model failed.
@@ -103,7 +103,7 @@ class Batcher:
         Raises:
           QueueFullError: if too many items wait already.
           RuntimeError: if the batcher is closed.
-          ValueError: if these are no pictures, or more than `queue_size`.
+          ValueError: if these are no images, or more than `queue_size`.
         """
         return self._submit(self._images, as_images(images))
 
@@ -282,4 +282,4 @@ def _answer(future: concurrent.futures.Future, timeout: float | None) -> np.ndar
     except TimeoutError:
         if future.cancel():
             raise TimeoutError(f"no answer within {timeout} s; wait longer, or send less at once") from None
-        return future.result()  # it came after all, or a picture's URL timed out
+        return future.result()  # it came after all, or an image's URL timed out

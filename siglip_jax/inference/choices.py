@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from siglip_jax.configuration import SiglipConfig, TextConfig, VisionConfig
+from siglip_jax.configs.configuration import SiglipConfig, TextConfig, VisionConfig
 from siglip_jax.models.attention import describe_attention
 from siglip_jax.models.products import describe_products
 from siglip_jax.parallel.mesh import batch_shares
@@ -28,7 +28,7 @@ class Choices(NamedTuple):
       image_rows, text_rows: at most so many rows go through a tower at a time, larger batches in several steps within
         the compiled code; None: the whole batch.
       attention, products: in words.
-      threads: that read and decode pictures ahead of the device.
+      threads: that read and decode images ahead of the device.
     """
 
     device: str

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from siglip_jax.files import user_cache
+from siglip_jax._files import user_cache
 
 _CPUINFO = Path("/proc/cpuinfo")
 _WORTH_KEEPING = 0.1  # seconds of compilation; JAX keeps nothing below one second

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from siglip_jax.inference.labels import check_count
+from siglip_jax._checks import check_count
 from siglip_jax.inference.stream import Arrays, padded
 from siglip_jax.models.pretrained import PretrainedModule
 from siglip_jax.models.products import matmul_precision

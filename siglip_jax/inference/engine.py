@@ -1,7 +1,7 @@
-"""The inference engine: pictures and texts in, normalised embeddings, probabilities and ranked labels out.
+"""The inference engine: images and texts in, normalised embeddings, probabilities and ranked labels out.
 
 It has no single counterpart in `transformers`; it does what `AutoProcessor` and `SiglipModel` do together there.
-Everything is batched and jitted, batches have a few fixed sizes so that little is compiled, and pictures are decoded in
+Everything is batched and jitted, batches have a few fixed sizes so that little is compiled, and images are decoded in
 threads ahead of the device.
 """
 
@@ -17,16 +17,19 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Array, Float, Int
 
-from siglip_jax.checkpoints import quantized
-from siglip_jax.configuration import SiglipConfig
+from siglip_jax._callbacks import OnUnreadable
+from siglip_jax._checks import check_count
+from siglip_jax.checkpoints import Checkpoint, write_checkpoint
+from siglip_jax.checkpoints.formats import quantized
+from siglip_jax.configs.configuration import SiglipConfig
 from siglip_jax.inference.choices import choose
 from siglip_jax.inference.encoder import Encoder, jitted
-from siglip_jax.inference.labels import check_count, check_labels, fill_template, probabilities, rank
-from siglip_jax.inference.quantization import holds_quantized
+from siglip_jax.inference.labels import check_labels, fill_template, probabilities, rank
 from siglip_jax.inference.stream import Arrays, as_images, as_texts, batches, in_threads, is_one_image, slices
 from siglip_jax.inference.weights import Weights
 from siglip_jax.models import Siglip2Model, SiglipModel
 from siglip_jax.processing import SiglipProcessor, load_image
+from siglip_jax.quantization.layers import holds_quantized
 
 CACHED_TEXT_LISTS = 8
 LOGITS = ("logit_scale", "logit_bias")
@@ -35,15 +38,14 @@ ImageSource = str | bytes | os.PathLike | PIL.Image.Image | np.ndarray | jax.Arr
 Images = ImageSource | Iterable[ImageSource]
 Texts = str | Iterable[str]
 Model = SiglipModel | Siglip2Model
-OnUnreadable = Callable[[int, Exception], None]
 
 
 class Siglip:
     """A model with its parameters and its processor; `load` makes one.
 
-    Pictures are a path, URL, bytes, PIL image or array, or an iterable of them. An iterable may be a generator: it is
-    read a few batches ahead, never as a whole. One picture, or one string, counts as a list of one, so the first axis
-    of every result is there; only `classify` answers a single picture with a single list.
+    Images are a path, URL, bytes, PIL image or array, or an iterable of them. An iterable may be a generator: it is
+    read a few batches ahead, never as a whole. One image, or one string, counts as a list of one, so the first axis
+    of every result is there; only `classify` answers a single image with a single list.
 
     No row depends on what it shares a batch with, but for the rounding of sums: batches of other sizes run other code.
     Within `jax.default_matmul_precision("highest")`, batches have one size whatever `batch_size` says, and in float32
@@ -51,7 +53,7 @@ class Siglip:
 
     Attributes:
       model: the module.
-      processor: makes pictures and texts into arrays.
+      processor: makes images and texts into arrays.
       config: of the model.
       choices: what was chosen for this device.
     """
@@ -72,7 +74,7 @@ class Siglip:
 
     @property
     def image_encoder(self) -> Encoder:
-        """The image tower, from arrays to embeddings; `pixels` makes the arrays of a picture."""
+        """The image tower, from arrays to embeddings; `pixels` makes the arrays of an image."""
         params = self._weights.of("vision_model", *LOGITS)
         return Encoder(self._encode_pixels, params, self.config.vision_config.hidden_size, self.choices.image_batch)
 
@@ -90,18 +92,18 @@ class Siglip:
         timeout: float = 10.0,
         on_unreadable: OnUnreadable | None = None,
     ) -> Float[np.ndarray, "images embed"]:
-        """Returns L2-normalised image embeddings; no pictures give an array of no rows.
+        """Returns L2-normalised image embeddings; no images give an array of no rows.
 
         Args:
-          images: one picture or an iterable of N.
-          batch_size: pictures per step; by default what suits model and device, 8 to 64 (of a mesh, for each share of a
+          images: one image or an iterable of N.
+          batch_size: images per step; by default what suits model and device, 8 to 64 (of a mesh, for each share of a
             batch); `choices` has it.
           timeout: seconds to wait for a URL.
-          on_unreadable: called with the position and the error of a picture that cannot be read, whose row is then NaN;
+          on_unreadable: called with the position and the error of an image that cannot be read, whose row is then NaN;
             without it the error is raised.
 
         Raises:
-          FileNotFoundError, ValueError: if a picture is missing or cannot be read.
+          FileNotFoundError, ValueError: if an image is missing or cannot be read.
         """
         encoder = self.image_encoder
         size = encoder.rows(batch_size)
@@ -145,7 +147,7 @@ class Siglip:
     def embed_pixels(
         self, *arrays: np.ndarray | Array, batch_size: int | None = None
     ) -> Float[np.ndarray, "images embed"]:
-        """Returns L2-normalised embeddings of pictures that the processor has made into arrays, on the device or not.
+        """Returns L2-normalised embeddings of images that the processor has made into arrays, on the device or not.
 
         Args:
           *arrays: one for each of the image processor's `model_input_names`, in their order; of a model of fixed
@@ -181,11 +183,11 @@ class Siglip:
         """Returns the probability that text m describes image n, each pair judged on its own: rows need not sum to one.
 
         The embeddings of the last few lists of texts are remembered, so asking about the same labels again costs only
-        the pictures. The other arguments are those of `encode_image`.
+        the images. The other arguments are those of `encode_image`.
         """
         text_embeds = self._remembered_text(as_texts(texts))
         image_embeds = self.encode_image(images, batch_size=batch_size, timeout=timeout, on_unreadable=on_unreadable)
-        return probabilities(image_embeds @ text_embeds.T, self.logit_scale, self.logit_bias)
+        return probabilities(image_embeds @ text_embeds.T, self.temperature, self.logit_bias)
 
     def classify(
         self,
@@ -197,10 +199,10 @@ class Siglip:
         batch_size: int | None = None,
         timeout: float = 10.0,
     ) -> list[Any]:
-        """Ranks labels for a picture: a list of `{"label", "score"}`, best first; for an iterable a list of such lists.
+        """Ranks labels for an image: a list of `{"label", "score"}`, best first; for an iterable a list of such lists.
 
         Args:
-          images: one picture or an iterable of N.
+          images: one image or an iterable of N.
           labels: one string or several; a repeated label is scored each time.
           hypothesis_template: a sentence whose `{}` a label takes, such as "This is a photo of {}."; by default the
             labels are used as they are.
@@ -219,8 +221,8 @@ class Siglip:
         return ranked[0] if is_one_image(images) else ranked
 
     @property
-    def logit_scale(self) -> float:
-        """The temperature as a factor, that is, after the exponential."""
+    def temperature(self) -> float:
+        """The factor of the cosines, exp(logit_scale)."""
         return float(np.exp(np.asarray(self._weights.of("logit_scale")["logit_scale"], np.float32).item()))
 
     @property
@@ -242,18 +244,19 @@ class Siglip:
           ValueError: if the model is quantized and the directory holds a float checkpoint, which it must not replace.
         """
         if is_quantized := holds_quantized(self.params):
-            quantized.check_place(Path(directory))  # before anything is written
+            quantized.check_directory(Path(directory))  # before anything is written
         self.processor.save_pretrained(directory)
         if is_quantized:
-            quantized.write(Path(directory), self.model.config, self.params)
+            checkpoint = Checkpoint(self.model.config, self.params, "quantized", type(self.model).__name__)
+            write_checkpoint(directory, checkpoint)
         else:
             self.model.save_pretrained(directory, self.params)
 
     def pixels(self, image: Any, timeout: float = 10.0) -> Arrays:
-        """Returns what the image tower takes of one picture: an array for each of the processor's `model_input_names`.
+        """Returns what the image tower takes of one image: an array for each of the processor's `model_input_names`.
 
         Raises:
-          FileNotFoundError, ValueError: if the picture is missing or cannot be read.
+          FileNotFoundError, ValueError: if the image is missing or cannot be read.
         """
         loaded = load_image(image, timeout=timeout)
         processor = self.processor.image_processor

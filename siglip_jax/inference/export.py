@@ -22,14 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from siglip_jax._files import directory_written_aside, inside, read_json
+from siglip_jax._optional import import_optional
 from siglip_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
-from siglip_jax.checkpoints.table import NewTensor, flatten, unflatten
-from siglip_jax.configuration import Siglip2Config
-from siglip_jax.files import directory_written_aside, inside, read_json
+from siglip_jax.checkpoints.table import NewTensor
+from siglip_jax.configs.configuration import Siglip2Config
 from siglip_jax.inference import exported_run
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.models.products import computing_for
 from siglip_jax.models.siglip import normalize
+from siglip_jax.params import flatten, unflatten
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
@@ -41,7 +43,7 @@ TOWERS = {"image": "vision_model", "text": "text_model"}
 README = """# Encoders exported by siglip_jax
 
     pip install jax flatbuffers numpy pillow safetensors {tokenizer}
-    python run.py PICTURE "a text" "another"
+    python run.py IMAGE "a text" "another"
 
 `*_encoder.jaxexport` are programs of `jax.export`, `*_encoder.safetensors` their parameters. A program maps
 (parameters, batch of inputs) to L2-normalised embeddings; `manifest.json` has the shapes, the scale and the bias of the
@@ -64,7 +66,7 @@ def export(
 
     Raises:
       FileExistsError: if the directory is there already.
-      ValueError: for other platforms, a model of variable resolution, pictures that are more than resized and
+      ValueError: for other platforms, a model of variable resolution, images that are more than resized and
         normalised, and without `flatbuffers`.
     """
     platforms = tuple(platforms)
@@ -82,7 +84,7 @@ def export(
             "jax_version": jax.__version__,
             "platforms": list(platforms),
             "dtype": jnp.dtype(siglip.model.dtype).name,
-            "logit_scale": siglip.logit_scale,
+            "temperature": siglip.temperature,
             "logit_bias": siglip.logit_bias,
             "encoders": encoders,
             **inputs,
@@ -121,10 +123,7 @@ def read_encoder(directory: str | os.PathLike[str], name: str) -> Callable[[Any]
 
 
 def _jax_export() -> Any:
-    try:
-        import flatbuffers  # noqa: F401
-    except ImportError:
-        raise ValueError("export needs flatbuffers, which is not installed: pip install 'siglip_jax[export]'") from None
+    import_optional("flatbuffers", "export", "export")
     import jax.export
 
     return jax.export
@@ -174,7 +173,7 @@ def _write_encoder(siglip: Siglip, name: str, directory: Path, platforms: tuple[
 
 
 def _image(siglip: Siglip) -> dict[str, Any]:
-    """Returns how a picture becomes pixel values, as far as `run.py` can do it.
+    """Returns how an image becomes pixel values, as far as `run.py` can do it.
 
     Raises:
       ValueError: if it cannot.
@@ -186,7 +185,7 @@ def _image(siglip: Siglip) -> dict[str, Any]:
     usual = p.do_convert_rgb and p.do_resize and p.do_rescale and p.do_normalize
     if not usual or p.do_pad or p.do_center_crop or p.size != {"height": size, "width": size}:
         raise ValueError(
-            f"export needs pictures that are resized to {size} x {size}, rescaled and normalised, and nothing else;"
+            f"export needs images that are resized to {size} x {size}, rescaled and normalised, and nothing else;"
             f" found {p.to_dict()}"
         )
     numbers = {"rescale_factor": p.rescale_factor, "mean": p.image_mean, "std": p.image_std}

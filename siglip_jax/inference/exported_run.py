@@ -1,6 +1,6 @@
-"""Runs exported encoders without siglip_jax: prints the probability of each text for a picture.
+"""Runs exported encoders without siglip_jax: prints the probability of each text for an image.
 
-    python run.py PICTURE TEXT [TEXT ...]
+    python run.py IMAGE TEXT [TEXT ...]
 
 It needs jax, flatbuffers, numpy, pillow, safetensors, and sentencepiece or, beside a tokenizer.json, tokenizers.
 """
@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 
 
 def manifest():
-    """Returns what was exported: shapes, scale and bias of the logits, what pictures and texts become."""
+    """Returns what was exported: shapes, scale and bias of the logits, what images and texts become."""
     return json.loads((HERE / "manifest.json").read_text())
 
 
@@ -37,12 +37,12 @@ def encoder(name):
     return lambda inputs: np.asarray(jax.jit(exported.call)(params, inputs))
 
 
-def pixel_values(pictures):
-    """Returns pictures, as paths or open files, as (batch, height, width, 3) float32; what is transparent is white."""
+def pixel_values(images):
+    """Returns images, as paths or open files, as (batch, height, width, 3) float32; what is transparent is white."""
     image = manifest()["image"]
     rows = []
-    for picture in pictures:
-        whole = ImageOps.exif_transpose(Image.open(picture)).convert("RGBA")
+    for file in images:
+        whole = ImageOps.exif_transpose(Image.open(file)).convert("RGBA")
         whole = Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert("RGB")
         rows.append(np.asarray(whole.resize((image["width"], image["height"]), image["resample"]), np.float32))
     return (np.stack(rows) * np.float32(image["rescale_factor"]) - np.float32(image["mean"])) / np.float32(image["std"])
@@ -70,8 +70,8 @@ def input_ids(texts):
 
 
 if __name__ == "__main__":
-    picture, *texts = sys.argv[1:]
-    cosines = encoder("image")(pixel_values([picture])) @ encoder("text")(input_ids(texts)).T
-    logits = cosines[0] * manifest()["logit_scale"] + manifest()["logit_bias"]
+    file, *texts = sys.argv[1:]
+    cosines = encoder("image")(pixel_values([file])) @ encoder("text")(input_ids(texts)).T
+    logits = cosines[0] * manifest()["temperature"] + manifest()["logit_bias"]
     for text, logit in sorted(zip(texts, logits, strict=True), key=lambda pair: -pair[1]):
         print(f"{1 / (1 + np.exp(-logit)):.4f}  {text}")

@@ -7,13 +7,13 @@ from siglip_jax.inference.stream import as_texts
 
 
 def probabilities(
-    cosines: Float[np.ndarray, "images texts"], logit_scale: float, logit_bias: float
+    cosines: Float[np.ndarray, "images texts"], temperature: float, logit_bias: float
 ) -> Float[np.ndarray, "images texts"]:
-    """Returns sigmoid(logit_scale * cosine + logit_bias) in float32, exact also where it is tiny.
+    """Returns sigmoid(temperature * cosine + logit_bias) in float32, exact also where it is tiny.
 
     Source: "Sigmoid Loss for Language Image Pre-Training" (Zhai et al., 2023), section 3.2.
     """
-    logits = cosines.astype(np.float32) * np.float32(logit_scale) + np.float32(logit_bias)
+    logits = cosines.astype(np.float32) * np.float32(temperature) + np.float32(logit_bias)
     small = np.exp(-np.abs(logits))  # in (0, 1]: never overflows
     return np.where(logits < 0, small, np.float32(1)) / (1 + small)
 
@@ -50,9 +50,3 @@ def fill_template(template: str | None, labels: tuple[str, ...]) -> tuple[str, .
     if "{}" not in template:
         raise ValueError(f"template must have {{}} where the label goes, found {template!r}; write 'a photo of {{}}'")
     return tuple(template.replace("{}", label) for label in labels)
-
-
-def check_count(name: str, value: int | None) -> None:
-    """Refuses anything but None and a whole number of at least 1, with a `ValueError`."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"{name} must be a whole number of at least 1, or None; got {value!r}")

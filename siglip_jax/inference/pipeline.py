@@ -2,7 +2,7 @@
 
 Same arguments, same scores, same order. Differences, all deliberate: texts get the model's own length, so models of 16
 positions work; a lone string is one label, not its characters; a template without `{}` is an error; `top_k` is
-honoured; NumPy arrays are accepted; transparent pictures are composited on white however they arrive, where the
+honoured; NumPy arrays are accepted; transparent images are composited on white however they arrive, where the
 reference drops the alpha channel here.
 """
 
@@ -13,14 +13,14 @@ from typing import Any
 from jax.sharding import Mesh
 
 from siglip_jax.inference.engine import Images, Siglip, Texts
-from siglip_jax.inference.loading import load
+from siglip_jax.inference.load import load
 
 TASKS = ("zero-shot-image-classification",)
 
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShotImageClassificationPipeline:
-    """Scores labels for pictures; call it. `batch_size` is the default of every call."""
+    """Scores labels for images; call it. `batch_size` is the default of every call."""
 
     siglip: Siglip
     batch_size: int | None = None
@@ -36,25 +36,25 @@ class ZeroShotImageClassificationPipeline:
         timeout: float | None = None,
         images: Images | None = None,
     ) -> list[Any]:
-        """Returns a list of `{"score", "label"}`, best first, for one picture, and a list of such lists for several.
+        """Returns a list of `{"score", "label"}`, best first, for one image, and a list of such lists for several.
 
         Scores are sigmoid probabilities: each label is judged on its own and they need not sum to one.
 
         Args:
-          image: one picture (path, URL, bytes, PIL image, array) or an iterable of them.
+          image: one image (path, URL, bytes, PIL image, array) or an iterable of them.
           candidate_labels: the labels to score.
           hypothesis_template: the sentence whose `{}` a label takes.
-          batch_size: pictures per step.
+          batch_size: images per step.
           top_k: how many labels to keep; all by default.
           timeout: seconds to wait for a URL; 10 by default.
           images: another name for `image`.
 
         Raises:
-          ValueError: if pictures or labels are missing, or the template has no `{}`.
+          ValueError: if images or labels are missing, or the template has no `{}`.
         """
         image = images if image is None else image
         if image is None:
-            raise ValueError("image must be a picture or an iterable of pictures, found none; pass image=")
+            raise ValueError("image must be an image or an iterable of images, found none; pass image=")
         if candidate_labels is None:
             raise ValueError("candidate_labels must name at least one label, found none; pass candidate_labels=[...]")
         return self.siglip.classify(

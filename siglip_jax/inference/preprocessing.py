@@ -1,4 +1,4 @@
-"""Says exactly how pictures and texts were prepared: it is worth several points, so it belongs to every figure."""
+"""Says exactly how images and texts were prepared: it is worth several points, so it belongs to every figure."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -70,7 +70,7 @@ def lines_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rgb = "" if image.get("do_convert_rgb") is False else ", to RGB"
     lines = [
         ("model", f"{facts['model']}, {facts['dtype']}"),
-        ("pictures", f"{image['processor']}: {resized}, {rescaled}, {normalized}{rgb}"),
+        ("images", f"{image['processor']}: {resized}, {rescaled}, {normalized}{rgb}"),
     ]
     if text := facts.get("text"):
         case = "lower case" if text["lower_case"] else "case as it is"

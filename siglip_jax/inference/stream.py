@@ -1,4 +1,4 @@
-"""The plumbing of the engine: what counts as one picture, decoding ahead in threads, batches of a few fixed sizes."""
+"""The plumbing of the engine: what counts as one image, decoding ahead in threads, batches of a few fixed sizes."""
 
 import concurrent.futures
 import os
@@ -19,23 +19,23 @@ Arrays = tuple[Array, ...]  # what the model takes of a row, or of a batch of ro
 
 
 def is_one_image(images: object) -> bool:
-    """Says whether `images` is a single picture: a path, URL, bytes, PIL image, or an array of at most 3 axes."""
+    """Says whether `images` is a single image: a path, URL, bytes, PIL image, or an array of at most 3 axes."""
     if isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | PIL.Image.Image):
         return True
-    kind = getattr(getattr(images, "dtype", None), "kind", None)  # an array of paths is not a picture
+    kind = getattr(getattr(images, "dtype", None), "kind", None)  # an array of paths is not an image
     return kind in tuple("biuf") and getattr(images, "ndim", 4) < 4
 
 
 def as_images(images: object) -> Iterable[object]:
-    """Returns an iterable of pictures, whether one or many were given; an array of 4 axes is a batch.
+    """Returns an iterable of images, whether one or many were given; an array of 4 axes is a batch.
 
     Raises:
-      ValueError: if it is neither a picture nor an iterable.
+      ValueError: if it is neither an image nor an iterable.
     """
     if is_one_image(images):
         return (images,)
     if not isinstance(images, Iterable):
-        expected = "a picture (path, URL, bytes, PIL image or array) or an iterable of them"
+        expected = "an image (path, URL, bytes, PIL image or array) or an iterable of them"
         raise ValueError(f"images must be {expected}, got {type(images).__name__}")
     return images
 

@@ -1,5 +1,7 @@
-"""Losses: pure functions of arrays."""
+"""Losses over image and text embeddings: pure functions of arrays."""
 
-from siglip_jax.losses.ring import ring_sigmoid_loss as ring_sigmoid_loss
-from siglip_jax.losses.sigmoid import sigmoid_loss as sigmoid_loss
-from siglip_jax.losses.softmax import softmax_loss as softmax_loss
+from siglip_jax.losses.ring import ring_sigmoid_loss
+from siglip_jax.losses.sigmoid import sigmoid_loss
+from siglip_jax.losses.softmax import softmax_loss
+
+__all__ = ["ring_sigmoid_loss", "sigmoid_loss", "softmax_loss"]

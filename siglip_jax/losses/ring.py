@@ -34,7 +34,7 @@ def ring_sigmoid_loss(
       axis_name: of the mesh or of `pmap`; a tuple for a batch that is cut over several axes.
       block_size: rows and columns of the largest tile of logits that is held; None: one tile for each pair of devices;
         "auto": chosen for the kind of device.
-      image_groups, text_groups: global; a picture and a text of the same group match. None: they match by row.
+      image_groups, text_groups: global; an image and a text of the same group match. None: they match by row.
 
     Raises:
       ValueError: if shapes do not fit each other.

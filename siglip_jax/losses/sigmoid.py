@@ -87,8 +87,8 @@ def sigmoid_loss(
         tile for each pair of devices); "auto": chosen for the kind of device.
       mesh: the devices over whose `axis` the embeddings are cut; texts travel around them as a ring.
       axis: of the mesh; a tuple if the batch is cut over several, as in `("data", "fsdp")`.
-      image_groups, text_groups: a picture and a text of the same group match: several captions for a picture, or
-        several pictures for a caption. None: they match by row.
+      image_groups, text_groups: an image and a text of the same group match: several captions for an image, or
+        several images for a caption. None: they match by row.
 
     Returns:
       A float32 scalar.

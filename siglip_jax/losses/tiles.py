@@ -16,12 +16,12 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
-from siglip_jax.parallel.memory import TILE
-
 Carry = TypeVar("Carry")
 AxisName = str | tuple[str, ...]
 BlockSize = int | str | None
 
+# Rows and columns of a tile of logits, where block_size="auto" runs on an accelerator: matrices that keep it busy.
+TILE = 8192  # 256 MiB in float32
 _AUTO = {"cpu": 1024}  # rows and columns: a tile then stays in the cache of a CPU
 
 

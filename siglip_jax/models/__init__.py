@@ -1,14 +1,24 @@
-"""The linen modules."""
+"""The linen modules, their outputs, and what they cost."""
 
-from siglip_jax.models.classifier import SiglipForImageClassification as SiglipForImageClassification
-from siglip_jax.models.naflex import Siglip2ForImageClassification as Siglip2ForImageClassification
-from siglip_jax.models.naflex import Siglip2Model as Siglip2Model
-from siglip_jax.models.naflex import Siglip2TextModel as Siglip2TextModel
-from siglip_jax.models.naflex import Siglip2VisionModel as Siglip2VisionModel
-from siglip_jax.models.outputs import ImageClassifierOutput as ImageClassifierOutput
-from siglip_jax.models.outputs import SiglipOutput as SiglipOutput
-from siglip_jax.models.outputs import TowerOutput as TowerOutput
-from siglip_jax.models.pmap import pmap_forward as pmap_forward
-from siglip_jax.models.siglip import SiglipModel as SiglipModel
-from siglip_jax.models.siglip import SiglipTextModel as SiglipTextModel
-from siglip_jax.models.siglip import SiglipVisionModel as SiglipVisionModel
+from siglip_jax.models.classifier import SiglipForImageClassification
+from siglip_jax.models.naflex import Siglip2ForImageClassification, Siglip2Model, Siglip2TextModel, Siglip2VisionModel
+from siglip_jax.models.outputs import ImageClassifierOutput, SiglipOutput, TowerOutput
+from siglip_jax.models.placement import place_params
+from siglip_jax.models.pmap import pmap_forward
+from siglip_jax.models.siglip import SiglipModel, SiglipTextModel, SiglipVisionModel
+
+__all__ = [
+    "ImageClassifierOutput",
+    "Siglip2ForImageClassification",
+    "Siglip2Model",
+    "Siglip2TextModel",
+    "Siglip2VisionModel",
+    "SiglipForImageClassification",
+    "SiglipModel",
+    "SiglipOutput",
+    "SiglipTextModel",
+    "SiglipVisionModel",
+    "TowerOutput",
+    "place_params",
+    "pmap_forward",
+]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
-from siglip_jax.configuration import SiglipConfig
+from siglip_jax.configs.configuration import SiglipConfig
 from siglip_jax.models.initializers import initializers
 from siglip_jax.models.outputs import ImageClassifierOutput, TowerOutput
 from siglip_jax.models.pretrained import PretrainedModule

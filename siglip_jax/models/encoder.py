@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from siglip_jax.configuration import TextConfig, VisionConfig
+from siglip_jax.configs.configuration import TextConfig, VisionConfig
 from siglip_jax.models.attention import Attention
 from siglip_jax.models.initializers import Initializer, Initializers, initializers
 from siglip_jax.models.products import Dense

@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
-from siglip_jax.configuration import Siglip2VisionConfig
+from siglip_jax.configs.configuration import Siglip2VisionConfig
 from siglip_jax.models.classifier import ImageClassifier
 from siglip_jax.models.encoder import Embedding, Options
 from siglip_jax.models.outputs import ImageClassifierOutput, SiglipOutput, TowerOutput

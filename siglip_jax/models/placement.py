@@ -1,5 +1,6 @@
 """From the arrays of a checkpoint to arrays on devices, one at a time."""
 
+import dataclasses
 import math
 import os
 from collections.abc import Mapping
@@ -9,12 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from siglip_jax.checkpoints.mapped import release
-from siglip_jax.checkpoints.table import LayerStack, flatten, stack_layers, unflatten
-from siglip_jax.parallel.rules import Rules, shardings
+from siglip_jax.parallel.sharding import SHARDING_RULES, shardings
+from siglip_jax.params import LayerStack, flatten, stack_layers, unflatten
+from siglip_jax.quantization.layers import is_quantized
+from siglip_jax.quantization.schemes import Quantized, quantize
+from siglip_jax.rules import Rules
 
 _THREADS = 4
 _COLUMNS = 64  # of a transposed view, copied at a time: the cache then holds the rows of the file they come from
@@ -23,32 +27,55 @@ _ALIGNMENT = 64  # bytes; XLA on a CPU takes memory over, without a copy, only i
 
 def place_params(
     params: Mapping[str, Any],
-    dtype: DTypeLike | None,
-    scan_layers: bool,
-    mesh: Mesh | None,
-    rules: Rules,
+    dtype: DTypeLike | None = None,
+    *,
+    scan_layers: bool = False,
+    mesh: Mesh | None = None,
+    rules: Rules[PartitionSpec] = SHARDING_RULES,
+    quantization: str | None = None,
 ) -> dict[str, Any]:
-    """Puts parameters on devices; of a file that is mapped each device reads its part, and nothing is kept twice.
+    """Copies parameters to devices, one at a time; of a memory-mapped file each device reads only its shard.
 
     Args:
-      params: numpy or jax arrays, layers not stacked.
-      dtype: converts to this type, except temperature and bias; None keeps each array's own.
+      params: nested dict of numpy or jax arrays, or `Quantized` kernels; layers not stacked.
+      dtype: dtype of the result, except that of `logit_scale`, `logit_bias` and quantized kernels; None: each array's
+        own.
       scan_layers: stack the layers of each tower.
-      mesh: None for the default device.
-    """
-    if scan_layers:
-        params = stack_layers(params, LayerStack)
-    flat = flatten(params)
-    where: Mapping[str, Any] = {}
-    if mesh is not None:
-        where = shardings({path: tuple(x.shape) for path, x in flat.items()}, mesh, rules)
+      mesh: mesh to shard over; None: the default device.
+      rules: sharding rules: (pattern over the path, axes of the last dimensions), first match wins. Codes and scales
+        of a quantized kernel follow the rule of the kernel.
+      quantization: scheme ("int8", "int4", "nf4", "fp8") of the kernels of dense layers; None: they stay as they are. One float kernel at a time is then in memory.
 
-    def place(path: str) -> jax.Array:
-        return _place(path, flat[path], dtype, where.get(path))
+    Returns:
+      Nested dict of jax arrays and `Quantized` kernels.
+
+    Raises:
+      ValueError: if a file is damaged, no rule covers a parameter, or both `scan_layers` and `quantization` are given.
+    """
+    if scan_layers and quantization is not None:
+        raise ValueError(
+            f"quantization must be None with scan_layers=True, got {quantization!r}; use scan_layers=False"
+        )
+    flat = flatten(stack_layers(params, LayerStack) if scan_layers else params)
+
+    def place(path: str) -> Any:
+        x = flat[path]
+        if quantization is not None and is_quantized(path) and not isinstance(x, Quantized):
+            view, x = x, quantize(np.asarray(x), quantization)
+            release(view)
+        if not isinstance(x, Quantized):
+            return _place(path, x, dtype, _sharding(path, x, mesh, rules))
+        codes, scale = (_place(path, part, None, _sharding(path, part, mesh, rules)) for part in (x.codes, x.scale))
+        return dataclasses.replace(x, codes=codes, scale=scale)
 
     # numpy copies without holding the interpreter's lock; more threads than this only hold more copies at a time.
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+    threads = 1 if quantization is not None else min(_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
         return unflatten(dict(zip(flat, pool.map(place, flat), strict=True)))
+
+
+def _sharding(path: str, x: Any, mesh: Mesh | None, rules: Rules[PartitionSpec]) -> NamedSharding | None:
+    return None if mesh is None else shardings({path: tuple(x.shape)}, mesh, rules)[path]
 
 
 def _place(path: str, x: Any, dtype: DTypeLike | None, sharding: Any) -> jax.Array:

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from siglip_jax.checkpoints.table import flatten
-from siglip_jax.configuration import Siglip2VisionConfig
+from siglip_jax.configs.configuration import Siglip2VisionConfig
 from siglip_jax.losses.sigmoid import pairwise_logits, sigmoid_loss_of_logits
 from siglip_jax.models.classifier import classification_loss
 from siglip_jax.models.outputs import ImageClassifierOutput, SiglipOutput
 from siglip_jax.models.pretrained import PretrainedModule
+from siglip_jax.params import flatten
 
 
 def pmap_forward(model: PretrainedModule, method: str | None = None) -> Callable[..., Any]:

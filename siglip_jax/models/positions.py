@@ -9,7 +9,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from siglip_jax.bicubic import bicubic_matrix
+from siglip_jax._bicubic import bicubic_matrix
 
 
 def resize_position_table(

@@ -4,24 +4,24 @@ import dataclasses
 import logging
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
-from siglip_jax.checkpoints import huggingface
 from siglip_jax.checkpoints.checkpoint import Checkpoint
-from siglip_jax.checkpoints.huggingface import MAX_SHARD_SIZE
-from siglip_jax.checkpoints.load import read_contents, select
-from siglip_jax.configuration import SiglipConfig
+from siglip_jax.checkpoints.formats.huggingface import MAX_SHARD_SIZE
+from siglip_jax.checkpoints.read import read_contents, select
+from siglip_jax.checkpoints.write import write_checkpoint
+from siglip_jax.configs.configuration import SiglipConfig
 from siglip_jax.models.encoder import Options
 from siglip_jax.models.placement import place_params
-from siglip_jax.parallel.rules import RULES, Rules, shardings
+from siglip_jax.parallel.sharding import SHARDING_RULES, shardings
+from siglip_jax.rules import Rules
 
 M = TypeVar("M", bound="PretrainedModule")
 
@@ -67,7 +67,7 @@ class PretrainedModule(nn.Module):
         remat: str | None = None,
         scan_layers: bool = False,
         mesh: Mesh | None = None,
-        sharding_rules: Rules | None = None,
+        sharding_rules: Rules[PartitionSpec] | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
     ) -> tuple[M, dict[str, Any]]:
@@ -81,14 +81,14 @@ class PretrainedModule(nn.Module):
           param_dtype: type of the parameters, as in the file if None; temperature and bias stay as in the file.
           mesh: lay the parameters out over it; each device reads only its part.
           sharding_rules: (pattern over the path, axes of the last dimensions), first match wins; those of
-            `siglip_jax.parallel.rules` if None.
+            `siglip_jax.parallel.sharding` if None.
 
         Raises:
           FileNotFoundError: if a file is missing.
           ValueError: if a file is corrupt or does not hold this model.
         """
         contents = read_contents(name_or_path, revision=revision, local_files_only=local_files_only)
-        rules = sharding_rules or RULES
+        rules = sharding_rules or SHARDING_RULES
         checkpoint = select(contents, cls.__name__, None if mesh is None else lambda s: shardings(s, mesh, rules))
         stored = np.dtype(jax.tree.leaves(checkpoint.params)[0].dtype)
         params = _with_classifier(checkpoint, stored)
@@ -101,7 +101,7 @@ class PretrainedModule(nn.Module):
             scan_layers=scan_layers,
             mesh=mesh,
         )
-        return module, place_params(params, param_dtype, scan_layers, mesh, rules)
+        return module, place_params(params, param_dtype, scan_layers=scan_layers, mesh=mesh, rules=rules)
 
     @nn.nowrap
     def save_pretrained(
@@ -121,7 +121,7 @@ class PretrainedModule(nn.Module):
           ValueError: if the parameters are not this module's.
         """
         checkpoint = Checkpoint(self.config, dict(params), "huggingface", type(self).__name__)
-        huggingface.write(Path(directory), checkpoint, max_shard_size)
+        write_checkpoint(directory, checkpoint, max_shard_size=max_shard_size)
 
 
 def _with_classifier(checkpoint: Checkpoint, dtype: np.dtype) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from siglip_jax.models.initializers import Initializer
-from siglip_jax.quantized import Quantized, dequantize, multiply_int8
+from siglip_jax.quantization.schemes import Quantized, dequantize, multiply_int8
 
 _CPUINFO = Path("/proc/cpuinfo")
 _INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86, Arm

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from siglip_jax.configuration import SiglipConfig, SiglipTextConfig, SiglipVisionConfig
+from siglip_jax.configs.configuration import SiglipConfig, SiglipTextConfig, SiglipVisionConfig
 from siglip_jax.losses.sigmoid import pairwise_logits, sigmoid_loss_of_logits
 from siglip_jax.models.outputs import SiglipOutput, TowerOutput
 from siglip_jax.models.pretrained import PretrainedModule

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
-from siglip_jax.configuration import SiglipTextConfig
+from siglip_jax.configs.configuration import SiglipTextConfig
 from siglip_jax.models.attention import mask_to_bias
 from siglip_jax.models.encoder import Embedding, Encoder, LayerNorm, Options
 from siglip_jax.models.outputs import TowerOutput

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from siglip_jax.configuration import SiglipVisionConfig, VisionConfig
+from siglip_jax.configs.configuration import SiglipVisionConfig, VisionConfig
 from siglip_jax.models.attention import Attention, mask_to_bias
 from siglip_jax.models.encoder import MLP, Embedding, Encoder, LayerNorm, Options
 from siglip_jax.models.outputs import TowerOutput

@@ -1,6 +1,7 @@
-"""Meshes of devices, several processes, and the rules by which parameters are laid out."""
+"""Meshes of devices, sharding rules, and several processes as one program."""
 
-from siglip_jax.parallel.distributed import global_batch as global_batch
-from siglip_jax.parallel.distributed import join_processes as join_processes
-from siglip_jax.parallel.mesh import make_mesh as make_mesh
-from siglip_jax.parallel.rules import shard_params as shard_params
+from siglip_jax.parallel.mesh import make_mesh
+from siglip_jax.parallel.processes import global_batch, join_processes
+from siglip_jax.parallel.sharding import SHARDING_RULES, shard_params, shardings
+
+__all__ = ["SHARDING_RULES", "global_batch", "join_processes", "make_mesh", "shard_params", "shardings"]

@@ -1,11 +1,24 @@
-"""Texts and pictures to the arrays that the model takes, without torch and without TensorFlow."""
+"""Images and texts to arrays: tokenizers, image processors, and the processor of both."""
 
-from siglip_jax.processing.batch import Batch as Batch
-from siglip_jax.processing.gemma import Siglip2Tokenizer as Siglip2Tokenizer
-from siglip_jax.processing.images import SiglipImageProcessor as SiglipImageProcessor
-from siglip_jax.processing.images import SiglipImageProcessorPil as SiglipImageProcessorPil
-from siglip_jax.processing.loading import load_image as load_image
-from siglip_jax.processing.naflex import Siglip2ImageProcessor as Siglip2ImageProcessor
-from siglip_jax.processing.processor import SiglipProcessor as SiglipProcessor
-from siglip_jax.processing.resize import resize_and_normalize as resize_and_normalize
-from siglip_jax.processing.tokenizers import SiglipTokenizer as SiglipTokenizer
+from siglip_jax.processing.batch import Batch
+from siglip_jax.processing.images import (
+    Siglip2ImageProcessor,
+    SiglipImageProcessor,
+    SiglipImageProcessorPil,
+    load_image,
+    resize_and_normalize,
+)
+from siglip_jax.processing.processor import SiglipProcessor
+from siglip_jax.processing.text import Siglip2Tokenizer, SiglipTokenizer
+
+__all__ = [
+    "Batch",
+    "Siglip2ImageProcessor",
+    "Siglip2Tokenizer",
+    "SiglipImageProcessor",
+    "SiglipImageProcessorPil",
+    "SiglipProcessor",
+    "SiglipTokenizer",
+    "load_image",
+    "resize_and_normalize",
+]

@@ -4,7 +4,6 @@
 nothing more.
 """
 
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,20 +29,3 @@ class Batch(dict[str, Any]):
             return self[name]
         except KeyError:
             raise AttributeError(f"no {name!r} in this batch; it has {sorted(self)}") from None
-
-
-def refuse_unknown(given: Iterable[str], known: Iterable[str], what: str) -> None:
-    """Raises a ValueError that names the first unknown argument and the known one nearest to it."""
-    known = list(known)
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"{what}: unknown argument {name!r}; {hint}known: {', '.join(known)}")
-
-
-def one_of(name: str, value: object, allowed: Iterable[object]) -> None:
-    """Raises a ValueError unless `value` is one of the allowed ones."""
-    allowed = list(allowed)
-    if not any(value is a or (type(value) is type(a) and value == a) for a in allowed):
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, found {value!r}")

@@ -14,15 +14,16 @@ from typing import Any
 
 import jax
 
-from siglip_jax import hub
-from siglip_jax.files import write_atomically
-from siglip_jax.processing.base import TokenizerBase
-from siglip_jax.processing.batch import Batch, one_of, refuse_unknown
-from siglip_jax.processing.image_base import PROCESSOR_CONFIG, ImageProcessor, kind_of, read_settings
-from siglip_jax.processing.images import SiglipImageProcessor, SiglipImageProcessorPil
-from siglip_jax.processing.naflex import Siglip2ImageProcessor
-from siglip_jax.processing.tokenizer_files import DEFAULT_LENGTH, text_length
-from siglip_jax.processing.tokenizers import SiglipTokenizer
+from siglip_jax import _hub as hub
+from siglip_jax._checks import check_choice, refuse_unknown
+from siglip_jax._files import write_atomically
+from siglip_jax.processing.batch import Batch
+from siglip_jax.processing.images.base import PROCESSOR_CONFIG, ImageProcessor, kind_of, read_settings
+from siglip_jax.processing.images.siglip import SiglipImageProcessor, SiglipImageProcessorPil
+from siglip_jax.processing.images.siglip2 import Siglip2ImageProcessor
+from siglip_jax.processing.text.base import TokenizerBase
+from siglip_jax.processing.text.settings import DEFAULT_LENGTH, text_length
+from siglip_jax.processing.text.siglip import SiglipTokenizer
 
 _TEXT = tuple(
     name
@@ -121,20 +122,20 @@ class SiglipProcessor:
 
         Args:
           backend: `"pil"` resizes with Pillow, `"jax"` on the accelerator; None takes Pillow where the default device
-            is a CPU. The values are the same. Pictures of variable resolution always go through Pillow.
+            is a CPU. The values are the same. Images of variable resolution always go through Pillow.
 
         Raises:
           FileNotFoundError: if a file is missing.
           ValueError: if a file cannot be made sense of.
         """
-        one_of("backend", backend, (None, "pil", "jax"))
+        check_choice("backend", backend, (None, "pil", "jax"))
         directory = hub.resolve(name_or_path, revision=revision, local_files_only=local_files_only)
         if not directory.is_dir():
             raise ValueError(f"{directory}: expected the directory of a processor, found a file")
         tokenizer, settings = SiglipTokenizer.from_pretrained(directory), read_settings(directory)
         if (kind_of(settings) or "").startswith("Siglip2"):
             if backend == "jax":
-                raise ValueError("backend: expected 'pil' or None for pictures of variable resolution, found 'jax'")
+                raise ValueError("backend: expected 'pil' or None for images of variable resolution, found 'jax'")
             kind: type[ImageProcessor] = Siglip2ImageProcessor
         elif backend == "pil" or backend is None and jax.default_backend() == "cpu":
             kind = SiglipImageProcessorPil

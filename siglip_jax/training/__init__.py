@@ -1,0 +1,41 @@
+"""Training: `train` does what `siglip-jax train` does; its parts can be used alone.
+
+The extra `train` installs what training needs.
+"""
+
+from typing import TYPE_CHECKING
+
+from siglip_jax._lazy import lazy_names
+from siglip_jax.training.recipe import Lora, MeshShape, Optimizer, Recipe, Schedule
+from siglip_jax.training.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from siglip_jax.training.objective import Labels, Objective, Pairs
+    from siglip_jax.training.run import Run, dry_run, train
+
+__all__ = [
+    "RECIPES",
+    "Labels",
+    "Lora",
+    "MeshShape",
+    "Objective",
+    "Optimizer",
+    "Pairs",
+    "Recipe",
+    "Run",
+    "Schedule",
+    "dry_run",
+    "train",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Labels": "siglip_jax.training.objective",
+        "Objective": "siglip_jax.training.objective",
+        "Pairs": "siglip_jax.training.objective",
+        "Run": "siglip_jax.training.run",
+        "dry_run": "siglip_jax.training.run",
+        "train": "siglip_jax.training.run",
+    },
+)

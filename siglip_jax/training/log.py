@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from siglip_jax.files import write_atomically
+from siglip_jax._files import write_atomically
+from siglip_jax._optional import import_optional
+
+OnMetrics = Callable[[dict[str, Any]], object]
+"""Called with a line of the log: a dict with "step" and metrics."""
 
 NAMED = 5  # unreadable examples named in a line of the log; all are counted
 
@@ -25,8 +28,16 @@ class Log:
     What an interrupted run logged after its last checkpoint is dropped, because it is going to be logged again.
     """
 
-    def __init__(self, directory: Path, first: int, tensorboard: bool = False):
-        """Opens the log of a run that has done `first` steps.
+    def __init__(
+        self, directory: Path, first: int, tensorboard: bool = False, on_metrics: OnMetrics | None = None
+    ) -> None:
+        """Opens the log of a run.
+
+        Args:
+          directory: directory of the run.
+          first: steps that the run has done.
+          tensorboard: also write TensorBoard files.
+          on_metrics: called with each line, a dict with "step" and metrics.
 
         Raises:
           ValueError: if TensorBoard is asked for and tensorboardX is not installed.
@@ -36,12 +47,15 @@ class Log:
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= first]
             write_atomically(path, "".join(line + "\n" for line in kept).encode())
         self._board = _board(directory / "tensorboard", first) if tensorboard else None
+        self._on_metrics = on_metrics
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 closed by `__exit__`
 
     def write(self, step: int, figures: Mapping[str, Any]) -> None:
         """Writes one line; numbers get six digits, what is not finite becomes null."""
         line = {"step": step} | {name: _short(value) for name, value in figures.items()}
         print(json.dumps(line), file=self._file, flush=True)
+        if self._on_metrics is not None:
+            self._on_metrics(line)
         if self._board is not None:
             for name, value in line.items():
                 if name != "step" and isinstance(value, int | float):
@@ -70,35 +84,8 @@ def _short(value: Any) -> Any:
 
 
 def _board(directory: Path, first: int) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise ValueError(
-            "TensorBoard's files need tensorboardX, which is not installed: pip install 'siglip_jax[tensorboard]'"
-        ) from None
-    return SummaryWriter(str(directory), purge_step=first + 1)
-
-
-@contextlib.contextmanager
-def progress_bar(total: int, done: int) -> Iterator[Callable[[int, str], None]]:
-    """Yields what to call with the steps done and a few words; a bar on stderr if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda done, words: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total, completed=done)
-        yield lambda done, words: bar.update(task, completed=done, description=words)
+    board: Any = import_optional("tensorboardX", "logging for TensorBoard", "tensorboard")
+    return board.SummaryWriter(str(directory), purge_step=first + 1)
 
 
 class Window:

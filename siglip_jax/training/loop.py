@@ -13,9 +13,10 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from siglip_jax.parallel.distributed import global_batch
-from siglip_jax.training.log import Log, Window, progress_bar
-from siglip_jax.training.saving import Saver
+from siglip_jax._callbacks import OnProgress
+from siglip_jax.parallel.processes import global_batch
+from siglip_jax.training.checkpointing import Saver
+from siglip_jax.training.log import Log, OnMetrics, Window
 from siglip_jax.training.step import TrainState
 
 PATIENCE = 10  # steps in a row that are not finite, before the run goes back to its last checkpoint
@@ -27,7 +28,7 @@ Evaluate = Callable[[TrainState], Mapping[str, float]]
 
 @runtime_checkable
 class Data(Protocol):
-    """Batches as a function of their number alone, as of `siglip_jax.training.data.pipeline.Pipeline`."""
+    """Batches as a function of their number alone, as of `siglip_jax.data.pipeline.Pipeline`."""
 
     fingerprint: str  # changes if the batches do
 
@@ -40,7 +41,7 @@ class Data(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class LoopOptions:
     """Where a run is kept and what it says; nothing that changes its result.
 
     Attributes:
@@ -68,17 +69,19 @@ class Outcome(NamedTuple):
     stopped: bool
 
 
-def train(
+def run_loop(
     step: Callable[[TrainState, Any], tuple[TrainState, Mapping[str, jax.Array]]],
     state: TrainState,
     data: Data,
     steps: int,
-    run: Run,
+    options: LoopOptions,
     *,
     identity: Mapping[str, Any],
-    figures: Callable[[int, float], Mapping[str, float]] = lambda step, rate: {},
+    more_metrics: Callable[[int, float], Mapping[str, float]] = lambda step, rate: {},
     evaluate: Evaluate | None = None,
     mesh: Mesh | None = None,
+    on_metrics: OnMetrics | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Outcome:
     """Runs what is left of a run, from its last checkpoint if there is one.
 
@@ -91,20 +94,24 @@ def train(
       data: batches by their number.
       steps: of the whole run.
       identity: JSON that must be the same for a checkpoint to be this run's: the recipe.
-      figures: more of them for the log, from the steps done and steps per second.
+      more_metrics: function from (steps done, steps per second) to further metrics for the log.
       evaluate: from a state to figures; called at every checkpoint.
       mesh: to cut batches over; None on one device.
+      on_metrics: called with each line of the log, a dict with "step" and metrics.
+      on_progress: called with (steps done, steps in all), as often as the log is written to.
 
     Raises:
       ValueError: if the directory holds a run of another identity or data, or the loss stays not finite.
     """
-    run.directory.mkdir(parents=True, exist_ok=True)
+    options.directory.mkdir(parents=True, exist_ok=True)
     with (
-        Saver(run.directory / "checkpoints", run.keep, run.best) as saver,
+        Saver(options.directory / "checkpoints", options.keep, options.best) as saver,
         _signals() as asked_to_stop,
         contextlib.ExitStack() as opened,
     ):
-        loop = _Loop(step, data, steps, run, dict(identity), figures, evaluate, mesh, opened)
+        loop = _Loop(
+            step, data, steps, options, dict(identity), more_metrics, evaluate, mesh, on_metrics, on_progress, opened
+        )
         return loop.run(state, saver, asked_to_stop)
 
 
@@ -113,11 +120,13 @@ class _Loop:
     step: Callable[..., Any]
     data: Data
     steps: int
-    options: Run
+    options: LoopOptions
     identity: dict[str, Any]
-    figures: Callable[[int, float], Mapping[str, float]]
+    more_metrics: Callable[[int, float], Mapping[str, float]]
     evaluate: Evaluate | None
     mesh: Mesh | None
+    on_metrics: OnMetrics | None
+    on_progress: OnProgress | None
 
     opened: contextlib.ExitStack  # closes the data, whose workers would outlive an error
     offset: int = 0  # batches that were passed over by going back
@@ -134,7 +143,8 @@ class _Loop:
         if done >= self.steps:
             return Outcome(state, done, False)
         began = time.monotonic() - self.seconds
-        with self._log(done) as log, progress_bar(self.steps, done) as advance:
+        self._report(done)
+        with self._log(done) as log:
             window = Window(done)
             batches = self._batches(done)
             in_flight: deque[Mapping[str, jax.Array]] = deque()
@@ -163,9 +173,9 @@ class _Loop:
                     continue
                 if log_now:
                     line = window.line(done) | self._counts(state)
-                    line |= {**self.figures(done, line["steps_per_second"]), "seconds": time.monotonic() - began}
-                    advance(done, f"loss {line['loss']:.4g}")
+                    line |= {**self.more_metrics(done, line["steps_per_second"]), "seconds": time.monotonic() - began}
                     log.write(done, line)
+                    self._report(done)
                     window = Window(done)
                 if last or (save_due and not bad):  # to go back to before what is going wrong
                     self.seconds = time.monotonic() - began
@@ -194,7 +204,11 @@ class _Loop:
         if jax.process_index():
             directory = directory / f"process-{jax.process_index()}"
             directory.mkdir(exist_ok=True)
-        return Log(directory, done, self.options.tensorboard and not jax.process_index())
+        return Log(directory, done, self.options.tensorboard and not jax.process_index(), self.on_metrics)
+
+    def _report(self, done: int) -> None:
+        if self.on_progress is not None:
+            self.on_progress(done, self.steps)
 
     def _counts(self, state: TrainState) -> dict[str, int]:
         return {"skipped_steps": int(state.skipped), "unreadable_examples": self.unreadable}

@@ -4,7 +4,6 @@ The additions are a tree of their own, with `a` (in, rank) and `b` (rank, out) w
 activations, so that no gradient of a frozen matrix is ever made. `merge` folds them into the matrices for good.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,8 +13,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
-from siglip_jax.checkpoints.table import flatten, unflatten
 from siglip_jax.models.products import Dense
+from siglip_jax.params import flatten, unflatten
+from siglip_jax.rules import match_rules
 from siglip_jax.training.recipe import Lora
 
 
@@ -26,16 +26,15 @@ def init_lora(key: Key[Array, ""], options: Lora, params: Mapping[str, Any]) -> 
       ValueError: if the pattern fits no dense layer.
     """
     found: dict[str, Array] = {}
-    for path, kernel in sorted(flatten(params).items()):
-        layer = path.removesuffix("/kernel")
-        if layer == path or len(kernel.shape) != 2 or not re.fullmatch(options.where, layer):
-            continue
+    flat = flatten(params)
+    layers = {path.removesuffix("/kernel"): x for path, x in flat.items() if path.endswith("/kernel") and x.ndim == 2}
+    adapted = match_rules(((options.where, True), (".*", False)), layers, "lora.where")
+    for layer in sorted(layer for layer, wanted in adapted.items() if wanted):
+        kernel = layers[layer]
         key, draw = jax.random.split(key)
         rows, columns = kernel.shape
         a = jax.random.normal(draw, (rows, options.rank), jnp.float32) / rows**0.5
         found |= {f"{layer}/a": a, f"{layer}/b": jnp.zeros((options.rank, columns), jnp.float32)}
-    if not found:
-        raise ValueError(f"lora.where: {options.where!r} fits the path of no dense layer; try '.*/(q_proj|v_proj)'")
     return unflatten(found)
 
 

@@ -25,7 +25,7 @@ from siglip_jax.training.recipe import Lora
 
 Batch = Mapping[str, Any]  # arrays by name, of jax or numpy
 Metrics = dict[str, Array]
-Prepare = Callable[[Key[Array, ""], UInt8[Array, "..."]], Float[Array, "..."]]  # pictures of a batch to model input
+Prepare = Callable[[Key[Array, ""], UInt8[Array, "..."]], Float[Array, "..."]]  # images of a batch to model input
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Objective:
     Attributes:
       module: `SiglipModel` for pairs, `SiglipForImageClassification` for labels; its parameters may have a tree of
         low-rank additions beside them, under "lora".
-      prepare: from a key and the pictures of a batch, uint8, to what the module takes; augmentation belongs here.
+      prepare: from a key and the images of a batch, uint8, to what the module takes; augmentation belongs here.
       lora: how the additions act.
     """
 
@@ -68,7 +68,7 @@ class Pairs(Objective):
 
     Attributes:
       contrast: "sigmoid" or "softmax".
-      equal_texts_match: of the sigmoid loss: a picture matches every text of the batch with the token ids of its own,
+      equal_texts_match: of the sigmoid loss: an image matches every text of the batch with the token ids of its own,
         unless the batch says by groups what matches.
       mesh: over which the batch is cut; None on one device.
       block_size: of the loss.
@@ -129,7 +129,7 @@ def _rotated(x: Array, by: int) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Labels(Objective):
-    """Pictures with labels: `pixels` (n, h, w, 3) uint8 and `label` (n,)."""
+    """Images with labels: `pixels` (n, h, w, 3) uint8 and `label` (n,)."""
 
     def embed(self, params: Mapping[str, Any], batch: Batch, key: Key[Array, ""]) -> Array:
         """Returns the logits (n, classes)."""

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
+from siglip_jax.params import path_of, tree_by_path
+from siglip_jax.rules import match_rules
+from siglip_jax.training._optax import contrib, optax
 from siglip_jax.training.recipe import Optimizer, Schedule, steps_of
-from siglip_jax.training.rules import path_of, tree_by_path, values_by_rule
 
 # big_vision's variant of Adafactor ("Scaling Vision Transformers", Zhai et al. 2021, section 3.4).
 ADAFACTOR_EXPONENT = 0.8
@@ -41,8 +42,8 @@ def treatments(options: Optimizer, paths: Iterable[str]) -> dict[str, Treatment]
       ValueError: if a parameter is covered by no rule, a pattern fits nothing, or all are frozen.
     """
     paths = list(paths)
-    rates = values_by_rule(options.rates, paths, "optimizer.rates")
-    decays = values_by_rule(options.decays, paths, "optimizer.decays")
+    rates = match_rules(options.rates, paths, "optimizer.rates")
+    decays = match_rules(options.decays, paths, "optimizer.decays")
     table = {path: Treatment(rates[path], 0.0 if rates[path] == 0 else decays[path]) for path in paths}
     if all(entry.frozen for entry in table.values()):
         raise ValueError("optimizer.rates: every parameter has the factor 0, so nothing would be trained")
@@ -108,7 +109,7 @@ def _muon_dimensions(params: Any) -> Any:
         stacked = "/layers/" in path
         if not path.endswith("/kernel") or depth != int(stacked) or min(leaf.shape[-2:]) < MUON_SMALLEST:
             return None
-        return optax.contrib.MuonDimensionNumbers(reduction_axis=depth, output_axis=depth + 1)
+        return contrib.MuonDimensionNumbers(reduction_axis=depth, output_axis=depth + 1)
 
     return jax.tree_util.tree_map_with_path(choose, params)
 
@@ -119,7 +120,7 @@ def _direction(options: Optimizer) -> optax.GradientTransformation:
     if options.name == "adafactor":
         return _adafactor(options)
     if options.name == "muon":
-        muon = optax.contrib.muon(
+        muon = contrib.muon(
             learning_rate=1.0,
             beta=options.beta1,
             adam_b1=options.beta1,

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,23 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from siglip_jax._hub import resolve
 from siglip_jax.checkpoints import read_checkpoint
 from siglip_jax.checkpoints.surgery import with_labels, with_resolution
-from siglip_jax.checkpoints.table import flatten, unflatten
-from siglip_jax.configuration import SiglipConfig
-from siglip_jax.hub import resolve
+from siglip_jax.configs.configuration import SiglipConfig
+from siglip_jax.data.transform import Transform, normalize_pixels
 from siglip_jax.models import SiglipForImageClassification, SiglipModel
 from siglip_jax.models.placement import place_params
 from siglip_jax.parallel.mesh import batch_shares, make_mesh
-from siglip_jax.parallel.rules import RULES, shard_params
+from siglip_jax.parallel.sharding import shard_params
+from siglip_jax.params import LOGITS, flatten, unflatten
 from siglip_jax.processing import SiglipProcessor
-from siglip_jax.training.data.transform import Transform, normalize_pixels
+from siglip_jax.rules import match_rules
 from siglip_jax.training.lora import init_lora
 from siglip_jax.training.lora import merge as merge_lora
 from siglip_jax.training.objective import Labels, Objective, Pairs
 from siglip_jax.training.optimizer import Treatment, make_optimizer, make_schedule, treatments
 from siglip_jax.training.recipe import Recipe, steps_of
-from siglip_jax.training.rules import LOGITS
 from siglip_jax.training.step import Step, TrainState, init_state
 
 Trainable = SiglipModel | SiglipForImageClassification
@@ -43,7 +42,7 @@ class Model:
     Attributes:
       module: with the recipe's compute type and mesh.
       params: float32, on their devices; low-rank additions beside them under "lora".
-      processor: for pictures of the module's size.
+      processor: for images of the module's size.
       table: what the rules say of each parameter.
     """
 
@@ -116,7 +115,7 @@ def prepare_model(
     params: Mapping[str, Any] = checkpoint.params
     if recipe.fresh is not None:
         params = _with_fresh(params, module, recipe)
-    placed = place_params(params, jnp.float32, recipe.scan_layers, mesh, RULES)
+    placed = place_params(params, jnp.float32, scan_layers=recipe.scan_layers, mesh=mesh)
     for name in LOGITS & placed.keys():  # left in the type of the file, where a small step would be lost
         placed[name] = placed[name].astype(jnp.float32)
     if recipe.lora.rank:
@@ -148,10 +147,8 @@ def _with_fresh(params: Mapping[str, Any], module: Trainable, recipe: Recipe) ->
     unstacked = module.clone(scan_layers=False, mesh=None)
     random = flatten(jax.jit(unstacked.init)(jax.random.key(recipe.seed), *inputs)["params"])
     flat = flatten(params)
-    chosen = [path for path in flat if re.fullmatch(recipe.fresh or "", path) and path in random]
-    if not chosen:
-        raise ValueError(f"fresh: {recipe.fresh!r} fits no parameter; they are called {', '.join(list(flat)[:3])}, …")
-    return unflatten(flat | {path: random[path] for path in chosen})
+    fresh = match_rules(((recipe.fresh or "", True), (".*", False)), flat, "fresh")
+    return unflatten({path: random.get(path, x) if fresh[path] else x for path, x in flat.items()})
 
 
 def make_transform(recipe: Recipe, processor: SiglipProcessor) -> Transform:

@@ -9,10 +9,10 @@ import re
 from fractions import Fraction
 from typing import Literal
 
-Rules = tuple[tuple[str, float], ...]
+from siglip_jax.rules import Rules
 
-EVERYTHING: Rules = ((".*", 1.0),)
-KERNELS: Rules = ((".*/kernel", 1.0), (".*", 0.0))  # big_vision's default: no tables, norms, biases, scalars
+EVERYTHING: Rules[float] = ((".*", 1.0),)
+KERNELS: Rules[float] = ((".*/kernel", 1.0), (".*", 0.0))  # big_vision's default: no tables, norms, biases, scalars
 
 _UNITS = {"step": "steps", "epoch": "epochs", "example": "examples", "percent": "percent", "%": "percent"}
 
@@ -23,9 +23,9 @@ class Optimizer:
 
     name: Literal["adamw", "adafactor", "muon"] = "adamw"  # adafactor: the variant of "Scaling Vision Transformers"
     rate: float = 1e-3  # peak learning rate
-    rates: Rules = EVERYTHING  # (pattern over the path, factor of the rate), first match wins; 0 freezes
+    rates: Rules[float] = EVERYTHING  # (pattern over the path, factor of the rate), first match wins; 0 freezes
     weight_decay: float = 1e-4  # share of a parameter taken off a step at the schedule's peak, whatever the rate
-    decays: Rules = KERNELS  # (pattern over the path, factor of the weight decay), first match wins
+    decays: Rules[float] = KERNELS  # (pattern over the path, factor of the weight decay), first match wins
     beta1: float = 0.9  # decay of the mean of the gradients, per step; of Muon's momentum too
     beta2: float = 0.95  # decay of the mean of their squares, per step; for adafactor the most it grows to
     epsilon: float = 1e-8  # added to the root of the mean square (adamw, and muon where it falls back to it)
@@ -66,9 +66,9 @@ class MeshShape:
 class Recipe:
     """A training run."""
 
-    task: Literal["pairs", "labels"] = "pairs"  # image-text pairs, or pictures with labels
+    task: Literal["pairs", "labels"] = "pairs"  # image-text pairs, or images with labels
     loss: Literal["sigmoid", "softmax"] = "sigmoid"  # of pairs; labels have cross-entropy
-    equal_texts_match: bool = False  # whether equal captions in a batch match each other's pictures too (sigmoid)
+    equal_texts_match: bool = False  # whether equal captions in a batch match each other's images too (sigmoid)
     fresh: str | None = None  # pattern over the paths of parameters that start anew, not from the checkpoint
     resolution: int | None = None  # pixels; None: that of the checkpoint
     augment: Literal["none", "flip", "crop", "crop_flip"] = "none"
@@ -78,7 +78,7 @@ class Recipe:
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     lora: Lora = Lora()
-    locked_images: bool = False  # embed each picture once, and train the rest on that (LiT); nothing of the image tower
+    locked_images: bool = False  # embed each image once, and train the rest on that (LiT); nothing of the image tower
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; the weights are float32
     remat: Literal["full", "dots", "dots_with_no_batch_dims"] | None = None  # what is computed twice to save memory
     scan_layers: bool = False  # one layer compiled for all
@@ -102,7 +102,7 @@ class Recipe:
         if self.locked_images and self.task != "pairs":
             raise ValueError(f"locked_images is for pairs, got task={self.task!r}; freeze with optimizer.rates instead")
         if self.locked_images and self.augment != "none":
-            raise ValueError(f"locked_images embeds each picture once, so augment must be 'none', got {self.augment!r}")
+            raise ValueError(f"locked_images embeds each image once, so augment must be 'none', got {self.augment!r}")
         if self.lora.rank < 0:
             raise ValueError(f"lora.rank must be 0 or more, got {self.lora.rank}")
         if self.lora.rank and self.scan_layers:

@@ -11,15 +11,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32, Key
 
-from siglip_jax.checkpoints.table import flatten, unflatten
 from siglip_jax.parallel.mesh import BATCH_AXES, batch_shares
-from siglip_jax.parallel.rules import RULES, partition
+from siglip_jax.parallel.sharding import SHARDING_RULES, partition
+from siglip_jax.params import flatten, group_of, path_of, unflatten
+from siglip_jax.training._optax import optax
 from siglip_jax.training.objective import Batch, Metrics, Objective
-from siglip_jax.training.rules import group_of, path_of
 
 
 class TrainState(NamedTuple):
@@ -103,7 +102,7 @@ def state_shardings(shapes: Any, mesh: Mesh) -> Any:
     def place(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
         path, shape = path_of(keys), tuple(leaf.shape)
         try:
-            spec = partition(path, shape, mesh, RULES) if path else PartitionSpec()
+            spec = partition(path, shape, mesh, SHARDING_RULES) if path else PartitionSpec()
         except ValueError:  # a factored moment has fewer dimensions than its parameter, and is small
             spec = PartitionSpec()
         return NamedSharding(mesh, spec)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import siglip_jax
-from tests.checkpoints.ordeal import read_all, write
+from tests.support.damaged_files import read_all, write
 
 
 def refused(path, *words):
@@ -223,7 +223,7 @@ def test_json_that_is_none(tmp_path, text):
 
 def run(*arguments):
     """Runs the long ones in a process of their own, which the checks of types at run time do not slow down."""
-    command = [sys.executable, "-m", "tests.checkpoints.ordeal", *map(str, arguments)]
+    command = [sys.executable, "-m", "tests.support.damaged_files", *map(str, arguments)]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert ran.returncode == 0, ran.stderr[-2000:]
     return json.loads(ran.stdout)

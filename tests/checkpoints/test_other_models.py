@@ -13,13 +13,12 @@ from flax.core import FrozenDict
 
 import siglip_jax
 from siglip_jax import SiglipModel, SiglipVisionModel
-from siglip_jax.checkpoints import open_clip
-from siglip_jax.checkpoints.table import flatten, unflatten
-from siglip_jax.variants import find
-from tests import open_clip_golden
-from tests.cases import GOLDEN
-from tests.checkpoints import big_vision_modules
-from tests.checkpoints.scaled import DTYPES, random_checkpoint, scaled_config, write_as_released
+from siglip_jax.checkpoints.formats import open_clip
+from siglip_jax.configs.variants import find
+from siglip_jax.params import flatten, unflatten
+from tests.support import big_vision_modules, open_clip_golden
+from tests.support.cases import GOLDEN
+from tests.support.scaled_variants import DTYPES, random_checkpoint, scaled_config, write_as_released
 
 BOTH = ["text_model", "vision_model"]
 # Of the 14/384 one a rest of every image is cut off; the last one has no text head.

@@ -9,8 +9,8 @@ import siglip_jax
 from siglip_jax import SiglipConfig, SiglipForImageClassification, SiglipModel, SiglipVisionModel
 from siglip_jax.checkpoints import surgery
 from siglip_jax.checkpoints.keymap import key_table
-from siglip_jax.checkpoints.table import flatten, unflatten
-from tests import cases
+from siglip_jax.params import flatten, unflatten
+from tests.support import cases
 
 CASE = "giant_like"
 POSITIONS = "vision_model/embeddings/position_embedding/embedding"

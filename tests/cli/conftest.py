@@ -1,4 +1,4 @@
-"""A tiny checkpoint, a few pictures, and a way to run the command line inside this process."""
+"""A tiny checkpoint, a few images, and a way to run the command line inside this process."""
 
 import dataclasses
 import io
@@ -9,8 +9,8 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from siglip_jax.cli.main import main
-from tests.tiny_checkpoint import picture, write_checkpoint
+from siglip_jax.cli import main
+from tests.support.tiny_checkpoint import picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,20 +22,15 @@ class Ran:
     err: str
 
 
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """A folder of three pictures, out of order, and two other files."""
+    """A folder of three images, out of order, and two other files."""
     folder = tmp_path / "pictures"
     (folder / "deeper").mkdir(parents=True)
     for name in ("c.png", "a.jpg", "b.png", "deeper/d.PNG"):
         PIL.Image.fromarray(picture(ord(name[0]))).save(folder / name)
-    (folder / "notes.txt").write_text("no picture")
-    (folder / ".hidden.png").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
+    (folder / ".hidden.png").write_text("no image")
     return folder
 
 

@@ -23,7 +23,7 @@ def test_json_has_the_figures(run, checkpoint):
     }
     assert 0 < facts["load_seconds"] < facts["first_embedding_seconds"]
     found = [(speed["what"], speed["batch_size"]) for speed in facts["speed"]]
-    assert found == [("pictures", 16), ("images", 1), ("texts", 1)]
+    assert found == [("image preparation", 16), ("images", 1), ("texts", 1)]
     for speed in facts["speed"]:
         assert speed["per_second"] == pytest.approx(speed["batch_size"] / speed["seconds"])
     assert facts["peak_bytes"]["host"] > 10**7
@@ -36,7 +36,11 @@ def test_table(run, checkpoint):
     lines = ran.out.splitlines()
     assert lines[0].split("  ", 1)[1].strip() == f"{checkpoint}, bfloat16"
     start = next(i for i, line in enumerate(lines) if line.startswith("what"))
-    assert [line.split()[:2] for line in lines[start + 1 :]] == [["pictures", "16"], ["images", "1"], ["texts", "1"]]
+    assert [line.split()[:2] for line in lines[start + 1 :]] == [
+        ["image", "preparation"],
+        ["images", "1"],
+        ["texts", "1"],
+    ]
     assert "MiB host" in ran.out
 
 

@@ -6,8 +6,8 @@ import os
 import PIL.Image
 import pytest
 
+from siglip_jax.cli._output import bar, blocks, percent, shown
 from siglip_jax.cli.classify import _lines
-from siglip_jax.cli.output import bar, blocks, percent, shown
 from siglip_jax.inference import load
 
 LABELS = ["a cat", "two dogs", "a house"]
@@ -24,7 +24,7 @@ def test_json_is_what_the_engine_says(run, checkpoint, pictures):
         assert set(entry) == {"image", "scores"}
         assert [e["label"] for e in entry["scores"]] == [e["label"] for e in scores]
         assert [e["score"] for e in entry["scores"]] == pytest.approx([e["score"] for e in scores], abs=1e-6)
-    assert ran.err == f"siglip-jax: {pictures}: 2 of 5 files are not pictures and were left out\n"
+    assert ran.err == f"siglip-jax: {pictures}: 2 of 5 files are not images and were left out\n"
 
 
 def test_plain_bars_without_a_terminal(run, checkpoint, pictures):
@@ -77,24 +77,24 @@ def test_folders_within_folders(run, checkpoint, pictures):
 
 
 def test_the_others_are_done(run, checkpoint, pictures, tmp_path):
-    """One line for each picture that is no use, results for the rest, and a status that says so."""
-    (pictures / "aa.png").write_bytes(b"no picture")
+    """One line for each image that is no use, results for the rest, and a status that says so."""
+    (pictures / "aa.png").write_bytes(b"no image")
     options = ("--labels", "a cat", "--model", checkpoint, "--json")
     ran = run("classify", tmp_path / "missing.png", pictures, *options)
     assert ran.status == 2
     assert [os.path.basename(entry["image"]) for entry in json.loads(ran.out)] == ["a.jpg", "b.png", "c.png"]
     missing, skipped, broken = ran.err.splitlines()
     assert "missing.png" in missing
-    assert "not pictures" in skipped
+    assert "not images" in skipped
     assert "aa.png" in broken
 
 
 def test_save_plot(run, checkpoint, pictures, tmp_path):
     pytest.importorskip("matplotlib")
-    (pictures / "aa.png").write_bytes(b"no picture")
+    (pictures / "aa.png").write_bytes(b"no image")
     plot = tmp_path / "plot.png"
     ran = run("classify", pictures, "--labels", *LABELS, "--model", checkpoint, "--save-plot", plot)
-    assert ran.status == 2  # one picture could not be read; the plot shows the others
+    assert ran.status == 2  # one image could not be read; the plot shows the others
     with PIL.Image.open(plot) as drawn:
         assert drawn.format == "PNG"
         assert drawn.height > 200

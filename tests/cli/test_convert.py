@@ -11,8 +11,8 @@ import pytest
 
 import siglip_jax
 from siglip_jax import SiglipModel
-from siglip_jax.checkpoints.convert import Changes, carry_out, plan
-from siglip_jax.cli import output
+from siglip_jax.checkpoints import convert
+from siglip_jax.cli import _output as output
 
 CONVERT = Path(__file__).parents[2] / "convert"
 
@@ -88,12 +88,14 @@ def test_the_scripts_are_the_command(script, checkpoint, tmp_path):
 @pytest.mark.parametrize("format", ["huggingface", "big_vision", "open_clip", "orbax"])
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_every_byte_is_followed_twice(checkpoint, tmp_path, format, dtype):
-    ready = plan(checkpoint, tmp_path / ("x.npz" if format == "big_vision" else "x"), format, Changes(dtype=dtype))
     told = []
-    assert carry_out(ready, told.append)["different"] == []
+    out = tmp_path / ("x.npz" if format == "big_vision" else "x")
+    done = convert(checkpoint, out, format, dtype=dtype, on_progress=lambda *seen: told.append(seen))
+    assert done.written and done.different == ()
     parameters = sum(x.size for x in jax.tree.leaves(SiglipModel.from_pretrained(checkpoint)[1]))
-    assert ready.nbytes == (2 * (parameters - 2) + 8 if dtype else 4 * parameters)
-    assert sum(told) == 2 * ready.nbytes
+    total = 2 * (2 * (parameters - 2) + 8 if dtype else 4 * parameters)
+    assert told[0] == (0, total) and told[-1] == (total, total)
+    assert [seen for seen, _ in told] == sorted(seen for seen, _ in told)
 
 
 def test_a_bar_on_a_terminal_only(run, checkpoint, tmp_path, monkeypatch):
@@ -116,7 +118,7 @@ def test_quantization_says_what_it_saves_and_costs(run, checkpoint, pictures, tm
     weights = tmp_path / "small" / "quantized.safetensors"
     assert facts["bytes"] == weights.stat().st_size < facts["bytes_before"]
     assert facts["bytes_before"] == (checkpoint / "model.safetensors").stat().st_size
-    for kind in ("pictures", "labels"):
+    for kind in ("images", "labels"):
         assert 0.99 < facts["cosine"][kind]["least"] <= facts["cosine"][kind]["mean"] < 1
 
     said = json.loads(run("info", tmp_path / "small", "--json").out)
@@ -131,7 +133,7 @@ def test_quantization_says_what_it_saves_and_costs(run, checkpoint, pictures, tm
     for command in ("verify", "info --mesh data=2"):
         name, *options = command.split()
         ran = run(name, tmp_path / "small", *options)
-        assert ran.status == 2 and "found a quantized one" in ran.err and len(ran.err.splitlines()) == 1
+        assert ran.status == 2 and "got a quantized one" in ran.err and len(ran.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -148,6 +150,6 @@ def test_quantization_goes_alone(run, checkpoint, tmp_path, options, said):
 
 
 def test_schemes_of_the_command_line_are_those_of_load():
-    from siglip_jax.quantized import SCHEMES
+    from siglip_jax.quantization.schemes import SCHEMES
 
     assert tuple(SCHEMES) == output.QUANTIZATIONS

@@ -13,11 +13,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from siglip_jax.inference import loading, search
-from siglip_jax.inference.collection import open_collection, verify_collection
-from siglip_jax.inference.contact_sheet import GAP, LINE, SIDE
-from tests.killed import records, run_until_done
-from tests.tiny_checkpoint import picture
+from siglip_jax.inference import load as loading
+from siglip_jax.plots.contact_sheet import GAP, LINE, SIDE
+from siglip_jax.search import search
+from siglip_jax.search.collection import open_collection, verify_collection
+from tests.support.killing import records, run_until_done
+from tests.support.tiny_checkpoint import picture
 
 COUNT, KILLS = 240, 3
 COMMAND = [sys.executable, "-m", "siglip_jax", "embed"]
@@ -35,17 +36,17 @@ def loaded_once():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    home = tmp_path_factory.mktemp("data") / "pictures"
+    home = tmp_path_factory.mktemp("data") / "images"
     home.mkdir()
     for i in range(COUNT):
         PIL.Image.fromarray(picture(i)).save(home / f"{i:03}.png")
-    (home / "100.png").write_bytes(b"no picture")
+    (home / "100.png").write_bytes(b"no image")
     return home
 
 
 @pytest.fixture
 def embedded(run, folder, tmp_path):
-    """A collection of a few of the pictures."""
+    """A collection of a few of the images."""
     few = tmp_path / "few"
     few.mkdir()
     for i in range(6):
@@ -104,7 +105,7 @@ def test_in_words(run, folder, tmp_path):
     ran = run("embed", folder, "--out", out)
     assert ran.status == 0
     facts = dict(re.split("  +", line, maxsplit=1) for line in ran.out.splitlines())
-    assert facts["pictures"] == "240"
+    assert facts["images"] == "240"
     assert facts["done now"].startswith("128 in ")
     assert facts["unreadable"] == f"1, listed in {out / 'errors.jsonl'}"
     assert facts["complete"] == f"239 embeddings in {out}"
@@ -122,7 +123,7 @@ def test_texts_are_found_by_a_picture(run, folder, tmp_path):
     assert found["query"] == {"image": str(folder / "001.png")}
     ran = run("search", tmp_path / "out", "a square", "--contact-sheet", tmp_path / "sheet.png")
     assert (ran.status, ran.err.count("\n")) == (2, 1)
-    assert "expected embeddings of pictures, found those of texts" in ran.err
+    assert "expected embeddings of images, found those of texts" in ran.err
 
 
 def test_search_prints_a_table_json_and_a_contact_sheet(run, embedded, folder, tmp_path):
@@ -174,7 +175,7 @@ MISTAKES = {
         "expected a text or --image FILE.*found both",
     ),
     "no collection": (("search", "{few}", "x"), "siglip-jax embed writes it"),
-    "no picture": (("search", "{out}", "--image", "{few}/none.png"), "no such image file"),
+    "no image": (("search", "{out}", "--image", "{few}/none.png"), "no such image file"),
     "sheet": (("search", "{out}", "x", "--contact-sheet", "{tmp}/a.doc"), "expected a plot ending in"),
     "moved": (("search", "{moved}", "x", "--contact-sheet", "{tmp}/a.png"), "cannot be opened.*put them back"),
 }

@@ -16,7 +16,8 @@ import pytest
 import safetensors.numpy
 
 from siglip_jax import __version__
-from siglip_jax.cli import classify, main
+from siglip_jax.cli import _main as main
+from siglip_jax.cli import classify
 
 
 @pytest.fixture
@@ -140,8 +141,8 @@ MISTAKES = {
     "unknown command": (["frobnicate"], ["frobnicate", "choose from", "--help"]),
     "unknown option": (["classify", "IMAGE", "--labels", "a", "--frobnicate"], ["--frobnicate", "--help"]),
     "abbreviated option": (["classify", "IMAGE", "--label", "a"], ["--label", "--help"]),
-    "no pictures": (["classify", "--labels", "a cat"], ["expected pictures, found none", "before --labels"]),
-    "picture after the labels": (["classify", "--labels", "a cat", "IMAGE"], ["expected pictures", "before --labels"]),
+    "no images": (["classify", "--labels", "a cat"], ["expected images, found none", "before --labels"]),
+    "image after the labels": (["classify", "--labels", "a cat", "IMAGE"], ["expected images", "before --labels"]),
     "no labels": (["classify", "IMAGE"], ["expected labels, found none", "--labels-from"]),
     "no value for labels": (["classify", "IMAGE", "--labels"], ["--labels", "expected at least one"]),
     "blank label": (["classify", "IMAGE", "--labels", "a", " "], ["must not be blank", "position 1"]),
@@ -157,11 +158,11 @@ MISTAKES = {
     "top-k word": (["classify", "IMAGE", "--labels", "a", "--top-k", "x"], ["--top-k", "whole number", "found 'x'"]),
     "batch size negative": (["classify", "IMAGE", "--labels", "a", "--batch-size=-3"], ["--batch-size", "found '-3'"]),
     "batch size fraction": (["classify", "IMAGE", "--labels", "a", "--batch-size", "1.5"], ["--batch-size", "'1.5'"]),
-    "missing picture": (["classify", "TMP/no.png", "--labels", "a"], ["no.png", "no such file", "check"]),
-    "picture that is none": (["classify", "TMP/empty.txt", "--labels", "a"], ["empty.txt"]),
-    "text for a picture": (["classify", "TMP/latin.txt", "--labels", "a"], ["latin.txt"]),
-    "truncated picture": (["classify", "TMP/cut.jpg", "--labels", "a"], ["cut.jpg"]),
-    "folder without pictures": (["classify", "TMP/bare", "--labels", "a"], ["bare", "found none among 1 files"]),
+    "missing image": (["classify", "TMP/no.png", "--labels", "a"], ["no.png", "no such file", "check"]),
+    "image that is none": (["classify", "TMP/empty.txt", "--labels", "a"], ["empty.txt"]),
+    "text for an image": (["classify", "TMP/latin.txt", "--labels", "a"], ["latin.txt"]),
+    "truncated image": (["classify", "TMP/cut.jpg", "--labels", "a"], ["cut.jpg"]),
+    "folder without images": (["classify", "TMP/bare", "--labels", "a"], ["bare", "found none among 1 files"]),
     "plot of unknown kind": (
         ["classify", "IMAGE", "--labels", "a", "--save-plot", "TMP/plot.xyz"],
         ["plot.xyz", "expected", ".png"],
@@ -176,7 +177,7 @@ MISTAKES = {
     ),
     "plot of too many labels": (
         ["classify", "IMAGE", "--labels-from", "TMP/many.txt", "--save-plot", "TMP/plot.png"],
-        ["1 to 128", "got 1 pictures and 200 labels"],
+        ["1 to 128", "got 1 images and 200 labels"],
     ),
     "info of two models": (["info", "a", "b"], ["unrecognized arguments: b", "--help"]),
 }
@@ -219,7 +220,7 @@ def test_plot_on_a_full_disk(run, checkpoint, pictures, tmp_path, monkeypatch):
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device", str(tmp_path / "plot.png"))
 
-    monkeypatch.setattr("siglip_jax.inference.heatmap.write_atomically", full)
+    monkeypatch.setattr("siglip_jax.plots.heatmap.write_atomically", full)
     plot = tmp_path / "plot.png"
     ran = run("classify", pictures / "a.jpg", "--labels", "a", "--model", checkpoint, "--save-plot", plot)
     assert ran.status == 2

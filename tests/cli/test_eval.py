@@ -1,4 +1,4 @@
-"""`siglip-jax eval`: what it says of the embedded model and the example pictures, and how it takes mistakes."""
+"""`siglip-jax eval`: what it says of the embedded model and the example images, and how it takes mistakes."""
 
 import functools
 import json
@@ -10,8 +10,8 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from siglip_jax.inference import loading
-from tests.evaluation.sources import EXAMPLES
+from siglip_jax.assets import EXAMPLES
+from siglip_jax.inference import load as loading
 
 LABELS = (EXAMPLES / "labels.txt").read_text(encoding="utf-8").splitlines()
 FEW = ["church", "horse", "lemon", "pizza"]  # which it names right
@@ -45,7 +45,7 @@ def few(tmp_path) -> Path:
 
 @pytest.fixture
 def captions(tmp_path) -> Path:
-    """A picture with two captions, two with one each."""
+    """An image with two captions, two with one each."""
     rows = []
     for label in LABELS[:3]:
         shutil.copy(EXAMPLES / f"{label}.png", tmp_path)
@@ -82,14 +82,14 @@ def test_in_words(run, few):
     assert ran.err.count("\n") == 1
     assert ran.err.startswith(f"siglip-jax: {FEW[3]}/zero.png")
     facts = facts_of(ran.out)
-    assert facts["pictures"] == "5, 1 more could not be read"
+    assert facts["images"] == "5, 1 more could not be read"
     assert facts["top1"] == "80.0 %"
     assert facts["mean per class"] == "87.5 %"
-    assert PREPARED[0] in facts["prepared: pictures"]
+    assert PREPARED[0] in facts["prepared: images"]
     assert PREPARED[1] in facts["prepared: texts"]
     assert facts["prepared: templates"] == "This is a photo of {}."
     worst = ran.out.split("\n\n")[1].splitlines()
-    assert worst[0].split() == ["lowest", "recall", "mostly", "taken", "for", "pictures", "right"]
+    assert worst[0].split() == ["lowest", "recall", "mostly", "taken", "for", "images", "right"]
     assert worst[1].split() == [FEW[1], FEW[0], "2", "50.0", "%"]
     assert len(worst) == 2
 
@@ -97,7 +97,7 @@ def test_in_words(run, few):
 def test_on_a_terminal(run_on_terminal, few):
     ran = run_on_terminal("eval", "zero-shot", few, columns=50)
     assert ran.status == 0
-    assert "\x1b[36mpictures" in ran.out
+    assert "\x1b[36mimages" in ran.out
     assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in ran.out.splitlines()) <= 50
 
 
@@ -105,7 +105,7 @@ def test_retrieval(run, captions, tmp_path):
     ran = run("eval", "retrieval", captions, "--save-plot", tmp_path / "found.png")
     assert (ran.status, ran.err) == (0, "")
     facts = facts_of(ran.out)
-    assert (facts["texts"], facts["pictures"]) == ("4", "3")
+    assert (facts["texts"], facts["images"]) == ("4", "3")
     assert facts["image to text r5"] == "100.0 %"
     assert PREPARED[1] in facts["prepared: texts"]
     with PIL.Image.open(tmp_path / "found.png") as drawn:
@@ -137,11 +137,11 @@ def test_names_from_a_file_and_a_limit(run, pictograms, tmp_path):
 
 def test_nothing_that_can_be_read(run, few):
     for file in few.rglob("*.png"):
-        file.write_bytes(b"no picture")
+        file.write_bytes(b"no image")
     ran = run("eval", "zero-shot", few)
     assert (ran.status, ran.out) == (2, "")
     assert len(ran.err.splitlines()) == 5
-    assert "expected pictures that can be read, found none among 4" in ran.err.splitlines()[-1]
+    assert "expected images that can be read, found none among 4" in ran.err.splitlines()[-1]
 
 
 MISTAKES = {
@@ -154,7 +154,7 @@ MISTAKES = {
     "templates of retrieval": (["retrieval", "{few}", "--templates", "photo"], "--templates goes with zero-shot"),
     "unknown templates": (["zero-shot", "{few}", "--templates", "imagenet"], "one of names, photo, clip"),
     "too many neighbours": (["knn", "{few}", "--train", "{few}"], "k must be from 1"),
-    "one picture a class": (["linear-probe", "{few}", "--train", "{few}"], "no class has two pictures"),
+    "one image a class": (["linear-probe", "{few}", "--train", "{few}"], "no class has two images"),
     "no captions": (["retrieval", "{few}"], "retrieval needs texts"),
     "temperature of zero": (["knn", "{few}", "--temperature", "0"], "above 0, found '0'"),
     "unknown plot": (["zero-shot", "{few}", "--save-plot", "plot.txt"], "found '.txt'"),
@@ -173,7 +173,7 @@ def test_mistakes(run, few, mistake):
 
 
 def test_without_what_reads_data_sets(run, few, monkeypatch):
-    monkeypatch.setitem(sys.modules, "siglip_jax.training.data.open", None)
+    monkeypatch.setitem(sys.modules, "siglip_jax.data.open", None)
     ran = run("eval", "zero-shot", few)
     assert (ran.status, ran.err.count("\n")) == (2, 1)
     assert "which is not installed: pip install 'siglip_jax[train]'" in ran.err

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import pytest
 
 from siglip_jax.checkpoints.keymap import architecture_of, key_table
-from siglip_jax.configuration import SiglipConfig
+from siglip_jax.configs.configuration import SiglipConfig
+from siglip_jax.configs.variants import VARIANTS, find
 from siglip_jax.models import SiglipModel, SiglipVisionModel
-from siglip_jax.variants import VARIANTS, find
 
 NAME, COMMIT = "google/siglip-base-patch16-224", "0123456789abcdef0123456789abcdef01234567"
 UNKNOWN = ("path", "stored_as", "bytes", "weight_files", "temperature", "bias", "processor_files")

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
+from siglip_jax.configs.variants import VARIANTS
 from siglip_jax.models import SiglipVisionModel
-from siglip_jax.variants import VARIANTS
 
 NAME = "google/siglip-so400m-patch14-384"
 WITHOUT_LOSS = ("gradients", "moments", "activations", "loss")

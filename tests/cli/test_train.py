@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.training.pairs import write_classes, write_pairs
+from tests.support.pairs import write_classes, write_pairs
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import safetensors.numpy
 
 import siglip_jax
 from siglip_jax.checkpoints.verify import verify_tokens
-from siglip_jax.variants import find
+from siglip_jax.configs.variants import find
 
 
 def change(checkpoint, tmp_path, **tensors):

@@ -24,9 +24,7 @@ def test_all_right_has_no_confusions():
     assert (found.top1, found.confusions.shape) == (1.0, (0, 3))
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"), [([], "at least one picture"), ([0, 2], "from 0 to 1"), ([-1, 0], "-1")]
-)
+@pytest.mark.parametrize(("labels", "message"), [([], "at least one image"), ([0, 2], "from 0 to 1"), ([-1, 0], "-1")])
 def test_labels_that_are_no_classes(labels, message):
     with pytest.raises(ValueError, match=message):
         accuracy(np.zeros((len(labels), 1), int), np.array(labels, int), 2)

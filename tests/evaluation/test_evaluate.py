@@ -1,4 +1,4 @@
-"""The evaluations of a whole model: the embedded one on the example pictures, with figures known from elsewhere."""
+"""The evaluations of a whole model: the embedded one on the example images, with figures known from elsewhere."""
 
 import json
 
@@ -6,21 +6,21 @@ import jax
 import numpy as np
 import pytest
 
+from siglip_jax.data.example import Example, Source
 from siglip_jax.evaluation import (
     Options,
-    evaluate_knn,
-    evaluate_linear_probe,
     evaluate_retrieval,
     evaluate_zero_shot,
+    knn,
+    linear_probe,
 )
-from siglip_jax.evaluation.embeddings import embed_source, embed_texts, spread
+from siglip_jax.evaluation.embeddings import embed_examples, embed_texts, spread
 from siglip_jax.evaluation.evaluate import same_classes
 from siglip_jax.evaluation.prompts import TEMPLATES
 from siglip_jax.inference import Siglip
 from siglip_jax.inference.preprocessing import describe, lines_of
 from siglip_jax.processing import Siglip2ImageProcessor, SiglipProcessor
-from siglip_jax.training.data.example import Example, Source
-from tests.evaluation.sources import Listed, pictograms
+from tests.support.sources import Listed, pictograms
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def source():
 def mixed(source):
     """Two that cannot be read, one by the source and one by the decoder, one without a label, three good ones."""
     first, second, third, fourth = source.examples[:4]
-    broken = second._replace(image=b"no picture", name="broken.png")
+    broken = second._replace(image=b"no image", name="broken.png")
     return Listed([OSError("disk"), first, broken, third._replace(label=None), fourth, first], source.classes)
 
 
@@ -71,7 +71,7 @@ def test_retrieval(siglip, source):
     result = evaluate_retrieval(siglip, several, ks=(1,))
     assert result.labels.tolist() == [0, 0, 1, 2]
     assert result.settings["texts"] == 4
-    with pytest.raises(ValueError, match="pictures without any"):
+    with pytest.raises(ValueError, match="images without any"):
         evaluate_retrieval(siglip, Listed([source.examples[0]._replace(texts=())]))
 
 
@@ -83,9 +83,9 @@ def test_nearest_and_linear_on_what_they_have_seen(siglip, source):
     )
     assert turned.classes[turned.examples[0].label] == source.classes[0]
     for result in (
-        evaluate_knn(siglip, source, turned, k=1),
-        evaluate_linear_probe(siglip, source, turned, probe="ridge", strength=1.0),
-        evaluate_linear_probe(siglip, source, turned, strength=1e-3, shots=1),
+        knn(siglip, source, turned, k=1),
+        linear_probe(siglip, source, turned, probe="ridge", strength=1.0),
+        linear_probe(siglip, source, turned, strength=1e-3, shots=1),
     ):
         assert result.metrics["top1"] == 1
         assert result.settings["train_examples"] == 64
@@ -95,20 +95,23 @@ def test_nearest_and_linear_on_what_they_have_seen(siglip, source):
     with pytest.raises(ValueError, match="found 1 others: something else"):
         same_classes(turned, source)
     with pytest.raises(ValueError, match="to choose from, 64; got 65"):
-        evaluate_knn(siglip, source, turned, k=65)
+        knn(siglip, source, turned, k=65)
     with pytest.raises(ValueError, match="probe must be one of logistic, ridge, got 'svm'"):
-        evaluate_linear_probe(siglip, source, turned, probe="svm")
+        linear_probe(siglip, source, turned, probe="svm")
 
 
 def test_what_cannot_be_read_is_counted_and_named(siglip, source, mixed):
     assert isinstance(mixed, Source)
-    said: list[str] = []
-    done: list[int] = []
-    options = Options(on_unreadable=lambda name, error: said.append(name), advance=done.append)
+    said: list[tuple[int, str]] = []
+    done: list[tuple[int, int]] = []
+    options = Options(
+        on_unreadable=lambda index, error: said.append((index, str(error))), on_progress=lambda *seen: done.append(seen)
+    )
     result = evaluate_zero_shot(siglip, mixed, options=options)
     assert (result.examples, result.unreadable) == (3, 2)
-    assert said == ["number 0", "broken.png"]
-    assert sum(done) == 6
+    assert [index for index, _ in said] == [0, 2]
+    assert "number 0" in said[0][1] and "broken.png" in said[1][1]
+    assert done == [(i, 6) for i in range(7)]
     assert result.numbers.tolist() == [1, 4, 5]
     assert result.labels.tolist() == [0, 3, 0]
     whole = evaluate_zero_shot(siglip, source)
@@ -118,7 +121,7 @@ def test_what_cannot_be_read_is_counted_and_named(siglip, source, mixed):
 
 
 def test_nothing_can_be_read(siglip):
-    broken = Listed([OSError("disk"), Example(b"no picture", (), 0, "x.png")], ("a",))
+    broken = Listed([OSError("disk"), Example(b"no image", (), 0, "x.png")], ("a",))
     with pytest.raises(ValueError, match="found none among 2; the first says: disk"):
         evaluate_zero_shot(siglip, broken)
     with pytest.raises(ValueError, match="with classes, found none"):
@@ -128,7 +131,7 @@ def test_nothing_can_be_read(siglip):
 
 
 def test_no_labels(siglip, source):
-    with pytest.raises(ValueError, match="pictures with labels, found none among 1"):
+    with pytest.raises(ValueError, match="images with labels, found none among 1"):
         evaluate_zero_shot(siglip, Listed([source.examples[0]._replace(label=None)], ("a",)))
 
 
@@ -160,9 +163,9 @@ def test_pixels_and_batches(siglip, source):
             flat = PIL.Image.new("RGBA", picture.size, "white")
             flat.alpha_composite(picture)
             pixels.append(example._replace(image=np.asarray(flat.convert("RGB"))))
-    by_file = embed_source(siglip, files, batch_size=2).embeds
-    np.testing.assert_allclose(embed_source(siglip, files, batch_size=8).embeds, by_file, atol=1e-6)
-    np.testing.assert_allclose(embed_source(siglip, Listed(pixels)).embeds, by_file, atol=0.02)
+    by_file = embed_examples(siglip, files, batch_size=2).embeds
+    np.testing.assert_allclose(embed_examples(siglip, files, batch_size=8).embeds, by_file, atol=1e-6)
+    np.testing.assert_allclose(embed_examples(siglip, Listed(pixels)).embeds, by_file, atol=0.02)
 
 
 def test_texts_are_embedded_once_each(siglip):
@@ -194,7 +197,7 @@ class TestPreprocessing:
         }
         lines = dict(lines_of(facts))
         assert lines["model"] == "m, float32"
-        assert "resized to 64 x 64 pixels, bicubic, x 0.00392157, mean 0.5, std 0.5, to RGB" in lines["pictures"]
+        assert "resized to 64 x 64 pixels, bicubic, x 0.00392157, mean 0.5, std 0.5, to RGB" in lines["images"]
         assert lines["texts"] == "SiglipTokenizer: lower case, no punctuation, padded to 16 with </s> (1)"
         assert lines["templates"] == "{}, first name only"
 
@@ -204,6 +207,6 @@ class TestPreprocessing:
         flexible = Siglip(siglip.model.clone(dtype="bfloat16"), siglip.params, processor, siglip.config)
         facts = json.loads(json.dumps(describe(flexible, model_name="n", texts=False)))
         assert facts["dtype"] == "bfloat16"
-        assert dict(lines_of(facts))["pictures"].startswith(
+        assert dict(lines_of(facts))["images"].startswith(
             "Siglip2ImageProcessor: resized to at most 20 patches of 8, bilinear, x 0.00392157, mean 0.5"
         )

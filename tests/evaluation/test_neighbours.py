@@ -1,10 +1,12 @@
 """Nearest neighbours and their votes against brute force."""
 
+import sys
+
 import numpy as np
 import pytest
 
 from siglip_jax.evaluation import neighbours
-from siglip_jax.evaluation.neighbours import nearest, vote
+from siglip_jax.evaluation.neighbours import nearest_keys, vote
 
 
 def whole_numbers(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -14,13 +16,13 @@ def whole_numbers(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("n", "m", "k"), [(5, 3, 3), (23, 70, 7), (1, 64, 1), (17, 65, 20)])
 def test_equal_to_brute_force_with_ties(monkeypatch, n, m, k):
-    monkeypatch.setattr(neighbours, "QUERIES", 8)
-    monkeypatch.setattr(neighbours, "KEYS", 16)
+    monkeypatch.setattr(sys.modules["siglip_jax.search.nearest"], "QUERIES", 8)
+    monkeypatch.setattr(neighbours, "BLOCK", 16)
     rng = np.random.default_rng(n)
     queries, keys = whole_numbers(rng, n, 6), whole_numbers(rng, m, 6)
     products = queries @ keys.T
     order = np.argsort(-products, axis=1, kind="stable")[:, :k]
-    values, numbers = nearest(queries, keys, k)
+    values, numbers = nearest_keys(queries, keys, k)
     np.testing.assert_array_equal(numbers, order)
     np.testing.assert_array_equal(values, np.take_along_axis(products, order, axis=1))
 
@@ -28,7 +30,7 @@ def test_equal_to_brute_force_with_ties(monkeypatch, n, m, k):
 def test_real_embeddings_across_default_blocks():
     rng = np.random.default_rng(0)
     queries, keys = (rng.normal(size=(n, 8)).astype(np.float32) for n in (300, 9000))
-    values, numbers = nearest(queries, keys, 5)
+    values, numbers = nearest_keys(queries, keys, 5)
     products = queries @ keys.T
     expected = -np.sort(-products, axis=1)[:, :5]
     np.testing.assert_allclose(values, expected, rtol=1e-5)
@@ -36,18 +38,18 @@ def test_real_embeddings_across_default_blocks():
 
 
 def test_all_negative_products_are_not_beaten_by_padding(monkeypatch):
-    monkeypatch.setattr(neighbours, "KEYS", 4)
+    monkeypatch.setattr(neighbours, "BLOCK", 4)
     keys = -np.ones((5, 2), np.float32)
-    assert nearest(np.ones((1, 2), np.float32), keys, 5)[1].tolist() == [[0, 1, 2, 3, 4]]
+    assert nearest_keys(np.ones((1, 2), np.float32), keys, 5)[1].tolist() == [[0, 1, 2, 3, 4]]
 
 
 def test_refusals():
     one = np.ones((1, 2), np.float32)
     with pytest.raises(ValueError, match="from 1 to the number of embeddings to choose from, 1; got 2"):
-        nearest(one, one, 2)
+        nearest_keys(one, one, 2)
     with pytest.raises(ValueError, match="keys: .* NaN or infinity in 1 of 1 rows"):
-        nearest(one, one * np.nan, 1)
-    assert nearest(np.zeros((0, 2), np.float32), one, 1)[1].shape == (0, 1)
+        nearest_keys(one, one * np.nan, 1)
+    assert nearest_keys(np.zeros((0, 2), np.float32), one, 1)[1].shape == (0, 1)
     with pytest.raises(ValueError, match="temperature must be above 0"):
         vote(one, one.astype(int), temperature=0.0)
 

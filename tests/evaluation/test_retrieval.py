@@ -1,4 +1,4 @@
-"""Retrieval against brute force: several texts a picture, ties, pictures without texts."""
+"""Retrieval against brute force: several texts an image, ties, images without texts."""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def test_equal_to_brute_force(block_size, exact):
 
 
 def test_known_answer():
-    """A picture is found by any of its texts; each text looks for its own picture."""
+    """An image is found by any of its texts; each text looks for its own image."""
     images = np.eye(3, dtype=np.float32)
     texts = np.array([[1, 0, 0], [0, 0.6, 0.8], [0, 1, 0], [0, 0.1, 0.9]], np.float32)
     found = retrieval_ranks(images, texts, np.array([0, 1, 1, 2]))

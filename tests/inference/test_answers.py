@@ -1,4 +1,4 @@
-"""Published logits computed anew: on pictures drawn here, on files, on pixels; and `siglip-jax verify` with them."""
+"""Published logits computed anew: on images drawn here, on files, on pixels; and `siglip-jax verify` with them."""
 
 import dataclasses
 import json
@@ -9,13 +9,12 @@ import PIL.Image
 import pytest
 
 from siglip_jax import SiglipModel, load
-from siglip_jax.cli import verify
-from siglip_jax.cli.main import main
+from siglip_jax.cli import main, verify
+from siglip_jax.configs.published import ANSWERS, DISC_SIZES
+from siglip_jax.configs.variants import find
 from siglip_jax.inference.answers import compare, disc
-from siglip_jax.processing.naflex import grid_of
-from siglip_jax.published import ANSWERS, DISC_SIZES
-from siglip_jax.variants import find
-from tests.tiny_checkpoint import picture, write_checkpoint
+from siglip_jax.processing.images.siglip2 import grid_of
+from tests.support.tiny_checkpoint import picture, write_checkpoint
 
 APPLES, CATS, _, _ = ANSWERS["siglip-base-patch16-224"]
 (DISCS,) = ANSWERS["siglip2-base-patch16-naflex"]
@@ -89,7 +88,7 @@ def test_pictures_and_pixels(fixed, tmp_path):
     values = 1 / (1 + np.exp(-np.asarray(out.logits_per_image[:1], np.float64)))
     answer = dataclasses.replace(CATS, kind="probabilities", values=rows(values), tolerance=1e-6)
     assert compare(siglip, answer, [tmp_path / "cats.png"]).right
-    with pytest.raises(ValueError, match="expected 1 pictures .*, found 2"):
+    with pytest.raises(ValueError, match="expected 1 images .*, found 2"):
         compare(siglip, answer, images)
 
     pixels = np.asarray(inputs["pixel_values"])
@@ -109,7 +108,7 @@ def released(monkeypatch):
 
     def pretend(name, *answers):
         monkeypatch.setitem(ANSWERS, find(name).short_name, answers)
-        monkeypatch.setattr("siglip_jax.cli.facts.released_variant", lambda *_: find(name))
+        monkeypatch.setattr("siglip_jax.checkpoints.describe.released_variant", lambda *_: find(name))
 
     return pretend
 
@@ -158,7 +157,7 @@ def test_an_image_that_nothing_is_published_for_is_refused(flexible, fixed, rele
     assert "expected none, nothing is published for these sizes; found x.png" in capsys.readouterr().err
     released("siglip2-base-patch16-naflex", DISCS)
     assert main(["verify", str(flexible), "--image", "x.png"]) == 2
-    assert "expected none, the published pictures are drawn here; found x.png" in capsys.readouterr().err
+    assert "expected none, the published images are drawn here; found x.png" in capsys.readouterr().err
     released("siglip-base-patch16-224", APPLES)
     assert main(["verify", str(fixed), "--image", "x.png"]) == 2
     assert "--image: expected the pixels: apple-ipod.jpg, apple-blank.jpg; found x.png" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import pytest
 
 from siglip_jax import Batcher, QueueFullError
 from siglip_jax.inference import Siglip
-from tests.tiny_checkpoint import SENTENCES, picture
+from tests.support.tiny_checkpoint import SENTENCES, picture
 
 PICTURES = [picture(i) for i in range(16)]
 
@@ -161,7 +161,7 @@ def test_a_call_that_gives_up_leaves_the_queue(siglip):
 
 
 def test_a_bad_picture_fails_its_own_call(siglip, tmp_path):
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     with Batcher(siglip, max_batch_size=4, max_delay=0.1) as batcher:
         bad = batcher.submit_image([PICTURES[0], tmp_path / "bad.png"])
         missing = batcher.submit_image(tmp_path / "missing.png")

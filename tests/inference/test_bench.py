@@ -9,8 +9,8 @@ import pytest
 
 from siglip_jax.inference.bench import (
     FEWEST,
-    PICTURE,
-    PICTURES,
+    IMAGE_SIZE,
+    IMAGES,
     first_embedding,
     jpeg,
     peak_memory,
@@ -18,9 +18,9 @@ from siglip_jax.inference.bench import (
     repeated,
     towers,
 )
-from siglip_jax.inference.loading import load
-from siglip_jax.models.flops import image_flops, text_flops
-from tests.tiny_checkpoint import picture, write_checkpoint
+from siglip_jax.inference.load import load
+from siglip_jax.models.cost import image_flops, text_flops
+from tests.support.tiny_checkpoint import picture, write_checkpoint
 
 
 def test_the_figures_of_the_towers_agree(shared_siglip):
@@ -69,10 +69,10 @@ def test_time_is_of_the_calls_after_the_first():
 
 def test_pictures_are_decoded_from_a_file_of_the_stated_size(shared_siglip):
     with PIL.Image.open(io.BytesIO(jpeg())) as image:
-        assert (image.format, image.size, image.mode) == ("JPEG", PICTURE, "RGB")
+        assert (image.format, image.size, image.mode) == ("JPEG", IMAGE_SIZE, "RGB")
     speed = preparation(shared_siglip, 0.01)
-    assert (speed.what, speed.batch_size, speed.gflops_per_second) == ("pictures", PICTURES, None)
-    assert speed.per_second == pytest.approx(PICTURES / speed.seconds)
+    assert (speed.what, speed.batch_size, speed.gflops_per_second) == ("image preparation", IMAGES, None)
+    assert speed.per_second == pytest.approx(IMAGES / speed.seconds)
 
 
 def test_peak_memory_grows_with_what_is_held():

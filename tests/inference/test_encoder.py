@@ -10,7 +10,7 @@ from siglip_jax.inference.encoder import Encoder, jitted
 from siglip_jax.inference.weights import Weights
 from siglip_jax.models import SiglipModel
 from siglip_jax.parallel.mesh import make_mesh
-from tests.tiny_checkpoint import picture
+from tests.support.tiny_checkpoint import picture
 
 
 @pytest.fixture(scope="module")

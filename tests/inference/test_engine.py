@@ -9,9 +9,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from siglip_jax._checks import check_count
 from siglip_jax.inference import Siglip, load
-from siglip_jax.inference.labels import check_count, check_labels, fill_template, probabilities, rank
-from tests.tiny_checkpoint import picture, write_checkpoint
+from siglip_jax.inference.labels import check_labels, fill_template, probabilities, rank
+from tests.support.tiny_checkpoint import picture, write_checkpoint
 
 TEXTS = ["a cat", "two dogs on the beach", "", "a drawing of a house " * 40]
 
@@ -87,7 +88,7 @@ def test_nothing_in_nothing_out(shared_siglip):
 
 
 def test_a_generator_is_streamed_in_order(siglip, pictures):
-    """Pictures are drawn from the generator only shortly before their turn, and come out in their order."""
+    """Images are drawn from the generator only shortly before their turn, and come out in their order."""
     drawn: list[int] = []
     done_at_draw: list[int] = []
     done = 0

@@ -17,7 +17,7 @@ from siglip_jax import SiglipProcessor, load
 from siglip_jax.inference import Siglip
 from siglip_jax.inference.export import export, read_encoder
 from siglip_jax.models import products
-from tests.tiny_checkpoint import SENTENCES, picture, tiny_config
+from tests.support.tiny_checkpoint import SENTENCES, picture, tiny_config
 
 TEXTS = [*SENTENCES, "", "Hello,  World!", " a  blank before", "a ▁ mark", "long " * 70]
 
@@ -31,7 +31,7 @@ def exported(shared_siglip, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A picture in colour, one partly transparent, a grey one, and one that the camera turned."""
+    """An image in colour, one partly transparent, a grey one, and one that the camera turned."""
     folder = tmp_path_factory.mktemp("pictures")
     colour, turned = (PIL.Image.fromarray(picture(i)) for i in range(2))
     transparent = colour.copy()
@@ -96,7 +96,7 @@ runpy.run_path({str(exported / "run.py")!r}, run_name="__main__")
 def test_the_manifest_says_what_is_there(exported, shared_siglip):
     manifest = json.loads((exported / "manifest.json").read_text())
     assert manifest["platforms"] == ["cpu", "cuda", "tpu"] and manifest["jax_version"] == jax.__version__
-    assert manifest["logit_scale"] == shared_siglip.logit_scale and manifest["logit_bias"] == shared_siglip.logit_bias
+    assert manifest["temperature"] == shared_siglip.temperature and manifest["logit_bias"] == shared_siglip.logit_bias
     assert set(manifest["files"]) == {file.name for file in exported.iterdir()} - {"manifest.json"}
     for name, shape in (("image", [32, 32, 3]), ("text", [64])):
         said = manifest["encoders"][name]
@@ -181,7 +181,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_left(shared_siglip, t
         export(flexible, tmp_path / "x")
     with monkeypatch.context() as patched:
         patched.setitem(shared_siglip.processor.image_processor._options, "do_pad", True)
-        with pytest.raises(ValueError, match="needs pictures that are resized to 32 x 32"):
+        with pytest.raises(ValueError, match="needs images that are resized to 32 x 32"):
             export(shared_siglip, tmp_path / "x")
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "flatbuffers", None)

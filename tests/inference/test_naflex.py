@@ -8,9 +8,9 @@ import pytest
 import transformers
 
 from siglip_jax import load, pipeline
-from siglip_jax.cli.main import main
-from tests.processing.conftest import quiet_reference
-from tests.tiny_checkpoint import picture, write_checkpoint
+from siglip_jax.cli import main
+from tests.support.spiece import quiet_reference
+from tests.support.tiny_checkpoint import picture, write_checkpoint
 
 SIZES = [(40, 30), (200, 12), (30, 160), (64, 64), (9, 9)]  # width, height
 TEXTS = ["a cat", "two dogs on the beach", "a red car"]

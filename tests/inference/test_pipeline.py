@@ -6,7 +6,7 @@ import pytest
 
 import siglip_jax
 from siglip_jax.inference import load, pipeline
-from tests.tiny_checkpoint import picture, write_checkpoint
+from tests.support.tiny_checkpoint import picture, write_checkpoint
 
 LABELS = ["cat", "2 dogs", "a plane", "remote", "Caf\u00e9!", "cat"]
 TASK = "zero-shot-image-classification"
@@ -89,7 +89,7 @@ def test_models_of_16_positions(tmp_path, pictures):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda pipe: pipe(candidate_labels=["a"]), "image must be a picture"),
+        (lambda pipe: pipe(candidate_labels=["a"]), "image must be an image"),
         (lambda pipe: pipe(picture(0)), "candidate_labels must name at least one label"),
         (lambda pipe: pipe(picture(0), candidate_labels=[]), "labels must name at least one label"),
         (lambda pipe: pipe(picture(0), ["a"], hypothesis_template="a photo"), "template must have {}"),

@@ -26,7 +26,7 @@ def test_several_pictures(many):
 
 
 def test_no_pictures_at_all():
-    with pytest.raises(ValueError, match="images must be a picture .* got int"):
+    with pytest.raises(ValueError, match="images must be an image .* got int"):
         as_images(3)
 
 

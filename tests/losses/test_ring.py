@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from siglip_jax import make_mesh, ring_sigmoid_loss, sigmoid_loss
-from tests.losses.truth import TEMPERATURES, check, embeddings, truth
+from tests.support.float64_loss import TEMPERATURES, check, embeddings, truth
 
 EVERY = (0, 1, 2, 3)
 

@@ -9,7 +9,7 @@ import pytest
 from siglip_jax import sigmoid_loss
 from siglip_jax.losses.sigmoid import sigmoid_loss_of_logits
 from siglip_jax.losses.tiles import make_pairs, sum_over_pairs
-from tests.losses.truth import TEMPERATURES, check, embeddings, truth
+from tests.support.float64_loss import TEMPERATURES, check, embeddings, truth
 
 EVERY = (0, 1, 2, 3)
 BLOCKS = [None, 1, 4, 7, 13, 100, "auto"]  # 13 rows: dividing and not, larger and smaller

@@ -7,7 +7,7 @@ import pytest
 
 from siglip_jax import make_mesh
 from siglip_jax.losses import softmax_loss
-from tests.losses.truth import check, embeddings
+from tests.support.float64_loss import check, embeddings
 
 
 def truth(images, texts, scale):

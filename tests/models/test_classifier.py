@@ -7,9 +7,9 @@ import pytest
 
 from siglip_jax import SiglipForImageClassification
 from siglip_jax.checkpoints.checkpoint import Checkpoint
-from siglip_jax.checkpoints.huggingface import to_tensors
+from siglip_jax.checkpoints.formats.huggingface import to_tensors
 from siglip_jax.models.classifier import classification_loss
-from tests import cases
+from tests.support import cases
 
 INTEGERS, FLOATS = np.array([2, 0, 4], np.int32), np.random.RandomState(3).rand(3, 5).astype(np.float32)
 

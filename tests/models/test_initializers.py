@@ -9,8 +9,8 @@ import pytest
 
 from siglip_jax import SiglipConfig, SiglipForImageClassification, SiglipModel
 from siglip_jax.checkpoints.checkpoint import Checkpoint
-from siglip_jax.checkpoints.huggingface import to_tensors
-from siglip_jax.checkpoints.table import flatten
+from siglip_jax.checkpoints.formats.huggingface import to_tensors
+from siglip_jax.params import flatten
 
 D = 96
 TOWER = {"hidden_size": D, "intermediate_size": 4 * D, "num_hidden_layers": 2, "num_attention_heads": 4}

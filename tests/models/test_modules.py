@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from siglip_jax import SiglipForImageClassification, SiglipModel, SiglipTextModel, SiglipVisionModel
-from siglip_jax.checkpoints.table import flatten
-from tests import cases
+from siglip_jax.params import flatten
+from tests.support import cases
 
 CONFIG = cases.make_config("odd_heads")
 TEXT, VISION = CONFIG.text_config, CONFIG.vision_config

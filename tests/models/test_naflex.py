@@ -16,10 +16,10 @@ from siglip_jax import (
     SiglipTextModel,
 )
 from siglip_jax.checkpoints.checkpoint import Checkpoint
-from siglip_jax.checkpoints.huggingface import to_tensors
+from siglip_jax.checkpoints.formats.huggingface import to_tensors
 from siglip_jax.models.positions import flexible_positions
-from tests import cases, naflex_cases
 from tests.models.test_parity import assert_equal, error, outputs_of
+from tests.support import cases, naflex_cases
 
 
 @pytest.fixture(scope="module", params=list(naflex_cases.CASES))

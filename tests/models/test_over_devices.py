@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import siglip_jax
 from siglip_jax import make_mesh, pmap_forward, shard_params
 from siglip_jax.parallel import global_batch
-from tests import cases, naflex_cases
+from tests.support import cases, naflex_cases
 
 BATCH = 8
 
@@ -48,7 +48,7 @@ def setting(name):
         part, names = config, ["input_ids", *names]
     model = getattr(siglip_jax, name)(part)
     batch = {key: np.resize(inputs[key], (BATCH, *inputs[key].shape[1:])) for key in names}
-    if "pixel_values" in batch:  # no two pictures alike
+    if "pixel_values" in batch:  # no two images alike
         batch["pixel_values"] = batch["pixel_values"] * np.linspace(0.5, 1, BATCH, dtype=np.float32).reshape(
             -1, *[1] * (batch["pixel_values"].ndim - 1)
         )
@@ -134,7 +134,7 @@ def test_uneven_batches_are_refused():
     with pytest.raises(ValueError, match="a batch of 6 cannot be cut evenly over 8 devices"):
         pmap_forward(model)(params, batch["pixel_values"][:6])
     whole, params, both, _ = setting("SiglipModel")
-    with pytest.raises(ValueError, match="a batch of 1 cannot be cut"):  # one picture, eight texts
+    with pytest.raises(ValueError, match="a batch of 1 cannot be cut"):  # one image, eight texts
         pmap_forward(whole)(params, input_ids=both["input_ids"], pixel_values=both["pixel_values"][:1])
     with pytest.raises(ValueError, match="got neither"):
         pmap_forward(whole)(params, return_loss=True)

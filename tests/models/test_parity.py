@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from siglip_jax.checkpoints.checkpoint import Checkpoint
-from siglip_jax.checkpoints.huggingface import to_tensors
+from siglip_jax.checkpoints.formats.huggingface import to_tensors
 from siglip_jax.models import SiglipModel
-from tests import cases
+from tests.support import cases
 
 TOLERANCE = 1e-5  # of the largest value
 

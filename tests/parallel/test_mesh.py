@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from siglip_jax import SiglipModel, make_mesh
 from siglip_jax.parallel.mesh import keep_batch_cut
-from tests.parallel.test_memory import CONFIGS, abstract, analysis
+from tests.models.test_cost import CONFIGS, abstract, analysis
 
 BATCH = 64
 

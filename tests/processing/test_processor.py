@@ -17,8 +17,8 @@ from siglip_jax.processing import (
     SiglipProcessor,
     SiglipTokenizer,
 )
-from tests.processing.conftest import quiet_reference
-from tests.processing.pictures import noise, picture
+from tests.support.images import noise, picture
+from tests.support.spiece import quiet_reference
 
 TEXTS = ["a photo of a cat", "A Photo of 2 CATS.", "", "a photo of two dogs " * 30]
 

@@ -13,8 +13,8 @@ import optax
 import pytest
 
 from siglip_jax import make_mesh
-from siglip_jax.parallel.rules import shard_params
-from siglip_jax.training.loop import PATIENCE, ROLLBACKS, Run, train
+from siglip_jax.parallel.sharding import shard_params
+from siglip_jax.training.loop import PATIENCE, ROLLBACKS, LoopOptions, run_loop
 from siglip_jax.training.objective import Objective
 from siglip_jax.training.step import Step, init_state, make_step
 
@@ -68,9 +68,11 @@ def run(directory, data, steps=20, mesh=None, identity=None, save_every=5, evalu
     step = Step(Line(None, lambda key, pixels: pixels), optax.adam(0.05), average=0.9, mesh=mesh)
     with jax.numpy_dtype_promotion("standard"):
         state = init_state(params, lambda path: False, step.optimizer, True, mesh)
-        settings = Run(directory, save_every=save_every, log_every=5, **options)
+        settings = LoopOptions(directory, save_every=save_every, log_every=5, **options)
         known = {"seed": 0} if identity is None else identity
-        return train(make_step(step, state), state, data, steps, settings, identity=known, evaluate=evaluate, mesh=mesh)
+        return run_loop(
+            make_step(step, state), state, data, steps, settings, identity=known, evaluate=evaluate, mesh=mesh
+        )
 
 
 def arrays(outcome):

@@ -7,10 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from siglip_jax.checkpoints.table import flatten, unflatten
+from siglip_jax.params import flatten, unflatten
 from siglip_jax.training.optimizer import make_optimizer, make_schedule, treatments
 from siglip_jax.training.recipe import Optimizer, Schedule
-from tests.training import steps
+from tests.support import steps
 
 RATES = ((".*vision_model/head/.*", 0.1), ("text_model/embeddings/.*", 0.0), (".*", 1.0))
 STEPS = 3

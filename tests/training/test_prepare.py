@@ -11,9 +11,9 @@ import pytest
 
 import siglip_jax
 from siglip_jax import SiglipModel, SiglipProcessor
-from siglip_jax.checkpoints.table import flatten
-from siglip_jax.training.data.open import open_source
-from siglip_jax.training.data.pipeline import Pipeline
+from siglip_jax.data.open import open_source
+from siglip_jax.data.pipeline import Pipeline
+from siglip_jax.params import flatten
 from siglip_jax.training.lora import merge
 from siglip_jax.training.prepare import (
     identity_of,
@@ -28,8 +28,8 @@ from siglip_jax.training.prepare import (
 from siglip_jax.training.recipe import Lora, Optimizer, Recipe
 from siglip_jax.training.recipes import RECIPES
 from siglip_jax.training.step import make_step
-from tests.tiny_checkpoint import write_checkpoint
-from tests.training.pairs import write_pairs
+from tests.support.pairs import write_pairs
+from tests.support.tiny_checkpoint import write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,8 @@ def started(recipe, directory, pairs):
 
 @pytest.mark.parametrize("which", ["embedded", "tiny"])
 def test_the_first_loss_is_the_models_own(which, tiny, pairs):
-    """Nothing clamps or resets temperature or bias, and pictures and texts are prepared as for inference."""
-    directory = siglip_jax.inference.loading.EMBEDDED_MODEL if which == "embedded" else tiny
+    """Nothing clamps or resets temperature or bias, and images and texts are prepared as for inference."""
+    directory = siglip_jax.assets.BUNDLED_MODEL if which == "embedded" else tiny
     recipe = dataclasses.replace(RECIPES["finetune"], batch_size=8, duration="10 steps", scan_layers=True)
     _, state, step, batch = started(recipe, directory, pairs)
     before = float(state.trained["logit_scale"][0]), float(state.trained["logit_bias"][0])
@@ -74,7 +74,7 @@ def test_the_first_loss_is_the_models_own(which, tiny, pairs):
 
 
 def test_temperature_and_bias_are_trained_in_float32_whatever_the_file_holds():
-    model = prepare_model(RECIPES["finetune"], siglip_jax.inference.loading.EMBEDDED_MODEL)
+    model = prepare_model(RECIPES["finetune"], siglip_jax.assets.BUNDLED_MODEL)
     assert {x.dtype for x in jax.tree.leaves(model.params)} == {jnp.dtype("float32")}
 
 

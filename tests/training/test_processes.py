@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tests.processes import run, started
-from tests.tiny_checkpoint import write_checkpoint
-from tests.training.pairs import write_classes, write_pairs
+from tests.support.pairs import write_classes, write_pairs
+from tests.support.processes import run, started
+from tests.support.tiny_checkpoint import write_checkpoint
 
-SCRIPT = Path(__file__).parent / "one_of_several.py"
+SCRIPT = Path(__file__).parents[1] / "support" / "one_of_several_processes.py"
 
 
 def train(processes, *words):
@@ -51,7 +51,7 @@ def words_of(recipe, files, *more):
 
 
 def test_two_processes_do_what_one_does_and_one_goes_on_for_them(files, tmp_path):
-    """Of all recipes LiT shares most: pictures embedded before the first step, and a text tower cut in two."""
+    """Of all recipes LiT shares most: images embedded before the first step, and a text tower cut in two."""
     words = words_of("lit", files, "--duration", "4 steps", "--save-every", 2, "--mesh.fsdp", 2)
     one, two = tmp_path / "one", tmp_path / "two"
     train(1, *words, "--out", one)

@@ -1,6 +1,6 @@
-"""Where the answer is known the trainer reaches it: each recipe, by its command, on pictures it has not seen.
+"""Where the answer is known the trainer reaches it: each recipe, by its command, on images it has not seen.
 
-Sixteen kinds of pictures, four colours by four forms; chance is 6 % and 31 % among five, and 25 % of the forms alone.
+Sixteen kinds of images, four colours by four forms; chance is 6 % and 31 % among five, and 25 % of the forms alone.
 """
 
 import json
@@ -10,9 +10,9 @@ import sys
 
 import pytest
 
-from tests.processes import compiled_in
-from tests.tiny_checkpoint import write_checkpoint
-from tests.training.pairs import FORMS, write_classes, write_pairs
+from tests.support.pairs import FORMS, write_classes, write_pairs
+from tests.support.processes import compiled_in
+from tests.support.tiny_checkpoint import write_checkpoint
 
 FROM_NOTHING = ("--fresh", ".*", "--scan-layers", "--batch-size", 16, "--optimizer.rate", 0.005)
 
@@ -30,7 +30,7 @@ class Trainer:
         out = self.home / name
         words = ["train", recipe, "--data", data or self.pairs, "--model", model or self.model, "--out", out]
         words += ["--duration", f"{steps} steps", "--evaluate", test or self.kinds, "--save-every", steps, *options]
-        # In a process of its own: here every call would be type-checked, and each picture costs hundreds of them.
+        # In a process of its own: here every call would be type-checked, and each image costs hundreds of them.
         environment = os.environ | compiled_in(self.home / "cache")
         command = [sys.executable, "-m", "siglip_jax", *map(str, words)]
         ran = subprocess.run(command, env=environment, capture_output=True, text=True)

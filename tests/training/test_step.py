@@ -7,17 +7,16 @@ import optax
 import pytest
 
 from siglip_jax import make_mesh
-from siglip_jax.checkpoints.table import flatten
 from siglip_jax.models.siglip import normalize
 from siglip_jax.parallel import global_batch
 from siglip_jax.parallel.mesh import AXES
-from siglip_jax.parallel.rules import shard_params
+from siglip_jax.parallel.sharding import shard_params
+from siglip_jax.params import LOGITS, flatten
 from siglip_jax.training.objective import Pairs, fingerprints
 from siglip_jax.training.optimizer import make_optimizer, treatments
 from siglip_jax.training.recipe import Optimizer
-from siglip_jax.training.rules import LOGITS
 from siglip_jax.training.step import Step, init_state, make_step
-from tests.training import steps
+from tests.support import steps
 
 BATCH = 32
 SGD = optax.sgd(0.1)
@@ -96,7 +95,7 @@ def test_softmax_and_groups_accumulate_too(whole):
 @pytest.mark.parametrize(("parts", "devices"), [(1, 1), (4, 4)])
 def test_equal_texts_match_each_others_pictures(whole, parts, devices):
     model, params, batch, _, _ = whole
-    ids = batch["input_ids"][np.arange(BATCH) // 3]  # each text for three pictures
+    ids = batch["input_ids"][np.arange(BATCH) // 3]  # each text for three images
     pixels = steps.to_float(None, jnp.asarray(batch["pixels"]))
     out = jax.jit(lambda p: model.apply({"params": p}, ids, pixels))(params)
     match = (ids[:, None] == ids[None]).all(axis=2)

@@ -1,32 +1,22 @@
-"""Named recipes, to be used as they are or changed: `dataclasses.replace(RECIPES["finetune"], batch_size=64)`."""
+"""Named recipes, one file each: its docstring says what it is for, and its `RECIPE` holds every field.
+
+A new recipe is a new file in this folder; the command line, its help and this table find it.
+"""
+
+import importlib
+import pkgutil
 
 from siglip_jax.training.recipe import Recipe
-from siglip_jax.training.recipes import (
-    classification,
-    finetune,
-    high_resolution,
-    linear_probe,
-    lit,
-    lora,
-    scratch_b16,
-)
 
-RECIPES: dict[str, Recipe] = {
-    "scratch-b16": scratch_b16.RECIPE,
-    "lit": lit.RECIPE,
-    "finetune": finetune.RECIPE,
-    "high-resolution": high_resolution.RECIPE,
-    "lora": lora.RECIPE,
-    "classification": classification.RECIPE,
-    "linear-probe": linear_probe.RECIPE,
+__all__ = ["ABOUT", "RECIPES"]
+
+_FILES = {
+    file.name.replace("_", "-"): importlib.import_module(f"{__name__}.{file.name}")
+    for file in pkgutil.iter_modules(__path__)
 }
 
-ABOUT: dict[str, str] = {
-    "scratch-b16": scratch_b16.__doc__ or "",
-    "lit": lit.__doc__ or "",
-    "finetune": finetune.__doc__ or "",
-    "high-resolution": high_resolution.__doc__ or "",
-    "lora": lora.__doc__ or "",
-    "classification": classification.__doc__ or "",
-    "linear-probe": linear_probe.__doc__ or "",
-}
+RECIPES: dict[str, Recipe] = {name: file.RECIPE for name, file in _FILES.items()}
+"""Recipes by name; change one with `dataclasses.replace(RECIPES["finetune"], batch_size=64)`."""
+
+ABOUT: dict[str, str] = {name: file.__doc__ or "" for name, file in _FILES.items()}
+"""What each recipe is for, by name."""

@@ -1,0 +1,1 @@
+"""Projects that use the library: not part of the wheel."""

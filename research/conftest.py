@@ -1,0 +1,3 @@
+"""The settings of the library's own tests."""
+
+import tests.support.strict  # noqa: F401

@@ -1,0 +1,130 @@
+"""Batches for the embedded model: which captions and images a training step sees. Pure functions of (seed, step)."""
+
+import hashlib
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, Shaped, UInt8
+from PIL import Image
+
+from research.pictograms.augmentation import affine_coefficients, warp
+from research.pictograms.dataset import PROMPTS, Pictograms
+from siglip_jax.processing.text.canonical import canonicalize
+
+Tokenize = Callable[[list[str]], np.ndarray]  # m texts -> (m, positions) int32
+
+TAG_TEXTS = 3  # texts of each kind made from a caption's tags: with the caption, and without
+BARE, PROMPTED, WITH_TAGS, TAGS_ONLY = 0.55, 0.25, 0.12, 0.08  # how often a text is of which kind
+FLIP_RATE = 0.25
+FLAG_WEIGHT = 0.3  # a flag is drawn this much as often as another image
+MIRROR_MATTERS = {"symbols", "flags", "signs_and_symbols", "geography", "shapes"}  # groups
+DIRECTIONS = re.compile(
+    r"\b(left|right|leftwards|rightwards|quarter|crescent|clockwise|counterclockwise|o.clock|thirty)\b"
+)
+
+
+class Batch(NamedTuple):
+    """The first `len(images)` texts describe the images, row by row; the others are negatives for all of them."""
+
+    pictures: UInt8[np.ndarray, "n 64 64 4"]
+    input_ids: Int32[np.ndarray, "m positions"]
+    skipped: tuple[str, ...] = ()  # all can be read
+
+    @property
+    def arrays(self) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """What the training step takes."""
+        groups = {
+            "image_groups": np.arange(len(self.pictures), dtype=np.int32),
+            "text_groups": np.arange(len(self.input_ids), dtype=np.int32),
+        }
+        return {"pixels": self.pictures, "input_ids": self.input_ids} | groups
+
+
+def texts_of(caption: str, tags: list[str], rng: np.random.Generator) -> list[str]:
+    """Every text a caption may be shown as: each prompt, then texts with tags, then texts of tags alone."""
+    texts = [prompt.format(caption) for prompt in PROMPTS]
+    for low, high, start in ((1, 3, [caption]), (2, 4, [])):
+        for _ in range(TAG_TEXTS):
+            if len(tags) < low:
+                texts.append(caption)
+            else:
+                size = min(int(rng.integers(low, high + 1)), len(tags))
+                texts.append(" ".join(start + [tags[i] for i in rng.permutation(len(tags))[:size]]))
+    return texts
+
+
+class Batches:
+    """Draws a step's batch: different captions, a random text for each, a random image for each of the first ones.
+
+    A caption is drawn in proportion to its number of images, and no two texts of a step belong to one caption:
+    another rendering of the same thing would count as a wrong answer.
+    """
+
+    def __init__(
+        self, train: Pictograms, tokenize: Tokenize, pictures: int, texts: int, seed: int, smallest: float = 0.8
+    ):
+        """Prepares every text once.
+
+        Args:
+          train: the training split.
+          tokenize: the model's tokenizer, padding to the model's text length.
+          images: images in a step.
+          texts: texts in a step, at least `images`.
+          seed: of every draw.
+          smallest: the least scale that an image is drawn at.
+
+        Raises:
+          ValueError: fewer captions than texts in a step, or fewer texts than images.
+        """
+        rows_of: dict[str, list[int]] = {}
+        for i, row in enumerate(train.rows):
+            rows_of.setdefault(canonicalize(row["caption"]), []).append(i)
+        if not pictures <= texts <= len(rows_of):
+            raise ValueError(
+                f"a step needs images <= texts <= captions, got {pictures} images, {texts} texts and"
+                f" {len(rows_of)} captions: lower the batch or add data"
+            )
+        self.pictures, self.texts, self.seed, self.smallest = pictures, texts, seed, smallest
+        self.images = [Image.fromarray(image, "RGBA").convert("RGBa") for image in train.images]
+        self.rows_of = [np.asarray(rows) for rows in rows_of.values()]
+        self.may_flip = np.asarray(
+            [row["group"] not in MIRROR_MATTERS and not DIRECTIONS.search(row["caption"].lower()) for row in train.rows]
+        )
+        weight = [sum(FLAG_WEIGHT if train.rows[i]["group"] == "flags" else 1.0 for i in rows) for rows in self.rows_of]
+        self.log_weight = np.log(weight)
+
+        rng = np.random.default_rng([seed, 2**31])
+        texts_by_caption = [
+            texts_of(caption, sorted({tag for i in rows for tag in train.rows[i]["tags"]}), rng)
+            for caption, rows in rows_of.items()
+        ]
+        ids = tokenize([text for group in texts_by_caption for text in group])
+        self.ids = np.asarray(ids, np.int32).reshape(len(rows_of), len(texts_by_caption[0]), -1)
+        others = len(PROMPTS) - 1
+        self.kind_rate = np.asarray(
+            [BARE]
+            + [PROMPTED / others] * others
+            + [WITH_TAGS / TAG_TEXTS] * TAG_TEXTS
+            + [TAGS_ONLY / TAG_TEXTS] * TAG_TEXTS
+        )
+        drawn = hashlib.sha256(train.images.tobytes())
+        drawn.update(self.ids.tobytes())
+        self.fingerprint = f"{drawn.hexdigest()[:16]}, {pictures} images, {texts} texts, seed {seed}, {smallest}"
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Yields the batches of the steps from `start` on, without end."""
+        return map(self, itertools.count(start))
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of `step`, the same whenever it is asked for."""
+        rng = np.random.default_rng([self.seed, step])
+        keys = self.log_weight + rng.gumbel(size=len(self.log_weight))  # the largest: a weighted draw without return
+        captions = rng.permutation(np.argpartition(-keys, self.texts - 1)[: self.texts])
+        kinds = rng.choice(len(self.kind_rate), self.texts, p=self.kind_rate)
+        rows = np.asarray([rng.choice(self.rows_of[caption]) for caption in captions[: self.pictures]])
+        flip = (rng.random(self.pictures) < FLIP_RATE) & self.may_flip[rows]
+        pictures = warp([self.images[row] for row in rows], affine_coefficients(rng, flip, self.smallest))
+        return Batch(pictures, self.ids[captions, kinds])

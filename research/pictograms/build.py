@@ -1,0 +1,179 @@
+"""Builds the data of the embedded model: 11,158 pictograms with captions, in about a minute and the same every time.
+
+    python -m research.pictograms.build OUT [--downloads DIR]
+
+Writes, for the splits `train`, `fluent3d` and `clipart_test` (the last two held out), `{split}.npz` with `images`
+(N, 64, 64, 4) uint8, straight alpha, and `{split}.json` with one row an image. Held-out rows carry `near`, the
+likeness to the closest training image: drop those above 0.95 for an accuracy that owes nothing to copies. Needs the
+extra `train`.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import multiprocessing
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from research.pictograms.sources import (
+    VENDORS,
+    Source,
+    clip_art_pictures,
+    emoji_concepts,
+    fetch,
+    held_out_pictures,
+    vendor_pictures,
+)
+from siglip_jax._files import write_atomically, written_aside
+
+DESCRIPTION = "Fetch and draw the pictograms that the embedded model is trained and measured on."
+SIZE = 64  # pixels, both sides
+MARGIN = 0.04  # of the longer side, all around
+VISIBLE = 8  # alpha above which a pixel counts as drawn
+PIXELS_PER_UNIT = {"pt": 1.25, "mm": 3.543307, "cm": 35.43307, "pc": 15.0, "in": 90.0, "px": 1.0}  # as Inkscape had it
+
+Picture = UInt8[np.ndarray, "64 64 4"]
+Pictures = UInt8[np.ndarray, "n 64 64 4"]
+
+
+def thumbnail(image: Image.Image) -> Picture | None:
+    """Cuts to what is drawn, centres it on a transparent square with a margin, and scales; None if nothing is drawn."""
+    image = image.convert("RGBA")
+    drawn = np.asarray(image)[..., 3] > VISIBLE
+    rows, columns = np.flatnonzero(drawn.any(axis=1)), np.flatnonzero(drawn.any(axis=0))
+    if not rows.size:
+        return None
+    image = image.crop((int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))
+    side = int(round(max(image.size) * (1 + 2 * MARGIN)))
+    square = Image.new("RGBA", (side, side), (0, 0, 0, 0))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return np.asarray(square.convert("RGBa").resize((SIZE, SIZE), Image.Resampling.LANCZOS).convert("RGBA"))
+
+
+def in_pixels(svg: str) -> str:
+    """Rewrites the size of an SVG in pixels, with a viewBox: the renderer refuses physical units without one."""
+    root = re.search(r"<svg\b[^>]*>", svg, re.DOTALL)
+    if root is None:
+        return svg
+    tag, size = root[0], []
+    for side in ("width", "height"):
+        length = re.search(rf"\s{side}\s*=\s*[\"']\s*([\d.eE+-]+)\s*([a-z%]*)\s*[\"']", tag)
+        if length and length[2] != "%":
+            size.append(float(length[1]) * PIXELS_PER_UNIT.get(length[2], 1.0))
+    if len(size) < 2:
+        number, gap = r"([\d.eE]+)", r"[\s,]+"
+        box = re.search(rf"viewBox\s*=\s*[\"']\s*[-\d.eE]+{gap}[-\d.eE]+{gap}{number}{gap}{number}", tag)
+        size = [float(box[1]), float(box[2])] if box else [1000.0, 1000.0]
+    width, height = size
+    box = "" if "viewBox" in tag else f' viewBox="0 0 {width} {height}"'
+    rest = re.sub(r"\s(width|height)\s*=\s*(\"[^\"]*\"|'[^']*')", "", tag)[len("<svg") :]
+    return f'{svg[: root.start()]}<svg width="{width:g}" height="{height:g}"{box}{rest}{svg[root.end() :]}'
+
+
+def render(source: Source) -> Picture | None:
+    """Draws one source; None if it cannot be drawn or shows nothing."""
+    import resvg_py
+
+    try:
+        if isinstance(source.picture, bytes):
+            return thumbnail(Image.open(io.BytesIO(source.picture)))
+        if source.row["source"] == "openclipart":
+            drawn = resvg_py.svg_to_bytes(svg_string=in_pixels(source.picture), width=256)
+        else:
+            drawn = resvg_py.svg_to_bytes(svg_string=source.picture, width=128, height=128)
+        return thumbnail(Image.open(io.BytesIO(bytes(drawn))))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # a panic of the renderer is no Exception
+        return None
+
+
+def likeness_features(images: Pictures) -> Float[np.ndarray, "n 768"]:
+    """16 x 16 mean colours on white, mean removed, unit length: their product finds near-copies."""
+    scaled = images.astype(np.float32)
+    alpha = scaled[..., 3:] / 255
+    on_white = scaled[..., :3] * alpha + 255 * (1 - alpha)
+    cells = on_white.reshape(len(images), 16, 4, 16, 4, 3).mean(axis=(2, 4)).reshape(len(images), -1)
+    cells -= cells.mean(axis=1, keepdims=True)
+    return cells / np.maximum(np.linalg.norm(cells, axis=1, keepdims=True), 1e-6)
+
+
+def likeness(images: Pictures, train: Float[np.ndarray, "m 768"]) -> Float[np.ndarray, " n"]:
+    """Cosine to the closest training image, the image itself or its mirror image."""
+    return np.maximum(*((likeness_features(x) @ train.T).max(axis=1) for x in (images, images[:, :, ::-1])))
+
+
+def split_clip_art(sources: list[Source], pictures: list[Picture | None]) -> tuple[list[Any], list[Any]]:
+    """Drops what could not be drawn and what is drawn alike to the byte; holds out the first tenth of the rest."""
+    different = {}
+    for source, picture in zip(sources, pictures, strict=True):
+        if picture is not None:
+            different.setdefault(picture.tobytes(), (source.row, picture))
+    kept = list(different.values())
+    return kept[len(kept) // 10 :], kept[: len(kept) // 10]
+
+
+def write_split(directory: Path, split: str, rows: list[dict[str, Any]], images: Pictures) -> str:
+    """Writes one split, aside first; returns the hash of its rows and pixels."""
+    with written_aside(directory / f"{split}.npz") as aside, open(aside, "wb") as out:
+        np.savez_compressed(out, images=images)
+    text = json.dumps(rows, ensure_ascii=False).encode()
+    write_atomically(directory / f"{split}.json", text)
+    digest = hashlib.sha256(text + images.tobytes()).hexdigest()
+    captions = len({row["caption"] for row in rows})
+    print(f"{split:13s} {len(images):5d} images {captions:5d} captions  sha256 {digest[:16]}", flush=True)
+    return digest
+
+
+def build(out: Path, downloads: Path, processes: int | None = None) -> None:
+    """Fetches what is missing into `downloads`, draws everything and writes the three splits to `out`.
+
+    Raises:
+      FileNotFoundError: npm or apt-get is not installed.
+      ValueError: a download failed.
+    """
+    fetch(downloads)
+    out.mkdir(parents=True, exist_ok=True)
+    concepts = emoji_concepts(downloads)
+    emoji = [source for vendor in VENDORS for source in vendor_pictures(downloads, vendor, concepts)]
+    clip_art = clip_art_pictures(downloads)
+    random.Random(0).shuffle(clip_art)
+    held_out = held_out_pictures(downloads, concepts)
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:  # a fork could inherit another library's locks
+        drawn = pool.map(render, emoji + clip_art + held_out, chunksize=32)
+
+    def pairs(sources: list[Source], pictures: list[Picture | None]) -> list[Any]:
+        return [(s.row, p) for s, p in zip(sources, pictures, strict=True) if p is not None]
+
+    a, b = len(emoji), len(emoji) + len(clip_art)
+    clip_art_train, clip_art_test = split_clip_art(clip_art, drawn[a:b])
+    train = pairs(emoji, drawn[:a]) + clip_art_train
+    train_images = np.stack([picture for _, picture in train])
+    write_split(out, "train", [row for row, _ in train], train_images)
+    features = likeness_features(train_images)
+    for split, found in (("clipart_test", clip_art_test), ("fluent3d", pairs(held_out, drawn[b:]))):
+        images = np.stack([picture for _, picture in found])
+        near = likeness(images, features)
+        rows = [row | {"near": round(float(v), 4)} for (row, _), v in zip(found, near, strict=True)]
+        write_split(out, split, rows, images)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line; see the module's text."""
+    parser = argparse.ArgumentParser("python -m research.pictograms.build", description=DESCRIPTION)
+    parser.add_argument("out", type=Path, help="directory for the data set")
+    parser.add_argument("--downloads", type=Path, help="directory of the downloaded packages (default: OUT/downloads)")
+    parser.add_argument("--processes", type=int, help="renderers at work at once (default: one a core)")
+    options = parser.parse_args(arguments)
+    build(options.out, options.downloads or options.out / "downloads", options.processes)
+
+
+if __name__ == "__main__":
+    main()

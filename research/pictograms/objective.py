@@ -1,0 +1,53 @@
+"""What the stages of the embedded model minimise: the sigmoid loss of images augmented inside the step."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, UInt8
+
+from research.pictograms.augmentation import restyle
+from research.pictograms.recipe import SIZE, Stage
+from research.pictograms.styles import restyle_widely
+from siglip_jax.models import SiglipModel
+from siglip_jax.training.objective import Pairs, Prepare
+
+
+def random_params(model: SiglipModel, stage: Stage) -> dict[str, Any]:
+    """Parameters to start from, with a temperature and a bias at which the loss of a step is small."""
+    ids = jnp.ones((1, stage.positions), jnp.int32)
+    pixels = jnp.zeros((1, stage.image_size, stage.image_size, 3), jnp.float32)
+    params = dict(jax.jit(model.init)(jax.random.key(stage.recipe.seed), ids, pixels)["params"])
+    params["logit_scale"] = jnp.full((1,), math.log(stage.temperature), jnp.float32)
+    params["logit_bias"] = jnp.full((1,), -math.log(stage.texts - 1), jnp.float32)
+    return params
+
+
+def make_objective(model: SiglipModel, stage: Stage) -> Pairs:
+    """The loss of a batch of `Batches`."""
+    return Pairs(model, prepare=augmentation(stage), block_size=None)
+
+
+def augmentation(stage: Stage) -> Prepare:
+    """From premultiplied RGBA drawings, (n, 64, 64, 4) uint8, to pixels in [-1, 1] of the stage's size."""
+
+    def prepare(key: Key[Array, ""], pictures: UInt8[Array, "n 64 64 4"]) -> Float[Array, "n size size 3"]:
+        wide = round(stage.wide * len(pictures))  # the rows come in random order, so a share is a range
+        keys = jax.random.split(key)
+        parts = [restyle_widely(keys[0], pictures[:wide])] if wide else []
+        parts += [restyle(keys[1], pictures[wide:])] if wide < len(pictures) else []
+        pixels = jnp.concatenate(parts)
+        return pixels if stage.image_size == SIZE else shrunk(pixels, stage.image_size)
+
+    return prepare
+
+
+def shrunk(pixels: Float[Array, "n h w 3"], size: int) -> Float[Array, "n size size 3"]:
+    """Square images made smaller by a triangle filter, as two small matrix products."""
+    old = pixels.shape[1]
+    distance = (np.arange(size)[:, None] + 0.5) * (old / size) - (np.arange(old)[None] + 0.5)
+    weights = np.maximum(1 - np.abs(distance) * (size / old), 0)
+    matrix = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return jnp.einsum("oh,pw,nhwc->nopc", matrix, matrix, pixels)

@@ -1,0 +1,173 @@
+"""From a name to files on this disk: local paths as they are, Hugging Face Hub names through `huggingface_hub`.
+
+Differs from `huggingface_hub.snapshot_download`: only the files that are read here are fetched, and one kind of weights
+of those a repository holds; a bar of progress shows on a terminal only; what fails is one line that says what to do.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+Needed = Callable[[Iterable[str]], list[str]]
+
+TOKENIZER_FILES = ("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+SIDE_FILES = (*TOKENIZER_FILES, *PROCESSOR_FILES, "added_tokens.json", "config.json", "open_clip_config.json")
+TIMEOUT = 10  # seconds for a first answer
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def resolve(
+    name_or_path: str | os.PathLike[str],
+    *,
+    needed: Needed | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Returns the local directory or file behind a path or a Hub name such as `google/siglip-base-patch16-224`.
+
+    A path that exists wins. A name is looked up on the Hub each time and only what is not in the cache yet is fetched;
+    without a connection the copy in the cache serves. A token is taken from the environment (`HF_TOKEN`), a connection
+    that breaks is taken up where it broke, and `HF_HUB_OFFLINE` is honoured, as `huggingface_hub` does.
+
+    Args:
+      name_or_path: local path or Hub name.
+      needed: function from the paths of all files in a repository to those that are fetched; None: `side_files`.
+      revision: branch, tag or commit of a repository; None: its `main`. Local paths have none.
+      local_files_only: never ask the Hub.
+
+    Returns:
+      A path on this machine.
+
+    Raises:
+      FileNotFoundError: if it is neither a path here nor a repository that can be had.
+      ValueError: if it is a Hub name and the extra `hub` is not installed.
+    """
+    path = Path(name_or_path)
+    if path.exists():
+        return path
+    name = os.fspath(name_or_path)
+    if not _HUB_NAME.fullmatch(name) or name.startswith("."):
+        raise FileNotFoundError(f"{name}: no such file or directory, and not a Hub name of the form owner/name")
+    try:
+        import huggingface_hub  # noqa: F401
+    except ImportError:
+        raise ValueError(
+            f"{name}: no such directory; to fetch it from the Hub: pip install 'siglip_jax[hub]'"
+        ) from None
+    try:
+        choose = needed or side_files
+        found = _cached(name, revision, choose) if local_files_only else _fetched(name, revision, choose)
+    except Exception as error:  # besides the library's own there are those of its transport: requests, httpx or hf_xet
+        raise FileNotFoundError(f"{name}: no such directory here, and {_reason(error, name, revision)}") from error
+    if found is None:
+        raise FileNotFoundError(
+            f"{name}: no such directory here, and no whole copy of revision {revision or 'main'!r} in the cache: call"
+            " once without local_files_only to fetch it"
+        )
+    return found
+
+
+def side_files(files: Iterable[str]) -> list[str]:
+    """Returns the files of configuration and processor among those of a repository.
+
+    Args:
+      files: paths of all files in the repository.
+
+    Returns:
+      Those at its top that are read here, sorted; no weights.
+    """
+    return sorted(set(files).intersection(SIDE_FILES))
+
+
+def _cached(name: str, revision: str | None, needed: Needed) -> Path | None:
+    """Returns the copy in the cache; None if there is none, or one that is known to lack files."""
+    import huggingface_hub
+
+    try:
+        path = huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=[])
+    except huggingface_hub.errors.LocalEntryNotFoundError:
+        return None
+    listed = getattr(huggingface_hub, "get_cached_repo_tree", None)
+    if listed is not None:  # older versions do not keep what a repository holds
+        try:
+            files = needed(file.path for file in listed(name, revision=revision))
+        except huggingface_hub.errors.CachedRepoTreeNotFoundError:
+            files = []  # fetched file by file, or by an older version
+        if not _all_there(Path(path), files):
+            return None
+    return Path(path)
+
+
+def _all_there(directory: Path, files: Iterable[str]) -> bool:
+    """Returns whether the directory holds the files."""
+    return all((directory / file).is_file() for file in files)
+
+
+def _fetched(name: str, revision: str | None, needed: Needed) -> Path:
+    """Returns the cache's copy of a revision as the Hub has it now, or as it was when there is no way to the Hub."""
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
+
+    try:
+        info = huggingface_hub.HfApi().model_info(name, revision=revision, timeout=TIMEOUT)
+    except (HFValidationError, RevisionNotFoundError):
+        raise
+    except Exception:
+        copy = _cached(name, revision, needed)
+        if copy is None:
+            raise
+        return copy
+    files = needed(file.rfilename for file in info.siblings or ())
+    if not files:
+        raise LookupError("the repository of that name on the Hub holds no file of SigLIP: expected model.safetensors")
+    copy = _cached(name, revision, needed)
+    if copy is not None and copy.name == info.sha and _all_there(copy, files):
+        return copy
+    return Path(
+        # By name of the revision, not by commit: without a connection the cache then knows what the name stood for.
+        huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=files, tqdm_class=_bar_on_terminal())
+    )
+
+
+def _bar_on_terminal() -> type[Any]:
+    """Returns the library's bar of progress, but silent where standard error is no terminal."""
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.setdefault("disable", None)  # None: unless on a terminal; the library leaves it at False: never
+            super().__init__(*args, **kwargs)
+
+    return Bar
+
+
+def _reason(error: Exception, name: str, revision: str | None) -> str:
+    """Returns in one line why a repository could not be had and what to do."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    page = f"{huggingface_hub.HfApi().endpoint}/{name}"
+    cause = next((line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()), "no answer")
+    if isinstance(error, errors.HFValidationError):
+        return f"not a Hub name either: {cause}"
+    if isinstance(error, errors.GatedRepoError):  # before its base class
+        return f"the Hub asks to accept its terms: do so at {page} and set HF_TOKEN to a token of that account"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "the Hub shows no such repository: check the name, or set HF_TOKEN to a token that may read it"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"the Hub has no revision {revision!r} of it: expected a branch, tag or commit of {page}"
+    if getattr(getattr(error, "response", None), "status_code", None) == 401:
+        return "the Hub refused the token: set HF_TOKEN to a valid one, or unset it for a public repository"
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return (
+            f"no whole copy of revision {revision or 'main'!r} in the cache while HF_HUB_OFFLINE is set: unset it once"
+            " to fetch it from the Hub"
+        )
+    if type(error) is LookupError:  # ours
+        return cause
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+        return f"it cannot be kept in the cache ({cause}): make room, or set HF_HOME to another directory"
+    return f"the Hub did not give it ({cause}): check the connection and call again; files that came whole are kept"

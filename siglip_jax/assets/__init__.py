@@ -1,0 +1,13 @@
+"""Files that ship with the package.
+
+Attributes:
+  BUNDLED_MODEL: directory of the small model that `siglip_jax.load()` opens by default.
+  EXAMPLES: directory of 64 images that the bundled model was not trained on, and their names in `labels.txt`.
+"""
+
+from pathlib import Path
+
+__all__ = ["BUNDLED_MODEL", "EXAMPLES"]
+
+BUNDLED_MODEL = Path(__file__).parent / "bundled_model"
+EXAMPLES = Path(__file__).parent / "examples"

@@ -1,0 +1,12 @@
+"""The registry of checkpoint formats. A new format is one file in this folder and one line here."""
+
+from siglip_jax.checkpoints.formats import big_vision, huggingface, open_clip, orbax, quantized
+from siglip_jax.checkpoints.formats._format import Format, Shardings
+
+__all__ = ["FORMATS", "Format", "Shardings"]
+
+# In the order in which files are asked for; the first format that recognises them reads them.
+FORMATS: dict[str, Format] = {
+    format.name: format
+    for format in (quantized.FORMAT, open_clip.FORMAT, huggingface.FORMAT, big_vision.FORMAT, orbax.FORMAT)
+}

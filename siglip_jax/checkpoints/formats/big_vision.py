@@ -1,0 +1,293 @@
+"""The .npz files of big_vision, in which Google publishes SigLIP: the `two_towers` model, `img` and `txt`.
+
+Mirrors what `two_towers.load`, `vit.load` and `text_transformer.load` read: layers one by one or stacked for a scan,
+with or without `params/` before every name, bfloat16 as raw bytes, one tower alone. A text tower without `head` gets
+the identity, and an exact identity is not written. The configuration follows from the shapes; a file written here also
+carries it as the comment of its archive, which numpy and big_vision do not look at.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from siglip_jax._files import written_aside
+from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
+from siglip_jax.checkpoints.formats._format import Format
+from siglip_jax.checkpoints.formats.text_head import is_identity, with_text_head, without_text_head
+from siglip_jax.checkpoints.keymap import TEXT, VISION, architecture_of, key_table
+from siglip_jax.checkpoints.npz_file import read_npz, write_npz
+from siglip_jax.checkpoints.table import SAME, Row, StoredTensor, Transform, layer_of, new_tensors, reshaped
+from siglip_jax.configs.configuration import (
+    CONFIGS,
+    Config,
+    Siglip2VisionConfig,
+    TextConfig,
+    VisionConfig,
+    config_from_dict,
+)
+from siglip_jax.configs.variants import VARIANTS
+from siglip_jax.params import LAYER, Shape
+
+PREFIX = "params/"
+_TOWERS = {TEXT: "txt", VISION: "img"}
+_BLOCKS = {TEXT: "txt/Encoder_0/encoderblock", VISION: "img/Transformer/encoderblock"}
+# In old files this one holds a part of the position table: "added twice by mistake", as big_vision's loader says.
+_STRAY = "txt/Encoder_0/pos_embedding"
+_OTHERS = ("llm/", "img/head/")  # of a model that contains an image tower, such as PaliGemma
+
+# A rest of an image may be cut off: 27 x 27 patches of 14 pixels are published for images of 384, not 378.
+_IMAGE_SIZES = {
+    (v.vision["patch_size"], (v.vision["image_size"] // v.vision["patch_size"]) ** 2): v.vision["image_size"]
+    for v in VARIANTS
+    if v.model_type == "siglip"
+}
+
+# Our names within a tower, and big_vision's.
+_NAMES = (
+    ("embeddings/patch_embedding", "embedding"),
+    ("embeddings/position_embedding/embedding", "pos_embedding"),
+    ("embeddings/token_embedding", "Embed_0"),
+    ("post_layernorm", "Transformer/encoder_norm"),
+    ("final_layer_norm", "Encoder_0/encoder_norm"),
+    ("head/probe", "MAPHead_0/probe"),
+    ("head/layernorm", "MAPHead_0/LayerNorm_0"),
+    ("head/attention", "MAPHead_0/MultiHeadDotProductAttention_0"),
+    ("head/mlp", "MAPHead_0/MlpBlock_0"),
+    ("layer_norm1", "LayerNorm_0"),
+    ("layer_norm2", "LayerNorm_1"),
+    ("self_attn", "MultiHeadDotProductAttention_0"),
+    ("mlp", "MlpBlock_0"),
+    ("q_proj", "query"),
+    ("k_proj", "key"),
+    ("v_proj", "value"),
+    ("out_proj", "out"),
+    ("fc1", "Dense_0"),
+    ("fc2", "Dense_1"),
+)
+
+
+def recognises(path: Path) -> bool:
+    """Says whether a file, or the only weights of a directory, are of this format."""
+    return _file(path) is not None
+
+
+def _file(path: Path) -> Path | None:
+    if path.is_dir():
+        files = list(path.glob("*.npz"))
+        return files[0] if len(files) == 1 else None
+    return path if path.suffix == ".npz" else None
+
+
+def table(config: Config, architecture: str, layout: Mapping[str, Any]) -> list[Row]:
+    """Returns the rows of this format.
+
+    `layout` may hold `prefix` (before every name), `stacked` (the towers whose layers are stacked) and `text_head`
+    (False if the head is left out).
+    """
+    rows = []
+    for row in key_table(config, architecture):
+        if row.path.startswith("text_model/head/") and not layout.get("text_head", True):
+            continue
+        rows.append(_row(row, config, layout))
+    return rows
+
+
+def _row(row: Row, config: Config, layout: Mapping[str, Any]) -> Row:
+    prefix = layout.get("prefix", PREFIX)
+    if row.path in ("logit_scale", "logit_bias"):
+        return Row(row.path, prefix + {"logit_scale": "t", "logit_bias": "b"}[row.path], row.shape)
+    name, _, rest = row.path.partition("/")
+    if name not in _TOWERS:
+        raise ValueError(f"big_vision has no place for {row.path}: convert the model without its classifier")
+    root = _TOWERS[name]
+    tower: Any = getattr(config, f"{name.removesuffix('_model')}_config", config)
+    transform = _transform(rest, row.shape, tower)
+    if not (m := LAYER.fullmatch(row.path)):
+        return Row(row.path, f"{prefix}{root}/{_rename(rest)}", row.shape, transform)
+    at = prefix + _BLOCKS[name]
+    if name in layout.get("stacked", ()):
+        depth = tower.num_hidden_layers
+        return Row(row.path, f"{at}/{_rename(m[3])}", row.shape, layer_of(transform), int(m[2]), depth)
+    return Row(row.path, f"{at}_{m[2]}/{_rename(m[3])}", row.shape, transform)
+
+
+def _rename(path: str) -> str:
+    for ours, theirs in _NAMES:
+        path = re.sub(rf"(^|/){ours}(?=/|$)", rf"\g<1>{theirs}", path)
+    return path
+
+
+def _transform(path: str, shape: Shape, tower: TextConfig | VisionConfig) -> Transform:
+    heads, width = tower.num_attention_heads, tower.hidden_size
+    size = width // heads
+    if m := re.search(r"(?:self_attn|attention)/(q|k|v|out)_proj/(kernel|bias)$", path):
+        if m[1] == "out":
+            return reshaped(shape, (heads, size, width)) if m[2] == "kernel" else SAME
+        return reshaped(shape, (width, heads, size) if m[2] == "kernel" else (heads, size))
+    if path == "embeddings/position_embedding/embedding":
+        side = math.isqrt(shape[0])
+        square = isinstance(tower, Siglip2VisionConfig)
+        return reshaped(shape, (side, side, width) if square else (1, *shape))
+    return SAME
+
+
+def read_contents(path: Path) -> Contents:
+    """Says what a file holds; reads headers only.
+
+    Raises:
+      ValueError: if the file is corrupt or of another model.
+    """
+    file = _file(path) or path
+    tensors, comment = read_npz(file)
+    prefix = PREFIX if any(key.startswith(PREFIX) for key in tensors) else ""
+    shapes = {key.removeprefix(prefix): t.shape for key, t in tensors.items()}
+    roots = {key.partition("/")[0] for key in shapes}
+    names = [name for name, root in _TOWERS.items() if root in roots]
+    if not names:
+        raise ValueError(
+            f"{file}: expected names under img/ or txt/ as in a SigLIP of big_vision, found {_some(roots)}"
+        )
+    stacks = [name for name in names if any(k.startswith(f"{_BLOCKS[name]}/") for k in shapes)]
+    try:
+        config = _config(comment, shapes, names)
+    except (KeyError, IndexError, ZeroDivisionError) as error:
+        raise ValueError(f"{file}: no SigLIP of big_vision: expected {error} among its names and shapes") from error
+    if "llm" in roots:
+        tensors = {k: t for k, t in tensors.items() if not k.removeprefix(prefix).startswith(_OTHERS)}
+    names = (f"{prefix}txt/{name}" for name in ("Embed_0/embedding", "head/kernel", "head/bias"))
+    tensors = with_text_head(_without_stray(tensors, prefix), *names)
+    layout = {"prefix": prefix, "stacked": stacks}
+    return Contents(file, "big_vision", config, architecture_of(config), tensors, layout)
+
+
+def subtree(contents: Contents, root: str) -> Contents:
+    """Returns one tower of a file, as `file.npz:img` asks for.
+
+    Raises:
+      ValueError: if there is no such tower.
+    """
+    names = {root: name for name, root in _TOWERS.items()}
+    prefix = contents.layout["prefix"]
+    tensors = {key: t for key, t in contents.tensors.items() if key.startswith(f"{prefix}{root}/")}
+    if root not in names or not tensors:
+        raise ValueError(f"{contents.path}:{root}: expected one of :img and :txt that the file holds")
+    config = getattr(contents.config, f"{names[root].removesuffix('_model')}_config", contents.config)
+    return dataclasses.replace(contents, config=config, architecture=architecture_of(config), tensors=tensors)
+
+
+def _some(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:4]) or "nothing"
+
+
+def _without_stray(tensors: dict[str, StoredTensor], prefix: str) -> dict[str, StoredTensor]:
+    """Adds the position table that some old files hold a second time to the first, as big_vision does."""
+    stray, table = tensors.pop(prefix + _STRAY, None), tensors.get(f"{prefix}txt/pos_embedding")
+    if stray is not None and table is not None and stray.shape == table.shape:
+        both = dataclasses.replace(table, view=lambda: table.view() + stray.view())
+        tensors[f"{prefix}txt/pos_embedding"] = both
+    return tensors
+
+
+def _config(comment: Mapping[str, Any] | None, shapes: Mapping[str, Shape], names: list[str]) -> Config:
+    if comment:
+        return config_from_dict(comment)
+    towers: dict[str, dict[str, Any]] = {}
+    if VISION in names:
+        towers["vision_config"] = _vision(shapes)
+    if TEXT in names:
+        towers["text_config"] = _text(shapes)
+    family = "siglip2" if "num_patches" in towers.get("vision_config", ()) else "siglip"
+    if len(towers) == 2:
+        return CONFIGS[family].from_dict(towers)
+    tower = next(iter(towers.values()))
+    return CONFIGS[f"{family}_{names[0]}"].from_dict(tower)
+
+
+def _encoder(shapes: Mapping[str, Shape], at: str) -> dict[str, int]:
+    names = ("MultiHeadDotProductAttention_0/query/kernel", "MlpBlock_0/Dense_0/kernel")
+    if (stack := shapes.get(f"{at}/{names[0]}")) is not None:
+        depth, width, heads, _ = stack
+        mlp = shapes[f"{at}/{names[1]}"][2]
+    else:
+        width, heads, _ = shapes[f"{at}_0/{names[0]}"]
+        mlp = shapes[f"{at}_0/{names[1]}"][1]
+        depth = len({m[0] for key in shapes if (m := re.match(rf"{at}_\d+(?=/)", key))})
+    return {
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+    }
+
+
+def _text(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    encoder = _encoder(shapes, _BLOCKS[TEXT])
+    return encoder | {
+        "vocab_size": shapes["txt/Embed_0/embedding"][0],
+        "max_position_embeddings": shapes["txt/pos_embedding"][1],
+        "projection_size": shapes.get("txt/head/kernel", (0, encoder["hidden_size"]))[1],
+    }
+
+
+def _vision(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    kernel, positions = shapes["img/embedding/kernel"], shapes["img/pos_embedding"]
+    found = _encoder(shapes, _BLOCKS[VISION]) | {"vision_use_head": "img/MAPHead_0/probe" in shapes}
+    if len(kernel) == 2:  # NaFlex; released with three channels only
+        return found | {"num_patches": positions[0] * positions[1], "patch_size": math.isqrt(kernel[0] // 3)}
+    patch, channels, side = kernel[0], kernel[2], math.isqrt(positions[1])
+    size = _IMAGE_SIZES.get((patch, positions[1]), side * patch)
+    return found | {"num_channels": channels, "patch_size": patch, "image_size": size}
+
+
+def write(path: Path, checkpoint: Checkpoint, stacked: Sequence[str] | bool = False) -> None:
+    """Writes one .npz, aside and renamed when it is complete.
+
+    Args:
+      path: the file to write, with the suffix .npz.
+      checkpoint: what is written.
+      stacked: the towers ("text_model", "vision_model") whose layers are stacked, as big_vision's `scan=True` does; True:
+        all of them; False: as they were if the checkpoint comes from such a file, else none.
+
+    Raises:
+      ValueError: if this format has no place for a parameter, or the parameters are not those of the configuration.
+    """
+    if path.suffix != ".npz":
+        raise ValueError(f"{path}: expected the name of an .npz file to write for big_vision")
+    layout = layout_of(checkpoint, stacked)
+    rows = table(checkpoint.config, checkpoint.architecture, layout)
+    params = checkpoint.params if layout["text_head"] else without_text_head(checkpoint.params)
+    tensors = new_tensors(f"the tree of parameters (as {checkpoint.architecture})", rows, params)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(path) as aside:
+        write_npz(aside, tensors, json.dumps(checkpoint.config.to_dict()))
+
+
+def layout_of(checkpoint: Checkpoint, stacked: Sequence[str] | bool = False) -> dict[str, Any]:
+    """Returns the layout that `write` chooses: that of the file a checkpoint comes from; no identity text head."""
+    layout = dict(checkpoint.layout) if checkpoint.format == "big_vision" else {}
+    if stacked is not False:
+        layout["stacked"] = [tower for tower in _TOWERS if tower in (checkpoint.params if stacked is True else stacked)]
+    return layout | {"text_head": not is_identity(checkpoint.params.get("text_model", {}).get("head"))}
+
+
+def hub_files(names: frozenset[str]) -> list[str]:
+    """Returns the .npz files of a repository."""
+    return sorted(name for name in names if name.endswith(".npz"))
+
+
+FORMAT = Format(
+    name="big_vision",
+    files="one .npz of big_vision",
+    recognises=recognises,
+    read_contents=read_contents,
+    table=table,
+    write=write,
+    layout=layout_of,
+    write_options=("stacked",),
+    subtree=subtree,
+    hub_files=hub_files,
+)

@@ -1,0 +1,193 @@
+"""Hugging Face directories: `config.json` beside one `model.safetensors` or numbered shards with an index.
+
+Reads and writes what `from_pretrained` and `save_pretrained` of `transformers` do. Differences: a missing, an
+unexpected or a wrongly shaped tensor is an error, pickled weights are never opened, no directory is left half-written.
+"""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from siglip_jax._files import inside, read_json, write_atomically, written_aside
+from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
+from siglip_jax.checkpoints.formats._format import Format
+from siglip_jax.checkpoints.keymap import CLASSIFIER, architecture_of, key_table
+from siglip_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
+from siglip_jax.checkpoints.table import NewTensor, Row, StoredTensor, new_tensors
+from siglip_jax.configs.configuration import CONFIGS, Config, SiglipVisionConfig, config_from_dict, read_config
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+QUANTIZED_WEIGHTS = "quantized.safetensors"  # of the format `quantized`, which a directory holds instead of floats
+MAX_SHARD_SIZE = 50_000_000_000  # bytes, the reference's default
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+# Buffers that files of old versions carry; they hold nothing but 0, 1, 2, …
+_IGNORED = re.compile(r"(text|vision)_model\.embeddings\.position_ids")
+_PATCHES = "embeddings.patch_embedding.weight"
+
+
+def recognises(path: Path) -> bool:
+    """Says whether a directory or file is of this format."""
+    if path.is_file():
+        return path.suffix == ".safetensors"
+    return (path / WEIGHTS).is_file() or (path / INDEX).is_file()
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Returns the safetensors files of a directory, or the one file that `path` is.
+
+    Raises:
+      FileNotFoundError: if there are none.
+      ValueError: if there is only a pickle, or an index that names files elsewhere.
+    """
+    if path.is_file():
+        return [path]
+    if (path / WEIGHTS).is_file():
+        return [inside(path / WEIGHTS)]
+    weight_map = read_json(path / INDEX, "it lists the shards").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{path / INDEX}: expected a 'weight_map' of tensor names to file names, found none")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{path / INDEX}: expected names of .safetensors files beside it, found {name!r}")
+        if not (path / name).is_file():
+            raise FileNotFoundError(f"{path / name}: no such file, but the index beside it names it; get it again")
+    return [inside(path / name) for name in names]
+
+
+def read_contents(path: Path) -> Contents:
+    """Says what a directory, or a file with its `config.json` beside it, holds; reads headers only.
+
+    Of a model that contains an image tower of SigLIP, such as PaliGemma, only that tower is seen.
+
+    Raises:
+      FileNotFoundError: if a file is missing.
+      ValueError: if a file is corrupt.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for file in weight_files(path):
+        tensors |= {key: t for key, t in read_safetensors(file).items() if not _IGNORED.fullmatch(key)}
+    d = read_config(path)
+    part = d.get("vision_config")
+    if d.get("model_type") not in CONFIGS and isinstance(part, dict):
+        config: Config = SiglipVisionConfig.from_dict(SiglipVisionConfig._select(d))
+        return Contents(path, "huggingface", config, "SiglipVisionModel", _image_tower(path, tensors), {})
+    config = config_from_dict(d)
+    classes = d.get("architectures")
+    declared = isinstance(classes, list) and str(*classes[:1]).endswith("ForImageClassification")
+    classifies = declared or any(key.startswith(CLASSIFIER) for key in tensors)
+    return Contents(path, "huggingface", config, architecture_of(config, classifies), tensors, {})
+
+
+def _image_tower(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Returns the tensors under the prefix of the one image tower, renamed to stand alone."""
+    prefixes = [key.removesuffix(_PATCHES) for key in tensors if key.endswith(_PATCHES)]
+    if len(prefixes) != 1:
+        raise ValueError(f"{path}: expected one image tower (…{_PATCHES}), found {len(prefixes)}")
+    prefix = prefixes[0]
+    renamed = {f"vision_model.{key.removeprefix(prefix)}": t for key, t in tensors.items() if key.startswith(prefix)}
+    return {key: t for key, t in renamed.items() if not _IGNORED.fullmatch(key)}
+
+
+def table(config: Config, architecture: str, layout: Mapping[str, Any]) -> list[Row]:
+    """Returns the rows of this format, which leaves no freedom in its layout."""
+    return key_table(config, architecture)
+
+
+def write(directory: Path, checkpoint: Checkpoint, max_shard_size: int = MAX_SHARD_SIZE) -> None:
+    """Writes `config.json` and the weights; files are written aside and renamed when all of them are complete.
+
+    Args:
+      directory: is made if need be; an older checkpoint in it is replaced, other files stay.
+      max_shard_size: bytes; larger checkpoints are split into numbered shards with an index.
+
+    Raises:
+      ValueError: if the parameters are not those of the configuration.
+    """
+    tensors = to_tensors(checkpoint)
+    shards = _split(tensors, max_shard_size)
+    names = [WEIGHTS] if len(shards) == 1 else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in _count(shards)]
+    config = _with_dtype(checkpoint, tensors)
+    directory.mkdir(parents=True, exist_ok=True)
+    # New weights of the same model in one file: its renaming alone turns the old checkpoint into the new one.
+    at_once = names == [WEIGHTS] and not (directory / INDEX).exists() and _holds(directory / "config.json", config)
+    with contextlib.ExitStack() as complete:
+        for name, shard in zip(names, shards, strict=True):
+            aside = complete.enter_context(written_aside(directory / name))
+            write_safetensors(aside, shard, {"format": "pt"})
+        # All is on disk. From here to the last line the directory has no configuration, so it cannot pass for whole.
+        for old in () if at_once else ("config.json", INDEX, QUANTIZED_WEIGHTS):
+            (directory / old).unlink(missing_ok=True)
+    if len(shards) > 1:
+        weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
+        write_atomically(directory / INDEX, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
+    for old in directory.glob("model*.safetensors"):
+        if old.name not in names and (old.name == WEIGHTS or _SHARD.fullmatch(old.name)):
+            os.unlink(old)
+    if not at_once:
+        config.save_pretrained(directory)
+
+
+def _holds(file: Path, config: Config) -> bool:
+    return file.is_file() and file.read_bytes() == config.to_json_string().encode()
+
+
+def to_tensors(checkpoint: Checkpoint) -> dict[str, NewTensor]:
+    """Returns the tensors of the file, by name.
+
+    Raises:
+      ValueError: if the parameters are not those of the configuration.
+    """
+    what = f"the tree of parameters (as {checkpoint.architecture})"
+    return new_tensors(what, key_table(checkpoint.config, checkpoint.architecture), checkpoint.params)
+
+
+def hub_files(names: frozenset[str]) -> list[str]:
+    """Returns the weights among the files of a repository: one file, else the shards with their index, else others."""
+    found = sorted(name for name in names if name.endswith(".safetensors") and not name.startswith("open_clip"))
+    if WEIGHTS in names:
+        return [WEIGHTS]
+    return [INDEX, *found] if INDEX in names else found
+
+
+def _count(items: list[Any]) -> range:
+    return range(1, len(items) + 1)
+
+
+def _split(tensors: Mapping[str, NewTensor], most: int) -> list[dict[str, NewTensor]]:
+    shards: list[dict[str, NewTensor]] = [{}]
+    size = 0
+    for key, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > most:
+            shards.append({})
+            size = 0
+        shards[-1][key] = tensor
+        size += tensor.nbytes
+    return shards
+
+
+def _with_dtype(checkpoint: Checkpoint, tensors: Mapping[str, NewTensor]) -> Config:
+    """Brings the type and the class of model that `config.json` states in line with what is written."""
+    extra = dict(checkpoint.config.extra)
+    field = "torch_dtype" if "torch_dtype" in extra else "dtype"
+    # The scalars of the loss stay float32 in reduced checkpoints: the type of the first table speaks for the whole.
+    extra[field] = next(iter(tensors.values())).dtype.name
+    return checkpoint.config.replace(extra=extra | {"architectures": [checkpoint.architecture]})
+
+
+FORMAT = Format(
+    name="huggingface",
+    files=WEIGHTS,
+    recognises=recognises,
+    read_contents=read_contents,
+    table=table,
+    write=write,
+    write_options=("max_shard_size",),
+    hub_files=hub_files,
+)

@@ -1,0 +1,318 @@
+"""Directories of open_clip: `open_clip_config.json` beside `open_clip_model.safetensors`, a timm image tower.
+
+Mirrors `CustomTextCLIP` with a `TimmModel`, as open_clip's SigLIP and SigLIP 2 configurations build it. The activation
+is that of open_clip's own model, which for most SigLIP 1 towers is the exact GELU although they were trained with the
+tanh approximation; the log says so. A `config.json` written here beside them keeps what they cannot hold.
+"""
+
+import json
+import logging
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from siglip_jax._files import inside, read_json, write_atomically, written_aside
+from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
+from siglip_jax.checkpoints.formats import huggingface
+from siglip_jax.checkpoints.formats._format import Format
+from siglip_jax.checkpoints.formats.text_head import is_identity, with_text_head, without_text_head
+from siglip_jax.checkpoints.keymap import architecture_of, key_table
+from siglip_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
+from siglip_jax.checkpoints.table import LINEAR, SAME, Row, Transform, new_tensors, reshaped
+from siglip_jax.configs.configuration import (
+    CONFIGS,
+    Config,
+    Siglip2Config,
+    Siglip2VisionConfig,
+    SiglipConfig,
+    VisionConfig,
+    read_config,
+)
+from siglip_jax.params import LAYER, Shape
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = "open_clip_model.safetensors"
+CONFIG = "open_clip_config.json"
+
+TANH, EXACT = "gelu_pytorch_tanh", "gelu"
+# width, depth, MLP and heads of timm's models; the heads cannot be told from the shapes
+_SIZES = {
+    "base": (768, 12, 3072, 12),
+    "large": (1024, 24, 4096, 16),
+    "so400m": (1152, 27, 4304, 16),
+    "giantopt": (1536, 40, 6144, 16),
+}
+_TIMM = re.compile(rf"(?:vit_({'|'.join(_SIZES)})_patch(\d+)_siglip_(\d+)|naflexvit_(base|so400m)_patch16_siglip)")
+# timm's models that compute the tanh approximation, with which all SigLIPs were trained; the others are exact.
+_TANH_MODELS = re.compile(r"naflexvit|vit_(base_patch32|large_patch16_siglip_512|so400m_patch16|giantopt)")
+_POSITIONS = {
+    ("vision_model", False): "pos_embed",
+    ("vision_model", True): "embeds.pos_embed",
+    ("text_model", False): "positional_embedding",
+    ("text_model", True): "positional_embedding",
+}
+# As open_clip's own SigLIP and SigLIP 2 configurations have it.
+_PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+_TEXT_HEAD = ("text.token_embedding.weight", "text.text_projection.weight", "text.text_projection.bias")
+
+# Our modules, and theirs: name, which part of how many.
+_IMAGE = {
+    "post_layernorm": ("norm", 0, 1),
+    "head/attention/q_proj": ("attn_pool.q", 0, 1),
+    "head/attention/k_proj": ("attn_pool.kv", 0, 2),
+    "head/attention/v_proj": ("attn_pool.kv", 1, 2),
+    "head/attention/out_proj": ("attn_pool.proj", 0, 1),
+    "head/layernorm": ("attn_pool.norm", 0, 1),
+    "head/mlp/fc1": ("attn_pool.mlp.fc1", 0, 1),
+    "head/mlp/fc2": ("attn_pool.mlp.fc2", 0, 1),
+    "layer_norm1": ("norm1", 0, 1),
+    "self_attn/q_proj": ("attn.qkv", 0, 3),
+    "self_attn/k_proj": ("attn.qkv", 1, 3),
+    "self_attn/v_proj": ("attn.qkv", 2, 3),
+    "self_attn/out_proj": ("attn.proj", 0, 1),
+    "layer_norm2": ("norm2", 0, 1),
+    "mlp/fc1": ("mlp.fc1", 0, 1),
+    "mlp/fc2": ("mlp.fc2", 0, 1),
+}
+_TEXT = {
+    "embeddings/token_embedding": ("token_embedding", 0, 1),
+    "final_layer_norm": ("ln_final", 0, 1),
+    "head": ("text_projection", 0, 1),
+    "layer_norm1": ("ln_1", 0, 1),
+    "self_attn/q_proj": ("attn.in_proj_", 0, 3),
+    "self_attn/k_proj": ("attn.in_proj_", 1, 3),
+    "self_attn/v_proj": ("attn.in_proj_", 2, 3),
+    "self_attn/out_proj": ("attn.out_proj", 0, 1),
+    "layer_norm2": ("ln_2", 0, 1),
+    "mlp/fc1": ("mlp.c_fc", 0, 1),
+    "mlp/fc2": ("mlp.c_proj", 0, 1),
+}
+_TOWERS = {
+    "vision_model": ("visual.trunk.", "blocks.", _IMAGE),
+    "text_model": ("text.", "transformer.resblocks.", _TEXT),
+}
+_SCALAR = Transform(lambda x: x.reshape(1), lambda x: x.reshape(()))
+
+
+def recognises(path: Path) -> bool:
+    """Says whether a directory, or a file, is of this format."""
+    if path.is_file():
+        return path.name == WEIGHTS
+    return (path / WEIGHTS).is_file() and not (path / huggingface.WEIGHTS).is_file()
+
+
+def table(config: Config, architecture: str, layout: Mapping[str, Any]) -> list[Row]:
+    """Returns the rows of this format. `layout` may hold `text_head` (False if the head is left out)."""
+    rows = key_table(config, architecture)
+    if not layout.get("text_head", True):
+        rows = [row for row in rows if not row.path.startswith("text_model/head/")]
+    return [_row(row, config) for row in rows]
+
+
+def _row(row: Row, config: Config) -> Row:
+    if row.path in ("logit_scale", "logit_bias"):
+        return Row(row.path, row.path, row.shape, _SCALAR)
+    name, _, rest = row.path.partition("/")
+    if name not in _TOWERS:
+        raise ValueError(f"open_clip has no place for {row.path}: convert the model without its classifier")
+    prefix, blocks, modules = _TOWERS[name]
+    if m := LAYER.fullmatch(row.path):
+        prefix, rest = f"{prefix}{blocks}{m[2]}.", m[3]
+    naflex = isinstance(getattr(config, "vision_config", config), Siglip2VisionConfig)
+    if rest == "embeddings/position_embedding/embedding":
+        return Row(row.path, prefix + _POSITIONS[name, naflex], row.shape, _positions(row.shape, name, naflex))
+    if rest == "head/probe":
+        return Row(row.path, prefix + "attn_pool.latent", row.shape)
+    module, _, leaf = rest.rpartition("/")
+    end = "bias" if leaf == "bias" else "weight"
+    if module == "embeddings/patch_embedding":
+        key = f"{'embeds' if naflex else 'patch_embed'}.proj.{end}"
+        return Row(row.path, prefix + key, row.shape, row.transform)
+    key, part, parts = modules[module]
+    key = f"{key}{end}" if key.endswith("_") else f"{key}.{end}"
+    return Row(row.path, prefix + key, row.shape, LINEAR if leaf == "kernel" else SAME, part, parts)
+
+
+def _positions(shape: Shape, tower: str, naflex: bool) -> Transform:
+    if tower == "text_model":
+        return SAME
+    side = math.isqrt(shape[0])
+    return reshaped(shape, (1, side, side, shape[1]) if naflex else (1, *shape))
+
+
+def read_contents(path: Path) -> Contents:
+    """Says what a directory holds; reads headers only.
+
+    Raises:
+      FileNotFoundError: if a file is missing.
+      ValueError: if a file is corrupt, or of a model that is no SigLIP.
+    """
+    directory = path.parent if path.is_file() else path
+    file = inside(directory / WEIGHTS)
+    tensors = read_safetensors(file)
+    shapes = {key: tensor.shape for key, tensor in tensors.items()}
+    if (directory / "config.json").is_file():
+        config: Config = _whole(read_config(directory))
+    else:
+        d = read_json(directory / CONFIG, "it holds the sizes of the model").get("model_cfg")
+        try:
+            config = _config(d or {}, shapes)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(f"{directory / CONFIG}: no SigLIP of open_clip: {error!r} is missing or wrong") from error
+    return Contents(path, "open_clip", config, architecture_of(config), with_text_head(tensors, *_TEXT_HEAD), {})
+
+
+def _whole(d: Mapping[str, Any]) -> SiglipConfig:
+    kind = d.get("model_type", SiglipConfig.model_type)
+    return CONFIGS[kind if kind in (SiglipConfig.model_type, Siglip2Config.model_type) else "siglip"].from_dict(d)
+
+
+def _config(d: Mapping[str, Any], shapes: Mapping[str, Shape]) -> SiglipConfig:
+    """Returns the configuration that open_clip's own stands for, with sizes from the tensors."""
+    text, vision = d["text_cfg"], d["vision_cfg"]
+    name = str(vision.get("timm_model_name"))
+    m = _TIMM.fullmatch(name)
+    wanted = {"no_causal_mask": True, "pool_type": "last"}
+    if not m or any(text.get(key) != value for key, value in wanted.items()):
+        raise ValueError(
+            f"{CONFIG}: expected a SigLIP (a timm_model_name like vit_base_patch16_siglip_224, {wanted} in text_cfg),"
+            f" found {name!r}, { {key: text.get(key) for key in wanted} }"
+        )
+    exact_text = (text.get("act_kwargs") or {}).get("approximate") != "tanh"
+    exact_image = not _TANH_MODELS.match(name)
+    if exact_text or exact_image:
+        towers = " and ".join(["text"] * exact_text + ["image"] * exact_image)
+        logger.warning("open_clip computes the exact GELU in the %s tower of this model; so does what is read", towers)
+    width = shapes["text.token_embedding.weight"][1]
+    trunk, blocks = "visual.trunk.", "text.transformer.resblocks."
+    text_config = {
+        "vocab_size": shapes["text.token_embedding.weight"][0],
+        "hidden_size": width,
+        "intermediate_size": shapes[f"{blocks}0.mlp.c_fc.weight"][0],
+        "num_hidden_layers": _depth(shapes, blocks),
+        "num_attention_heads": text["heads"],
+        "max_position_embeddings": shapes["text.positional_embedding"][0],
+        "hidden_act": EXACT if exact_text else TANH,
+        "layer_norm_eps": (text.get("norm_kwargs") or {}).get("eps", 1e-5),
+        "projection_size": shapes.get("text.text_projection.weight", (width,))[0],
+    }
+    vision_config = {
+        "hidden_size": shapes[f"{trunk}norm.weight"][0],
+        "intermediate_size": shapes[f"{trunk}blocks.0.mlp.fc1.weight"][0],
+        "num_hidden_layers": _depth(shapes, f"{trunk}blocks."),
+        "num_attention_heads": _SIZES[m[1] or m[4]][3],
+        "hidden_act": EXACT if exact_image else TANH,
+    }
+    if m[4]:  # NaFlex
+        side = shapes[f"{trunk}embeds.pos_embed"][1]
+        patch = math.isqrt(shapes[f"{trunk}embeds.proj.weight"][1] // 3)
+        vision_config |= {"num_patches": side * side, "patch_size": patch}
+        return _whole({"model_type": "siglip2", "text_config": text_config, "vision_config": vision_config})
+    vision_config |= {"patch_size": int(m[2]), "image_size": int(m[3])}
+    return _whole({"text_config": text_config, "vision_config": vision_config})
+
+
+def _depth(shapes: Mapping[str, Shape], blocks: str) -> int:
+    return len({key.removeprefix(blocks).partition(".")[0] for key in shapes if key.startswith(blocks)})
+
+
+def write(directory: Path, checkpoint: Checkpoint) -> None:
+    """Writes the weights, open_clip's configuration and, for what that cannot say, `config.json`.
+
+    The weights take their place last but one, `config.json` last; all are written aside first.
+
+    Raises:
+      ValueError: if this format has no place for a parameter, or the parameters are not those of the configuration.
+    """
+    config = checkpoint.config
+    if not isinstance(config, SiglipConfig) or checkpoint.architecture.endswith("ForImageClassification"):
+        raise ValueError(f"open_clip holds whole models only, found a {checkpoint.architecture}")
+    layout = layout_of(checkpoint)
+    rows = table(config, checkpoint.architecture, layout)
+    params = checkpoint.params if layout["text_head"] else without_text_head(checkpoint.params)
+    tensors = new_tensors(f"the tree of parameters (as {checkpoint.architecture})", rows, params)
+    d = {"model_cfg": _model_cfg(config, layout["text_head"]), "preprocess_cfg": _PREPROCESS}
+    directory.mkdir(parents=True, exist_ok=True)
+    with written_aside(directory / WEIGHTS) as aside:
+        write_safetensors(aside, tensors, {"format": "pt"})
+        # All is on disk. From here to the last line the directory has no configuration, so it cannot pass for whole.
+        for old in (directory / "config.json", directory / CONFIG):
+            old.unlink(missing_ok=True)
+    write_atomically(directory / CONFIG, (json.dumps(d, indent=2) + "\n").encode())
+    config.save_pretrained(directory)
+
+
+def layout_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Returns the layout that `write` chooses: an identity text head is not written."""
+    return {"text_head": not is_identity(checkpoint.params.get("text_model", {}).get("head"))}
+
+
+def hub_files(names: frozenset[str]) -> list[str]:
+    """Returns the weights among the files of a repository, unless it also holds those of `transformers`."""
+    return [WEIGHTS] if WEIGHTS in names and not names & {huggingface.WEIGHTS, huggingface.INDEX} else []
+
+
+def _model_cfg(config: SiglipConfig, text_head: bool) -> dict[str, Any]:
+    text = config.text_config
+    cfg: dict[str, Any] = {
+        "context_length": text.max_position_embeddings,
+        "vocab_size": text.vocab_size,
+        "width": text.hidden_size,
+        "heads": text.num_attention_heads,
+        "layers": text.num_hidden_layers,
+        "mlp_ratio": _mlp_ratio(text.intermediate_size, text.hidden_size),
+        "no_causal_mask": True,
+        "pool_type": "last",
+        "norm_kwargs": {"eps": text.layer_norm_eps},
+        **({"proj_bias": True} if text_head else {"proj_type": "none"}),
+        **({"act_kwargs": {"approximate": "tanh"}} if text.hidden_act == TANH else {}),
+    }
+    vision = {
+        "image_size": getattr(config.vision_config, "image_size", 16 * math.isqrt(config.vision_config.num_patches)),
+        "timm_model_name": _timm_name(config.vision_config),
+        "timm_model_pretrained": False,
+        "timm_pool": "map",
+        "timm_proj": "none",
+    }
+    return {
+        "embed_dim": text.embedding_size,
+        "init_logit_bias": -10,
+        "custom_text": True,
+        "vision_cfg": vision,
+        "text_cfg": cfg,
+    }
+
+
+def _mlp_ratio(mlp: int, width: int) -> float:
+    """Returns the ratio from which open_clip has `int(width * ratio)`, which may fall short of a quotient rounded."""
+    ratio = mlp / width
+    return ratio if int(width * ratio) == mlp else math.nextafter(ratio, math.inf)
+
+
+def _timm_name(c: VisionConfig) -> str:
+    found = (c.hidden_size, c.num_hidden_layers, c.intermediate_size, c.num_attention_heads)
+    size = next((name for name, sizes in _SIZES.items() if sizes == found), None)
+    if size is None:
+        logger.warning("timm has no image tower of width, depth, MLP and heads %s: open_clip cannot build it", found)
+        size = "custom"
+    if isinstance(c, Siglip2VisionConfig):
+        return f"naflexvit_{size}_patch{c.patch_size}_siglip"
+    name = f"vit_{size}_patch{c.patch_size}_siglip_{c.image_size}"
+    if size != "custom" and bool(_TANH_MODELS.match(name)) != (c.hidden_act == TANH):
+        logger.warning("timm's %s computes another GELU than this checkpoint's %s", name, c.hidden_act)
+    return name
+
+
+FORMAT = Format(
+    name="open_clip",
+    files=WEIGHTS,
+    recognises=recognises,
+    read_contents=read_contents,
+    table=table,
+    write=write,
+    layout=layout_of,
+    hub_files=hub_files,
+)

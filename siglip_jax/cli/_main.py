@@ -1,0 +1,78 @@
+"""Entry point of `siglip-jax`: parses, runs a command, and turns a user's mistake into one line and exit status 2."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from siglip_jax._version import __version__
+from siglip_jax.cli import bench, classify, convert, embed, evaluate, export, info, search, train, verify
+from siglip_jax.cli._output import printable, say
+
+COMMANDS = {
+    "bench": bench,
+    "classify": classify,
+    "convert": convert,
+    "embed": embed,
+    "eval": evaluate,
+    "export": export,
+    "info": info,
+    "search": search,
+    "train": train,
+    "verify": verify,
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises its complaints, so that they take the way of every other user's mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def build_parser() -> Parser:
+    """Returns the parser of all commands."""
+    parser = Parser(prog="siglip-jax", description="SigLIP on JAX: zero-shot classification and more.")
+    parser.add_argument("--version", action="version", version=f"siglip-jax {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=module.HELP,
+            description=module.__doc__,
+            epilog=module.EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status.
+
+    0: the job is done. 2: a user's mistake, told in one line on stderr. 130: interrupted. 141: the reader of the output
+    went away, as with `| head`.
+    """
+    parser = build_parser()
+    try:
+        arguments = parser.parse_args(argv)
+        if arguments.command is None:
+            raise ValueError(f"expected a command, one of {', '.join(COMMANDS)}; see siglip-jax --help")
+        status = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    except BrokenPipeError:
+        # What is still in the buffer would raise again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, OSError) as error:
+        say(printable(error))
+        return 2

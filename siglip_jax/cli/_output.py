@@ -1,0 +1,182 @@
+"""What the commands share: lines on stderr, bars, a progress bar, and text that any terminal takes."""
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+from siglip_jax.quantization.schemes import SCHEMES
+
+Item = TypeVar("Item")
+
+QUANTIZATIONS = tuple(SCHEMES)
+DTYPES = ("float32", "bfloat16", "float16")
+STOPPED = 143  # exit status of a program ended by SIGTERM
+PATIENCE = 2.0  # seconds before a progress bar appears
+EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def say(line: str) -> None:
+    """Prints one line on stderr, with the program's name before it."""
+    print(f"siglip-jax: {shown(line, sys.stderr.encoding)}", file=sys.stderr, flush=True)
+
+
+def printable(error: Exception) -> str:
+    """Returns an error as one line; an `OSError` of the system names its file first."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def shown(text: str, encoding: str | None) -> str:
+    """Escapes what a stream of this encoding cannot show, and what would steer a terminal: names come from anywhere."""
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    encoding = encoding or "utf-8"
+    return safe.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def blocks(encoding: str | None) -> bool:
+    """Says whether block characters can be printed."""
+    try:
+        EIGHTHS.encode(encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def bar(share: float, width: int, fine: bool = True) -> str:
+    """Returns a bar for a share of 1, `width` characters wide; anything above zero shows at least its thinnest form."""
+    if not fine:
+        return "#" * max(round(share * width), int(share >= 0.01)) if share == share else ""
+    eighths = round(share * width * 8) if share == share else 0
+    return "█" * (eighths // 8) + (EIGHTHS[eighths % 8] if eighths % 8 else "")
+
+
+def percent(share: float) -> str:
+    """Returns a share as a percentage: one digit after the point, two digits that count below 0.1 %."""
+    hundred = 100 * share
+    return f"{hundred:.1f} %" if hundred >= 0.1 or hundred == 0 else f"{hundred:.2g} %"
+
+
+def print_table(
+    headers: Sequence[str] | None, rows: Sequence[Sequence[str]], words: int, caption: str | None = None
+) -> None:
+    """Prints a table whose first `words` columns are words, the others numbers; on a terminal in colour.
+
+    Without headers, it is names and what is said of them, which a narrow terminal breaks into lines.
+    """
+    encoding = sys.stdout.encoding
+    rows = [[shown(cell, encoding) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        styles: dict[str, Any] = {"caption": caption, "caption_justify": "left", "header_style": "cyan"}
+        table = Table(box=None, pad_edge=False, show_header=headers is not None, **styles)
+        for i, header in enumerate(headers or rows[0]):
+            name, folded = headers is None and i == 0, headers is None and i > 0
+            side: Any = "left" if i < words else "right"
+            table.add_column(header, justify=side, style="cyan" if name else None, no_wrap=not folded, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console = Console(markup=False, highlight=False)
+        if headers is not None:  # long lines are better than cut names
+            widest = console.measure(table, options=console.options.update(width=1000)).maximum
+            console.width = max(console.width, widest)
+        console.print(table)
+        return
+    lines = [headers, *rows] if headers else rows
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (f"{x:<{w}}" if i < words else f"{x:>{w}}" for i, (x, w) in enumerate(zip(line, widths, strict=True)))
+        print("  ".join(cells).rstrip())
+    if caption:
+        print(caption)
+
+
+def report_unreadable(index: int, error: Exception) -> None:
+    """An `OnUnreadable` callback that prints the error."""
+    say(printable(error))
+
+
+def whole_number(text: str) -> int:
+    """Parses an option that counts something."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    return int(text)
+
+
+def with_progress(items: Sequence[Item], what: str) -> Iterator[Item]:
+    """Yields the items; on a terminal, a bar on stderr follows them once they take longer than `PATIENCE`."""
+    with progress(what) as on_progress:
+        on_progress(0, len(items))
+        for done, item in enumerate(items, 1):
+            yield item
+            on_progress(done, len(items))
+
+
+class Bar:
+    """An `OnProgress` callback that shows a bar on stderr once the job takes longer than `PATIENCE`."""
+
+    def __init__(self, what: str, in_bytes: bool, rate: bool) -> None:
+        self.what, self.note = what, ""
+        self._in_bytes, self._rate = in_bytes, rate
+        self._start = time.monotonic()
+        self._shown: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if not sys.stderr.isatty():
+            return
+        if self._shown is None:
+            self._shown = _rich_bar(self._in_bytes, self._rate)
+            self._task = self._shown.add_task(self.what, total=total, completed=done)
+        self._shown.update(self._task, completed=done, total=total, description=f"{self.what} {self.note}".rstrip())
+        if not self._shown.live.is_started and time.monotonic() - self._start > PATIENCE:
+            self._shown.start()
+
+    def stop(self) -> None:
+        """Removes the bar."""
+        if self._shown is not None:
+            self._shown.stop()
+
+
+@contextlib.contextmanager
+def progress(what: str, *, in_bytes: bool = False, rate: bool = False) -> Iterator[Bar]:
+    """Yields an `OnProgress` callback that shows a bar; on anything but a terminal it does nothing.
+
+    Args:
+      what: what is counted, in the plural.
+      in_bytes: whether the amounts are bytes.
+      rate: whether the bar shows how many are done per second.
+    """
+    bar = Bar(what, in_bytes, rate)
+    try:
+        yield bar
+    finally:
+        bar.stop()
+
+
+def _rich_bar(in_bytes: bool, rate: bool) -> Any:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed or 0:,.1f}/s")
+
+    amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
+    rates = (Rate(),) if rate else ()
+    columns = (TextColumn("{task.description}"), BarColumn(), amount, *rates, TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -1,0 +1,57 @@
+"""What `siglip-jax train --dry-run` prints: each parameter's treatment, the schedule as a plot, memory, duration."""
+
+import json
+import re
+from typing import Any
+
+COLUMNS, ROWS = 60, 6  # characters of the plot
+BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+def print_plan(facts: dict[str, Any], as_json: bool) -> None:
+    """Prints what `siglip_jax.training.dry_run` returns."""
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    plotted = plot(facts["schedule"], facts["peak_rate"], facts["steps"])
+    for line in [*table(facts["parameters"]), "", *plotted, "", *_sentences(facts)]:
+        print(line)
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Returns a line for each parameter; the same of all layers is one line."""
+    groups: dict[tuple[str, ...], int] = {}
+    for row in rows:
+        cells = (
+            re.sub(r"layers_\d+", "layers_*", row["parameter"]),
+            " x ".join(map(str, row["shape"])),
+            "frozen" if row["frozen"] else f"{row['rate']:.3g}",
+            "-" if row["frozen"] or not row["decay"] else f"{row['decay']:.3g}",
+            row["sharding"],
+        )
+        groups[cells] = groups.get(cells, 0) + 1
+    lines = [("parameter", "shape", "rate", "decay", "over devices")]
+    lines += [(f"{path}  x {n}" if n > 1 else path, *others) for (path, *others), n in groups.items()]
+    widths = [max(len(line[i]) for line in lines) for i in range(5)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def plot(curve: list[float], rate: float, steps: int) -> list[str]:
+    """Returns the schedule as lines of block characters, with the peak rate above and the steps below."""
+    lines = []
+    for row in reversed(range(ROWS)):
+        filled = [min(max(value * ROWS - row, 0.0), 1.0) for value in curve]
+        lines.append("".join(BLOCKS[round(share * (len(BLOCKS) - 1))] for share in filled).rstrip())
+    return [f"rate, at most {rate:g}", *lines, "0" + f"{steps} steps".rjust(COLUMNS - 1)]
+
+
+def _sentences(facts: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{facts['steps']:,} steps of {facts['batch_size']:,} examples, {facts['epochs']:g} epochs of"
+        f" {facts['examples']:,}",
+        f"{facts['trained_parameters']:,} of {facts['all_parameters']:,} parameters are trained",
+        "mesh: " + ", ".join(f"{axis}={size}" for axis, size in facts["mesh"].items()),
+    ]
+    if facts["memory_per_device"] is not None:
+        lines.append(f"about {facts['memory_per_device'] / 2**30:.2f} GiB on each device, the batch included")
+    return lines

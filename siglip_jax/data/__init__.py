@@ -1,0 +1,23 @@
+"""Data sets on this disk: sources of examples, batches of them, and the transform from an example to arrays."""
+
+from typing import TYPE_CHECKING
+
+from siglip_jax._lazy import lazy_names
+from siglip_jax.data.example import Example, Source
+
+if TYPE_CHECKING:
+    from siglip_jax.data.open import open_source
+    from siglip_jax.data.pipeline import Batch, Pipeline
+    from siglip_jax.data.transform import Transform
+
+__all__ = ["Batch", "Example", "Pipeline", "Source", "Transform", "open_source"]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Batch": "siglip_jax.data.pipeline",
+        "Pipeline": "siglip_jax.data.pipeline",
+        "Transform": "siglip_jax.data.transform",
+        "open_source": "siglip_jax.data.open",
+    },
+)

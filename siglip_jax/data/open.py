@@ -1,0 +1,173 @@
+"""From a path to a source of examples; what it holds is recognised from the files."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from siglip_jax._files import read_json, user_cache
+from siglip_jax.data.sources import parquet
+from siglip_jax.data.sources.arrow import ArrowSource, Chosen
+from siglip_jax.data.sources.columns import listed
+from siglip_jax.data.sources.folder import FolderSource, PlainFolder
+from siglip_jax.data.sources.paths import expanded
+from siglip_jax.data.sources.table import ENDINGS, TableSource
+from siglip_jax.data.sources.tar import TarSource
+from siglip_jax.processing.images.loading import IMAGE_SUFFIXES
+
+_KINDS = ("tar", "parquet", "arrow", "table")
+_SPLITS = ("train", "training", "validation", "valid", "val", "test", "dev", "eval")
+_KNOWN = (
+    "tar shards (WebDataset), .parquet, .arrow or a folder of datasets' save_to_disk, .jsonl, .csv or .tsv beside"
+    " images, or a folder of class folders"
+)
+
+Opened = ArrowSource | FolderSource | TableSource | TarSource
+
+
+def open_source(
+    path: str | os.PathLike[str],
+    *,
+    image_key: str | None = None,
+    text_key: str | None = None,
+    label_key: str | None = None,
+    split: str | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    images_only: bool = False,
+) -> Opened:
+    """Opens a data set that lies on this disk.
+
+    Recognised are: WebDataset shards (a tar, a folder of tars, `shards/*.tar`, `a-{000..010}.tar`), JSON lines, CSV or
+    TSV beside images, Parquet with encoded images (a file, or a folder), the Arrow files of `datasets`
+    (`save_to_disk`, or its cache), and a folder of class folders.
+
+    Args:
+      image_key, text_key, label_key: the column, key or, in a tar, ending of images, captions and labels; by
+        default the usual names are looked for.
+      split: the part to take, where folders or files are named after parts; None takes `train` there.
+      cache: where the copy of Parquet goes that can be read at random; by default the user's cache folder.
+      images_only: leaves captions and labels alone, which then need not be there; a folder that holds none of the
+        other kinds is then one of images, with those in its folders.
+
+    Raises:
+      FileNotFoundError: if there is nothing.
+      ValueError: if nothing is recognised, or images or captions are not found.
+    """
+    name = os.fspath(path)
+    if "://" in name:
+        raise ValueError(f"{name}: expected a path on this disk, found a URL; download the data first")
+    keys: dict[str, Any] = {"image_key": image_key, "text_key": text_key, "label_key": label_key}
+    folder, files = _found(name, split, images_only)
+    if not files:
+        if any(value is not None for value in keys.values()):
+            given = next(key for key, value in keys.items() if value is not None)
+            raise ValueError(f"{name}: a folder of class folders has no columns; leave {given} out")
+        if images_only:
+            return PlainFolder(folder if split else name)
+        return FolderSource(folder)
+    keys["images_only"] = images_only
+    kind, made_of = _kind(files[0]), files
+    if kind == "tar":
+        return TarSource(files, name, **keys)
+    if kind == "table":
+        if len(files) > 1:
+            raise ValueError(f"{name}: expected one table, found {listed(map(os.path.basename, files))}; name one")
+        return TableSource(files[0], **keys)
+    if kind == "parquet":
+        chosen = Chosen(parquet.read_schema(files[0]), image_key, text_key, label_key, name, images_only)
+        files = [os.fspath(parquet.as_arrow(files, chosen, Path(cache) if cache else user_cache()))]
+        keys |= {"image_key": chosen.image, "text_key": chosen.text, "label_key": chosen.label}
+    return ArrowSource(files, name, **keys, made_of=made_of)
+
+
+def _kind(file: str | Path) -> str | None:
+    ending = Path(file).suffix.lower()
+    return "table" if ending in ENDINGS else ending[1:] if ending in (".tar", ".parquet", ".arrow") else None
+
+
+def _found(name: str, split: str | None, images_only: bool) -> tuple[Path, list[str]]:
+    """Returns the folder, and the files of one kind in it; no files means class folders, or images."""
+    path = Path(name)
+    if path.is_file() or not path.exists():
+        files = [name] if path.is_file() else expanded(name)
+        if missing := [file for file in files if not os.path.exists(file)]:
+            raise FileNotFoundError(f"{missing[0]}: no such file or folder")
+        wrong = [file for file in files if _kind(file) is None or _kind(file) != _kind(files[0])]
+        if wrong:
+            packed = "; unpack it to a plain .tar" if re.search(r"\.(tgz|tar\.\w+)$", wrong[0]) else ""
+            raise ValueError(f"{wrong[0]}: expected {_KNOWN}{packed}")
+        return path.parent, _of_split(files, split, name)
+    if (path / "dataset_dict.json").is_file():
+        path = path / _choice(read_json(path / "dataset_dict.json", "it names the parts").get("splits"), split, name)
+        split = None
+    elif folders := _folders(path):
+        named = [folder for folder in folders if folder in _SPLITS or folder == split]
+        if split in folders or (len(named) == len(folders) and not _contents(path)):
+            path, split = path / _choice(named, split, name), None
+    if (path / "state.json").is_file():
+        return path, _saved(path)
+    files = _contents(path) or (_contents(path / "data") if (path / "data").is_dir() else [])
+    holding = [path] if images_only else [path / folder for folder in _folders(path)]
+    if not files and not any(map(_has_images, holding)):
+        inside = listed(sorted(os.listdir(path)), 8)
+        raise ValueError(f"{name}: expected {_KNOWN}, found {inside}")
+    return path, _of_split(files, split, name)
+
+
+def _folders(path: Path) -> list[str]:
+    return sorted(f.name for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
+
+
+def _has_images(folder: Path) -> bool:
+    return any(file.lower().endswith(IMAGE_SUFFIXES) for _, _, files in os.walk(folder) for file in files)
+
+
+def _contents(path: Path) -> list[str]:
+    """Returns the files of the first kind that there is in a folder, sorted."""
+    by_kind: dict[str | None, list[str]] = {}
+    for file in sorted(path.iterdir()):
+        # What `map` and `filter` of `datasets` leave behind begins with cache-.
+        if file.is_file() and not file.name.startswith((".", "cache-")):
+            by_kind.setdefault(_kind(file), []).append(os.fspath(file))
+    return next((by_kind[kind] for kind in _KINDS if kind in by_kind), [])
+
+
+def _saved(path: Path) -> list[str]:
+    """Returns the files that `save_to_disk` of `datasets` lists in `state.json`."""
+    state = read_json(path / "state.json", "it names the files")
+    entries = state.get("_data_files")
+    names: list[str] = [str(entry.get("filename")) for entry in entries or [] if isinstance(entry, dict)]
+    if not names or any(os.path.basename(n) != n for n in names):
+        raise ValueError(f"{path / 'state.json'}: expected names of files in this folder, found {entries!r:.80}")
+    if state.get("_indices_files"):
+        raise ValueError(
+            f"{path}: it was saved with an order of its rows apart; save dataset.flatten_indices() instead"
+        )
+    if missing := [n for n in names if not (path / n).is_file()]:
+        raise FileNotFoundError(f"{path / missing[0]}: no such file, but state.json names it")
+    return [os.fspath(path / n) for n in names]
+
+
+def _of_split(files: list[str], split: str | None, name: str) -> list[str]:
+    """Returns the files of a part, where their names say which part they are of."""
+    parts = {file: part for file in files if (part := _part(file, split)) is not None}
+    if split is None and len(set(parts.values())) < 2:
+        return files
+    chosen = _choice(sorted(set(parts.values())), split, name)
+    return [file for file in files if parts.get(file) == chosen]
+
+
+def _part(file: str, split: str | None) -> str | None:
+    words = re.split(r"[-_.]", os.path.basename(file))
+    return next((word for word in words if word in _SPLITS or word == split), None)
+
+
+def _choice(parts: Sequence[str] | None, split: str | None, name: str) -> str:
+    wanted = split or "train"
+    parts = [part for part in parts or [] if isinstance(part, str) and os.path.basename(part) == part]
+    if wanted in parts:
+        return wanted
+    if split is None and len(parts) == 1:
+        return parts[0]
+    raise ValueError(f"{name}: expected a part called {wanted!r}, found {listed(parts)}; name it with split")

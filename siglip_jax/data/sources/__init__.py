@@ -1,0 +1,5 @@
+"""Sources of examples: one file for each kind of data set."""
+
+from siglip_jax._optional import import_optional
+
+import_optional("pyarrow", "reading data sets", "data")

@@ -1,0 +1,77 @@
+"""A folder of folders, one a class, or just of images: all files in it that look like images."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from siglip_jax.data.example import Example
+from siglip_jax.data.sources.paths import read_inside
+from siglip_jax.processing.images.loading import IMAGE_SUFFIXES
+
+
+class FolderSource:
+    """Images with labels: the classes are the names of the folders, sorted, the images sorted within."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Lists the files; none is read.
+
+        Raises:
+          ValueError: if there are no folders with images.
+        """
+        self.path = os.fspath(path)
+        self._root = os.path.realpath(path)
+        folders = sorted(f.name for f in Path(path).iterdir() if f.is_dir() and not f.name.startswith("."))
+        names: list[str] = []
+        labels: list[int] = []
+        for label, folder in enumerate(folders):
+            found = sorted(_images(Path(self._root), folder))
+            names += found
+            labels += [label] * len(found)
+        if not names:
+            raise ValueError(f"{path}: expected folders of images, one a class, found no image in {folders[:5]}")
+        self.classes: tuple[str, ...] = tuple(folders)
+        self._names = pa.array(map(os.fsencode, names), pa.large_binary())
+        self._labels = np.asarray(labels, np.int32)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self._read(index), (), int(self._labels[index]), self.name(index))
+
+    def name(self, index: int) -> str:
+        """Returns the path of an image in the folder."""
+        return self._names[index].as_py().decode("utf-8", "replace")
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Yields name and path of every file that is read."""
+        for name in map(os.fsdecode, self._names.to_pylist()):
+            yield name, os.path.join(self._root, name)
+
+    def _read(self, index: int) -> bytes:
+        return read_inside(self._root, os.fsdecode(self._names[index].as_py()), self.name(index))
+
+
+class PlainFolder(FolderSource):
+    """The images of a folder and of all folders in it, sorted by path; where they lie means nothing."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Lists the files; none is read."""
+        self.path, self.classes = os.fspath(path), ()
+        self._root = os.path.realpath(path)
+        self._names = pa.array(map(os.fsencode, sorted(_images(Path(self._root), "."))), pa.large_binary())
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self._read(index), (), None, self.name(index))
+
+
+def _images(root: Path, folder: str) -> list[str]:
+    found = []
+    for directory, _, files in os.walk(root / folder):
+        for file in files:
+            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
+                found.append(os.path.relpath(os.path.join(directory, file), root))
+    return found

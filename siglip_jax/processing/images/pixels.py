@@ -1,0 +1,219 @@
+"""Images as arrays: to RGB, to eight bits, to another size, cropped, padded, normalised. Pure functions on the host.
+
+Mirrors the PIL side of `transformers.image_transforms` to the bit: uint8 is rounded by Pillow's resize, values are
+rescaled in float64, normalised in float32. Arrays are HWC throughout.
+"""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from jaxtyping import Float32, Shaped, UInt8
+
+_CHANNELS = (1, 3, 4)
+Pixels = Shaped[np.ndarray, "_height _width _channel"]  # axes of another size than those of other arguments
+
+
+def as_array(source: Any) -> Shaped[np.ndarray, "..."]:
+    """Returns a numpy, jax or torch array as numpy."""
+    return np.asarray(source)
+
+
+def channels_last(image: Shaped[np.ndarray, "..."], input_data_format: str | None = None) -> Pixels:
+    """Returns one image as HWC; without a format the first axis of 1, 3 or 4 is the channels, as in the reference.
+
+    Two axes are height and width (the reference takes no such image).
+
+    Raises:
+      ValueError: if it is not an image or the channels cannot be told.
+    """
+    if image.ndim == 2:
+        return image[:, :, None]
+    if image.ndim != 3 or 0 in image.shape:
+        raise ValueError(f"image: expected an array HW, HWC or CHW, found the shape {image.shape}")
+    if input_data_format is None:
+        if image.shape[0] in _CHANNELS:
+            input_data_format = "channels_first"
+        elif image.shape[2] in _CHANNELS:
+            input_data_format = "channels_last"
+        else:
+            raise ValueError(
+                f"image: expected 1, 3 or 4 channels on the first or last axis, found the shape {image.shape}; "
+                "pass input_data_format"
+            )
+    return np.moveaxis(image, 0, -1) if input_data_format == "channels_first" else image
+
+
+def rgb_pil(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Returns the image in RGB; what is transparent becomes white."""
+    if image.mode in ("RGBa", "La"):  # colours multiplied by alpha, which Pillow only undoes this way
+        image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = PIL.Image.alpha_composite(white, image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def rgb_array(image: Pixels) -> Pixels:
+    """Returns the image with three channels: one is repeated, of four the last is an alpha over white.
+
+    Raises:
+      ValueError: for float RGBA outside [0, 1].
+    """
+    if image.shape[-1] == 1:
+        return np.repeat(image, 3, axis=-1)
+    if image.shape[-1] != 4:
+        return image
+    integer = np.issubdtype(image.dtype, np.integer)
+    if not integer and (image.min() < 0.0 or image.max() > 1.0):
+        raise ValueError(f"image: float RGBA is expected in [0, 1], found {image.min()} to {image.max()}")
+    white = 255 if integer else 1.0
+    alpha = image[..., 3:4] / white
+    mixed = alpha * image[..., :3] + (1 - alpha) * white
+    return (np.round(mixed) if integer else mixed).astype(image.dtype)
+
+
+def to_uint8(image: Pixels) -> tuple[UInt8[np.ndarray, "_height _width _channel"], bool]:
+    """Returns the image in eight bits, and whether it was float in [0, 1] and is to be divided by 255 again.
+
+    Raises:
+      ValueError: for values outside [0, 255], or fractions outside [0, 1].
+    """
+    if image.dtype == np.uint8:
+        return image, False
+    with np.errstate(invalid="ignore"):  # not-a-number is refused below
+        top = 255 if np.allclose(image, image.astype(int)) else 1
+    if not (np.all(image >= 0) and np.all(image <= top)):
+        kind = "whole numbers" if top == 255 else "fractions"
+        raise ValueError(f"image: {kind} are expected in [0, {top}], found {image.min()} to {image.max()}")
+    if top == 255:
+        return image.astype(np.uint8), False
+    return (image.astype(np.float64) * 255).astype(np.float32).astype(np.uint8), True
+
+
+def pil_image(source: Any) -> PIL.Image.Image:
+    """Returns an array (HW, HWC or CHW; uint8, float in [0, 1], or whole numbers in [0, 255]) as a PIL image."""
+    return _from_uint8(to_uint8(channels_last(as_array(source)))[0])
+
+
+def _from_uint8(image: UInt8[np.ndarray, "_height _width _channel"]) -> PIL.Image.Image:
+    return PIL.Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image))
+
+
+def resize(image: PIL.Image.Image | Pixels, size: tuple[int, int], resample: int) -> Pixels:
+    """Resizes to (height, width) with Pillow; float in [0, 1] comes back as float32 in [0, 1], all else as uint8."""
+    fraction = False
+    if not isinstance(image, PIL.Image.Image):
+        eight_bits, fraction = to_uint8(image)
+        image = _from_uint8(eight_bits)
+    height, width = size
+    out = np.asarray(image.resize((width, height), PIL.Image.Resampling(resample)))
+    out = out[:, :, None] if out.ndim == 2 else out
+    return (out.astype(np.float64) * (1 / 255)).astype(np.float32) if fraction else out
+
+
+def target_size(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int]:
+    """Returns the (height, width) to resize an image to, for each form of `size` that the reference takes.
+
+    Raises:
+      ValueError: for a form that says nothing about resizing.
+    """
+    keys = set(size)
+    if keys == {"height", "width"}:
+        return size["height"], size["width"]
+    if keys == {"shortest_edge"}:
+        edge = size["shortest_edge"]
+        if width <= height:
+            return int(edge * height / width), edge
+        return edge, int(edge * width / height)
+    if keys == {"shortest_edge", "longest_edge"}:
+        return _within(height, width, size["shortest_edge"], size["longest_edge"])
+    if keys == {"max_height", "max_width"}:
+        scale = min(size["max_height"] / height, size["max_width"] / width)
+        return int(height * scale), int(width * scale)
+    forms = "height and width, shortest_edge (and longest_edge), or max_height and max_width"
+    raise ValueError(f"size: expected {forms}, found {dict(size)}")
+
+
+def _within(height: int, width: int, edge: int, longest: int) -> tuple[int, int]:
+    short, long = float(min(height, width)), float(max(height, width))
+    exact = None
+    if long / short * edge > longest:
+        exact = longest * short / long
+        edge = round(exact)
+    if min(height, width) == edge:
+        return height, width
+    scale = edge if exact is None else exact
+    return (int(scale * height / width), edge) if width < height else (edge, int(scale * width / height))
+
+
+def center_crop(image: Pixels, height: int, width: int) -> Pixels:
+    """Returns the middle of the image; where it is too small, it is laid on black."""
+    old_height, old_width = image.shape[:2]
+    top, left = (old_height - height) // 2, (old_width - width) // 2
+    canvas_height, canvas_width = max(height, old_height), max(width, old_width)
+    if (canvas_height, canvas_width) != (old_height, old_width):
+        above, before = math.ceil((canvas_height - old_height) / 2), math.ceil((canvas_width - old_width) / 2)
+        canvas = np.zeros_like(image, shape=(canvas_height, canvas_width, image.shape[2]))
+        canvas[above : above + old_height, before : before + old_width] = image
+        image, top, left = canvas, top + above, left + before
+    return image[max(0, top) : top + height, max(0, left) : left + width]
+
+
+def pad(image: Pixels, height: int, width: int) -> Pixels:
+    """Returns the image with zeros below and to the right.
+
+    Raises:
+      ValueError: if it is larger than that.
+    """
+    if image.shape[0] > height or image.shape[1] > width:
+        raise ValueError(f"pad_size: expected at least {image.shape[0]}x{image.shape[1]}, found {height}x{width}")
+    return np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)))
+
+
+def _per_channel(name: str, value: float | Sequence[float], channels: int, dtype: Any) -> np.ndarray:
+    values = [value] * channels if isinstance(value, (int, float)) else list(value)
+    if len(values) != channels:
+        raise ValueError(f"{name}: expected {channels} numbers, one per channel, found {len(values)}")
+    return np.array(values, dtype)
+
+
+def normalize(
+    image: Shaped[np.ndarray, "... channel"],
+    rescale_factor: float | None,
+    mean: float | Sequence[float] | None,
+    std: float | Sequence[float] | None,
+) -> Shaped[np.ndarray, "... channel"]:
+    """Returns `(image * rescale_factor - mean) / std` in float32; None leaves a step out, both None the dtype.
+
+    Raises:
+      ValueError: if `mean` or `std` does not fit the channels.
+    """
+    if rescale_factor is None and mean is None:
+        return image
+    if image.dtype == np.uint8:
+        key = tuple(v if v is None or isinstance(v, (int, float)) else tuple(v) for v in (mean, std))
+        table = normalization_table(rescale_factor, *key, image.shape[-1])
+        if (table == table[:1]).all():
+            return table[0][image]
+        return np.stack([row[image[..., i]] for i, row in enumerate(table)], axis=-1)
+    if rescale_factor is not None:
+        image = (image.astype(np.float64) * rescale_factor).astype(np.float32)
+    if mean is not None and std is not None:
+        image = image if np.issubdtype(image.dtype, np.floating) else image.astype(np.float32)
+        layout = (image.shape[-1], image.dtype)
+        image = (image - _per_channel("image_mean", mean, *layout)) / _per_channel("image_std", std, *layout)
+    return image.astype(np.float32)
+
+
+@functools.lru_cache(maxsize=64)
+def normalization_table(
+    rescale_factor: float | None, mean: Any, std: Any, channels: int
+) -> Float32[np.ndarray, "channel 256"]:
+    """Returns what each of the 256 values of a channel becomes; `mean` and `std` are hashable."""
+    every = np.repeat(np.arange(256, dtype=np.float32)[:, None], channels, axis=1)
+    return normalize(every, rescale_factor, mean, std).T.copy()

@@ -1,0 +1,223 @@
+"""Pillow's antialiased resize as two matrix products, equal to it in every bit, and the normalisation after it.
+
+Mirrors `ImagingResample` of Pillow's C sources for eight-bit images: weights in double precision, rounded to 22
+fractional bits; one pass along the rows and one along the columns, each summed in integers, rounded and clipped to
+0..255. The horizontal pass goes first, except that Pillow 13 begins with the vertical one where the height shrinks by
+more than twice what the width does.
+
+Matrix units have no such integers. The weights are therefore cut into digits so small that every product and every sum
+of them is exact in float32: three digits of 8 bits in bfloat16 on accelerators, two of 11 bits in float32 on a CPU. The
+sums of the digits are put together again in int32. (Exact while a reduction is at most 85 to 1, or 128 to 1 bicubic, as
+that is what a float32 sum holds; beyond that a value may be off by one.)
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL
+from jaxtyping import Array, Float32, Int32, Shaped, UInt8
+
+from siglip_jax.processing.images.pixels import normalization_table
+
+_BITS = 22  # fractional bits of Pillow's weights
+_LARGEST_BATCH = 32  # images of one call; bounds the memory and the number of compiled batch sizes
+NEAREST, LANCZOS, BILINEAR, BICUBIC, BOX, HAMMING = range(6)
+_MAY_BEGIN_VERTICALLY = int(PIL.__version__.split(".")[0]) >= 13
+_SUPPORT = {LANCZOS: 3.0, BILINEAR: 1.0, BICUBIC: 2.0, BOX: 0.5, HAMMING: 1.0}
+
+
+class Taps(NamedTuple):
+    """Sparse weights of one axis: output `o` is the sum of `weights[o, k] * input[starts[o] + k]`, over 2**22."""
+
+    starts: Int32[np.ndarray, " out"]
+    weights: Int32[np.ndarray, "out tap"]
+
+
+def _filter(resample: int, x: np.ndarray) -> np.ndarray:
+    if resample == BOX:
+        return ((x > -0.5) & (x <= 0.5)).astype(np.float64)
+    if resample == LANCZOS:
+        return np.where((x >= -3) & (x < 3), np.sinc(x) * np.sinc(x / 3), 0.0)
+    x = np.abs(x)
+    if resample == BILINEAR:
+        return np.where(x < 1, 1 - x, 0.0)
+    if resample == HAMMING:
+        low, high = float(np.float32(0.54)), float(np.float32(0.46))  # single precision in Pillow
+        return np.where(x < 1, np.sinc(x) * (low + high * np.cos(np.pi * x)), 0.0)
+    a = -0.5  # bicubic
+    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+def tap_count(in_size: int, out_size: int, resample: int) -> int:
+    """Returns how many inputs one output may need; does not fall as `in_size` grows."""
+    if resample == NEAREST:
+        return 1
+    return math.ceil(_SUPPORT[resample] * max(in_size / out_size, 1.0)) * 2 + 1
+
+
+def vertical_first(height: int, width: int, size: tuple[int, int]) -> bool:
+    """Whether the installed Pillow resizes an image to `size` (height, width) with the vertical pass first."""
+    shrinks = height - size[0]
+    return _MAY_BEGIN_VERTICALLY and shrinks > 0 and shrinks > 2 * (width - size[1])
+
+
+@functools.lru_cache(maxsize=256)
+def taps(in_size: int, out_size: int, resample: int) -> Taps:
+    """Returns the weights with which Pillow resizes an axis of `in_size` pixels to `out_size`.
+
+    Args:
+      resample: Pillow's number of the filter, 0 to 5.
+    """
+    scale = in_size / out_size
+    if resample == NEAREST:  # Pillow steps along in this way, rounding errors included
+        centers = np.add.accumulate(np.concatenate([[scale * 0.5], np.full(out_size - 1, scale)]))
+        return Taps(np.floor(centers).astype(np.int32), np.full((out_size, 1), 1 << _BITS, np.int32))
+    stretch = max(scale, 1.0)
+    support = _SUPPORT[resample] * stretch
+    centers = (np.arange(out_size) + 0.5) * scale
+    starts = np.maximum((centers - support + 0.5).astype(np.int64), 0)
+    ends = np.minimum((centers + support + 0.5).astype(np.int64), in_size)
+    columns = np.arange(tap_count(in_size, out_size, resample))
+    inside = columns < (ends - starts)[:, None]
+    x = columns + starts[:, None] - centers[:, None] + 0.5
+    weights = np.where(inside, _filter(resample, x * (1.0 / stretch)), 0.0)
+    total = np.add.accumulate(weights, axis=1)[:, -1:]  # one after the other, as Pillow sums
+    weights = np.divide(weights, total, out=weights, where=total != 0.0)
+    fixed = np.trunc(weights * (1 << _BITS) + np.where(weights < 0, -0.5, 0.5))
+    return Taps(starts.astype(np.int32), fixed.astype(np.int32))
+
+
+def _digits(starts: Any, weights: Any, in_size: int, dtype: Any) -> tuple[list[Array], int]:
+    """Returns the weights as dense matrices (image, out, in) of one digit each, lowest first, and bits per digit."""
+    count = weights.shape[-1]
+    bits, digits = (11, 2) if dtype == jnp.float32 and count <= 64 else (8, 3)
+    offset = jnp.arange(in_size, dtype=jnp.int32)[None, None, :] - starts[..., None]
+    here = (offset >= 0) & (offset < count)
+    dense = jnp.where(here, jnp.take_along_axis(weights, jnp.clip(offset, 0, count - 1), axis=-1), 0)
+    out, half, base = [], 1 << (bits - 1), 1 << bits
+    for _ in range(digits - 1):
+        low = ((dense + half) & (base - 1)) - half
+        out.append(low.astype(dtype))
+        dense = (dense - low) >> bits
+    return [*out, dense.astype(dtype)], bits
+
+
+def _pass(equation: str, matrices: list[Array], bits: int, image: Array) -> Array:
+    total = jnp.int32(1 << (_BITS - 1))
+    for i, matrix in enumerate(matrices):
+        part = jnp.einsum(
+            equation, matrix, image, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+        )
+        total = total + (part.astype(jnp.int32) << (bits * i))
+    return jnp.clip(total >> _BITS, 0, 255)
+
+
+def apply_taps(
+    images: UInt8[Array, "image height width channel"],
+    rows: tuple[Int32[Array, "image out_height"], Int32[Array, "image out_height row_tap"]],
+    columns: tuple[Int32[Array, "image out_width"], Int32[Array, "image out_width column_tap"]],
+    vertically_first: bool,
+) -> UInt8[Array, "image out_height out_width channel"]:
+    """Resizes images with the weights of their rows and columns; what lies beyond the taps is not looked at."""
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16  # both hold 0..255
+    _, height, width, _ = images.shape
+    passes = [
+        ("now,nhwc->nhoc", *_digits(*columns, width, dtype)),
+        ("noh,nhwc->nowc", *_digits(*rows, height, dtype)),
+    ]
+    out: Array = images
+    for equation, matrices, bits in reversed(passes) if vertically_first else passes:
+        out = _pass(equation, matrices, bits, out.astype(dtype))
+    return out.astype(jnp.uint8)
+
+
+def look_up(
+    images: UInt8[Array, "image height width channel"], table: Float32[Array, "channel 256"]
+) -> Float32[Array, "image height width channel"]:
+    """Returns the entry of each channel's row of the table for each of its values."""
+    channel = jnp.arange(table.shape[0], dtype=jnp.int32)[None, None, None, :]
+    return table[channel, images.astype(jnp.int32)]
+
+
+def resize_and_normalize(
+    images: UInt8[Array, "image height width channel"],
+    size: tuple[int, int],
+    resample: int = BICUBIC,
+    mean: float | tuple[float, ...] = (0.5, 0.5, 0.5),
+    std: float | tuple[float, ...] = (0.5, 0.5, 0.5),
+    rescale_factor: float = 1 / 255,
+) -> Float32[Array, "image out_height out_width channel"]:
+    """Resizes as Pillow does and returns `(value * rescale_factor - mean) / std`; for use inside a user's own `jit`.
+
+    Args:
+      images: RGB, all of one size.
+      size: (height, width) of the result.
+      resample: Pillow's number of the filter: 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic, 4 box, 5 Hamming.
+    """
+    count, height, width, channels = images.shape
+    if (height, width) != tuple(size):
+        rows, columns = taps(height, size[0], resample), taps(width, size[1], resample)
+        first = vertical_first(height, width, size)
+        images = apply_taps(images, _repeated(rows, count), _repeated(columns, count), first)
+    return look_up(images, jnp.asarray(normalization_table(rescale_factor, mean, std, channels)))
+
+
+def _repeated(axis: Taps, count: int) -> Any:
+    return tuple(jnp.broadcast_to(jnp.asarray(a), (count, *a.shape)) for a in axis)
+
+
+@functools.partial(jax.jit, static_argnames="vertically_first")
+def _resized(images: Any, rows: Any, columns: Any, table: Any, vertically_first: bool) -> Array:
+    out = apply_taps(images, rows, columns, vertically_first)
+    return out if table is None else look_up(out, table)
+
+
+def bucket(size: int) -> int:
+    """Returns the next of 32, 48, 64, 96, 128, 192, ...: the sizes for which programs are compiled."""
+    power = 1 << max(size - 1, 31).bit_length()
+    return power * 3 // 4 if size <= power * 3 // 4 and power > 32 else power
+
+
+def powers_of_two(members: Sequence[int]) -> list[Sequence[int]]:
+    """Cuts a list into runs whose lengths are powers of two, the longest first."""
+    parts, start = [], 0
+    while start < len(members):
+        length = min(1 << ((len(members) - start).bit_length() - 1), _LARGEST_BATCH)
+        parts.append(members[start : start + length])
+        start += length
+    return parts
+
+
+def resize_ragged(
+    images: Sequence[UInt8[np.ndarray, "_ _ channel"]],
+    size: tuple[int, int],
+    resample: int,
+    table: Float32[np.ndarray, "channel 256"] | None,
+) -> Shaped[Array, "image out_height out_width channel"]:
+    """Resizes images to one size, on the accelerator; they may differ in size, but share a bucket and a first pass.
+
+    Args:
+      table: what each value becomes (float32), or None for uint8.
+    """
+    height, width = bucket(max(i.shape[0] for i in images)), bucket(max(i.shape[1] for i in images))
+    canvas = np.zeros((len(images), height, width, images[0].shape[2]), np.uint8)
+    for slot, image in zip(canvas, images, strict=True):
+        slot[: image.shape[0], : image.shape[1]] = image
+    rows = _stacked([taps(i.shape[0], size[0], resample) for i in images], tap_count(height, size[0], resample))
+    columns = _stacked([taps(i.shape[1], size[1], resample) for i in images], tap_count(width, size[1], resample))
+    first = vertical_first(images[0].shape[0], images[0].shape[1], size)
+    return _resized(canvas, rows, columns, table, vertically_first=first)
+
+
+def _stacked(axes: Sequence[Taps], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the taps of several images with one number of taps, so that their exact sizes do not tell."""
+    weights = np.zeros((len(axes), len(axes[0].starts), count), np.int32)
+    for slot, axis in zip(weights, axes, strict=True):
+        slot[:, : axis.weights.shape[1]] = axis.weights
+    return np.stack([axis.starts for axis in axes]), weights

@@ -1,0 +1,6 @@
+"""Tokenizers: one file for each family, without torch."""
+
+from siglip_jax.processing.text.siglip import SiglipTokenizer
+from siglip_jax.processing.text.siglip2 import Siglip2Tokenizer
+
+__all__ = ["Siglip2Tokenizer", "SiglipTokenizer"]

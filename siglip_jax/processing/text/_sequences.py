@@ -1,0 +1,146 @@
+"""Rows of token ids: truncating pairs, padding, stacking into one array.
+
+Mirrors `truncate_sequences` and `_pad` of the reference's `PythonBackend`, on whole batches at once. It differs in
+raising an error for rows that do not stack, where the reference makes an object array.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from siglip_jax._checks import check_choice
+
+Ids = list[int]
+
+TRUNCATION = ("longest_first", "only_first", "only_second", "do_not_truncate")
+PADDING = ("longest", "max_length", "do_not_pad")
+
+
+def strategies(padding: object, truncation: object, max_length: int | None) -> tuple[str, str]:
+    """Returns the names of the padding and truncation strategies behind the reference's `True`, `False` and `None`.
+
+    Raises:
+      ValueError: for a strategy that does not exist or a length below 1.
+    """
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length: expected at least 1, found {max_length}")
+    if truncation is None and max_length is not None and padding is False:
+        truncation = True
+    padding = {True: "longest", False: "do_not_pad"}.get(padding, padding) if isinstance(padding, bool) else padding
+    if truncation is None or isinstance(truncation, bool):
+        truncation = "longest_first" if truncation else "do_not_truncate"
+    check_choice("padding", padding, PADDING)
+    check_choice("truncation", truncation, TRUNCATION)
+    return str(padding), str(truncation)
+
+
+def _cut(ids: Ids, remove: int, side: str) -> Ids:
+    if remove <= 0:
+        return ids
+    keep = max(len(ids) - remove, 0)
+    return ids[:keep] if side == "right" else ids[len(ids) - keep :]
+
+
+def truncate(first: Ids, second: Ids | None, excess: int, strategy: str, side: str) -> tuple[Ids, Ids | None]:
+    """Returns one text or pair with `excess` ids cut off at `side`, as the strategy says.
+
+    `longest_first` takes from the longer of a pair until both are as long, then from both in turn, as the reference.
+    """
+    if excess <= 0 or strategy == "do_not_truncate":
+        return first, second
+    if strategy == "only_first" or (strategy == "longest_first" and second is None):
+        return _cut(first, excess, side), second
+    if second is None or (strategy == "only_second" and not second):
+        return first, second
+    if strategy == "only_second":
+        return first, _cut(second, excess, side)
+    uneven = min(abs(len(first) - len(second)), excess)
+    rest = excess - uneven
+    if len(first) > len(second):
+        return _cut(first, uneven + rest // 2, side), _cut(second, rest - rest // 2, side)
+    return _cut(first, rest // 2, side), _cut(second, uneven + rest - rest // 2, side)
+
+
+def truncate_all(
+    firsts: list[Ids], seconds: list[Ids] | None, room: int, strategy: str, side: str
+) -> tuple[list[Ids], list[Ids] | None]:
+    """Returns all texts or pairs cut to `room` ids each."""
+    if strategy == "do_not_truncate" or (seconds is None and strategy == "only_second"):
+        return firsts, seconds
+    if seconds is None:
+        return [row if len(row) <= room else _cut(row, len(row) - room, side) for row in firsts], None
+    both = zip(firsts, seconds, strict=True)
+    cut = [truncate(a, b, len(a) + len(b) - room, strategy, side) for a, b in both]
+    return [a for a, _ in cut], [b or [] for _, b in cut]
+
+
+def pad(rows: Sequence[Ids], width: int, fill: int, side: str) -> None:
+    """Fills the rows up to `width`, in place; longer rows stay as they are."""
+    fills = [(fill,) * n for n in range(width, 0, -1)]
+    for row in rows:
+        if len(row) < width:
+            if side == "right":
+                row += fills[len(row)]
+            else:
+                row[:0] = fills[len(row)]
+
+
+def attention(rows: Sequence[Ids], width: int | None, side: str) -> list[list[int]]:
+    """Returns 1 for each id of the rows and 0 for what will be filled up to `width`."""
+    made: dict[int, list[int]] = {}
+    for n in set(map(len, rows)):
+        zeros = [0] * ((width or 0) - n)
+        made[n] = [1] * n + zeros if side == "right" else zeros + [1] * n
+    return [made[len(row)].copy() for row in rows]
+
+
+def stacked(
+    rows: Sequence[Ids], width: int | None, fill: int, side: str
+) -> tuple[Int32[np.ndarray, "text position"], Bool[np.ndarray, "text position"]]:
+    """Returns the rows as one array, filled up to `width` (None: no padding was asked for), and where they are in it.
+
+    Raises:
+      ValueError: if the rows do not have one length then.
+    """
+    lengths = np.fromiter(map(len, rows), np.int64, count=len(rows))
+    longest, shortest = int(lengths.max()), int(lengths.min())
+    if width is None and longest != shortest:
+        raise ValueError(
+            f"texts of {shortest} to {longest} tokens do not make one array; pass padding='max_length' or padding=True"
+        )
+    if width is not None and longest > width:
+        raise ValueError(f"a text has {longest} tokens, more than max_length={width}; pass truncation=True")
+    width = longest if width is None else width
+    column = np.arange(width)
+    there = column < lengths[:, None] if side == "right" else column >= width - lengths[:, None]
+    out = np.full((len(rows), width), fill, np.int32)
+    out[there] = np.fromiter(itertools.chain.from_iterable(rows), np.int32, count=int(lengths.sum()))
+    return out, there
+
+
+def is_ids(value: Any) -> bool:
+    """Whether this is a non-empty list of token ids rather than of texts."""
+    return isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], (int, np.integer))
+
+
+def texts_and_pairs(text: Any, pair: Any) -> tuple[bool, Sequence[Any], Sequence[Any] | None]:
+    """Returns whether one text was given, the list of texts, and that of their pairs if there are any.
+
+    Raises:
+      ValueError: for anything but one text, a list of texts or of pairs, or as many texts and second texts.
+    """
+    single = isinstance(text, str) or is_ids(text)
+    texts = [text] if single else text
+    pairs = [pair] if single and pair is not None else pair
+    if not isinstance(texts, (list, tuple)) or not texts:
+        raise ValueError(f"text: expected a string or a list of at least one string, found {text!r}")
+    if pairs is None and any(isinstance(t, (list, tuple)) and not is_ids(t) for t in texts):
+        if not all(isinstance(t, (list, tuple)) and len(t) == 2 for t in texts):
+            raise ValueError("text: expected strings, or pairs of two strings, found a list of other lists")
+        texts, pairs = [t[0] for t in texts], [t[1] for t in texts]
+    if pairs is not None and (not isinstance(pairs, (list, tuple)) or len(pairs) != len(texts)):
+        raise ValueError(f"text_pair: expected {len(texts)} texts, as many as in text, found {pair!r}")
+    return single, texts, pairs

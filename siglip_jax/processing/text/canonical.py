@@ -1,0 +1,36 @@
+"""Canonical text: lower case, no ASCII punctuation, single blanks; what SigLIP's texts were in training."""
+
+import string
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def canonicalize(text: str, *, keep: str = "", lower_case: bool = True) -> str:
+    """Returns a text in canonical form.
+
+    Source: `canonicalize_text` in `big_vision/evaluators/proj/image_text/prompt_engineering.py`.
+
+    Args:
+      text: any text.
+      keep: string that is kept wherever it occurs, such as "{}"; "": nothing is kept.
+      lower_case: whether the text is lower-cased.
+
+    Returns:
+      The text without ASCII punctuation, with single blanks and none around it.
+
+    Example:
+      >>> canonicalize("A photo, of {}!", keep="{}")
+      'a photo of {}'
+    """
+    text = text.lower() if lower_case else text
+    parts = text.split(keep) if keep else [text]
+    return " ".join(keep.join(map(remove_punctuation, parts)).split())
+
+
+def remove_punctuation(text: str) -> str:
+    """Returns a text without the 32 ASCII punctuation marks.
+
+    Args:
+      text: any text.
+    """
+    return text.translate(_PUNCTUATION)

@@ -1,0 +1,16 @@
+"""Quantized weights: number formats, and which layers take them."""
+
+from siglip_jax.quantization.layers import QUANTIZATION_RULES, holds_quantized, is_quantized
+from siglip_jax.quantization.schemes import SCHEMES, Quantized, Scheme, dequantize, multiply_int8, quantize
+
+__all__ = [
+    "QUANTIZATION_RULES",
+    "Quantized",
+    "SCHEMES",
+    "Scheme",
+    "dequantize",
+    "holds_quantized",
+    "is_quantized",
+    "multiply_int8",
+    "quantize",
+]

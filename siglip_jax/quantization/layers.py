@@ -1,0 +1,44 @@
+"""Which layers a scheme applies to: the kernels of all dense layers, the pooling head's attention included."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from siglip_jax.params import flatten
+from siglip_jax.quantization.schemes import Quantized
+from siglip_jax.rules import Rules, match_rule
+
+QUANTIZATION_RULES: Rules[bool] = (
+    (r".*patch_embedding/kernel", False),  # its input is raw pixels, and it is well below a hundredth of a model
+    (r".*/kernel", True),
+    (r".*", False),  # embedding tables, norms, biases, the probe, logit_scale and logit_bias
+)
+
+
+def is_quantized(path: str) -> bool:
+    """Returns whether schemes apply to a parameter.
+
+    Args:
+      path: path of the parameter in a tree without stacked layers.
+
+    Returns:
+      True for the kernels of dense layers, False for everything else.
+
+    Example:
+      >>> is_quantized("vision_model/encoder/layers_0/mlp/fc1/kernel")
+      True
+      >>> is_quantized("vision_model/embeddings/patch_embedding/kernel")
+      False
+    """
+    return match_rule(QUANTIZATION_RULES, path, "quantization rules")
+
+
+def holds_quantized(params: Mapping[str, Any]) -> bool:
+    """Returns whether a tree of parameters is that of a quantized model.
+
+    Args:
+      params: nested dict of arrays and `Quantized` kernels.
+
+    Returns:
+      True if a leaf is a `Quantized` kernel.
+    """
+    return any(isinstance(x, Quantized) for x in flatten(params).values())

@@ -1,0 +1,25 @@
+"""Collections of embeddings: made by `embed`, searched exactly or by an index."""
+
+from siglip_jax.search.approximate import Approximate, open_index
+from siglip_jax.search.collection import Collection, embed_collection, open_collection, verify_collection
+from siglip_jax.search.embed import EmbedResult, embed
+from siglip_jax.search.items import Items, open_items
+from siglip_jax.search.nearest import nearest
+from siglip_jax.search.search import Match, load_for, search
+
+__all__ = [
+    "Approximate",
+    "Collection",
+    "EmbedResult",
+    "Items",
+    "Match",
+    "embed",
+    "embed_collection",
+    "load_for",
+    "nearest",
+    "open_collection",
+    "open_index",
+    "open_items",
+    "search",
+    "verify_collection",
+]

@@ -1,0 +1,123 @@
+"""Embeds images or texts into a collection: what `siglip-jax embed` does, as a function."""
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+
+from siglip_jax._callbacks import OnProgress, OnUnreadable
+from siglip_jax.inference.engine import Siglip
+from siglip_jax.inference.load import load
+from siglip_jax.search.collection import embed_collection
+from siglip_jax.search.items import Items, open_items
+from siglip_jax.search.manifest import read_manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedResult:
+    """What a call of `embed` did.
+
+    Attributes:
+      out: directory of the collection.
+      kind: "images" or "texts".
+      items: number of items in the source.
+      embedded: items that this call embedded.
+      unreadable: items that this call could not read.
+      seconds: time it took, without opening the source and loading the model.
+      parts_left: parts that other processes have not done yet; 0 once the collection is complete.
+      rows: embeddings in the complete collection; None while parts are left.
+      all_unreadable: unreadable items in the complete collection, listed in `errors.jsonl`; None while parts are left.
+    """
+
+    out: Path
+    kind: str
+    items: int
+    embedded: int
+    unreadable: int
+    seconds: float
+    parts_left: int
+    rows: int | None = None
+    all_unreadable: int | None = None
+
+
+def embed(
+    source: str | os.PathLike[str] | Items,
+    out: str | os.PathLike[str],
+    model: str | os.PathLike[str] | Siglip | None = None,
+    *,
+    dtype: str | None = None,
+    quantization: str | None = None,
+    format: str | None = None,
+    shard: tuple[int, int] | None = None,
+    part_size: int | None = None,
+    batch_size: int | None = None,
+    image_key: str | None = None,
+    split: str | None = None,
+    on_progress: OnProgress | None = None,
+    on_unreadable: OnUnreadable | None = None,
+) -> EmbedResult:
+    """Embeds every image of a data set, or every line of a text file, into a directory of numbered parts.
+
+    A call that was interrupted or killed resumes: the same call embeds only what is missing, and the files end with the
+    same bytes.
+
+    Args:
+      source: folder of images, tar shards, Parquet, Arrow, JSON lines or CSV beside images, a .txt with a text a line,
+        or opened items.
+      out: directory for the embeddings; made if need be.
+      model: Hub name, directory or loaded model; None: the bundled model.
+      dtype: compute dtype, "float32", "bfloat16" or "float16"; None: float32. Not for a loaded model.
+      quantization: "int8", "int4", "nf4" or "fp8" to hold the kernels in; None: floats. Not for a loaded model.
+      format: "npy" or "parquet"; None: that of the collection, or "npy".
+      shard: (i, n) to do part p if p % n == i; None: this process's share among those of `jax.distributed`.
+      part_size: items of a part; None: that of the collection, or 2048.
+      batch_size: items of a step; None: what suits model and device.
+      image_key: column, key or ending of the images; None: one of the usual names.
+      split: split of the data set to take; None: "train" where there are splits.
+      on_progress: called with (items done, items that this call has to do).
+      on_unreadable: called with (index of an item, error); None: unreadable items are only listed.
+
+    Returns:
+      What was done.
+
+    Raises:
+      OSError: if the source does not exist or `out` cannot be written.
+      ValueError: if `out` holds another collection, or an argument is impossible.
+
+    Example:
+      >>> import siglip_jax, tempfile
+      >>> from siglip_jax.search import embed, open_collection
+      >>> with tempfile.TemporaryDirectory() as out:
+      ...     result = embed(siglip_jax.assets.EXAMPLES / "labels.txt", out)
+      ...     len(open_collection(out)), result.rows
+      (64, 64)
+    """
+    items = open_items(source, image_key=image_key, split=split) if isinstance(source, str | os.PathLike) else source
+    name: str | None = None
+    if isinstance(model, Siglip):
+        siglip = model
+    else:
+        siglip = load(model, dtype=dtype, quantization=quantization)
+        # Absolute, so that a search finds the model from another directory.
+        name = None if model is None else os.path.abspath(model) if Path(model).exists() else os.fspath(model)
+    start = time.monotonic()
+    outcome = embed_collection(
+        siglip,
+        items,
+        out,
+        model_name=name,
+        format=format,
+        part_size=part_size,
+        batch_size=batch_size,
+        shard=shard,
+        on_progress=on_progress,
+        on_unreadable=on_unreadable,
+    )
+    seconds = time.monotonic() - start
+    result = EmbedResult(
+        Path(out), items.kind, len(items), outcome.embedded, outcome.unreadable, seconds, outcome.parts_left
+    )
+    if outcome.parts_left:
+        return result
+    done = read_manifest(Path(out)).done or {}
+    return dataclasses.replace(result, rows=done["rows"], all_unreadable=done["unreadable"])

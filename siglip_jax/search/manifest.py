@@ -1,0 +1,189 @@
+"""The manifest of a collection: which model made which embeddings of what, so that nothing else is mixed in."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from siglip_jax._files import read_json, write_atomically
+from siglip_jax._version import __version__
+from siglip_jax.inference.engine import Siglip
+from siglip_jax.inference.preprocessing import describe
+from siglip_jax.params import flatten
+from siglip_jax.quantization.schemes import Quantized
+from siglip_jax.search.items import IMAGES, TEXTS, Items
+
+MANIFEST = "manifest.json"
+FORMATS = ("npy", "parquet")
+_SAME = {  # what a run that goes on must share with the one that began, and what is said of a difference
+    "model": "another model made it",
+    "preprocessing": "images or texts were prepared in another way",
+    "items": "the data was changed, or is other data",
+    "layout": "it was begun with other options",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a collection holds.
+
+    Attributes:
+      model: `name`, None for the embedded one; checksums of its `config` and of the parts of its `weights`; `dtype`;
+        `quantization`.
+      preprocessing: of images and texts; see `siglip_jax.inference.preprocessing.describe`.
+      items: `kind`, `count`, `fingerprint` and `options` of `Items`.
+      layout: `format`; `part_size`, items of a part; `batch_size`, items of a step; `width` of an embedding.
+      source: where the items lay.
+      version: of this package when the collection was begun.
+      done: None, or of a whole collection `rows`, `unreadable`, and `checksum`, that of the records of all parts.
+    """
+
+    model: dict[str, Any]
+    preprocessing: dict[str, Any]
+    items: dict[str, Any]
+    layout: dict[str, Any]
+    source: str
+    version: str
+    done: dict[str, Any] | None = None
+
+    @property
+    def key(self) -> str:
+        """What the records of parts that belong to it carry."""
+        return hashlib.sha256(json.dumps(self._shared(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def parts(self) -> int:
+        """How many there are."""
+        return -(-self.items["count"] // self.layout["part_size"])
+
+    def range_of(self, part: int) -> range:
+        """Returns the numbers of the items of a part."""
+        start = part * self.layout["part_size"]
+        return range(start, min(start + self.layout["part_size"], self.items["count"]))
+
+    def check_same(self, wanted: "Manifest", directory: Path) -> None:
+        """Refuses to put what is wanted into this collection if that is anything else.
+
+        Raises:
+          ValueError: with the first difference.
+        """
+        here, there = _flat(self._shared()), _flat(wanted._shared())
+        for name in [*here, *there]:
+            if here.get(name) != there.get(name):
+                reason, found, asked = _SAME[name.partition(".")[0]], str(here.get(name)), str(there.get(name))
+                differs = f"{name} was {found:.16}, is now {asked:.16}"  # sums are recognised by their beginning
+                raise ValueError(
+                    f"{directory}: cannot go on with this collection: {reason} ({differs}); give another directory"
+                )
+
+    def write(self, directory: Path) -> None:
+        """Writes it."""
+        write_atomically(directory / MANIFEST, json.dumps(dataclasses.asdict(self), indent=2).encode() + b"\n")
+
+    def _shared(self) -> dict[str, Any]:
+        """Returns what has to be the same: a model may be called by another name, and data may lie elsewhere."""
+        shared = {name: getattr(self, name) for name in _SAME}
+        return shared | {"model": {name: value for name, value in self.model.items() if name != "name"}}
+
+
+def new_manifest(
+    siglip: Siglip, items: Items, *, model_name: str | None, format: str, part_size: int, batch_size: int
+) -> Manifest:
+    """Returns the manifest of a collection that is begun.
+
+    Args:
+      model_name: what `load` takes; None for the embedded model.
+    """
+    model = {
+        "name": model_name,
+        "config": config_checksum(siglip),
+        "weights": weights_checksums(siglip.params),
+        "dtype": jnp.dtype(siglip.model.dtype).name,
+        "quantization": next((x.scheme for x in flatten(siglip.params).values() if isinstance(x, Quantized)), None),
+    }
+    facts = describe(siglip, model_name="")
+    width = siglip.config.vision_config.hidden_size
+    if items.kind == TEXTS:
+        width = siglip.config.text_config.embedding_size
+    return Manifest(
+        model,
+        _as_json({"image": facts["image"], "text": facts["text"]}),
+        {"kind": items.kind, "count": len(items), "fingerprint": items.fingerprint, "options": dict(items.options)},
+        {"format": format, "part_size": part_size, "batch_size": batch_size, "width": width},
+        items.path,
+        __version__,
+    )
+
+
+def config_checksum(siglip: Siglip) -> str:
+    """Returns the SHA-256 of a configuration."""
+    return hashlib.sha256(json.dumps(siglip.config.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def weights_checksums(params: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the SHA-256 of each part of a model's parameters: `text_model`, `vision_model`, `logit_scale`, …"""
+    return {name: _checksum(part) for name, part in params.items()}
+
+
+def _checksum(part: Any) -> str:
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(part):
+        values = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {values.dtype} {values.shape}\n".encode())
+        digest.update(np.ascontiguousarray(values).view(np.uint8))
+    return digest.hexdigest()
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Reads the manifest of a collection.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: if it is not one.
+    """
+    path = directory / MANIFEST
+    found = read_json(path, "it makes a folder a collection of embeddings; siglip-jax embed writes it")
+    names = {field.name for field in dataclasses.fields(Manifest)}
+    if set(found) != names:
+        raise ValueError(f"{path}: expected {', '.join(sorted(names))}, found {', '.join(sorted(found)) or 'nothing'}")
+    if wrong := next(_mistakes(found), None):
+        raise ValueError(f"{path}: {wrong}; write the collection anew")
+    return Manifest(**found)
+
+
+def _mistakes(found: dict[str, Any]) -> Iterator[str]:
+    """Yields what is wrong in a manifest, as far as anything relies on it."""
+    kinds = dict.fromkeys(_SAME, dict) | {"source": str, "version": str, "done": dict | None}
+    for name, kind in kinds.items():
+        if not isinstance(found[name], kind):
+            words = "a string" if kind is str else "an object"
+            yield f"expected {name} to be {words}, found a {type(found[name]).__name__}"
+            return
+    counts = {("items", "count"): 1, ("layout", "part_size"): 1, ("layout", "batch_size"): 1, ("layout", "width"): 1}
+    if found["done"] is not None:
+        counts |= {("done", "rows"): 0, ("done", "unreadable"): 0}
+    for (group, name), least in counts.items():
+        value = found[group].get(name)
+        if type(value) is not int or value < least:
+            yield f"expected {name} in {group} to be a whole number of at least {least}, found {value!r}"
+    for group, name, known in (("layout", "format", FORMATS), ("items", "kind", (IMAGES, TEXTS))):
+        if (value := found[group].get(name)) not in known:
+            yield f"expected {name} in {group} to be one of {', '.join(known)}, found {value!r}"
+
+
+def _flat(tree: dict[str, Any], before: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+    return flat
+
+
+def _as_json(value: Any) -> Any:
+    """Returns what is read back after it was written as JSON: lists for tuples."""
+    return json.loads(json.dumps(value))

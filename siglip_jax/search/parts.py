@@ -1,0 +1,179 @@
+"""The numbered parts of a collection: files of embeddings and names, and a record that is written when both are whole.
+
+Part 17 is `part-000017.npy` with `part-000017.ids.json`, or `part-000017.parquet`, and the record `part-000017.json`.
+Every file is written aside and renamed, and none depends on the time or on what was there before.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from siglip_jax._files import inside, read_json, write_atomically, written_aside
+from siglip_jax._optional import import_optional
+from siglip_jax.search.manifest import Manifest
+
+
+class Record(NamedTuple):
+    """What is said of a part.
+
+    Attributes:
+      collection: the key of the manifest that it belongs to.
+      rows: embeddings.
+      unreadable: `position`, `id` and `error` of items that could not be read, and have no row.
+      files: SHA-256 of each file by name.
+    """
+
+    collection: str
+    rows: int
+    unreadable: list[dict[str, Any]]
+    files: dict[str, str]
+
+
+def record_path(directory: Path, part: int) -> Path:
+    """Returns the path of the record of a part."""
+    return directory / f"part-{part:06d}.json"
+
+
+def write_part(
+    directory: Path,
+    manifest: Manifest,
+    part: int,
+    embeds: Float32[np.ndarray, "rows embed"],
+    ids: list[str],
+    unreadable: list[dict[str, Any]],
+) -> None:
+    """Writes a part, its record last."""
+    name, files = record_path(directory, part).stem, {}
+    if manifest.layout["format"] == "npy":
+        files[f"{name}.npy"] = _write_array(directory / f"{name}.npy", embeds)
+        listed = json.dumps(ids).encode() + b"\n"
+        write_atomically(directory / f"{name}.ids.json", listed)
+        files[f"{name}.ids.json"] = hashlib.sha256(listed).hexdigest()
+    else:
+        files[f"{name}.parquet"] = _write_parquet(directory / f"{name}.parquet", embeds, ids)
+    record = Record(manifest.key, len(ids), unreadable, files)
+    write_atomically(record_path(directory, part), json.dumps(record._asdict(), indent=1).encode() + b"\n")
+
+
+def read_record(directory: Path, part: int) -> Record:
+    """Reads the record of a part.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: if it is not one.
+    """
+    path = record_path(directory, part)
+    found = read_json(path, "it is written when the part is whole; run the same siglip-jax embed again")
+    collection, rows, unreadable, files = (found.get(name) for name in Record._fields)
+    lost = isinstance(unreadable, list) and all(isinstance(entry, dict) for entry in unreadable)
+    if not (lost and isinstance(collection, str) and type(rows) is int and rows >= 0 and isinstance(files, dict)):
+        raise ValueError(f"{path}: expected the record of a part, found something else; remove it and embed again")
+    return Record(collection, rows, unreadable, files)
+
+
+def fault_of(directory: Path, manifest: Manifest, part: int) -> str | None:
+    """Returns what is wrong with a part, None if nothing is: all its files are read."""
+    try:
+        record = read_record(directory, part)
+    except (OSError, ValueError) as error:
+        return str(error)
+    if record.collection != manifest.key:
+        return f"{record_path(directory, part)}: of another collection"
+    if record.rows + len(record.unreadable) != len(manifest.range_of(part)):
+        counted = f"{record.rows} embeddings and {len(record.unreadable)} unreadable items"
+        return f"{record_path(directory, part)}: expected {len(manifest.range_of(part))} items, found {counted}"
+    endings = (".npy", ".ids.json") if manifest.layout["format"] == "npy" else (".parquet",)
+    for ending in endings:
+        name = f"{record_path(directory, part).stem}{ending}"
+        expected = record.files.get(name)
+        try:
+            found = sum_of(directory / name)
+        except (OSError, ValueError) as error:
+            return f"{directory / name}: cannot be read ({error})"
+        if found != expected:
+            return f"{directory / name}: expected the SHA-256 {expected}, found {found}; it was changed"
+    return None
+
+
+def read_embeddings(directory: Path, manifest: Manifest, part: int, rows: int) -> Float32[np.ndarray, "rows embed"]:
+    """Returns the embeddings of a part, mapped into memory.
+
+    Args:
+      rows: how many its record names.
+
+    Raises:
+      OSError: if they cannot be read.
+      ValueError: if the file is not what the manifest says.
+    """
+    name = record_path(directory, part).stem
+    path = inside(directory / f"{name}.{manifest.layout['format']}")
+    if manifest.layout["format"] == "npy":
+        embeds = np.load(path, mmap_mode="r", allow_pickle=False)
+    else:
+        column = _read_parquet(path, "embedding").combine_chunks()
+        embeds = column.flatten().to_numpy().reshape(len(column), -1)
+    width = manifest.layout["width"]
+    if embeds.shape != (rows, width) or embeds.dtype != np.float32:
+        found = f"{embeds.shape} of {embeds.dtype}"
+        raise ValueError(f"{path}: expected embeddings {(rows, width)} of float32, found {found}; embed again")
+    return embeds
+
+
+def read_ids(directory: Path, manifest: Manifest, part: int, rows: int) -> list[str]:
+    """Returns the names of the items of a part that have a row, in the order of the rows.
+
+    Args:
+      rows: how many its record names.
+
+    Raises:
+      OSError: if they cannot be read.
+      ValueError: if the file is not what the manifest says.
+    """
+    ending = ".ids.json" if manifest.layout["format"] == "npy" else ".parquet"
+    path = inside(directory / f"{record_path(directory, part).stem}{ending}")
+    try:
+        ids = json.loads(path.read_bytes()) if ending == ".ids.json" else _read_parquet(path, "id").to_pylist()
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected names, found something else ({error}); embed again") from None
+    if not isinstance(ids, list) or len(ids) != rows or not all(isinstance(name, str) for name in ids):
+        raise ValueError(f"{path}: expected a list of {rows} names, found something else; embed again")
+    return ids
+
+
+def sum_of(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
+    with inside(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_array(path: Path, embeds: np.ndarray) -> str:
+    with written_aside(path) as aside:
+        with aside.open("wb") as file:
+            np.save(file, embeds, allow_pickle=False)
+        return sum_of(aside)
+
+
+def _write_parquet(path: Path, embeds: np.ndarray, ids: list[str]) -> str:
+    pa, pq = _pyarrow()
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(embeds.reshape(-1)), embeds.shape[1])
+    table = pa.table({"id": pa.array(ids, pa.string()), "embedding": lists})
+    with written_aside(path) as aside:
+        pq.write_table(table, aside, compression="none", use_dictionary=False)
+        return sum_of(aside)
+
+
+def _read_parquet(path: Path, column: str) -> Any:
+    pa, pq = _pyarrow()
+    try:
+        return pq.read_table(path, columns=[column], memory_map=True, partitioning=None).column(column)
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise ValueError(f"{path}: expected Parquet with a column {column!r}, found something else ({error})") from None
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    need = "writing and reading embeddings as Parquet"
+    return import_optional("pyarrow", need, "data"), import_optional("pyarrow.parquet", need, "data")

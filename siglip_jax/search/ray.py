@@ -1,0 +1,78 @@
+"""The job of `siglip-jax embed` as a Ray Data pipeline, on one machine or many that share a file system.
+
+    python -m siglip_jax.search.ray SRC DIR [--model M] [--workers N]
+
+An example to start from: each worker loads the model once and does whole parts as `embed_collection` does, so what it
+writes is the same to the byte, and either goes on with what the other began. Needs the extra `ray`.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from siglip_jax._optional import import_optional
+from siglip_jax.inference.load import load
+from siglip_jax.search.collection import begin_collection, embed_parts, finish_collection
+from siglip_jax.search.items import open_items
+from siglip_jax.search.manifest import read_manifest
+from siglip_jax.search.parts import fault_of
+
+PARTS = 4  # that a worker takes at a time, as one stream
+
+
+class _Worker:
+    """Does parts; one lives in each process."""
+
+    def __init__(self, source: str, out: str, model: str | None) -> None:
+        self._siglip, self._items = load(model), open_items(source)
+        self._directory, self._manifest = Path(out), read_manifest(Path(out))
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        parts = [int(part) for part in batch["item"]]
+        for _ in embed_parts(self._siglip, self._items, self._directory, self._manifest, parts):
+            pass
+        return {"done": np.array(parts)}
+
+
+def embed_with_ray(
+    source: str, out: str, *, model: str | None = None, workers: int = 2, part_size: int | None = None
+) -> int:
+    """Embeds what is missing, in that many processes; returns how many parts are left, which is 0.
+
+    Args:
+      source, model: as in `open_items` and `load`; absolute paths, that all machines have.
+      out, part_size: as in `embed_collection`.
+
+    Raises:
+      OSError, ValueError: as `embed_collection` does.
+    """
+    data: Any = import_optional("ray.data", "embedding with Ray", "ray")
+    directory = Path(out)
+    manifest = begin_collection(load(model), open_items(source), directory, model_name=model, part_size=part_size)
+    missing = [part for part in range(manifest.parts) if fault_of(directory, manifest, part) is not None]
+    if missing:
+        blocks = -(-len(missing) // PARTS)
+        pool = data.ActorPoolStrategy(size=workers)
+        options: dict[str, Any] = {"fn_constructor_args": (source, out, model), "batch_size": PARTS, "compute": pool}
+        data.from_items(missing, override_num_blocks=blocks).map_batches(_Worker, **options).materialize()
+    return finish_collection(directory, manifest)
+
+
+def main() -> None:
+    """Runs it from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source")
+    parser.add_argument("out")
+    parser.add_argument("--model")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--part-size", type=int)
+    options = vars(parser.parse_args())
+    source, out = (str(Path(options.pop(name)).resolve()) for name in ("source", "out"))
+    left = embed_with_ray(source, out, **options)
+    print(f"{left} parts left; the embeddings are in {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,0 @@
-"""Image-text pairs and labelled pictures on disk, and the batches a training step sees."""

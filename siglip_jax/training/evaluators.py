@@ -1,0 +1,72 @@
+"""Evaluations of a run's weights of the moment: compiled once, called at every checkpoint."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from siglip_jax.data.example import Source
+from siglip_jax.data.pipeline import ordered
+from siglip_jax.data.transform import Transform
+from siglip_jax.evaluation.evaluate import evaluate_retrieval, evaluate_zero_shot
+from siglip_jax.evaluation.result import Options
+from siglip_jax.inference.engine import Siglip
+from siglip_jax.training.objective import Objective
+
+BATCH = 64  # images
+
+Figures = dict[str, float]
+Evaluation = Callable[[Mapping[str, Any]], Figures]
+
+
+def pairs_evaluation(siglip: Siglip, source: Source, limit: int | None = None) -> Evaluation:
+    """Returns a function from parameters to figures: zero-shot accuracy where there are classes, else retrieval.
+
+    Args:
+      siglip: a model whose parameters have the right shapes.
+      limit: images to take, at even distances; None: all.
+    """
+    options = Options(limit=limit)
+
+    def evaluate(params: Mapping[str, Any]) -> Figures:
+        current = siglip.with_params(dict(params))
+        if source.classes:
+            result = evaluate_zero_shot(current, source, options=options)
+        else:
+            result = evaluate_retrieval(current, source, options=options)
+        return {name: float(value) for name, value in result.metrics.items()}
+
+    return evaluate
+
+
+def labels_evaluation(objective: Objective, classes: Sequence[str], source: Source, transform: Transform) -> Evaluation:
+    """Returns a function from a classifier's parameters to the share of images that it labels right.
+
+    Args:
+      classes: in the order of the classifier's outputs.
+      transform: gives images and labels, without augmentation.
+
+    Raises:
+      ValueError: if the source has a class that the classifier has not.
+    """
+    unknown = [name for name in source.classes if name not in classes]
+    if unknown or not source.classes:
+        raise ValueError(f"expected data with classes among {', '.join(classes)}, found {unknown or 'none'}")
+    number = np.array([list(classes).index(name) for name in source.classes])
+
+    @jax.jit
+    def predict(params: Any, pixels: jax.Array) -> jax.Array:
+        batch = {"pixels": pixels}
+        return jax.numpy.argmax(objective.embed(params, batch, jax.random.key(0)), axis=1)
+
+    def evaluate(params: Mapping[str, Any]) -> Figures:
+        right = total = 0
+        for batch in ordered(source, transform, BATCH):
+            pixels, label = batch.arrays["pixels"], batch.arrays["label"]
+            padded = np.concatenate([pixels, np.repeat(pixels[-1:], BATCH - len(pixels), axis=0)])
+            right += int((np.asarray(predict(params, padded))[: len(pixels)] == number[label]).sum())
+            total += len(pixels)
+        return {"accuracy": right / total}
+
+    return evaluate

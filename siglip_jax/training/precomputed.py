@@ -1,0 +1,139 @@
+"""Images embedded once, for a run whose image tower does not change: after that a step costs the text tower only."""
+
+import copy
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Float
+
+from siglip_jax._callbacks import Counter, OnProgress
+from siglip_jax._files import written_aside
+from siglip_jax.data.example import Example, Source
+from siglip_jax.data.pipeline import ordered
+from siglip_jax.data.transform import Transform
+from siglip_jax.models.siglip import normalize
+from siglip_jax.training.objective import Objective
+
+BATCH = 64  # images
+PART = 8192  # images of a file
+
+
+def precompute_image_embeds(
+    objective: Objective,
+    params: Any,
+    source: Source,
+    transform: Transform,
+    directory: Path,
+    *,
+    on_progress: OnProgress | None = None,
+) -> "Precomputed":
+    """Embeds every image of a source; what an interrupted call has done is kept and gone on with.
+
+    Several processes share the files among them, and all must call it.
+
+    Args:
+      objective, params: embed a batch of images, on this process alone.
+      transform: makes rows of examples; its augmentation must be "none".
+      directory: for the embeddings, float32, a file for every 8,192 images.
+      on_progress: called with (images done, images in all).
+
+    Returns:
+      The source with embeddings in the place of images.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    images = copy.copy(transform)
+    images.captions = images.labels = False
+
+    @jax.jit
+    def embed(params: Any, pixels: Array) -> Float[Array, "n embed"]:
+        return normalize(
+            objective.apply(params, objective.prepare(jax.random.key(0), pixels), method="get_image_features")
+        )
+
+    parts, counter = [], Counter(on_progress, len(source))
+    for number, start in enumerate(range(0, len(source), PART)):
+        stop = min(start + PART, len(source))
+        path = directory / f"{start:012d}.npy"
+        if not path.is_file() and number % jax.process_count() == jax.process_index():
+            found = {}
+            for batch in ordered(_Slice(source, start, stop), images, BATCH):
+                pixels = batch.arrays["pixels"]
+                short = BATCH - len(pixels)
+                padded = np.concatenate([pixels, np.repeat(pixels[-1:], short, axis=0)]) if short else pixels
+                embeds = np.asarray(embed(params, padded))
+                found |= dict(zip(batch.arrays["index"].tolist(), embeds, strict=False))
+                counter.add(len(pixels) + len(batch.skipped))
+            unread = np.full_like(next(iter(found.values())), np.nan)
+            rows = np.stack([found.get(i, unread) for i in range(stop - start)])
+            with written_aside(path) as aside, open(aside, "wb") as out:
+                np.save(out, rows)
+        else:
+            counter.add(stop - start)
+        parts.append(path)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"embedded: {directory}")
+    return Precomputed(source, parts)
+
+
+class Precomputed:
+    """A source whose images are their embeddings, read from files as they are needed."""
+
+    def __init__(self, source: Source, parts: list[Path]):
+        """Keeps both; nothing is read."""
+        self.source, self.parts = source, parts
+        self.classes = source.classes
+        self.path = getattr(source, "path", type(source).__name__)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns an example whose image is a float32 vector.
+
+        Raises:
+          ValueError: if the image could not be read when it was to be embedded.
+        """
+        example = self.source[index]
+        row = self._part(index // PART)[index % PART]
+        if not np.isfinite(row[0]):
+            raise ValueError(f"{example.name}: the image cannot be read")
+        return example._replace(image=np.array(row))
+
+    def _part(self, number: int) -> np.ndarray:
+        return _mapped(self.parts[number])
+
+
+@functools.lru_cache(maxsize=64)
+def _mapped(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+class PrecomputedTransform(Transform):
+    """Makes rows of the examples of `Precomputed`: `image_embeds` (rows, embed) in the place of `pixels`."""
+
+    def _pixels(self, example: Example, rng: np.random.Generator) -> Any:
+        return example.image
+
+    def stack(self, rows: Any) -> dict[str, np.ndarray]:
+        """Returns the arrays of several rows."""
+        arrays = super().stack(rows)
+        arrays["image_embeds"] = arrays.pop("pixels")
+        return arrays
+
+
+class _Slice:
+    """Some of the examples of a source."""
+
+    def __init__(self, source: Source, start: int, stop: int):
+        self.source, self.start, self.stop = source, start, stop
+        self.classes = source.classes
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source[self.start + index]

@@ -1,0 +1,202 @@
+"""Arrow files as `datasets` writes them, and Parquet with its copy."""
+
+import json
+import os
+import pickle
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from siglip_jax.data.open import open_source
+from siglip_jax.data.sources import parquet
+from tests.support.data_sets import encoded
+
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def table(count: int = 5, first: int = 0, **more: pa.Array) -> pa.Table:
+    """Returns images in the struct of `datasets`, captions, and a column of no interest."""
+    pictures = pa.array([{"bytes": encoded(first + i), "path": f"{i}.jpg"} for i in range(count)], STRUCT)
+    texts = pa.array([f"caption {first + i}" for i in range(count)])
+    return pa.table({"image": pictures, "caption": texts, "width": pa.array(range(count)), **more})
+
+
+def write_stream(path, content: pa.Table, rows: int = 2):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pa.OSFile(os.fspath(path), "wb") as file, pa.ipc.new_stream(file, content.schema) as writer:
+        writer.write_table(content, max_chunksize=rows)
+    return path
+
+
+def write_saved(folder, *shards: pa.Table):
+    """Writes what `save_to_disk` writes."""
+    names = [f"data-{i:05}-of-{len(shards):05}.arrow" for i in range(len(shards))]
+    for name, shard in zip(names, shards, strict=True):
+        write_stream(folder / name, shard)
+    state = {"_data_files": [{"filename": name} for name in names], "_fingerprint": "0", "_split": "train"}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache"
+
+
+def check(source, count: int = 10):
+    assert len(source) == count
+    for i in range(count):
+        assert source[i][:3] == (encoded(i), (f"caption {i}",), None)
+    with pytest.raises(IndexError):
+        source[count]
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy[count - 1] == source[count - 1]
+
+
+def test_saved_to_disk(tmp_path):
+    check(open_source(write_saved(tmp_path / "set", table(5), table(5, 5))))
+    parts = tmp_path / "parts"
+    write_saved(parts / "train", table(5), table(5, 5))
+    write_saved(parts / "test", table(3))
+    (parts / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    check(open_source(parts))
+    check(open_source(parts, split="test"), 3)
+    with pytest.raises(ValueError, match="part called 'dev', found 'train', 'test'"):
+        open_source(parts, split="dev")
+    (parts / "dataset_dict.json").write_text('{"splits": ["../set", "/etc"]}')
+    with pytest.raises(ValueError, match="part called 'train', found none"):
+        open_source(parts)
+
+
+def test_a_state_that_leads_elsewhere_or_to_nothing(tmp_path):
+    folder = write_saved(tmp_path / "set", table(5))
+    for state, message in [
+        ({"_data_files": [{"filename": "../a.arrow"}]}, "expected names of files in this folder"),
+        ({"_data_files": []}, "expected names of files"),
+        ({}, "expected names of files"),
+        ({"_data_files": [{"filename": "b.arrow"}]}, "b.arrow: no such file"),
+        ({"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_indices_files": [{}]}, "flatten_indices"),
+    ]:
+        (folder / "state.json").write_text(json.dumps(state))
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            open_source(folder)
+
+
+def test_the_cache_of_datasets(tmp_path):
+    write_stream(tmp_path / "pairs-train-00000-of-00002.arrow", table(5))
+    write_stream(tmp_path / "pairs-train-00001-of-00002.arrow", table(5, 5))
+    write_stream(tmp_path / "pairs-test.arrow", table(2))
+    write_stream(tmp_path / "cache-1234.arrow", table(1))
+    check(open_source(tmp_path))
+    check(open_source(tmp_path, split="test"), 2)
+
+
+def test_parquet(tmp_path, cache):
+    folder = tmp_path / "set" / "data"
+    folder.mkdir(parents=True)
+    pq.write_table(table(5), folder / "train-00000-of-00002.parquet", row_group_size=2)
+    pq.write_table(table(5, 5), folder / "train-00001-of-00002.parquet")
+    pq.write_table(table(2), folder / "test-00000-of-00001.parquet")
+    source = open_source(tmp_path / "set", cache=cache)
+    check(source)
+    assert source[3].name == "set:3"
+    copies = list(cache.iterdir())
+    assert len(copies) == 1 and pa.ipc.open_file(copies[0]).schema.names == ["image", "caption"]
+    before = copies[0].stat().st_mtime_ns
+    check(open_source(folder, cache=cache))
+    assert [copy.stat().st_mtime_ns for copy in cache.iterdir()] == [before]
+    check(open_source(folder, split="test", cache=cache), 2)
+    os.utime(folder / "train-00000-of-00002.parquet", ns=(1, 1))
+    check(open_source(folder, cache=cache))
+    assert len(list(cache.iterdir())) == 3
+    check(open_source(folder / "test-00000-of-00001.parquet", cache=cache), 2)
+
+
+def test_the_copy_goes_to_the_users_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    pq.write_table(table(2), tmp_path / "a.parquet")
+    check(open_source(tmp_path / "a.parquet"), 2)
+    assert len(list((tmp_path / "home" / "siglip_jax").iterdir())) == 1
+
+
+def test_a_full_disk_and_a_failure_leave_nothing(tmp_path, cache, monkeypatch):
+    pq.write_table(table(2), tmp_path / "a.parquet")
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr(parquet.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ValueError, match="bytes are needed for a copy of the Parquet files, 10 are free"):
+        open_source(tmp_path / "a.parquet", cache=cache)
+    monkeypatch.undo()
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    data[20 : len(data) // 2] = bytes(len(data) // 2 - 20)
+    (tmp_path / "a.parquet").write_bytes(data)
+    with pytest.raises((ValueError, OSError)):
+        open_source(tmp_path / "a.parquet", cache=cache)
+    assert list(cache.iterdir()) == []
+
+
+def test_parquet_files_that_differ(tmp_path, cache):
+    pq.write_table(table(2), tmp_path / "a.parquet")
+    pq.write_table(table(2).drop_columns("caption"), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match="b.parquet: expected the column 'caption', found image, width"):
+        open_source(tmp_path, cache=cache)
+    pq.write_table(table(2).set_column(1, "caption", pa.array([1, 2])), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match="b.parquet: expected the columns of"):
+        open_source(tmp_path, cache=cache)
+
+
+def test_not_what_it_is_called(tmp_path, cache):
+    for name in ("a.parquet", "a.arrow"):
+        (tmp_path / name).write_bytes(b"something else, long enough to be read as a file")
+        with pytest.raises(ValueError, match=f"{name}: expected an? (Arrow|Parquet) file, found something else"):
+            open_source(tmp_path / name, cache=cache)
+
+
+def test_columns(tmp_path):
+    pictures = pa.array([encoded(0), encoded(1)], pa.large_binary())
+    captions = pa.array([["a", None, "b"], None], pa.list_(pa.string()))
+    content = pa.table({"PNG_data": pictures, "Sentences": captions, "target": pa.array(["dog", "cat"])})
+    source = open_source(write_stream(tmp_path / "a.arrow", content))
+    assert source.classes == ("cat", "dog")
+    assert [source[i][:3] for i in range(2)] == [(encoded(0), ("a", "b"), 1), (encoded(1), (), 0)]
+    with pytest.raises(
+        ValueError, match=r"expected the column 'x' \(text_key\), found 'PNG_data', 'Sentences', 'target'"
+    ):
+        open_source(tmp_path / "a.arrow", text_key="x")
+    with pytest.raises(ValueError, match="expected bytes of images in the column 'target', found string"):
+        open_source(tmp_path / "a.arrow", image_key="target")
+    with pytest.raises(ValueError, match="expected texts in the column 'PNG_data', found large_binary"):
+        open_source(tmp_path / "a.arrow", text_key="PNG_data")
+    with pytest.raises(ValueError, match="expected a column of captions.*found 'PNG_data'; name it"):
+        open_source(write_stream(tmp_path / "b.arrow", content.select(["PNG_data"])))
+    with pytest.raises(ValueError, match="expected a column of bytes of images.*found 'Sentences'; name it"):
+        open_source(write_stream(tmp_path / "c.arrow", content.select(["Sentences"])))
+    with pytest.raises(ValueError, match="expected a row for each image, found none"):
+        open_source(write_stream(tmp_path / "d.arrow", content.slice(0, 0)))
+
+
+def test_names_of_classes(tmp_path):
+    info = {"info": {"features": {"label": {"names": ["dog", "cat"], "_type": "ClassLabel"}}}}
+
+    def of(labels, metadata=info):
+        content = table(len(labels), label=pa.array(labels))
+        content = content.replace_schema_metadata({"huggingface": json.dumps(metadata)})
+        source = open_source(write_stream(tmp_path / "a.arrow", content))
+        return source.classes, [source[i].label for i in range(len(labels))]
+
+    assert of([1, 0, None, -1]) == (("dog", "cat"), [1, 0, None, None])
+    assert of([2, 0], {}) == (("0", "1", "2"), [2, 0])
+    with pytest.raises(ValueError, match="expected labels below 2, the number of classes, found 2"):
+        of([2])
+    with pytest.raises(ValueError, match="expected numbers or names in the column 'label', found double"):
+        of([0.5])
+
+
+def test_pictures_that_are_missing(tmp_path):
+    pictures = pa.array([None, {"bytes": None, "path": "/etc/passwd"}, {"bytes": b"", "path": None}], STRUCT)
+    content = pa.table({"image": pictures, "caption": ["a", "b", "c"]})
+    source = open_source(write_stream(tmp_path / "a.arrow", content))
+    for i in range(3):
+        with pytest.raises(ValueError, match=f"a.arrow:{i}: no bytes of an image"):
+            source[i]

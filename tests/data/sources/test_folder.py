@@ -1,0 +1,89 @@
+"""Class folders, and how a path is recognised."""
+
+import pickle
+
+import pytest
+
+from siglip_jax.data.example import Source
+from siglip_jax.data.open import open_source
+from tests.support.data_sets import encoded, write_tar
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i, name in enumerate(["zebra/b.jpg", "zebra/a.PNG", "cat/deep/er/x.jpeg", "größe/ü.webp", "empty/notes.txt"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(encoded(i))
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "readme.txt").touch()
+    return tmp_path
+
+
+def test_class_folders(folder):
+    source = open_source(folder)
+    assert isinstance(source, Source)
+    assert source.classes == ("cat", "empty", "größe", "zebra")
+    assert [source[i].label for i in range(len(source))] == [0, 2, 3, 3]
+    assert [source[i].name for i in range(4)] == ["cat/deep/er/x.jpeg", "größe/ü.webp", "zebra/a.PNG", "zebra/b.jpg"]
+    assert source[3].image == encoded(0) and source[3].texts == ()
+    assert pickle.loads(pickle.dumps(source))[2] == source[2]
+    with pytest.raises(ValueError, match="no columns; leave text_key out"):
+        open_source(folder, text_key="caption")
+    (folder / "zebra" / "a.PNG").unlink()
+    (folder / "zebra" / "a.PNG").symlink_to("/etc/passwd")
+    with pytest.raises(ValueError, match="zebra/a.PNG: zebra/a.PNG leads out of"):
+        source[2]
+
+
+def test_a_name_that_is_not_text(tmp_path):
+    (tmp_path / "cat").mkdir()
+    try:
+        with open(bytes(tmp_path) + b"/cat/\xff.jpg", "wb") as file:
+            file.write(encoded(1))
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    example = open_source(tmp_path)[0]
+    assert example.image == encoded(1) and example.name == "cat/\ufffd.jpg"
+
+
+def test_parts(tmp_path):
+    for i, part in enumerate(["train", "test"]):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir(parents=True)
+            (tmp_path / part / name / "0.jpg").write_bytes(encoded(i))
+    assert open_source(tmp_path)[0].image == encoded(0)
+    assert open_source(tmp_path, split="test")[0].image == encoded(1)
+    with pytest.raises(ValueError, match="expected a part called 'val', found 'test', 'train'; name it with split"):
+        open_source(tmp_path, split="val")
+
+
+def test_parts_by_the_names_of_files(tmp_path):
+    for i, name in enumerate(["a-train-0.tar", "a-train-1.tar", "a-validation-0.tar"]):
+        write_tar(tmp_path / name, {"0.jpg": encoded(i), "0.txt": b"a"})
+    assert [e.image for e in map(open_source(tmp_path).__getitem__, range(2))] == [encoded(0), encoded(1)]
+    assert len(open_source(tmp_path)) == 2
+    assert open_source(tmp_path, split="validation")[0].image == encoded(2)
+    with pytest.raises(ValueError, match="expected a part called 'test', found 'train', 'validation'"):
+        open_source(tmp_path, split="test")
+
+
+def test_nothing_recognised(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none: no such file or folder"):
+        open_source(tmp_path / "none")
+    with pytest.raises(ValueError, match="expected tar shards .*found none"):
+        open_source(tmp_path)
+    (tmp_path / "a.zip").touch()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="expected tar shards .*found 'a.zip', 'empty'"):
+        open_source(tmp_path)
+    with pytest.raises(ValueError, match=r"a.zip: expected tar shards"):
+        open_source(tmp_path / "a.zip")
+    (tmp_path / "a.tar.gz").touch()
+    with pytest.raises(ValueError, match="unpack it to a plain .tar"):
+        open_source(tmp_path / "a.tar.gz")
+    with pytest.raises(ValueError, match="found a URL; download the data first"):
+        open_source("https://host/{000..100}.tar")
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="expected one table, found 'a.csv', 'b.csv'; name one"):
+        open_source(tmp_path)

@@ -1,0 +1,153 @@
+"""JSON lines, CSV and TSV beside images: columns, broken lines, and paths that lead elsewhere."""
+
+import json
+import os
+import pickle
+
+import pytest
+
+from siglip_jax.data.open import open_source
+from tests.support.data_sets import encoded
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "set" / "images").mkdir(parents=True)
+    for i in range(4):
+        (tmp_path / "set" / "images" / f"{i}.jpg").write_bytes(encoded(i))
+    return tmp_path / "set"
+
+
+def write(path, text: str, encoding: str = "utf-8"):
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def lines(*rows) -> str:
+    return "\n".join(map(json.dumps, rows))
+
+
+def test_json_lines(folder):
+    rows = [{"image": f"images/{i}.jpg", "caption": c} for i, c in enumerate(["a", ["b", "c"], "", None])]
+    path = write(folder / "pairs.jsonl", "\ufeff" + lines(*rows[:2]) + "\n\n" + lines(*rows[2:]) + "\n")
+    for name in (path, folder):
+        source = open_source(name)
+        assert [source[i].texts for i in range(4)] == [("a",), ("b", "c"), ("",), ()]
+        assert [source[i].name for i in range(4)] == [
+            "pairs.jsonl:1",
+            "pairs.jsonl:2",
+            "pairs.jsonl:4",
+            "pairs.jsonl:5",
+        ]
+        assert source[3].image == encoded(3) and source[3].label is None and source.classes == ()
+    copy = pickle.loads(pickle.dumps(source))
+    assert len(copy) == 4 and copy[1] == source[1]
+
+
+def test_captions_that_are_none(folder):
+    rows = [{"image": "images/0.jpg", "text": value} for value in ("fine", float("nan"), 7, ["a", 1], {"a": "b"})]
+    source = open_source(write(folder / "a.jsonl", lines(*rows)))
+    assert source[0].texts == ("fine",)
+    for i in range(1, 5):
+        with pytest.raises(ValueError, match=f"a.jsonl:{i + 1}: expected a caption or a list of captions"):
+            source[i]
+
+
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ","), ("a.csv", "\t"), ("a.tsv", "\t")])
+def test_csv_with_a_byte_order_mark(folder, name, separator):
+    rows = ["File_Name,Title", 'images/0.jpg,"größer, ""schöner"""', 'images/1.jpg,"two\nlines"']
+    text = "\r\n".join(row.replace(",i", "\ti").replace(",T", f"{separator}T") for row in rows)
+    text = text.replace('.jpg,"', f'.jpg{separator}"')
+    source = open_source(write(folder / name, "\ufeff" + text + "\r\n"))
+    assert source[0].texts == ('größer, "schöner"',)
+    assert source[1].texts == ("two\nlines",)
+    assert source[1].image == encoded(1)
+
+
+def test_labels(folder):
+    def of(*labels, **options):
+        rows = [{"image": f"images/{i}.jpg", "label": label} for i, label in enumerate(labels)]
+        source = open_source(write(folder / "a.jsonl", lines(*rows)), **options)
+        return source.classes, [source[i].label for i in range(len(labels))]
+
+    assert of("dog", "cat", None, "dog") == (("cat", "dog"), [1, 0, None, 1])
+    assert of(2, 0, -1) == (("0", "1", "2"), [2, 0, None])
+    assert of("1", "0") == (("0", "1"), [1, 0])
+    with pytest.raises(ValueError, match="expected numbers or names as labels, found 1.5"):
+        of("a", 1.5)
+    with pytest.raises(ValueError, match="below 10,000,000, found 99999999"):
+        of(99999999)
+
+
+def test_missing_columns(folder):
+    path = write(folder / "a.csv", "image,words\nimages/0.jpg,hello\n")
+    with pytest.raises(ValueError, match=r"expected a column of paths.*found 'image', 'words'; name it with image_key"):
+        open_source(path)
+    with pytest.raises(ValueError, match=r"column of captions such as caption.*found 'image', 'words'.*text_key"):
+        open_source(path, image_key="image")
+    with pytest.raises(ValueError, match=r"expected the column 'word' \(text_key\), found 'image', 'words'"):
+        open_source(path, image_key="image", text_key="word")
+    assert open_source(path, image_key="image", text_key="words")[0].texts == ("hello",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"image": "a", "text": "b"}\n{"image": \n', "a.jsonl: line 2 is not JSON"),
+        ('{"image": "a", "text": "b"}\n\n[1]\n', "expected a JSON object in line 3, found a list"),
+        ("[" * 100_000, "line 1 is not JSON"),
+        ("", "expected a row for each image, found none"),
+    ],
+)
+def test_broken_json_lines(folder, text, message):
+    with pytest.raises(ValueError, match=message):
+        open_source(write(folder / "a.jsonl", text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,text\na.jpg,b\nc.jpg,d, e\n", "expected 2 fields in line 3, found 3"),
+        ("image,text\na.jpg\n", "expected 2 fields in line 2, found 1"),
+        ("image,image\na,b\n", "columns of different names"),
+        ('image,text\na.jpg,"b\n', "cannot be read"),
+        (f"image,text\na.jpg,{'b' * 200_000}\n", "line 2 cannot be read"),
+        ("image,text\n", "expected a row for each image, found none"),
+        ("", "expected a row for each image, found none"),
+    ],
+)
+def test_broken_csv(folder, text, message):
+    with pytest.raises(ValueError, match=message):
+        open_source(write(folder / "a.csv", text))
+
+
+def test_not_utf8(folder):
+    with pytest.raises(ValueError, match="expected text in UTF-8"):
+        open_source(write(folder / "a.csv", "image,text\na.jpg,größer\n", "latin-1"))
+
+
+def test_paths_that_lead_elsewhere(folder):
+    (folder.parent / "secret.jpg").write_bytes(encoded(9))
+    (folder / "link.jpg").symlink_to(folder.parent / "secret.jpg")
+    (folder / "way").symlink_to(folder.parent)
+    (folder / "fine.jpg").symlink_to(folder / "images" / "2.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    names = ["../secret.jpg", os.fspath(folder.parent / "secret.jpg"), "link.jpg", "way/secret.jpg"]
+    more = ["https://host/a.jpg", "images/none.jpg", "images", "a\0b", "pipe.jpg", None, 5, "fine.jpg", "\ud800.jpg"]
+    source = open_source(write(folder / "a.jsonl", lines(*({"image": n, "text": "a"} for n in [*names, *more]))))
+    for i, name in enumerate(names):
+        with pytest.raises(ValueError, match=f"^a.jsonl:{i + 1}: .*{os.path.basename(name)} leads out of "):
+            source[i]
+    for i, message in [
+        (4, "found the URL https://host/a.jpg"),
+        (5, "no such image as images/none.jpg"),
+        (6, "expected images to be a file"),
+        (7, "is not the path of a file"),
+        (8, "expected pipe.jpg to be a file"),
+        (9, "no path of an image"),
+        (10, "no path of an image"),
+        (12, "no such image"),
+    ]:
+        with pytest.raises((ValueError, FileNotFoundError), match=f"^a.jsonl:{i + 1}: .*{message}"):
+            source[i]
+    assert source[11].image == encoded(2)

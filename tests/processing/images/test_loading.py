@@ -1,0 +1,302 @@
+"""Images from everywhere: formats, camera orientation, limits, a server of this machine, broken files."""
+
+import base64
+import http.server
+import io
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import pytest
+
+from siglip_jax.processing import load_image
+from tests.support.images import noise, picture, smooth
+from tests.support.spiece import quiet_reference
+
+
+def encoded(image: PIL.Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+PNG = encoded(PIL.Image.fromarray(noise(20, 30)), "PNG")
+JPEG = encoded(PIL.Image.fromarray(smooth(60, 90)), "JPEG")
+
+
+def bomb(width: int, height: int) -> bytes:
+    """Returns a PNG that claims a size and holds next to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+    )
+
+
+class TestSources:
+    def test_all_ways_to_one_picture(self, tmp_path):
+        path = tmp_path / "an image.png"
+        path.write_bytes(PNG)
+        uri = "data:image/png;base64," + base64.b64encode(PNG).decode()
+        for source in (path, str(path), PNG, bytearray(PNG), memoryview(PNG), uri):
+            np.testing.assert_array_equal(load_image(source), noise(20, 30))
+
+    def test_pil_is_passed_on(self):
+        image = picture("RGBA", 4, 5)
+        assert load_image(image) is image
+
+    @pytest.mark.parametrize(
+        "array",
+        [
+            noise(20, 30),
+            noise(20, 30).transpose(2, 0, 1),
+            jnp.asarray(noise(20, 30)),
+            noise(20, 30).astype(np.float32),
+            noise(20, 30).astype(np.int64),
+        ],
+    )
+    def test_arrays(self, array):
+        np.testing.assert_array_equal(load_image(array), noise(20, 30))
+
+    def test_grey_alpha_and_fractions(self):
+        assert load_image(noise(20, 30)[..., 0]).mode == "L"
+        assert load_image(noise(20, 30, 4)).mode == "RGBA"
+        fractions = np.array([[0.0, 0.5, 1.0]] * 9)
+        np.testing.assert_array_equal(load_image(fractions), [[0, 127, 255]] * 9)
+
+    @pytest.mark.parametrize(
+        ("format", "modes"),
+        [
+            ("PNG", ["RGB", "L", "RGBA", "LA", "P", "1", "I;16"]),
+            ("TIFF", ["RGB", "L", "RGBA", "LA", "P", "1", "I;16", "CMYK"]),
+            ("WEBP", ["RGB", "L", "RGBA", "LA", "P", "1", "CMYK"]),
+            ("GIF", ["RGB", "L", "RGBA", "LA", "P", "1"]),
+            ("BMP", ["RGB", "L", "RGBA", "P", "1"]),
+            ("JPEG", ["RGB", "L", "1", "CMYK"]),
+        ],
+    )
+    def test_formats_as_the_reference_but_for_alpha(self, tmp_path, format, modes):
+        from transformers.image_utils import load_image as reference
+
+        for mode in modes:
+            data = encoded(picture(mode, 40, 30), format)
+            (tmp_path / "picture").write_bytes(data)
+            image = load_image(tmp_path / "picture")
+            image.tobytes()  # all there, though the file is closed
+            with quiet_reference():
+                expected = reference(PIL.Image.open(io.BytesIO(data)))
+            np.testing.assert_array_equal(image.convert("RGB"), expected)
+            assert image.mode == PIL.Image.open(io.BytesIO(data)).mode
+
+    def test_progressive(self):
+        image = PIL.Image.fromarray(smooth(60, 90))
+        found = load_image(encoded(image, "JPEG", progressive=True, quality=95))
+        assert np.abs(np.asarray(found, int) - np.asarray(image, int)).mean() < 5
+
+    @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+    def test_first_frame_of_an_animation(self, format):
+        frames = [PIL.Image.new("RGB", (8, 6), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+        options = {"lossless": True} if format == "WEBP" else {}
+        data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+        found = load_image(data)
+        assert type(found) is PIL.Image.Image
+        np.testing.assert_array_equal(found.convert("RGB"), frames[0])
+
+
+class TestOrientation:
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+    def test_is_followed_for_files_and_bytes_only(self, tmp_path, orientation, format):
+        image = PIL.Image.fromarray(smooth(16, 24))
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        data = encoded(image, format, exif=exif)
+        stored = PIL.Image.open(io.BytesIO(data))
+        upright = np.asarray(PIL.ImageOps.exif_transpose(stored))
+        (tmp_path / "a").write_bytes(data)
+        np.testing.assert_array_equal(load_image(data), upright)
+        np.testing.assert_array_equal(load_image(tmp_path / "a"), upright)
+        assert upright.shape == ((24, 16, 3) if orientation > 4 else (16, 24, 3))
+        assert load_image(stored) is stored
+
+    def test_unreadable_notes_of_the_camera(self):
+        data = encoded(PIL.Image.fromarray(smooth(16, 24)), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff broken")
+        assert load_image(data).size == (24, 16)
+
+
+class TestBroken:
+    @pytest.mark.parametrize("data", [b"", b"\0" * 100, b"<svg></svg>", b"RIFF\0\0\0\0WEBP", JPEG[:40], PNG[:20]])
+    def test_no_image(self, tmp_path, data):
+        (tmp_path / "a.jpg").write_bytes(data)
+        with pytest.raises(ValueError, match=r"a\.jpg: (not an image|broken)[^\n]*$"):
+            load_image(tmp_path / "a.jpg")
+        with pytest.raises(ValueError, match=r"^bytes: (not an image|broken)[^\n]*$"):
+            load_image(data)
+
+    @pytest.mark.parametrize("data", [JPEG[:-300], PNG[:-100], PNG[:200] + b"\0" * 50 + PNG[250:]])
+    def test_truncated_or_damaged(self, tmp_path, data):
+        (tmp_path / "a.jpg").write_bytes(data)
+        with pytest.raises(ValueError, match=r"a\.jpg: broken or truncated image \([^\n]*\)$"):
+            load_image(tmp_path / "a.jpg")
+
+    def test_missing_and_directory(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"nowhere\.png: no such image file$"):
+            load_image(tmp_path / "nowhere.png")
+        with pytest.raises(ValueError, match="expected an image file, found a directory"):
+            load_image(tmp_path)
+
+    @pytest.mark.parametrize("size", [(12_000, 10_000), (20_000, 20_000)])  # Pillow warns of one, refuses the other
+    def test_bombs(self, tmp_path, size):
+        (tmp_path / "bomb.png").write_bytes(bomb(*size))
+        with pytest.raises(
+            ValueError, match=r"bomb\.png: .*more than the 99000000 allowed|more than the 99000000 pixels"
+        ):
+            load_image(tmp_path / "bomb.png", max_pixels=99_000_000)
+
+    def test_limits(self, tmp_path):
+        (tmp_path / "a.png").write_bytes(PNG)
+        for source in (PNG, tmp_path / "a.png", "data:image/png;base64," + base64.b64encode(PNG).decode()):
+            with pytest.raises(ValueError, match="raise max_bytes"):
+                load_image(source, max_bytes=len(PNG) - 1)
+            with pytest.raises(ValueError, match="600 pixels, more than the 599 allowed"):
+                load_image(source, max_pixels=599)
+            assert load_image(source, max_bytes=len(PNG), max_pixels=600).size == (30, 20)
+
+    @pytest.mark.parametrize("source", [None, 3, [PNG], {"a": 1}, object()])
+    def test_no_source(self, source):
+        with pytest.raises(ValueError, match="image: expected a path, URL, bytes, PIL image or array"):
+            load_image(source)
+
+    @pytest.mark.parametrize("uri", ["data:image/png,abc", "data:image/png;base64", "data:image/png;base64,@@@"])
+    def test_data_uri(self, uri):
+        with pytest.raises(ValueError, match=r"^data URI .*expected 'data:image/...;base64,'"):
+            load_image(uri)
+
+
+class Server:
+    """Answers each path with what a test says."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Callable[[http.server.BaseHTTPRequestHandler], None]] = {}
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.answers[self.path](self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def gives(self, path: str, data: bytes, status: int = 200, **headers: str) -> str:
+        def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+            handler.send_response(status)
+            for name, value in ({"Content-Length": str(len(data))} | headers).items():
+                handler.send_header(name.replace("_", "-"), value)
+            handler.end_headers()
+            handler.wfile.write(data)
+
+        self.answers[path] = answer
+        return self.url + path
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = Server()
+    thread = threading.Thread(target=server.server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server
+    server.server.shutdown()
+    thread.join()
+    server.server.server_close()
+
+
+class TestUrls:
+    def test_picture(self, server):
+        np.testing.assert_array_equal(load_image(server.gives("/a.png", PNG)), noise(20, 30))
+
+    def test_redirect(self, server):
+        there = server.gives("/a.png", PNG)
+        np.testing.assert_array_equal(load_image(server.gives("/b", b"", 302, Location=there)), noise(20, 30))
+
+    @pytest.mark.parametrize("place", ["file:///etc/hostname", "ftp://127.0.0.1/a.png"])
+    def test_redirect_elsewhere_is_not_followed(self, server, place):
+        with pytest.raises(ValueError, match=r"^http://127[^\n]*$"):
+            load_image(server.gives("/b", b"", 302, Location=place))
+
+    def test_redirect_in_a_circle(self, server):
+        with pytest.raises(ValueError, match=r"^http://127[^\n]*/b: the server answered 302"):
+            load_image(server.gives("/b", b"", 302, Location="/b"))
+
+    @pytest.mark.parametrize(
+        ("status", "kind"), [(404, FileNotFoundError), (410, FileNotFoundError), (500, ValueError)]
+    )
+    def test_refusals(self, server, status, kind):
+        with pytest.raises(kind, match=f"/a.png: the server answered {status}"):
+            load_image(server.gives("/a.png", b"no", status))
+
+    def test_no_image(self, server):
+        with pytest.raises(ValueError, match=r"/a.png: not an image"):
+            load_image(server.gives("/a.png", b"<html>"))
+
+    def test_too_large(self, server):
+        with pytest.raises(ValueError, match=r"/a.png: more than the 1000 bytes allowed"):
+            load_image(server.gives("/a.png", b"\0" * 100_000), max_bytes=1000)
+
+    def test_broken_off(self, server):
+        with pytest.raises(ValueError, match=r"/a.png: (cannot be downloaded|broken or truncated)"):
+            load_image(server.gives("/a.png", PNG[:100], Content_Length=str(len(PNG))))
+
+    def test_slow_to_answer_and_slow_to_send(self, server):
+        done = threading.Event()
+
+        def silent(handler: http.server.BaseHTTPRequestHandler) -> None:
+            done.wait(5)
+
+        def trickle(handler: http.server.BaseHTTPRequestHandler) -> None:
+            handler.send_response(200)
+            handler.end_headers()
+            while not done.is_set():
+                try:
+                    handler.wfile.write(b"\0")
+                except OSError:
+                    return
+                time.sleep(0.02)
+
+        server.answers |= {"/silent": silent, "/trickle": trickle}
+        for path in ("/silent", "/trickle"):
+            start = time.monotonic()
+            with pytest.raises(ValueError, match=f"{path}: took longer than 0.2 seconds"):
+                load_image(server.url + path, timeout=0.2)
+            assert time.monotonic() - start < 3
+        done.set()
+
+    def test_nobody_there(self, server):  # which also keeps proxies out
+        with pytest.raises(ValueError, match="cannot be downloaded"):
+            load_image("http://127.0.0.1:1/a.png")
+
+    @pytest.mark.parametrize("url", ["ftp://127.0.0.1/a.png", "file:///a.png", "gopher://a"])
+    def test_other_schemes(self, url):
+        with pytest.raises(ValueError, match="expected an http or https URL, found"):
+            load_image(url)
+
+
+def test_a_missing_file_that_looks_like_a_web_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "http_a.png").write_bytes(PNG)
+    assert load_image("http_a.png").size == (30, 20)

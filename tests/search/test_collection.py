@@ -1,0 +1,306 @@
+"""Collections: the embeddings are those of the engine, and no way of making one changes a byte of its files."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pyarrow.parquet as pq
+import pytest
+
+import siglip_jax
+from siglip_jax.search import collection, parts
+from siglip_jax.search.collection import embed_collection, open_collection, verify_collection
+from siglip_jax.search.items import open_items
+from siglip_jax.search.manifest import read_manifest
+from siglip_jax.search.search import load_for
+from tests.support.tiny_checkpoint import picture
+
+PART, COUNT, BAD = 16, 50, 20  # the last part is shorter; the image of this number is broken
+
+
+@pytest.fixture(scope="module")
+def siglip():
+    return siglip_jax.load()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    home = tmp_path_factory.mktemp("data") / "images"
+    for i in range(COUNT):
+        path = home / f"{i % 2}" / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(picture(i)).save(path)
+    sorted(home.rglob("*.png"))[BAD].write_bytes(b"no image")
+    return home
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    file = tmp_path_factory.mktemp("data") / "texts.txt"
+    file.write_text("".join(f"a photo of {i} cats\n" for i in range(COUNT)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def whole(siglip, folder, tmp_path_factory):
+    """A collection made in one run."""
+    out = tmp_path_factory.mktemp("whole")
+    outcome = embed_collection(siglip, open_items(folder), out, part_size=PART, batch_size=8)
+    assert outcome == (COUNT - 1, 1, 0)
+    return out
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_embeddings_are_those_of_the_engine(siglip, folder, whole):
+    opened = open_collection(whole)
+    paths = [path for i, path in enumerate(sorted(folder.rglob("*.png"))) if i != BAD]
+    found = np.concatenate([opened.embeddings(part) for part in range(opened.manifest.parts)])
+    assert isinstance(opened.embeddings(0), np.memmap)
+    np.testing.assert_allclose(found, siglip.encode_image(paths), atol=2e-6)
+    names = [name for part in range(opened.manifest.parts) for name in opened.ids(part)]
+    assert names == [str(path.relative_to(folder)) for path in paths]
+    assert [opened.position(row) for row in range(len(opened))] == [i for i in range(COUNT) if i != BAD]
+    rows = np.array([48, 0, 16, 16])
+    np.testing.assert_array_equal(opened.rows(rows), found[rows])
+    (entry,) = map(json.loads, (whole / "errors.jsonl").read_text().splitlines())
+    assert (entry["position"], entry["id"]) == (BAD, str(sorted(folder.rglob("*.png"))[BAD].relative_to(folder)))
+    assert "not an image" in entry["error"]
+    assert verify_collection(whole) == []
+
+
+def test_the_manifest_names_the_model_the_preparation_and_the_data(siglip, folder, whole):
+    manifest = read_manifest(whole)
+    assert manifest.model["name"] is None
+    assert manifest.model["dtype"] == "float32"
+    assert set(manifest.model["weights"]) == {"logit_bias", "logit_scale", "text_model", "vision_model"}
+    assert {len(digest) for digest in (manifest.model["config"], *manifest.model["weights"].values())} == {64}
+    assert manifest.preprocessing["image"]["resample"] == "bicubic"
+    assert manifest.preprocessing["text"]["length"] == 16
+    assert manifest.items["count"] == COUNT
+    assert manifest.source == str(folder)
+    width = siglip.config.vision_config.hidden_size
+    assert manifest.layout == {"format": "npy", "part_size": PART, "batch_size": 8, "width": width}
+    assert manifest.version == siglip_jax.__version__
+    assert manifest.done is not None
+    assert (manifest.done["rows"], manifest.done["unreadable"]) == (COUNT - 1, 1)
+
+
+def test_shards_in_any_order_equal_the_whole(siglip, folder, whole, tmp_path):
+    left = []
+    for index in (2, 0, 1):
+        outcome = embed_collection(
+            siglip, open_items(folder), tmp_path / "out", part_size=PART, batch_size=8, shard=(index, 3)
+        )
+        left.append(outcome.parts_left)
+    assert left == [3, 1, 0]
+    assert contents(tmp_path / "out") == contents(whole)
+
+
+def test_by_default_the_shard_is_the_process_of_jax(siglip, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(collection.jax, "process_index", lambda: 3)
+    monkeypatch.setattr(collection.jax, "process_count", lambda: 4)
+    embed_collection(siglip, open_items(folder), tmp_path, part_size=PART, batch_size=8)
+    assert {path.name for path in tmp_path.glob("part-??????.json")} == {"part-000003.json"}
+
+
+def test_a_run_that_stops_anywhere_goes_on_to_the_same_bytes(siglip, folder, whole, tmp_path, monkeypatch):
+    """The first run stops at its first file, the second at its second, and so on: arrays, names and records."""
+    stops = written = 0
+
+    def stopping(function):
+        def write(path, data):
+            nonlocal written
+            written += 1
+            if written > stops:
+                (path.parent / f".{path.name}.abc.tmp").write_bytes(b"half")
+                raise KeyboardInterrupt
+            return function(path, data)
+
+        return write
+
+    monkeypatch.setattr(parts, "write_atomically", stopping(parts.write_atomically))
+    monkeypatch.setattr(parts, "_write_array", stopping(parts._write_array))
+    out = tmp_path / "out"
+    for _ in range(20):
+        written = 0
+        try:
+            embed_collection(siglip, open_items(folder), out, part_size=PART, batch_size=8)
+            break
+        except KeyboardInterrupt:
+            stops += 1
+            assert verify_collection(out)[-1].endswith("run the same siglip-jax embed again")
+            with pytest.raises(ValueError, match="not complete"):
+                open_collection(out)
+    assert stops >= 5
+    assert contents(out) == contents(whole)
+
+
+def test_what_is_there_is_not_done_again_and_what_is_damaged_is(siglip, folder, whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "out")
+    progress = []
+    again = embed_collection(siglip, open_items(folder), out, on_progress=lambda *seen: progress.append(seen))
+    assert (again, progress) == ((0, 0, 0), [(0, 0)])
+    damage = {
+        "part-000000.npy": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+        "part-000001.ids.json": lambda data: data[:-10],
+        "part-000002.json": lambda data: b"{" + data,
+        "part-000003.npy": None,
+    }
+    for name, change in damage.items():
+        if change is None:
+            (out / name).unlink()
+        else:
+            (out / name).write_bytes(change((out / name).read_bytes()))
+        (fault,) = verify_collection(out)
+        assert name in fault
+        progress.clear()
+        embed_collection(siglip, open_items(folder), out, on_progress=lambda *seen: progress.append(seen))
+        assert progress[0][1] == progress[-1][0] == (2 if "3" in name else PART)
+        assert contents(out) == contents(whole)
+
+
+def test_a_record_that_was_changed_is_found_by_the_manifest(whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "out")
+    record = out / "part-000001.json"
+    record.write_text(record.read_text().replace("not an image", "a fine image"))
+    (fault,) = verify_collection(out)
+    assert "checksum" in fault
+    with pytest.raises(ValueError, match="its parts were changed"):
+        open_collection(out)
+
+
+def test_parquet(siglip, folder, whole, tmp_path):
+    embed_collection(siglip, open_items(folder), tmp_path, part_size=PART, batch_size=8, format="parquet")
+    found, expected = open_collection(tmp_path), open_collection(whole)
+    for part in range(expected.manifest.parts):
+        np.testing.assert_array_equal(found.embeddings(part), expected.embeddings(part))
+        assert found.ids(part) == expected.ids(part)
+    table = pq.read_table(tmp_path / "part-000000.parquet")
+    assert table.column_names == ["id", "embedding"]
+    assert str(table.schema.field("embedding").type).startswith("fixed_size_list<")
+    assert verify_collection(tmp_path) == []
+
+
+def test_texts(siglip, texts, tmp_path):
+    embed_collection(siglip, open_items(texts), tmp_path, part_size=PART, batch_size=32)
+    opened = open_collection(tmp_path)
+    found = np.concatenate([opened.embeddings(part) for part in range(opened.manifest.parts)])
+    np.testing.assert_allclose(found, siglip.encode_text(texts.read_text().splitlines()), atol=2e-6)
+    assert opened.ids(1)[0] == "texts.txt:17"
+
+
+def test_nothing_that_can_be_read(siglip, tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "a.png").write_bytes(b"")
+    seen = []
+    outcome = embed_collection(
+        siglip, open_items(tmp_path / "x"), tmp_path / "out", on_unreadable=lambda *said: seen.append(said)
+    )
+    assert outcome == (0, 1, 0)
+    assert [name for name, _ in seen] == ["a.png"]
+    assert len(open_collection(tmp_path / "out")) == 0
+
+
+def test_another_collection_is_not_gone_on_with(siglip, shared_siglip, folder, texts, whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "out")
+    before = contents(out)
+    changed = shutil.copytree(folder, tmp_path / "changed")
+    cases = [
+        (siglip, texts, {}, "the data was changed.*items.kind was images, is now texts"),
+        (siglip, changed, {}, r"the data was changed.*items.fingerprint was \w{16}, is now \w{16}"),
+        (shared_siglip, folder, {}, "another model made it.*model.config"),
+        (siglip, folder, {"format": "parquet"}, "layout.format was npy, is now parquet"),
+        (siglip, folder, {"part_size": 17}, "part_size was 16, is now 17"),
+        (siglip, folder, {"batch_size": 4}, "batch_size was 8, is now 4"),
+    ]
+    (changed / "0" / "00.png").write_bytes(b"other")
+    for model, source, options, said in cases:
+        with pytest.raises(ValueError, match=said):
+            embed_collection(model, open_items(source), out, **options)
+    params = dict(siglip.params, logit_scale=-siglip.params["logit_scale"])
+    with pytest.raises(ValueError, match="another model made it.*model.weights"):
+        embed_collection(siglip.with_params(params), open_items(folder), out)
+    assert contents(out) == before
+
+
+def test_quantized_models_are_told_apart_and_found_again(texts, tmp_path):
+    embed_collection(siglip_jax.load(quantization="int8"), open_items(texts), tmp_path)
+    assert read_manifest(tmp_path).model["quantization"] == "int8"
+    load_for(open_collection(tmp_path))
+    with pytest.raises(ValueError, match="another model made it"):
+        embed_collection(siglip_jax.load(quantization="fp8"), open_items(texts), tmp_path)
+
+
+def test_records_of_another_collection_do_not_count(siglip, folder, whole, tmp_path):
+    """As where two runs of different data began in one directory at the same moment."""
+    out = shutil.copytree(whole, tmp_path / "out")
+    record = out / "part-000001.json"
+    record.write_text(record.read_text().replace(read_manifest(out).key, "0" * 64))
+    (fault,) = verify_collection(out)
+    assert "of another collection" in fault
+    assert embed_collection(siglip, open_items(folder), out).embedded == PART - 1
+    assert contents(out) == contents(whole)
+
+
+def test_mistakes_are_said_clearly(siglip, texts, whole, tmp_path):
+    items = open_items(texts)
+    for options, said in (
+        ({"shard": (2, 2)}, "shard: expected i/n with i from 0 to n - 1, found 2/2"),
+        ({"part_size": 0}, "part_size must be"),
+        ({"batch_size": -1}, "batch_size must be"),
+        ({"format": "csv"}, "format: expected one of 'npy', 'parquet', found 'csv'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            embed_collection(siglip, items, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(FileNotFoundError, match="siglip-jax embed writes it"):
+        open_collection(tmp_path)
+    for change, said in (
+        (lambda d: d.pop("layout"), "expected done, items, layout"),
+        (lambda d: d["layout"].update(part_size=0), "expected part_size in layout to be a whole number of at least 1"),
+        (lambda d: d["items"].update(count="many"), "expected count in items to be"),
+        (lambda d: d["layout"].update(format="../x"), "expected format in layout to be one of npy, parquet"),
+        (lambda d: d.update(model=[]), "expected model to be an object, found a list"),
+    ):
+        out = shutil.copytree(whole, tmp_path / "copy")
+        facts = json.loads((out / "manifest.json").read_text())
+        change(facts)
+        (out / "manifest.json").write_text(json.dumps(facts))
+        with pytest.raises(ValueError, match=said):
+            open_collection(out)
+        shutil.rmtree(out)
+
+
+def test_arrays_are_checked_before_they_are_used(whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "out")
+    opened = open_collection(out)
+    np.save(out / "part-000000.npy", np.zeros((3, 5), np.float32))
+    with pytest.raises(ValueError, match=r"expected embeddings \(16, \d+\) of float32, found \(3, 5\)"):
+        opened.embeddings(0)
+    (out / "part-000000.ids.json").write_text("[1]")
+    with pytest.raises(ValueError, match="expected a list of 16 names"):
+        opened.ids(0)
+
+
+def test_two_workers_of_ray_make_the_same_bytes(siglip, folder, tmp_path):
+    size = 5  # ten parts, which are handed out four at a time
+    embed_collection(siglip, open_items(folder), tmp_path / "alone", part_size=size)
+    command = [sys.executable, "-m", "siglip_jax.search.ray", str(folder), str(tmp_path / "ray")]
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+    ran = subprocess.run(
+        [*command, "--part-size", str(size), "--workers", "2"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-1].startswith("0 parts left")
+    assert contents(tmp_path / "ray") == contents(tmp_path / "alone")

@@ -1,0 +1,189 @@
+"""Search: exact against float64, the index against exact, and what it says of a collection."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+import siglip_jax
+from siglip_jax.plots.contact_sheet import COLUMNS, GAP, LINE, SIDE, contact_sheet
+from siglip_jax.search import approximate, nearest
+from siglip_jax.search.approximate import open_index
+from siglip_jax.search.collection import embed_collection, open_collection
+from siglip_jax.search.items import IMAGES, TEXTS, open_items
+from siglip_jax.search.nearest import merged
+from siglip_jax.search.search import load_for, open_source_of, search
+from tests.support.tiny_checkpoint import picture
+
+COUNT = 60
+
+
+@pytest.fixture(scope="module")
+def siglip():
+    return siglip_jax.load()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    home = tmp_path_factory.mktemp("data") / "pictures"
+    home.mkdir()
+    for i in range(COUNT):
+        PIL.Image.fromarray(picture(i)).save(home / f"{i:02}.png")
+    shutil.copy(home / "07.png", home / "40.png")  # equally near to anything
+    (home / "03.png").write_bytes(b"no image")
+    return home
+
+
+@pytest.fixture(scope="module")
+def made(siglip, folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("made")
+    embed_collection(siglip, open_items(folder), out, part_size=16, batch_size=8)
+    return open_collection(out)
+
+
+def units(seed, *shape):
+    x = np.random.default_rng(seed).normal(size=shape)
+    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("rows", [5, 8192, 20_000])
+def test_exact_search_is_that_of_float64(rows):
+    vectors, queries, k = units(0, rows, 50), units(1, 3, 50), 7
+    parts = np.split(vectors, sorted(np.random.default_rng(2).integers(0, rows, 5)))  # of any lengths, also none
+    scores, found = nearest(queries, iter(parts), k)
+    truth = queries.astype(np.float64) @ vectors.T.astype(np.float64)
+    order = np.argsort(-truth, axis=1, kind="stable")[:, :k]
+    assert found.shape == (3, min(rows, k))
+    np.testing.assert_allclose(scores, np.take_along_axis(truth, order, 1), atol=3e-7)
+    assert np.diff(np.sort(truth, axis=1)[:, -k - 1 :], axis=1).min() > 1e-6  # so that the order is beyond doubt
+    np.testing.assert_array_equal(found, order)
+
+
+def test_equal_ones_come_in_the_order_of_the_rows():
+    few, queries = units(0, 40, 50), units(1, 2, 50)
+    vectors = np.tile(few, (600, 1))  # each 600 times, over three blocks
+    _, found = nearest(queries, [vectors[:9000], vectors[9000:]], 1000)
+    best = np.argsort(-(queries.astype(np.float64) @ few.T.astype(np.float64)), axis=1)[:, :2]
+    expected = (best[:, :, None] + 40 * np.arange(600)).reshape(2, -1)[:, :1000]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_one_program_serves_any_number_of_embeddings():
+    before = merged._cache_size()
+    for rows in (1, 9000, 30_000):
+        nearest(units(1, 1, 24), [units(0, rows, 24)], 3)
+    assert merged._cache_size() == before + 1
+
+
+def test_a_text_finds_pictures_with_probabilities(siglip, folder, made):
+    matches = search(siglip, made, "a red square", top_k=5)
+    paths = [path for path in sorted(folder.iterdir()) if path.name != "03.png"]
+    cosines = (siglip.encode_image(paths).astype(np.float64) @ siglip.encode_text("a red square").T)[:, 0]
+    order = np.argsort(-cosines, kind="stable")[:5]
+    assert [match.id for match in matches] == [paths[i].name for i in order]
+    assert [match.position for match in matches] == [int(paths[i].stem) for i in order]
+    np.testing.assert_allclose([match.score for match in matches], cosines[order], atol=3e-6)
+    chances = siglip.similarity([paths[i] for i in order], ["a red square"])[:, 0]
+    np.testing.assert_allclose([match.probability for match in matches], chances, rtol=1e-3)
+    assert [match.rank for match in matches] == [1, 2, 3, 4, 5]
+
+
+def test_a_picture_finds_itself_and_its_copy(siglip, folder, made):
+    matches = search(siglip, made, folder / "40.png", kind=IMAGES, top_k=100)
+    assert len(matches) == COUNT - 1
+    assert [match.id for match in matches[:2]] == ["07.png", "40.png"]
+    assert matches[0].score == pytest.approx(1, abs=1e-6)
+    assert {match.probability for match in matches} == {None}
+
+
+def test_only_the_model_that_made_it_is_taken(made, checkpoint):
+    assert load_for(made).config.vision_config.hidden_size == made.manifest.layout["width"]
+    with pytest.raises(ValueError, match="expected the model that made it, the embedded model, found .*another config"):
+        load_for(made, str(checkpoint))
+
+
+def test_only_the_tower_of_the_query_is_read_and_compared(siglip, folder, tmp_path):
+    params = dict(siglip.params)
+    siglip.with_params(params).save_pretrained(tmp_path / "model")
+    original = siglip_jax.load(tmp_path / "model")
+    embed_collection(original, open_items(folder), tmp_path / "out", model_name=str(tmp_path / "model"))
+    params["vision_model"] = jax.tree.map(lambda x: 2 * x, params["vision_model"])
+    siglip.with_params(params).save_pretrained(tmp_path / "model")
+    made = open_collection(tmp_path / "out")
+    found = search(load_for(made, kinds=[TEXTS]), made, "a red square")
+    assert found == search(siglip, made, "a red square")
+    for kinds in ({"kinds": [IMAGES]}, {}):
+        with pytest.raises(ValueError, match="of another vision_model"):
+            load_for(made, **kinds)
+
+
+def test_the_index_finds_what_exact_search_finds(siglip, made):
+    added = []
+    index = open_index(made, added.append)
+    assert sum(added) == len(made)
+    assert index.recall >= 0.95
+    exact = search(siglip, made, "a red square", top_k=5)
+    found = search(siglip, made, "a red square", top_k=5, approximate=index)
+    assert [match.id for match in found] == [match.id for match in exact]
+    np.testing.assert_allclose([match.score for match in found], [match.score for match in exact], atol=1e-6)
+    again = open_index(made, added.append)
+    assert (sum(added), again.recall) == (len(made), index.recall)
+    facts = json.loads((made.directory / "index.json").read_text())
+    assert facts["collection"] == made.checksum
+    (made.directory / "index.json").write_text(json.dumps(facts | {"collection": "another"}))
+    open_index(made, added.append)
+    assert sum(added) == 2 * len(made)
+
+
+def test_the_recall_is_measured(made):
+    """An index that finds half of the rows has half of the recall."""
+
+    class Half:
+        def search(self, query, k):
+            rows = np.arange(0, len(made), 2)
+            best = rows[np.argsort(-(made.rows(rows) @ query))][:k]
+            return type("Matches", (), {"keys": best.astype(np.uint64)})
+
+    assert 0.3 < approximate._recall(Half(), made) < 0.7
+
+
+def test_a_damaged_index_is_refused(made, tmp_path):
+    out = shutil.copytree(made.directory, tmp_path / "out")
+    own = open_collection(out)
+    open_index(own)
+    whole = (out / "index.usearch").read_bytes()
+    (out / "index.usearch").write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=f"expected {len(whole)} bytes, found {len(whole) - 1}"):
+        open_index(own)
+    (out / "index.usearch").write_bytes(b"x" * len(whole))
+    with pytest.raises(ValueError, match="expected an index of usearch"):
+        open_index(own)
+
+
+def test_an_empty_collection_and_lost_pictures(siglip, made, folder, tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "a.png").write_bytes(b"")
+    embed_collection(siglip, open_items(tmp_path / "x"), tmp_path / "out")
+    with pytest.raises(ValueError, match="expected embeddings to search, found none"):
+        search(siglip, open_collection(tmp_path / "out"), "a cat")
+    assert open_source_of(made).path == str(folder)
+    shutil.rmtree(tmp_path / "x")
+    with pytest.raises(ValueError, match="cannot be opened: .*x: no such file or folder; put them back"):
+        open_source_of(open_collection(tmp_path / "out"))
+
+
+def test_a_contact_sheet():
+    colours = ["red", "lime", "blue", "black", "gray", "yellow", "cyan"]
+    pictures = [PIL.Image.new("RGB", (30, 30), colour) for colour in colours]
+    sheet = contact_sheet(pictures, [("1: 0.9", "x" * 200)] * 7, "a title")
+    assert sheet.size == (COLUMNS * (SIDE + GAP) + GAP, 2 * (SIDE + 2 * LINE + GAP) + LINE + 2 * GAP)
+    for i, colour in enumerate(colours):
+        x, y = GAP + i % COLUMNS * (SIDE + GAP), LINE + 2 * GAP + i // COLUMNS * (SIDE + 2 * LINE + GAP)
+        assert sheet.getpixel((x + SIDE // 2, y + SIDE // 2)) == PIL.ImageColor.getrgb(colour)
+        caption = np.asarray(sheet.crop((x, y + SIDE, x + SIDE, y + SIDE + 2 * LINE)))
+        assert caption.min() < 128
+        beside = np.asarray(sheet.crop((x + SIDE, y + SIDE, x + SIDE + GAP, y + SIDE + 2 * LINE)))
+        assert beside.min() == 255  # a long name was cut

@@ -1,0 +1,129 @@
+"""`siglip_jax.training.train` from Python: what it returns, what it calls back, interruption, and fields of a recipe."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import siglip_jax
+from siglip_jax.data import open_source
+from siglip_jax.training import RECIPES, Recipe, dry_run, train
+from siglip_jax.training.run import recipe_with
+from tests.support.pairs import write_classes, write_pairs
+
+FIELDS = {"batch_size": 8, "duration": "4 steps", "optimizer": {"rate": 1e-3}}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("pairs"), 1)
+
+
+@pytest.fixture(scope="module")
+def done(checkpoint, pairs, tmp_path_factory):
+    """A whole run, with what it called back."""
+    said: dict[str, list] = {"metrics": [], "progress": []}
+    out = tmp_path_factory.mktemp("run") / "out"
+    run = train(
+        pairs,
+        checkpoint,
+        out,
+        log_every=2,
+        on_metrics=said["metrics"].append,
+        on_progress=lambda *seen: said["progress"].append(seen),
+        **FIELDS,
+    )
+    return run, said
+
+
+def test_returns_the_model_that_it_wrote(done):
+    run, _ = done
+    assert (run.steps, run.total_steps, run.stopped) == (4, 4, False)
+    written = siglip_jax.load(run.directory / "model")
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), run.params, written.params)
+    ids = run.processor(text=["a cat"])["input_ids"]
+    features = run.model.apply({"params": run.params}, ids, method="get_text_features")
+    embeds = features / np.linalg.norm(features, axis=1, keepdims=True)
+    np.testing.assert_allclose(embeds, written.encode_text("a cat"), atol=1e-5)
+
+
+def test_metrics_are_the_lines_of_the_log(done):
+    run, said = done
+    assert run.metrics == said["metrics"]
+    assert run.metrics == [json.loads(line) for line in (run.directory / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in run.metrics] == [2, 4]
+    assert said["progress"] == [(0, 4), (2, 4), (4, 4)]
+
+
+def test_a_finished_run_is_not_run_again(done, checkpoint, pairs):
+    run, _ = done
+    again = train(pairs, checkpoint, run.directory, log_every=2, **FIELDS)
+    assert (again.steps, again.stopped, again.metrics) == (4, False, [])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), run.params, again.params)
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits(done, checkpoint, pairs, tmp_path):
+    """As in a notebook: the cell is interrupted, the same call again goes on."""
+
+    def interrupt(line):
+        if line["step"] == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    part = train(pairs, checkpoint, tmp_path / "out", log_every=2, on_metrics=interrupt, **FIELDS)
+    assert part.stopped and 2 <= part.steps < 4
+    assert not (tmp_path / "out" / "model").exists()
+    rest = train(pairs, checkpoint, tmp_path / "out", log_every=2, **FIELDS)
+    assert not rest.stopped and rest.steps == 4
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), rest.params, done[0].params)
+
+
+def test_other_fields_are_another_run(done, checkpoint, pairs):
+    with pytest.raises(ValueError, match="another seed"):
+        train(pairs, checkpoint, done[0].directory, seed=1, **FIELDS)
+
+
+@pytest.mark.parametrize("kind", ["list", "weights", "mapping", "source"])
+def test_every_kind_of_data(checkpoint, pairs, kind):
+    data = {
+        "list": [pairs, pairs],
+        "weights": [(pairs, 2.0), (pairs, 1.0)],
+        "mapping": {pairs: 1.0},
+        "source": open_source(pairs),
+    }[kind]
+    facts = dry_run(data, checkpoint, **FIELDS)
+    assert (facts["steps"], facts["batch_size"], facts["peak_rate"]) == (4, 8, 1e-3)
+    json.dumps(facts, allow_nan=False)
+
+
+def test_evaluates_on_an_opened_source(checkpoint, pairs, tmp_path):
+    test = open_source(write_classes(tmp_path / "test", 1, colours=True))
+    run = train(pairs, checkpoint, tmp_path / "out", evaluate=test, save_every=2, log_every=4, **FIELDS)
+    assert [line["step"] for line in run.metrics if "top1" in line] == [2, 4]
+
+
+class TestFields:
+    def test_nested_and_dotted_are_the_same(self):
+        nested = recipe_with("finetune", {"optimizer": {"rate": 2.0, "beta1": 0.5}, "batch_size": 4})
+        assert nested == recipe_with("finetune", {"optimizer.rate": 2.0, "optimizer.beta1": 0.5, "batch_size": 4})
+        assert nested.optimizer.rate == 2.0 and nested.optimizer.beta2 == RECIPES["finetune"].optimizer.beta2
+        assert recipe_with(nested, {}) is not None and recipe_with(nested, {}) == nested
+
+    def test_rules_may_be_lists(self):
+        changed = recipe_with(Recipe(), {"optimizer": {"rates": [[".*/bias", 0.0], [".*", 1.0]]}})
+        assert changed.optimizer.rates == ((".*/bias", 0.0), (".*", 1.0))
+        hash(changed)
+
+    @pytest.mark.parametrize(
+        ("recipe", "fields", "message"),
+        [
+            ("finetun", {}, "recipe must be one of .*'finetune'.*, got 'finetun'"),
+            ("finetune", {"batchsize": 4}, "unknown argument 'batchsize'; did you mean 'batch_size'"),
+            ("finetune", {"optimizer": {"rat": 1.0}}, "recipe.optimizer: unknown argument 'rat'; did you mean 'rate'"),
+            ("finetune", {"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ],
+    )
+    def test_mistakes(self, recipe, fields, message):
+        with pytest.raises(ValueError, match=message):
+            recipe_with(recipe, fields)
