@@ -20,7 +20,7 @@ import siglip_jax
 from siglip_jax.inference import Siglip
 
 EXAMPLES = sorted(siglip_jax.assets.EXAMPLES.glob("*.png"))
-TEXTS = [f"an image of a {path.stem}" for path in EXAMPLES]
+TEXTS = [f"a picture of a {path.stem}" for path in EXAMPLES]
 SIZES = (1, 2, 4, 8, 16, 32, 64)  # of batches, compiled beforehand
 COLUMNS = ("requests", "answered", "lost", "crossed", "refused", "per_second", "p50_ms", "p99_ms", "mean_batch")
 

@@ -62,7 +62,7 @@ _APPLE = Answer(
     given="pixels",
     images=("apple-ipod.jpg", "apple-blank.jpg"),
     pixels="as big_vision makes them: resized bilinearly without antialiasing (dataset nielsr/test-image)",
-    texts=("an apple", "an image of an apple"),
+    texts=("an apple", "a picture of an apple"),
     kind="logits",
     values=(),
     tolerance=1e-4,
@@ -115,7 +115,7 @@ ANSWERS["siglip-base-patch16-224"] += (
 )
 
 _LAPTOP = (
-    "an image of a laptop with the lockscreen on, a cup of cappucino, salt and pepper grinders. The view through the"
+    "a picture of a laptop with the lockscreen on, a cup of cappucino, salt and pepper grinders. The view through the"
     " window reveals lake Zürich and the Alps in the background of the city."
 )
 # By vocabulary and text; with the closing </s>, neither padded nor cut. From transformers, test_tokenization_siglip.py.

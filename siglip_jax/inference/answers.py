@@ -4,6 +4,7 @@ The images of the variable-resolution models are drawn here. The others need the
 where the reference's own resizing is not what the logits were computed with.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -39,6 +40,20 @@ class Comparison(NamedTuple):
     def right(self) -> bool:
         """Whether that is within the published tolerance."""
         return self.error <= self.answer.tolerance
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all of it in types that JSON has; NaN becomes None."""
+        answer, found = self.answer, self.found
+        return {
+            "kind": answer.kind,
+            "images": list(answer.images),
+            "texts": list(answer.texts),
+            "found": [[x if math.isfinite(x) else None for x in row] for row in found.tolist()],  # JSON knows no NaN
+            "published": self.expected.tolist(),
+            "error": self.error if math.isfinite(self.error) else None,
+            "tolerance": answer.tolerance,
+            "source": answer.source,
+        }
 
 
 def compare(siglip: Siglip, answer: Answer, given: Any = None) -> Comparison:

@@ -1,7 +1,6 @@
 """Does a checkpoint do what the released model does? Its files are checked, and published logits are computed anew."""
 
 import dataclasses
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +51,7 @@ class Verification:
             "format": self.format,
             "same_shapes_as": self.variant,
             "checks": [check._asdict() for check in self.checks],
-            "answers": [_facts(comparison) for comparison in self.comparisons],
+            "answers": [comparison.to_dict() for comparison in self.comparisons],
             "not_computed": list(self.not_computed),
             "right": self.right,
         }
@@ -139,17 +138,3 @@ def _compared(
     for answer in answers:
         yield compare(siglip, answer, given)
         counter.add(1)
-
-
-def _facts(comparison: Comparison) -> dict[str, Any]:
-    answer, found = comparison.answer, comparison.found
-    return {
-        "kind": answer.kind,
-        "images": list(answer.images),
-        "texts": list(answer.texts),
-        "found": [[x if math.isfinite(x) else None for x in row] for row in found.tolist()],  # JSON knows no NaN
-        "published": comparison.expected.tolist(),
-        "error": comparison.error if math.isfinite(comparison.error) else None,
-        "tolerance": answer.tolerance,
-        "source": answer.source,
-    }

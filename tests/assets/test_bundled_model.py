@@ -91,7 +91,7 @@ class TestAnswers:
         alone = siglip.similarity(pictures[:4], labels[:1])
         np.testing.assert_allclose(among_all[:, :1], alone, rtol=1e-4)
         cosines = siglip.encode_image(pictures[:4]) @ siglip.encode_text(labels).T
-        logits = cosines.astype(np.float64) * siglip.logit_scale + siglip.logit_bias
+        logits = cosines.astype(np.float64) * siglip.temperature + siglip.logit_bias
         np.testing.assert_allclose(among_all, 1 / (1 + np.exp(-logits)), rtol=1e-4)
 
     def test_transparent_pictures_are_seen_on_white(self, siglip, pictures):

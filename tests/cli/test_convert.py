@@ -66,7 +66,10 @@ def test_changes_on_the_way(run, checkpoint, tmp_path):
         (("x.bin", "--to", "big_vision"), "expected the name of an .npz file"),
         (("x", "--to", "torch"), "invalid choice"),
         (("x", "--to", "huggingface", "--resolution", "4"), "patch_size must be at most image_size"),
-        (("x", "--to", "huggingface", "--labels-from", "nowhere.txt"), "nowhere.txt: No such file"),
+        (
+            ("x", "--to", "huggingface", "--labels-from", "nowhere.txt"),
+            "nowhere.txt: expected a text file of labels, one a line, found no such file",
+        ),
         ((".", "--to", "huggingface"), "expected another place than the source"),
     ],
 )

@@ -13,9 +13,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from siglip_jax.inference import load as loading
+from siglip_jax.inference import load
 from siglip_jax.plots.contact_sheet import GAP, LINE, SIDE
-from siglip_jax.search import search
 from siglip_jax.search.collection import open_collection, verify_collection
 from tests.support.killing import records, run_until_done
 from tests.support.tiny_checkpoint import picture
@@ -28,9 +27,9 @@ COMMAND = [sys.executable, "-m", "siglip_jax", "embed"]
 def loaded_once():
     """Every call of `load` with the same arguments gives the same model, so that little is compiled."""
     with pytest.MonkeyPatch.context() as patch:
-        once = functools.cache(loading.load)
-        patch.setattr(loading, "load", once)
-        patch.setattr(search, "load", once)
+        once = functools.cache(load)
+        for module in ("siglip_jax.search.embed", "siglip_jax.search.search"):
+            patch.setattr(sys.modules[module], "load", once)
         yield
 
 

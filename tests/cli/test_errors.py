@@ -147,7 +147,10 @@ MISTAKES = {
     "no value for labels": (["classify", "IMAGE", "--labels"], ["--labels", "expected at least one"]),
     "blank label": (["classify", "IMAGE", "--labels", "a", " "], ["must not be blank", "position 1"]),
     "no such labels file": (["classify", "IMAGE", "--labels-from", "TMP/no.txt"], ["no.txt", "expected", "found no"]),
-    "empty labels file": (["classify", "IMAGE", "--labels-from", "TMP/empty.txt"], ["empty.txt", "one label a line"]),
+    "empty labels file": (
+        ["classify", "IMAGE", "--labels-from", "TMP/empty.txt"],
+        ["empty.txt", "expected labels, one a line, found an empty file"],
+    ),
     "labels not in UTF-8": (["classify", "IMAGE", "--labels-from", "TMP/latin.txt"], ["latin.txt", "UTF-8"]),
     "labels file is a folder": (["classify", "IMAGE", "--labels-from", "TMP"], ["expected a text file"]),
     "template without a place": (

@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 from siglip_jax.assets import EXAMPLES
-from siglip_jax.inference import load as loading
+from siglip_jax.inference import load
 
 LABELS = (EXAMPLES / "labels.txt").read_text(encoding="utf-8").splitlines()
 FEW = ["church", "horse", "lemon", "pizza"]  # which it names right
@@ -29,7 +29,7 @@ def class_folders(folder: Path, labels: list[str]) -> Path:
 def loaded_once():
     """Every call of `load` with the same arguments gives the same model, so that little is compiled."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "load", functools.cache(loading.load))
+        patch.setattr(sys.modules["siglip_jax.inference.load"], "load", functools.cache(load))
         yield
 
 
@@ -173,10 +173,12 @@ def test_mistakes(run, few, mistake):
 
 
 def test_without_what_reads_data_sets(run, few, monkeypatch):
-    monkeypatch.setitem(sys.modules, "siglip_jax.data.open", None)
+    for name in [name for name in sys.modules if name.startswith("siglip_jax.data.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     ran = run("eval", "zero-shot", few)
     assert (ran.status, ran.err.count("\n")) == (2, 1)
-    assert "which is not installed: pip install 'siglip_jax[train]'" in ran.err
+    assert "which is not installed: pip install 'siglip_jax[data]'" in ran.err
 
 
 def test_help_has_examples(run):

@@ -92,7 +92,7 @@ def test_table(run):
     head, _, table = ran.out.split("\n\n")
     assert "4,096 image-text pairs, 1,024 on a device\n" in head
     header, *lines = table.splitlines()
-    assert header.split() == ["parameter", "shape", "cut", "over", "on", "each", "device"]
+    assert header.split() == ["parameter", "shape", "sharded", "over", "on", "each", "device"]
     assert len(lines) == 61  # of 890 parameters
     rows = {line.split("  ")[0]: line for line in lines}
     fc2 = rows["vision_model/encoder/layers_*/mlp/fc2/kernel"].split()
@@ -112,7 +112,7 @@ def test_of_a_checkpoint_and_of_the_embedded_model(run, checkpoint, tmp_path):
     tower = json.loads(run("info", tmp_path, "--mesh", "data=2", "--json").out)
     assert tower["forward"]["batch"] == image
     assert tower["training_step"]["activations"] < whole["training_step"]["activations"]
-    assert "the embedded model" in run("info", "--mesh", "tensor=2").out
+    assert "the bundled model" in run("info", "--mesh", "tensor=2").out
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.short_name)

@@ -58,7 +58,7 @@ def test_trains_evaluates_and_leaves_a_model(run, checkpoint, pairs, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("train",), "expected a recipe, one of scratch-b16"),
+        (("train",), "expected a recipe, one of classification, finetune, high-resolution"),
         (("train", "finetun"), "found 'finetun'"),
         (("train", "finetune"), "Missing from siglip-jax train finetune"),
         (("train", "finetune", "--data", "nowhere.jsonl", "--model", "{m}", "--out", "o"), "nowhere.jsonl"),

@@ -224,7 +224,7 @@ def test_random_box(width, height):
 
 def test_impossible_options(processor):
     for options, message in [
-        ({"augment": "mixup"}, "augment: expected one of 'none', 'flip', 'crop', 'crop_flip', found 'mixup'"),
+        ({"augment": "mixup"}, "augment must be one of 'none', 'flip', 'crop', 'crop_flip', got 'mixup'"),
         ({"min_area": 0.0}, "min_area"),
         ({"min_area": 1.5}, "min_area"),
     ]:

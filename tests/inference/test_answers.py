@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import PIL.Image
 import pytest
 
 from siglip_jax import SiglipModel, load
-from siglip_jax.cli import main, verify
+from siglip_jax.cli import main
 from siglip_jax.configs.published import ANSWERS, DISC_SIZES
 from siglip_jax.configs.variants import find
 from siglip_jax.inference.answers import compare, disc
@@ -108,7 +109,8 @@ def released(monkeypatch):
 
     def pretend(name, *answers):
         monkeypatch.setitem(ANSWERS, find(name).short_name, answers)
-        monkeypatch.setattr("siglip_jax.checkpoints.describe.released_variant", lambda *_: find(name))
+        for module in ("siglip_jax.checkpoints.verify", "siglip_jax.inference.verify"):
+            monkeypatch.setattr(sys.modules[module], "released_variant", lambda *_: find(name))
 
     return pretend
 
@@ -138,7 +140,9 @@ def test_verify_takes_the_published_picture_or_its_pixels(fixed, released, tmp_p
     cats = dataclasses.replace(CATS, values=rows(compare(siglip, CATS, [picture(0)]).found))
     apples = dataclasses.replace(APPLES, values=rows(compare(siglip, APPLES, pixels).found))
     released("siglip-base-patch16-224", apples, cats)
-    monkeypatch.setattr("siglip_jax.checkpoints.verify.verify_tokens", lambda *_: iter(()))  # another vocabulary
+    monkeypatch.setattr(
+        sys.modules["siglip_jax.checkpoints.verify"], "verify_tokens", lambda *_: iter(())
+    )  # another vocabulary
 
     assert main(["verify", str(fixed)]) == 0
     out = capsys.readouterr().out
@@ -179,5 +183,5 @@ def test_nothing_is_hidden_where_the_model_answers_nan(flexible):
     siglip.params["logit_bias"] = jnp.array([np.nan])
     comparison = compare(siglip, DISCS)
     assert not comparison.right
-    assert verify._facts(comparison)["error"] is None
-    json.dumps(verify._facts(comparison), allow_nan=False)
+    assert comparison.to_dict()["error"] is None
+    json.dumps(comparison.to_dict(), allow_nan=False)

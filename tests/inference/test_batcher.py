@@ -235,8 +235,8 @@ threading.Thread(target=ask).start()
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_batch_size": 0}, "max_batch_size must be a whole number"),
-        ({"queue_size": 0}, "queue_size must be a whole number"),
+        ({"max_batch_size": 0}, "max_batch_size must be an integer of at least 1"),
+        ({"queue_size": 0}, "queue_size must be an integer of at least 1"),
         ({"max_delay": -1.0}, "max_delay must be a number of seconds, 0 or more, got -1.0"),
         ({"max_delay": float("nan")}, "max_delay"),
     ],

@@ -192,7 +192,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_left(shared_siglip, t
         def full(*_: object) -> None:
             raise OSError("disk full")
 
-        patched.setattr("siglip_jax.inference.export.write_safetensors", full)
+        patched.setattr(sys.modules["siglip_jax.inference.export"], "write_safetensors", full)
         with pytest.raises(OSError, match="disk full"):
             export(shared_siglip, tmp_path / "x")
     assert list(tmp_path.iterdir()) == []

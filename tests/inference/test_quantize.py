@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import siglip_jax
+from siglip_jax.checkpoints import Checkpoint, write_checkpoint
 from siglip_jax.checkpoints.formats.quantized import WEIGHTS
 from siglip_jax.checkpoints.keymap import key_table
 from siglip_jax.configs.configuration import Siglip2Config, SiglipConfig
@@ -220,7 +221,7 @@ class TestFiles:
     def test_readers_of_floats_say_what_it_is(self, saved):
         for read in (siglip_jax.read_checkpoint, SiglipModel.from_pretrained):
             for path in (saved, saved / WEIGHTS):
-                self.refused(lambda read=read, path=path: read(path), "found a quantized one", "siglip_jax.load")
+                self.refused(lambda read=read, path=path: read(path), "got a quantized one", "siglip_jax.load")
 
     def test_damaged(self, saved):
         weights, data = saved / WEIGHTS, (saved / WEIGHTS).read_bytes()
@@ -263,6 +264,5 @@ class TestFiles:
         assert not (tmp_path / "x").exists()
 
     def test_float_parameters_are_not_written_as_quantized(self, shared_siglip, tmp_path):
-        from siglip_jax.checkpoints.formats.quantized import write
-
-        self.refused(lambda: write(tmp_path, shared_siglip.config, shared_siglip.params), "of one scheme; found []")
+        floats = Checkpoint(shared_siglip.config, shared_siglip.params, "quantized", "SiglipModel")
+        self.refused(lambda: write_checkpoint(tmp_path, floats), "of one scheme; found []")

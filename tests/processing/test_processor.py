@@ -82,7 +82,7 @@ class TestCall:
             ({"paddin": True}, "SiglipProcessor: unknown argument 'paddin'; did you mean 'padding'"),
             ({"text_kwargs": {"size": 3}}, "text_kwargs: unknown argument 'size'"),
             ({"images_kwargs": {"padding": True}}, "images_kwargs: unknown argument 'padding'"),
-            ({"return_tensors": "pt"}, "return_tensors: expected one of"),
+            ({"return_tensors": "pt"}, "return_tensors must be one of"),
         ],
     )
     def test_mistakes(self, processor, options, message):
@@ -186,7 +186,7 @@ class TestFiles:
             SiglipProcessor.from_pretrained(tmp_path)
         with pytest.raises(ValueError, match="expected the directory of a processor, found a file"):
             SiglipProcessor.from_pretrained(tmp_path / "spiece.model")
-        with pytest.raises(ValueError, match="backend: expected one of None, 'pil', 'jax'"):
+        with pytest.raises(ValueError, match="backend must be one of None, 'pil', 'jax'"):
             SiglipProcessor.from_pretrained(tmp_path, backend="torchvision")
 
 

@@ -139,6 +139,8 @@ def test_mistakes_are_said_clearly(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="leave image_key out"):
         (tmp_path / "empty" / "a.jpg").write_bytes(encoded())
         open_items(tmp_path / "empty", image_key="image")
-    monkeypatch.setitem(sys.modules, "siglip_jax.data.open", None)
-    with pytest.raises(ValueError, match=r"pip install 'siglip_jax\[search\]'"):
+    for name in [name for name in sys.modules if name.startswith("siglip_jax.data.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r"pip install 'siglip_jax\[data\]'"):
         open_items(tmp_path / "empty")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import sentencepiece
 
-_WORDS = """a an the of on in and with two photo image drawing cat cats dog dogs lion tiger zebra beach red blue green
+_WORDS = """a an the of on in and with two photo picture drawing cat cats dog dogs lion tiger zebra beach red blue green
 car house tree mountain view under over lazy quick brown fox jumps real san francisco zürich istanbul paragraph summary
 text small large old young man woman child riding bicycle street night day morning snow rain sunny window table plate
 food pizza bread apple banana ocean boat river bridge tower people group standing sitting running flying bird horse

@@ -16,7 +16,7 @@ a photo of two dogs on the beach
 this is a photo of a red car
 a drawing of a house and a tree
 the quick brown fox jumps over the lazy dog
-images of lions tigers and zebras in the zoo""".splitlines()
+pictures of lions tigers and zebras in the zoo""".splitlines()
 
 
 def write_vocabulary(path: Path) -> int:

@@ -162,9 +162,9 @@ def test_schedules(options, expected):
 @pytest.mark.parametrize(
     ("rules", "said"),
     [
-        ((("vision_model/.*", 1.0),), "no rule covers"),
-        ((("encoder/.*", 1.0), (".*", 1.0)), "fits no parameter"),
-        (((".*[", 1.0),), "expected regular expressions"),
+        ((("vision_model/.*", 1.0),), "must match every parameter, got no rule for text_model/b; end the rules with"),
+        ((("encoder/.*", 1.0), (".*", 1.0)), r"optimizer.rates: 'encoder/.\*' matches no parameter"),
+        (((".*[", 1.0),), "optimizer.rates must be regular expressions, got"),
         (((".*", 0.0),), "nothing would be trained"),
     ],
 )

@@ -133,10 +133,16 @@ def test_fresh_parameters_are_random_and_the_others_the_checkpoints(tiny):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"fresh": "decoder/.*"}, "fits no parameter"),
+        ({"fresh": "decoder/.*"}, "matches no parameter; use a pattern for paths such as"),
         ({"locked_images": True}, "needs the rule"),
-        ({"lora": Lora(rank=2, where="nothing")}, "fits the path of no dense layer"),
-        ({"optimizer": Optimizer(rates=(("lora/.*", 1.0), (".*", 0.0)))}, "fits no parameter"),
+        (
+            {"lora": Lora(rank=2, where="nothing")},
+            "lora.where: 'nothing' matches no parameter; use a pattern for paths such as .*/q_proj",
+        ),
+        (
+            {"optimizer": Optimizer(rates=(("lora/.*", 1.0), (".*", 0.0)))},
+            "matches no parameter; use a pattern for paths such as",
+        ),
     ],
 )
 def test_recipes_that_do_not_fit_the_checkpoint_are_refused(tiny, changes, said):

@@ -80,14 +80,16 @@ def test_labels(folder):
 
 
 def test_missing_columns(folder):
-    path = write(folder / "a.csv", "image,words\nimages/0.jpg,hello\n")
-    with pytest.raises(ValueError, match=r"expected a column of paths.*found 'image', 'words'; name it with image_key"):
+    path = write(folder / "a.csv", "drawing,words\nimages/0.jpg,hello\n")
+    with pytest.raises(
+        ValueError, match=r"expected a column of paths.*found 'drawing', 'words'; name it with image_key"
+    ):
         open_source(path)
-    with pytest.raises(ValueError, match=r"column of captions such as caption.*found 'image', 'words'.*text_key"):
-        open_source(path, image_key="image")
-    with pytest.raises(ValueError, match=r"expected the column 'word' \(text_key\), found 'image', 'words'"):
-        open_source(path, image_key="image", text_key="word")
-    assert open_source(path, image_key="image", text_key="words")[0].texts == ("hello",)
+    with pytest.raises(ValueError, match=r"column of captions such as caption.*found 'drawing', 'words'.*text_key"):
+        open_source(path, image_key="drawing")
+    with pytest.raises(ValueError, match=r"expected the column 'word' \(text_key\), found 'drawing', 'words'"):
+        open_source(path, image_key="drawing", text_key="word")
+    assert open_source(path, image_key="drawing", text_key="words")[0].texts == ("hello",)
 
 
 @pytest.mark.parametrize(

@@ -259,8 +259,8 @@ class TestMistakes:
             ({"image_mean": "0.5"}, "image_mean: expected a number"),
             ({"image_std": [0, 0, 0]}, "image_std: expected numbers other than 0"),
             ({"do_pad": True, "pad_size": 9}, "pad_size: expected at least 224x224, found 9x9"),
-            ({"data_format": "NCHW"}, "data_format: expected one of 'channels_first', 'channels_last'"),
-            ({"return_tensors": "pt"}, "return_tensors: expected one of"),
+            ({"data_format": "NCHW"}, "data_format must be one of 'channels_first', 'channels_last'"),
+            ({"return_tensors": "pt"}, "return_tensors must be one of"),
         ],
     )
     @pytest.mark.parametrize("kind", [SiglipImageProcessor, SiglipImageProcessorPil])

@@ -387,9 +387,9 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"padding": "max"}, "padding: expected one of"),
-            ({"truncation": "left"}, "truncation: expected one of"),
-            ({"return_tensors": "pt"}, "return_tensors: expected one of None, 'np', 'jax'"),
+            ({"padding": "max"}, "padding must be one of"),
+            ({"truncation": "left"}, "truncation must be one of"),
+            ({"return_tensors": "pt"}, "return_tensors must be one of None, 'np', 'jax'"),
             ({"max_length": 0}, "max_length: expected at least 1"),
             ({"text_pair": ["a"]}, "text_pair: expected 2 texts"),
             ({"return_tensors": "np"}, "pass padding='max_length'"),
