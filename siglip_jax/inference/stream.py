@@ -64,18 +64,18 @@ def in_threads(
 
     `items` may be endless: it is never read further than that.
     """
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        pending: deque[concurrent.futures.Future[Result]] = deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(work, item))
-                if len(pending) > ahead:
-                    yield pending.popleft()
-            while pending:
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    pending: deque[concurrent.futures.Future[Result]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) > ahead:
                 yield pending.popleft()
-        finally:
-            for future in pending:
-                future.cancel()
+        while pending:
+            yield pending.popleft()
+    finally:
+        # Nobody waits: the generator may be closed by the garbage collector, and that in one of the pool's own threads.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def batches(rows: Iterable[Arrays], batch_size: int) -> Iterator[Arrays]:
