@@ -244,7 +244,7 @@ def work(peer: str, folder: Path, dtype: str, threads: int) -> None:
             continue
         batch = inputs[order["tower"]][: order["batch"]]
         batch = batch if isinstance(batch, list) else on_device(peer, np.array(batch))
-        seconds, cost = [], time.process_time()
+        seconds, cost, result = [], time.process_time(), None
         for _ in range(order["calls"]):
             start = time.perf_counter()
             result = embed(batch)

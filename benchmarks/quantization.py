@@ -22,13 +22,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from siglip_jax.inference.open_quantized_tmp import open_quantized
 
 import siglip_jax
 from siglip_jax.assets import EXAMPLES
 from siglip_jax.checkpoints.keymap import key_table
 from siglip_jax.inference.quantize import compare
-from siglip_jax.models import SiglipModel
+from siglip_jax.models import SiglipModel, place_params
 from siglip_jax.params import unflatten
 
 SCHEMES = ("int8", "int4", "nf4", "fp8")
@@ -38,10 +37,10 @@ LOAD = """
 import sys, time
 from pathlib import Path
 import jax
-from siglip_jax.checkpoints.table import flatten
-from siglip_jax.inference.quantization import open_quantized
-from siglip_jax.models import SiglipModel
-from siglip_jax.quantized import qwix
+from siglip_jax.checkpoints import read_checkpoint
+from siglip_jax.models import SiglipModel, place_params
+from siglip_jax.params import flatten
+from siglip_jax.quantization.schemes import qwix
 def peak():
     return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 scheme = sys.argv[2]
@@ -52,8 +51,7 @@ base, start = peak(), time.perf_counter()
 if scheme == "float32":
     _, params = SiglipModel.from_pretrained(sys.argv[1])
 else:
-    checkpoint, place = open_quantized("SiglipModel", Path(sys.argv[1]), scheme, dtype="float32")
-    params = place(checkpoint.params)
+    params = place_params(read_checkpoint(Path(sys.argv[1])).params, "float32", quantization=scheme)
 jax.block_until_ready(params)
 print(time.perf_counter() - start, peak() - base, sum(x.nbytes for x in flatten(params).values()))
 """
@@ -85,8 +83,9 @@ def timing(directory: Path, repeats: int) -> dict[str, float]:
     for name in ("float32", "bfloat16", *SCHEMES):
         dtype = jnp.dtype("bfloat16" if name == "bfloat16" else "float32")
         if name in SCHEMES:
-            checkpoint, place = open_quantized("SiglipModel", directory, name, dtype=dtype)
-            model, params = SiglipModel(checkpoint.config, dtype=dtype), place(checkpoint.params)
+            checkpoint = siglip_jax.read_checkpoint(directory)
+            model = SiglipModel(checkpoint.config, dtype=dtype)
+            params = place_params(checkpoint.params, dtype, quantization=name)
         else:
             model, params = SiglipModel.from_pretrained(directory, dtype=dtype, param_dtype=dtype)
         encode = functools.partial(model.apply, method="get_image_features")

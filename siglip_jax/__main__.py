@@ -1,4 +1,4 @@
-"""`python -m siglip_jax` is `siglip-jax`."""
+"""Runs the command line: `python -m siglip_jax` is `siglip-jax`."""
 
 import sys
 

@@ -1,13 +1,13 @@
 """The matrix of torch's bicubic interpolation along one axis, in numpy.
 
-`jax.image.resize(..., "bicubic")` uses another cubic (a = -0.5) and an antialias filter: off by up to 0.46.
+`jax.image.resize(..., "bicubic")` uses another cubic (a = -0.5) and an antialias filter; it differs by up to 0.46.
 """
 
 import functools
 
 import numpy as np
 
-_A = -0.75  # torch's choice of the cubic's free parameter
+_A = -0.75  # the free parameter of the cubic, as in torch
 
 
 def _cubic(distance: np.ndarray) -> np.ndarray:
@@ -19,9 +19,17 @@ def _cubic(distance: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def bicubic_matrix(size: int, new_size: int) -> np.ndarray:
-    """Returns the (new_size, size) float64 matrix of `torch.nn.functional.interpolate`'s bicubic along one axis.
+    """Returns the matrix of a bicubic resize along one axis.
 
-    `align_corners=False`, no antialias; samples beyond the border repeat it.
+    Equals `torch.nn.functional.interpolate` with `mode="bicubic"`, `align_corners=False` and no antialias; samples
+    beyond the border repeat it.
+
+    Args:
+      size: number of samples of the input.
+      new_size: number of samples of the output.
+
+    Returns:
+      (new_size, size) float64; each row sums to 1.
     """
     centre = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
     left = np.floor(centre).astype(int)

@@ -1,16 +1,16 @@
-"""The two kinds of callbacks that long jobs take; each has one signature everywhere."""
+"""The two callbacks of long jobs; each has the same signature everywhere."""
 
 from collections.abc import Callable
 
 OnProgress = Callable[[int, int], object]
-"""Called with (done, total), first with done=0; the unit (items, bytes, steps) is that of the job."""
+"""Called with (done, total), first with done=0; the job determines the unit: items, bytes or steps."""
 
 OnUnreadable = Callable[[int, Exception], object]
-"""Called with (index of the item, the error that reading it raised); the error's message names the item."""
+"""Called with (index of the item, error raised by reading it); the message of the error names the item."""
 
 
 class Counter:
-    """Turns amounts into calls of an `OnProgress` callback.
+    """Sums amounts and reports the sum to an `OnProgress` callback.
 
     Attributes:
       done: sum of the amounts so far.
@@ -20,8 +20,8 @@ class Counter:
         """Calls the callback with 0 done.
 
         Args:
-          on_progress: callback; None: nothing is called.
-          total: sum of all amounts.
+          on_progress: callback; None: no calls.
+          total: sum of all amounts at the end.
         """
         self.done = 0
         self._on_progress, self._total = on_progress, total
@@ -31,7 +31,7 @@ class Counter:
         """Adds an amount and calls the callback.
 
         Args:
-          amount: how much was done since the last call.
+          amount: amount done since the last call.
         """
         self.done += amount
         if self._on_progress is not None:
@@ -43,10 +43,10 @@ def naming(name: str, error: Exception) -> Exception:
 
     Args:
       name: name of the item.
-      error: error that reading it raised.
+      error: error raised by reading the item.
 
     Returns:
-      `error` itself if its message has the name in it, else a `ValueError` of the name and the message.
+      `error` itself if its message contains the name, else a `ValueError` with the name before the message.
     """
-    said = " ".join(str(error).split()) or type(error).__name__
-    return error if name in said else ValueError(f"{name}: {said}")
+    message = " ".join(str(error).split()) or type(error).__name__
+    return error if name in message else ValueError(f"{name}: {message}")

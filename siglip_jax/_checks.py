@@ -1,15 +1,15 @@
-"""Checks of arguments that several packages share; each raises a `ValueError` of one line."""
+"""Checks of arguments that several packages share; each raises a `ValueError` with a one-line message."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str], what: str) -> None:
-    """Raises a `ValueError` for the first unknown argument; it names the closest known one.
+    """Raises a `ValueError` for the first unknown argument; the message names the closest known one.
 
     Args:
-      given: names of the arguments that were passed.
-      known: names of the arguments that exist.
+      given: names of the passed arguments.
+      known: names of the accepted arguments.
       what: name of the function or class, for the error.
     """
     known = list(known)
@@ -21,12 +21,12 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], what: str) -> Non
 
 
 def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
-    """Raises a `ValueError` unless a value is one of the allowed ones and of the same type.
+    """Raises a `ValueError` unless a value equals one of the allowed ones and has the same type.
 
     Args:
       name: name of the argument, for the error.
-      value: value that was passed.
-      allowed: values that are accepted.
+      value: passed value.
+      allowed: accepted values.
     """
     allowed = list(allowed)
     if not any(value is a or (type(value) is type(a) and value == a) for a in allowed):
@@ -38,7 +38,7 @@ def check_count(name: str, value: int | None) -> None:
 
     Args:
       name: name of the argument, for the error.
-      value: value that was passed.
+      value: passed value.
     """
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"{name} must be an integer of at least 1, or None; got {value!r}")
+        raise ValueError(f"{name} must be an integer of at least 1 or None, got {value!r}")

@@ -1,4 +1,4 @@
-"""Reading and writing of small files and directories: one clear error each, and nothing half-written."""
+"""Reading and writing of small files: one-line errors, and atomic replacement of files and directories."""
 
 import contextlib
 import json
@@ -11,53 +11,75 @@ from typing import Any
 
 
 def user_cache() -> Path:
-    """Returns the folder for what can be made again: `siglip_jax` in the user's cache folder."""
+    """Returns the directory for data that can be recomputed: `siglip_jax` in the user's cache directory."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "siglip_jax"
 
 
 def read_json(path: Path, need: str) -> dict[str, Any]:
-    """Returns the JSON object in a file; `need` says in the error why it has to be there.
+    """Reads a JSON object from a file.
+
+    Args:
+      path: the file.
+      need: why the file is needed, for the error of a missing one: "it lists the shards".
+
+    Returns:
+      The JSON object.
 
     Raises:
       FileNotFoundError: if the file is missing.
-      ValueError: if it does not hold a JSON object.
+      ValueError: if it does not hold a JSON object, or is a link out of its directory.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; {need}")
     try:
         d = json.loads(inside(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected a JSON object, found text that is not JSON ({error})") from error
+        raise ValueError(f"{path}: the file must hold a JSON object, got invalid JSON ({error})") from error
     if not isinstance(d, dict):
-        raise ValueError(f"{path}: expected a JSON object, found a {type(d).__name__}")
+        raise ValueError(f"{path}: the file must hold a JSON object, got a {type(d).__name__}")
     return d
 
 
 def read_lines(path: str | os.PathLike[str], what: str) -> tuple[str, ...]:
-    """Returns the lines of a text file, without blanks around them and without empty ones.
+    """Reads the lines of a text file, stripped and without empty ones.
+
+    Args:
+      path: the file, in UTF-8.
+      what: content of the lines, for errors: "labels".
+
+    Returns:
+      The lines, at least one.
 
     Raises:
-      FileNotFoundError: if it is not there.
-      ValueError: if it is not text in UTF-8, or has no lines; the message says that it was to hold `what`.
+      FileNotFoundError: if the file is missing.
+      ValueError: if it is not UTF-8, or has no lines.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a text file of {what}, one a line, found no such file")
+        raise FileNotFoundError(f"{path}: no such file; pass a text file of {what}, one per line")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: expected a text file of {what} in UTF-8, found other bytes") from None
+        raise ValueError(f"{path}: {what} must be text in UTF-8, got other bytes; convert the file") from None
     found = tuple(line.strip() for line in lines if line.strip())
     if not found:
-        raise ValueError(f"{path}: expected {what}, one a line, found an empty file")
+        raise ValueError(f"{path}: the file must hold {what}, one per line, got an empty file")
     return found
 
 
 def inside(path: Path) -> Path:
-    """Returns `path` if it stays in its directory; a link may lead to the blobs of the same Hub repository only.
+    """Returns `path` unless it is a link out of its directory.
+
+    Links to the blobs of the same repository in the Hub's cache are allowed.
+
+    Args:
+      path: path to check.
+
+    Returns:
+      `path`, unresolved.
 
     Raises:
-      ValueError: if it is a link to somewhere else.
+      ValueError: if it is a link to another place.
     """
     if not path.is_symlink():
         return path
@@ -66,19 +88,19 @@ def inside(path: Path) -> Path:
     if home.parent.name == "snapshots":  # the Hub's cache: snapshots/REVISION/FILE -> blobs/HASH
         homes.append(home.parent.parent / "blobs")
     if not any(target.is_relative_to(h) for h in homes):
-        raise ValueError(f"{path}: expected a file of this directory, found a link out of it; copy the file instead")
+        raise ValueError(f"{path}: the file must be in this directory, got a link out of it; copy the file instead")
     return path
 
 
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Yields a temporary sibling to write to; it takes the place of `path` only if the block ends well."""
+    """Yields a temporary sibling to write to, which replaces `path` when the block ends without an error."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     aside = Path(name)
     try:
         yield aside
-        aside.chmod(0o666 & ~_umask())  # mkstemp's files are private; this one is meant to be shared
+        aside.chmod(0o666 & ~_umask())  # files of mkstemp are private
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -86,13 +108,13 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def directory_written_aside(path: Path) -> Iterator[Path]:
-    """Yields a temporary sibling to fill; it becomes the directory `path` only if the block ends well.
+    """Yields a temporary sibling to fill, which is renamed to `path` when the block ends without an error.
 
     Raises:
-      FileExistsError: if there is something at `path` already.
+      FileExistsError: if `path` exists.
     """
     if path.exists():
-        raise FileExistsError(f"{path}: expected no such file or directory yet, found one; name another")
+        raise FileExistsError(f"{path}: the destination must not exist yet, got an existing one; choose another")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
@@ -110,6 +132,6 @@ def _umask() -> int:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that a reader sees the old contents or the new, never a part."""
+    """Writes a file atomically: a reader sees either the old contents or the new ones."""
     with written_aside(path) as aside:
         aside.write_bytes(data)

@@ -1,7 +1,7 @@
-"""From a name to files on this disk: local paths as they are, Hugging Face Hub names through `huggingface_hub`.
+"""Resolution of names to local files: local paths unchanged, Hugging Face Hub names through `huggingface_hub`.
 
-Differs from `huggingface_hub.snapshot_download`: only the files that are read here are fetched, and one kind of weights
-of those a repository holds; a bar of progress shows on a terminal only; what fails is one line that says what to do.
+Differs from `huggingface_hub.snapshot_download`: only the files that this library reads are fetched, with one kind of
+weights per repository; a progress bar is shown on a terminal only; errors are one line that says what to do.
 """
 
 import os
@@ -15,7 +15,7 @@ Needed = Callable[[Iterable[str]], list[str]]
 TOKENIZER_FILES = ("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 SIDE_FILES = (*TOKENIZER_FILES, *PROCESSOR_FILES, "added_tokens.json", "config.json", "open_clip_config.json")
-TIMEOUT = 10  # seconds for a first answer
+TIMEOUT = 10  # seconds until the first response
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -26,23 +26,23 @@ def resolve(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """Returns the local directory or file behind a path or a Hub name such as `google/siglip-base-patch16-224`.
+    """Returns the local directory or file of a path or a Hub name such as "google/siglip-base-patch16-224".
 
-    A path that exists wins. A name is looked up on the Hub each time and only what is not in the cache yet is fetched;
-    without a connection the copy in the cache serves. A token is taken from the environment (`HF_TOKEN`), a connection
-    that breaks is taken up where it broke, and `HF_HUB_OFFLINE` is honoured, as `huggingface_hub` does.
+    An existing path takes precedence. A Hub name is looked up on every call, and only files that are not in the cache
+    are fetched; without a connection the cached copy is used. As in `huggingface_hub`, the token is that of `HF_TOKEN`,
+    interrupted downloads are resumed, and `HF_HUB_OFFLINE` is respected.
 
     Args:
       name_or_path: local path or Hub name.
-      needed: function from the paths of all files in a repository to those that are fetched; None: `side_files`.
-      revision: branch, tag or commit of a repository; None: its `main`. Local paths have none.
-      local_files_only: never ask the Hub.
+      needed: function from the paths of all files of a repository to those that are fetched; None: `side_files`.
+      revision: branch, tag or commit of a Hub repository; None: `main`. Ignored for local paths.
+      local_files_only: whether to use only local files and the cache, without a request to the Hub.
 
     Returns:
-      A path on this machine.
+      A local path.
 
     Raises:
-      FileNotFoundError: if it is neither a path here nor a repository that can be had.
+      FileNotFoundError: if the name is neither an existing path nor a repository that can be fetched.
       ValueError: if it is a Hub name and the extra `hub` is not installed.
     """
     path = Path(name_or_path)
@@ -60,30 +60,30 @@ def resolve(
     try:
         choose = needed or side_files
         found = _cached(name, revision, choose) if local_files_only else _fetched(name, revision, choose)
-    except Exception as error:  # besides the library's own there are those of its transport: requests, httpx or hf_xet
+    except Exception as error:  # the library's own errors and those of its transport: requests, httpx or hf_xet
         raise FileNotFoundError(f"{name}: no such directory here, and {_reason(error, name, revision)}") from error
     if found is None:
         raise FileNotFoundError(
-            f"{name}: no such directory here, and no whole copy of revision {revision or 'main'!r} in the cache: call"
-            " once without local_files_only to fetch it"
+            f"{name}: no such directory here, and no complete copy of revision {revision or 'main'!r} in the cache:"
+            " call once without local_files_only to fetch it"
         )
     return found
 
 
 def side_files(files: Iterable[str]) -> list[str]:
-    """Returns the files of configuration and processor among those of a repository.
+    """Selects the files of the configuration and the processor of a repository.
 
     Args:
-      files: paths of all files in the repository.
+      files: paths of all files of the repository.
 
     Returns:
-      Those at its top that are read here, sorted; no weights.
+      Names of the files in its top folder that this library reads, sorted, without weights.
     """
     return sorted(set(files).intersection(SIDE_FILES))
 
 
 def _cached(name: str, revision: str | None, needed: Needed) -> Path | None:
-    """Returns the copy in the cache; None if there is none, or one that is known to lack files."""
+    """Returns the copy in the cache; None if there is none, or if it is known to lack files."""
     import huggingface_hub
 
     try:
@@ -91,7 +91,7 @@ def _cached(name: str, revision: str | None, needed: Needed) -> Path | None:
     except huggingface_hub.errors.LocalEntryNotFoundError:
         return None
     listed = getattr(huggingface_hub, "get_cached_repo_tree", None)
-    if listed is not None:  # older versions do not keep what a repository holds
+    if listed is not None:  # older versions do not keep the list of a repository's files
         try:
             files = needed(file.path for file in listed(name, revision=revision))
         except huggingface_hub.errors.CachedRepoTreeNotFoundError:
@@ -102,12 +102,12 @@ def _cached(name: str, revision: str | None, needed: Needed) -> Path | None:
 
 
 def _all_there(directory: Path, files: Iterable[str]) -> bool:
-    """Returns whether the directory holds the files."""
+    """Returns whether a directory holds all of some files."""
     return all((directory / file).is_file() for file in files)
 
 
 def _fetched(name: str, revision: str | None, needed: Needed) -> Path:
-    """Returns the cache's copy of a revision as the Hub has it now, or as it was when there is no way to the Hub."""
+    """Returns the cached copy of a revision, updated from the Hub unless the Hub cannot be reached."""
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
 
@@ -122,30 +122,30 @@ def _fetched(name: str, revision: str | None, needed: Needed) -> Path:
         return copy
     files = needed(file.rfilename for file in info.siblings or ())
     if not files:
-        raise LookupError("the repository of that name on the Hub holds no file of SigLIP: expected model.safetensors")
+        raise LookupError("the Hub repository must hold a model.safetensors of SigLIP, got none; use another one")
     copy = _cached(name, revision, needed)
     if copy is not None and copy.name == info.sha and _all_there(copy, files):
         return copy
     return Path(
-        # By name of the revision, not by commit: without a connection the cache then knows what the name stood for.
+        # By name of the revision, not by commit, so that the cache can resolve the name without a connection.
         huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=files, tqdm_class=_bar_on_terminal())
     )
 
 
 def _bar_on_terminal() -> type[Any]:
-    """Returns the library's bar of progress, but silent where standard error is no terminal."""
+    """Returns the progress bar of `huggingface_hub`, disabled unless standard error is a terminal."""
     from huggingface_hub.utils import tqdm
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            kwargs.setdefault("disable", None)  # None: unless on a terminal; the library leaves it at False: never
+            kwargs.setdefault("disable", None)  # None: disabled unless on a terminal; the library's default is False
             super().__init__(*args, **kwargs)
 
     return Bar
 
 
 def _reason(error: Exception, name: str, revision: str | None) -> str:
-    """Returns in one line why a repository could not be had and what to do."""
+    """Returns one line that says why a repository could not be fetched and what to do."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -154,20 +154,20 @@ def _reason(error: Exception, name: str, revision: str | None) -> str:
     if isinstance(error, errors.HFValidationError):
         return f"not a Hub name either: {cause}"
     if isinstance(error, errors.GatedRepoError):  # before its base class
-        return f"the Hub asks to accept its terms: do so at {page} and set HF_TOKEN to a token of that account"
+        return f"the repository is gated: accept its terms at {page} and set HF_TOKEN to a token of that account"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return "the Hub shows no such repository: check the name, or set HF_TOKEN to a token that may read it"
+        return "the Hub has no such public repository: check the name, or set HF_TOKEN to a token that may read it"
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"the Hub has no revision {revision!r} of it: expected a branch, tag or commit of {page}"
+        return f"revision must be a branch, tag or commit of {page}, got {revision!r}"
     if getattr(getattr(error, "response", None), "status_code", None) == 401:
         return "the Hub refused the token: set HF_TOKEN to a valid one, or unset it for a public repository"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return (
-            f"no whole copy of revision {revision or 'main'!r} in the cache while HF_HUB_OFFLINE is set: unset it once"
-            " to fetch it from the Hub"
+            f"no complete copy of revision {revision or 'main'!r} in the cache while HF_HUB_OFFLINE is set: unset it"
+            " once to fetch it from the Hub"
         )
-    if type(error) is LookupError:  # ours
+    if type(error) is LookupError:  # raised by `_fetched`
         return cause
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-        return f"it cannot be kept in the cache ({cause}): make room, or set HF_HOME to another directory"
-    return f"the Hub did not give it ({cause}): check the connection and call again; files that came whole are kept"
+        return f"it cannot be stored in the cache ({cause}): free space, or set HF_HOME to another directory"
+    return f"the download failed ({cause}): check the connection and call again; complete files are kept"

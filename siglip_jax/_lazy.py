@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first used, so that importing the package stays fast."""
+"""Names of a package that are imported on first use, so that importing the package stays fast."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -11,11 +11,11 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]
     Args:
       package: `__name__` of the package.
       modules: full name of the module that each name is imported from. A name that maps to itself within the package
-        is a submodule; no other name may be that of one, since importing the submodule would hide it.
+        is a submodule; no other name may equal that of a submodule, since importing the submodule would hide it.
 
     Returns:
-      A function from a name to its value. It raises `AttributeError` for other names, and where a package that the
-      name needs is not installed.
+      A function from a name to its value, which raises `AttributeError` for other names and for names that need a
+      package that is not installed.
     """
 
     def __getattr__(name: str) -> Any:

@@ -1,14 +1,23 @@
-"""Packages that are not installed by default: how they are imported, and the one message that says what to install."""
+"""Import of packages that are not installed by default, with one message that names the extra to install."""
 
 import importlib
 from types import ModuleType
 
 
 class NotInstalledError(ValueError, ModuleNotFoundError):
-    """A package that an extra of this one installs is missing; the message names the extra."""
+    """Raised if a package of an extra is not installed; the message names the extra.
+
+    Attributes:
+      name: name of the missing package.
+    """
 
     def __init__(self, message: str, package: str) -> None:
-        """Keeps the message, and the name of the package as `name`."""
+        """Creates the error.
+
+        Args:
+          message: message of the error.
+          package: name of the missing package.
+        """
         super().__init__(message)
         self.name = package
 
@@ -18,8 +27,8 @@ def import_optional(module: str, need: str, extra: str) -> ModuleType:
 
     Args:
       module: name of the module, as in "pyarrow.parquet".
-      need: what needs it, as the subject of the message: "approximate search".
-      extra: name of the extra.
+      need: the feature that needs it, as the subject of the message: "approximate search".
+      extra: name of the extra that installs it.
 
     Returns:
       The module.

@@ -1,7 +1,7 @@
-"""Trees of parameters: nested dicts with "/"-separated paths, and layers that are stacked for `nn.scan` or not.
+"""Trees of parameters: nested dicts, "/"-separated paths, and stacking of layers for `nn.scan`.
 
-A path is as in `text_model/encoder/layers_0/self_attn/q_proj/kernel`. With `scan_layers=True` the layers of a tower are
-one subtree `layers` whose arrays have a leading axis of the number of layers.
+An example of a path is `text_model/encoder/layers_0/self_attn/q_proj/kernel`. With `scan_layers=True` the layers of a
+tower are one subtree `layers`, whose arrays have a leading axis of the number of layers.
 """
 
 import dataclasses
@@ -30,9 +30,14 @@ __all__ = [
 ]
 
 Shape = tuple[int, ...]
+"""Shape of an array."""
 
 LOGITS = frozenset({"logit_scale", "logit_bias"})
+"""Paths of the two scalars of the loss."""
+
 LAYER = re.compile(r"(.*encoder)/layers_(\d+)/(.*)")
+"""Path of a parameter of a layer: encoder, index of the layer, path within the layer."""
+
 _STACK = re.compile(r"(.*encoder)/layers/(.*)")
 
 
@@ -41,7 +46,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
     Args:
       tree: nested dict with string keys; anything that is not a mapping is a leaf.
-      prefix: text put before every path.
+      prefix: text to put before every path.
 
     Returns:
       {"a/b/c": leaf}, in the order of the tree.

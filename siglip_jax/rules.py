@@ -12,17 +12,20 @@ T = TypeVar("T")
 
 __all__ = ["Rule", "Rules", "match_rule", "match_rules"]
 
-Rule = tuple[str, T]  # (regular expression that must match the whole path, value)
-Rules = tuple[Rule[T], ...]  # in order: the first match wins
+Rule = tuple[str, T]
+"""(regular expression that must match the whole path, value)."""
+
+Rules = tuple[Rule[T], ...]
+"""Rules in order; the first match wins."""
 
 
 def match_rule(rules: Iterable[Rule[T]], path: str, name: str) -> T:
-    """Returns the value that ordered rules give one parameter.
+    """Returns the value that ordered rules assign to one parameter.
 
     Args:
       rules: pairs (pattern, value); a pattern is a regular expression that must match the whole path.
       path: path of the parameter, as in "text_model/head/kernel".
-      name: what the rules are called in errors.
+      name: name of the rules, for errors.
 
     Returns:
       The value of the first rule whose pattern matches.
@@ -41,18 +44,18 @@ def match_rule(rules: Iterable[Rule[T]], path: str, name: str) -> T:
 
 
 def match_rules(rules: Iterable[Rule[T]], paths: Iterable[str], name: str) -> dict[str, T]:
-    """Returns the value that ordered rules give each parameter, and refuses rules that match nothing.
+    """Returns the value that ordered rules assign to each parameter; every rule must match one.
 
     Args:
       rules: pairs (pattern, value); a pattern is a regular expression that must match the whole path.
       paths: paths of all parameters.
-      name: what the rules are called in errors.
+      name: name of the rules, for errors.
 
     Returns:
       The value of the first matching rule, by path, in the order of `paths`.
 
     Raises:
-      ValueError: if a pattern is not a regular expression or matches no path at all, or a path has no rule.
+      ValueError: if a pattern is not a regular expression or matches no path, or a path has no rule.
 
     Example:
       >>> match_rules(((".*/kernel", 1.0), (".*", 0.0)), ["head/kernel", "head/bias"], "decays")

@@ -42,11 +42,11 @@ def affine_coefficients(
     return np.concatenate([linear[:, 0], offset[:, :1], linear[:, 1], offset[:, 1:]], axis=1)
 
 
-def warp(pictures: list[Image.Image], coefficients: Float[np.ndarray, "n 6"]) -> UInt8[np.ndarray, "n 64 64 4"]:
+def warp(images: list[Image.Image], coefficients: Float[np.ndarray, "n 6"]) -> UInt8[np.ndarray, "n 64 64 4"]:
     """Resample premultiplied ("RGBa") images with inverse affine maps; what comes from outside is transparent."""
-    out = np.empty((len(pictures), SIZE, SIZE, 4), np.uint8)
-    for i, (picture, row) in enumerate(zip(pictures, coefficients, strict=True)):
-        moved = picture.transform(
+    out = np.empty((len(images), SIZE, SIZE, 4), np.uint8)
+    for i, (image, row) in enumerate(zip(images, coefficients, strict=True)):
+        moved = image.transform(
             (SIZE, SIZE), Image.Transform.AFFINE, tuple(map(float, row)), resample=Image.Resampling.BILINEAR
         )
         out[i] = np.asarray(moved)
@@ -139,10 +139,10 @@ def restyle(key: Key[Array, ""], premultiplied: UInt8[Array, "n 64 64 4"]) -> Fl
     inside_x = jnp.abs(axis[None, None, None, :] - hole[:, :1]) < half[:, :1]
     inside_y = jnp.abs(axis[None, None, :, None] - hole[:, 1:2]) < half[:, 1:]
     alpha = jnp.where(inside_x & inside_y, 0.0, alpha)
-    picture = rgb * alpha + background * (1 - alpha)
+    image = rgb * alpha + background * (1 - alpha)
 
     blur = blur_matrix(0.9)
     amount = jax.random.uniform(keys[7], (n, 1, 1, 1), minval=-1.0, maxval=0.9)  # below zero sharpens
     amount = jnp.where(jax.random.bernoulli(keys[8], 0.4, (n, 1, 1, 1)), amount, 0.0)
-    picture = picture + amount * (separable(picture, blur, blur) - picture)
-    return jnp.moveaxis((jnp.clip(picture, 0.0, 1.0) - 0.5) / 0.5, 1, -1)
+    image = image + amount * (separable(image, blur, blur) - image)
+    return jnp.moveaxis((jnp.clip(image, 0.0, 1.0) - 0.5) / 0.5, 1, -1)

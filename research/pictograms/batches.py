@@ -29,7 +29,7 @@ DIRECTIONS = re.compile(
 class Batch(NamedTuple):
     """The first `len(images)` texts describe the images, row by row; the others are negatives for all of them."""
 
-    pictures: UInt8[np.ndarray, "n 64 64 4"]
+    images: UInt8[np.ndarray, "n 64 64 4"]
     input_ids: Int32[np.ndarray, "m positions"]
     skipped: tuple[str, ...] = ()  # all can be read
 
@@ -37,10 +37,10 @@ class Batch(NamedTuple):
     def arrays(self) -> dict[str, Shaped[np.ndarray, "..."]]:
         """What the training step takes."""
         groups = {
-            "image_groups": np.arange(len(self.pictures), dtype=np.int32),
+            "image_groups": np.arange(len(self.images), dtype=np.int32),
             "text_groups": np.arange(len(self.input_ids), dtype=np.int32),
         }
-        return {"pixels": self.pictures, "input_ids": self.input_ids} | groups
+        return {"pixels": self.images, "input_ids": self.input_ids} | groups
 
 
 def texts_of(caption: str, tags: list[str], rng: np.random.Generator) -> list[str]:
@@ -64,7 +64,7 @@ class Batches:
     """
 
     def __init__(
-        self, train: Pictograms, tokenize: Tokenize, pictures: int, texts: int, seed: int, smallest: float = 0.8
+        self, train: Pictograms, tokenize: Tokenize, images: int, texts: int, seed: int, smallest: float = 0.8
     ):
         """Prepares every text once.
 
@@ -82,13 +82,13 @@ class Batches:
         rows_of: dict[str, list[int]] = {}
         for i, row in enumerate(train.rows):
             rows_of.setdefault(canonicalize(row["caption"]), []).append(i)
-        if not pictures <= texts <= len(rows_of):
+        if not images <= texts <= len(rows_of):
             raise ValueError(
-                f"a step needs images <= texts <= captions, got {pictures} images, {texts} texts and"
+                f"a step needs images <= texts <= captions, got {images} images, {texts} texts and"
                 f" {len(rows_of)} captions: lower the batch or add data"
             )
-        self.pictures, self.texts, self.seed, self.smallest = pictures, texts, seed, smallest
-        self.images = [Image.fromarray(image, "RGBA").convert("RGBa") for image in train.images]
+        self.images, self.texts, self.seed, self.smallest = images, texts, seed, smallest
+        self.drawings = [Image.fromarray(image, "RGBA").convert("RGBa") for image in train.images]
         self.rows_of = [np.asarray(rows) for rows in rows_of.values()]
         self.may_flip = np.asarray(
             [row["group"] not in MIRROR_MATTERS and not DIRECTIONS.search(row["caption"].lower()) for row in train.rows]
@@ -112,7 +112,7 @@ class Batches:
         )
         drawn = hashlib.sha256(train.images.tobytes())
         drawn.update(self.ids.tobytes())
-        self.fingerprint = f"{drawn.hexdigest()[:16]}, {pictures} images, {texts} texts, seed {seed}, {smallest}"
+        self.fingerprint = f"{drawn.hexdigest()[:16]}, {images} images, {texts} texts, seed {seed}, {smallest}"
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """Yields the batches of the steps from `start` on, without end."""
@@ -124,7 +124,7 @@ class Batches:
         keys = self.log_weight + rng.gumbel(size=len(self.log_weight))  # the largest: a weighted draw without return
         captions = rng.permutation(np.argpartition(-keys, self.texts - 1)[: self.texts])
         kinds = rng.choice(len(self.kind_rate), self.texts, p=self.kind_rate)
-        rows = np.asarray([rng.choice(self.rows_of[caption]) for caption in captions[: self.pictures]])
-        flip = (rng.random(self.pictures) < FLIP_RATE) & self.may_flip[rows]
-        pictures = warp([self.images[row] for row in rows], affine_coefficients(rng, flip, self.smallest))
-        return Batch(pictures, self.ids[captions, kinds])
+        rows = np.asarray([rng.choice(self.rows_of[caption]) for caption in captions[: self.images]])
+        flip = (rng.random(self.images) < FLIP_RATE) & self.may_flip[rows]
+        images = warp([self.drawings[row] for row in rows], affine_coefficients(rng, flip, self.smallest))
+        return Batch(images, self.ids[captions, kinds])

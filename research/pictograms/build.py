@@ -25,11 +25,11 @@ from PIL import Image
 from research.pictograms.sources import (
     VENDORS,
     Source,
-    clip_art_pictures,
+    clip_art_images,
     emoji_concepts,
     fetch,
-    held_out_pictures,
-    vendor_pictures,
+    held_out_images,
+    vendor_images,
 )
 from siglip_jax._files import write_atomically, written_aside
 
@@ -39,11 +39,11 @@ MARGIN = 0.04  # of the longer side, all around
 VISIBLE = 8  # alpha above which a pixel counts as drawn
 PIXELS_PER_UNIT = {"pt": 1.25, "mm": 3.543307, "cm": 35.43307, "pc": 15.0, "in": 90.0, "px": 1.0}  # as Inkscape had it
 
-Picture = UInt8[np.ndarray, "64 64 4"]
-Pictures = UInt8[np.ndarray, "n 64 64 4"]
+RgbaImage = UInt8[np.ndarray, "64 64 4"]
+RgbaImages = UInt8[np.ndarray, "n 64 64 4"]
 
 
-def thumbnail(image: Image.Image) -> Picture | None:
+def thumbnail(image: Image.Image) -> RgbaImage | None:
     """Cuts to what is drawn, centres it on a transparent square with a margin, and scales; None if nothing is drawn."""
     image = image.convert("RGBA")
     drawn = np.asarray(image)[..., 3] > VISIBLE
@@ -77,17 +77,17 @@ def in_pixels(svg: str) -> str:
     return f'{svg[: root.start()]}<svg width="{width:g}" height="{height:g}"{box}{rest}{svg[root.end() :]}'
 
 
-def render(source: Source) -> Picture | None:
+def render(source: Source) -> RgbaImage | None:
     """Draws one source; None if it cannot be drawn or shows nothing."""
     import resvg_py
 
     try:
-        if isinstance(source.picture, bytes):
-            return thumbnail(Image.open(io.BytesIO(source.picture)))
+        if isinstance(source.image, bytes):
+            return thumbnail(Image.open(io.BytesIO(source.image)))
         if source.row["source"] == "openclipart":
-            drawn = resvg_py.svg_to_bytes(svg_string=in_pixels(source.picture), width=256)
+            drawn = resvg_py.svg_to_bytes(svg_string=in_pixels(source.image), width=256)
         else:
-            drawn = resvg_py.svg_to_bytes(svg_string=source.picture, width=128, height=128)
+            drawn = resvg_py.svg_to_bytes(svg_string=source.image, width=128, height=128)
         return thumbnail(Image.open(io.BytesIO(bytes(drawn))))
     except (KeyboardInterrupt, SystemExit):
         raise
@@ -95,7 +95,7 @@ def render(source: Source) -> Picture | None:
         return None
 
 
-def likeness_features(images: Pictures) -> Float[np.ndarray, "n 768"]:
+def likeness_features(images: RgbaImages) -> Float[np.ndarray, "n 768"]:
     """16 x 16 mean colours on white, mean removed, unit length: their product finds near-copies."""
     scaled = images.astype(np.float32)
     alpha = scaled[..., 3:] / 255
@@ -105,22 +105,22 @@ def likeness_features(images: Pictures) -> Float[np.ndarray, "n 768"]:
     return cells / np.maximum(np.linalg.norm(cells, axis=1, keepdims=True), 1e-6)
 
 
-def likeness(images: Pictures, train: Float[np.ndarray, "m 768"]) -> Float[np.ndarray, " n"]:
+def likeness(images: RgbaImages, train: Float[np.ndarray, "m 768"]) -> Float[np.ndarray, " n"]:
     """Cosine to the closest training image, the image itself or its mirror image."""
     return np.maximum(*((likeness_features(x) @ train.T).max(axis=1) for x in (images, images[:, :, ::-1])))
 
 
-def split_clip_art(sources: list[Source], pictures: list[Picture | None]) -> tuple[list[Any], list[Any]]:
+def split_clip_art(sources: list[Source], images: list[RgbaImage | None]) -> tuple[list[Any], list[Any]]:
     """Drops what could not be drawn and what is drawn alike to the byte; holds out the first tenth of the rest."""
     different = {}
-    for source, picture in zip(sources, pictures, strict=True):
-        if picture is not None:
-            different.setdefault(picture.tobytes(), (source.row, picture))
+    for source, image in zip(sources, images, strict=True):
+        if image is not None:
+            different.setdefault(image.tobytes(), (source.row, image))
     kept = list(different.values())
     return kept[len(kept) // 10 :], kept[: len(kept) // 10]
 
 
-def write_split(directory: Path, split: str, rows: list[dict[str, Any]], images: Pictures) -> str:
+def write_split(directory: Path, split: str, rows: list[dict[str, Any]], images: RgbaImages) -> str:
     """Writes one split, aside first; returns the hash of its rows and pixels."""
     with written_aside(directory / f"{split}.npz") as aside, open(aside, "wb") as out:
         np.savez_compressed(out, images=images)
@@ -142,24 +142,24 @@ def build(out: Path, downloads: Path, processes: int | None = None) -> None:
     fetch(downloads)
     out.mkdir(parents=True, exist_ok=True)
     concepts = emoji_concepts(downloads)
-    emoji = [source for vendor in VENDORS for source in vendor_pictures(downloads, vendor, concepts)]
-    clip_art = clip_art_pictures(downloads)
+    emoji = [source for vendor in VENDORS for source in vendor_images(downloads, vendor, concepts)]
+    clip_art = clip_art_images(downloads)
     random.Random(0).shuffle(clip_art)
-    held_out = held_out_pictures(downloads, concepts)
+    held_out = held_out_images(downloads, concepts)
     with multiprocessing.get_context("spawn").Pool(processes) as pool:  # a fork could inherit another library's locks
         drawn = pool.map(render, emoji + clip_art + held_out, chunksize=32)
 
-    def pairs(sources: list[Source], pictures: list[Picture | None]) -> list[Any]:
-        return [(s.row, p) for s, p in zip(sources, pictures, strict=True) if p is not None]
+    def pairs(sources: list[Source], images: list[RgbaImage | None]) -> list[Any]:
+        return [(s.row, p) for s, p in zip(sources, images, strict=True) if p is not None]
 
     a, b = len(emoji), len(emoji) + len(clip_art)
     clip_art_train, clip_art_test = split_clip_art(clip_art, drawn[a:b])
     train = pairs(emoji, drawn[:a]) + clip_art_train
-    train_images = np.stack([picture for _, picture in train])
+    train_images = np.stack([image for _, image in train])
     write_split(out, "train", [row for row, _ in train], train_images)
     features = likeness_features(train_images)
     for split, found in (("clipart_test", clip_art_test), ("fluent3d", pairs(held_out, drawn[b:]))):
-        images = np.stack([picture for _, picture in found])
+        images = np.stack([image for _, image in found])
         near = likeness(images, features)
         rows = [row | {"near": round(float(v), 4)} for (row, _), v in zip(found, near, strict=True)]
         write_split(out, split, rows, images)

@@ -33,11 +33,11 @@ def make_objective(model: SiglipModel, stage: Stage) -> Pairs:
 def augmentation(stage: Stage) -> Prepare:
     """From premultiplied RGBA drawings, (n, 64, 64, 4) uint8, to pixels in [-1, 1] of the stage's size."""
 
-    def prepare(key: Key[Array, ""], pictures: UInt8[Array, "n 64 64 4"]) -> Float[Array, "n size size 3"]:
-        wide = round(stage.wide * len(pictures))  # the rows come in random order, so a share is a range
+    def prepare(key: Key[Array, ""], images: UInt8[Array, "n 64 64 4"]) -> Float[Array, "n size size 3"]:
+        wide = round(stage.wide * len(images))  # the rows come in random order, so a share is a range
         keys = jax.random.split(key)
-        parts = [restyle_widely(keys[0], pictures[:wide])] if wide else []
-        parts += [restyle(keys[1], pictures[wide:])] if wide < len(pictures) else []
+        parts = [restyle_widely(keys[0], images[:wide])] if wide else []
+        parts += [restyle(keys[1], images[wide:])] if wide < len(images) else []
         pixels = jnp.concatenate(parts)
         return pixels if stage.image_size == SIZE else shrunk(pixels, stage.image_size)
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from research.pictograms.build import SIZE, likeness, likeness_features, render, write_split
 from research.pictograms.dataset import Pictograms, load_split
-from research.pictograms.sources import OTHER_STYLES, Source, emoji_concepts, fetch_styles, line_icons, vendor_pictures
+from research.pictograms.sources import OTHER_STYLES, Source, emoji_concepts, fetch_styles, line_icons, vendor_images
 
 DESCRIPTION = "Fetch and draw pictograms in styles that the embedded model is measured on and never trained on."
 ON_PHOTOGRAPHS = "on_photographs"
@@ -28,11 +28,11 @@ LEAST_CROP = 100  # pixels of a photograph behind an image
 SMALLEST, LARGEST = 44, 60  # pixels of an image on a photograph
 
 
-def style_pictures(downloads: Path, style: str, concepts: list[dict[str, Any]]) -> list[Source]:
+def style_images(downloads: Path, style: str, concepts: list[dict[str, Any]]) -> list[Source]:
     """The drawings of a style as black SVG text where it leaves the colour open, flags left out."""
-    found = line_icons if style == "tabler" else vendor_pictures
+    found = line_icons if style == "tabler" else vendor_images
     return [
-        Source(source.row, source.picture.replace("currentColor", "black"))  # type: ignore[arg-type]
+        Source(source.row, source.image.replace("currentColor", "black"))  # type: ignore[arg-type]
         for source in found(downloads, style, concepts)
         if source.row["group"] != "flags"
     ]
@@ -58,9 +58,9 @@ def on_photographs(split: Pictograms, photographs: list[Image.Image], seed: int 
         ground = photograph.crop((x, y, x + side, y + side)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
         ground = ground.convert("RGBA")
         size = int(rng.integers(SMALLEST, LARGEST + 1))
-        picture = Image.fromarray(image, "RGBA").convert("RGBa").resize((size, size), Image.Resampling.BICUBIC)
+        pasted = Image.fromarray(image, "RGBA").convert("RGBa").resize((size, size), Image.Resampling.BICUBIC)
         place = int(rng.integers(0, SIZE - size + 1)), int(rng.integers(0, SIZE - size + 1))
-        ground.alpha_composite(picture.convert("RGBA"), place)
+        ground.alpha_composite(pasted.convert("RGBA"), place)
         images.append(np.asarray(ground))
     return Pictograms(np.stack(images), split.rows)
 
@@ -76,11 +76,11 @@ def build(data: Path, downloads: Path, photographs: Path | None = None, processe
     fetch_styles(downloads)
     features, concepts = likeness_features(train.images), emoji_concepts(downloads)
     for style in OTHER_STYLES:
-        sources = style_pictures(downloads, style, concepts)
+        sources = style_images(downloads, style, concepts)
         with multiprocessing.get_context("spawn").Pool(processes) as pool:
             drawn = pool.map(render, sources, chunksize=32)
-        kept = [(source.row, picture) for source, picture in zip(sources, drawn, strict=True) if picture is not None]
-        images = np.stack([picture for _, picture in kept])
+        kept = [(source.row, image) for source, image in zip(sources, drawn, strict=True) if image is not None]
+        images = np.stack([image for _, image in kept])
         near = likeness(images, features)
         rows = [row | {"near": round(float(v), 4)} for (row, _), v in zip(kept, near, strict=True)]
         write_split(data, style, rows, images)

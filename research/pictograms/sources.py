@@ -60,7 +60,7 @@ class Source(NamedTuple):
     """An image to be: its row of the data set and what it is drawn from, SVG text or the bytes of a bitmap."""
 
     row: dict[str, Any]
-    picture: str | bytes
+    image: str | bytes
 
 
 def _run(command: list[str], directory: Path) -> None:
@@ -176,7 +176,7 @@ def _svg(icons: dict[str, Any], name: str) -> str:
     return f"<svg {spaces} {box}>{icon['body']}</svg>"
 
 
-def vendor_pictures(downloads: Path, vendor: str, concepts: list[dict[str, Any]]) -> list[Source]:
+def vendor_images(downloads: Path, vendor: str, concepts: list[dict[str, Any]]) -> list[Source]:
     """A vendor's drawing, as SVG text, of every concept that it has, found by code points, else by name."""
     files = package_files(downloads, f"@iconify-json/{vendor}", r"(icons|chars)\.json")
     icons = json.loads(files["icons.json"])
@@ -206,7 +206,7 @@ def line_icons(downloads: Path, name: str, concepts: list[dict[str, Any]]) -> li
     return found
 
 
-def held_out_pictures(downloads: Path, concepts: list[dict[str, Any]]) -> list[Source]:
+def held_out_images(downloads: Path, concepts: list[dict[str, Any]]) -> list[Source]:
     """The Fluent 3-D image (WebP) of every concept that it has, flags left out."""
     files = package_files(downloads, "@lobehub/fluent-emoji-3d", r"assets/[^/]+\.webp")
     by_code: dict[str, bytes] = {}
@@ -257,7 +257,7 @@ def _file_name_caption(path: str, artist: str) -> str:
     return " ".join(filter(None, words))
 
 
-def clip_art_pictures(downloads: Path) -> list[Source]:
+def clip_art_images(downloads: Path) -> list[Source]:
     """Open Clip Art drawings, as SVG text in the order of their paths, captioned by title, or name if that is void."""
     with _unpacked_clip_art(downloads) as root:
         paths = sorted(str(path.relative_to(root)) for path in root.rglob("*.svg"))

@@ -98,9 +98,9 @@ def redraw(key: Key[Array, ""], rgb: Planes, alpha: Plane) -> tuple[Planes, Plan
     return jnp.where(as_lines, lines, glyph), jnp.where(as_lines, lines_alpha, glyph_alpha)
 
 
-def surroundings(key: Key[Array, ""], pictures: Planes, others: Planes) -> Planes:
+def surroundings(key: Key[Array, ""], images: Planes, others: Planes) -> Planes:
     """Busy backgrounds for n images: noise of three sizes on a plain colour, or parts of n other images in it."""
-    n = len(pictures)
+    n = len(images)
     keys = jax.random.split(key, 10)
 
     def noise(key: Key[Array, ""], size: int) -> Planes:
@@ -149,12 +149,12 @@ def restyle_widely(key: Key[Array, ""], premultiplied: UInt8[Array, "n 64 64 4"]
     inside_x = jnp.abs(axis[None, None, None, :] - hole[:, :1]) < half[:, :1]
     inside_y = jnp.abs(axis[None, None, :, None] - hole[:, 1:2]) < half[:, 1:]
     alpha = jnp.where(inside_x & inside_y, 0.0, alpha)
-    picture = shown * alpha + ground * (1 - alpha)
+    image = shown * alpha + ground * (1 - alpha)
 
     blur = blur_matrix(0.9)
     amount = jnp.where(_some(keys[12], n, 0.4), _uniform(keys[13], n, -1.0, 0.9), 0.0)  # below zero sharpens
-    picture = picture + amount * (separable(picture, blur, blur) - picture)
+    image = image + amount * (separable(image, blur, blur) - image)
     strength = 0.08 * _uniform(keys[14], busy)
     grain = strength * jax.random.normal(keys[15], (busy, 1, SIZE, SIZE))
-    picture = picture.at[busy_rows].add(grain)
-    return jnp.moveaxis((jnp.clip(picture, 0.0, 1.0) - 0.5) / 0.5, 1, -1)
+    image = image.at[busy_rows].add(grain)
+    return jnp.moveaxis((jnp.clip(image, 0.0, 1.0) - 0.5) / 0.5, 1, -1)

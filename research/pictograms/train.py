@@ -51,7 +51,7 @@ def train_stage(
       ValueError: the loss stopped being finite, or the directory holds a run of another stage or other data.
     """
     table = treatments(stage.recipe.optimizer, flatten(params))
-    plan = make_plan(stage.recipe, table, make_objective(model, stage), len(batches.images), None)
+    plan = make_plan(stage.recipe, table, make_objective(model, stage), len(batches.drawings), None)
     state = make_state(plan, params)
     identity = json.loads(json.dumps(dataclasses.asdict(stage)))
     return run_loop(make_step(plan.step, state), state, batches, plan.steps, run, identity=identity)
@@ -80,8 +80,8 @@ def evaluate(directory: Path, data: Path) -> dict[str, Scores]:
         features: Any = model.apply({"params": params}, inputs, method=method)
         return normalize(features)
 
-    def encode_images(pictures: list[Any]) -> np.ndarray:
-        pixels = processor(images=pictures)["pixel_values"]
+    def encode_images(images: list[Any]) -> np.ndarray:
+        pixels = processor(images=images)["pixel_values"]
         return np.asarray(embed(pixels, method="get_image_features"))
 
     def encode_texts(texts: list[str]) -> np.ndarray:

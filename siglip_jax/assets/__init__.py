@@ -1,8 +1,12 @@
 """Files that ship with the package.
 
 Attributes:
-  BUNDLED_MODEL: directory of the small model that `siglip_jax.load()` opens by default.
-  EXAMPLES: directory of 64 images that the bundled model was not trained on, and their names in `labels.txt`.
+  BUNDLED_MODEL: directory of the small model that `siglip_jax.load()` loads by default.
+  EXAMPLES: directory of 64 images that the bundled model was not trained on, with their names in `labels.txt`.
+
+Example:
+  >>> (EXAMPLES / "horse.png").is_file()
+  True
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Checkpoints: files to `(config, params)` and back, without building a module."""
+"""Checkpoints: reading files into a configuration and parameters, and writing them, without building a module."""
 
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.convert import Conversion, convert

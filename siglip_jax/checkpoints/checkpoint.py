@@ -1,4 +1,4 @@
-"""What every format is read into and written from."""
+"""The classes that every format is read into and written from."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,17 +11,23 @@ from siglip_jax.configs.configuration import Config
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk, read.
+    """The configuration and parameters of a checkpoint.
 
     Attributes:
-      config: of the whole model, or of the one tower that the files hold.
-      params: nested dict of arrays in the types of the file, layers not stacked. Read from files they are read-only
-        views of a memory map: nothing is in memory before it is looked at. After `surgery.with_dtype` they are what
-        `np.asarray` makes an array of.
-      format: "huggingface", "big_vision", "open_clip" or "orbax".
-      architecture: the model class that the files hold, a key of `keymap.ARCHITECTURES`.
-      layout: how the files used the freedom that their format leaves, such as stacked layers; the same format is
-        written back in the same way.
+      config: configuration of the whole model, or of the tower that the files hold.
+      params: nested dict of arrays in the dtypes of the file, layers not stacked. Arrays read from files are read-only
+        views of a memory map: they are loaded into memory on first access. Leaves of a converted checkpoint may be
+        objects that only `np.asarray` turns into an array.
+      format: format of the files: "huggingface", "big_vision", "open_clip", "orbax" or "quantized".
+      architecture: model class of the parameters, such as "SiglipModel"; a key of `keymap.ARCHITECTURES`.
+      layout: choices that the format leaves open, such as stacked layers, by name; writing the same format again
+        repeats them.
+
+    Example:
+      >>> import siglip_jax
+      >>> checkpoint = siglip_jax.read_checkpoint(siglip_jax.assets.BUNDLED_MODEL)
+      >>> checkpoint.architecture, sorted(checkpoint.params)
+      ('SiglipModel', ['logit_bias', 'logit_scale', 'text_model', 'vision_model'])
     """
 
     config: Config
@@ -33,12 +39,21 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What files hold, from their headers alone.
+    """The contents of a checkpoint's files according to their headers; no parameters are read.
 
     Attributes:
-      path: the directory or file.
-      format, config, architecture, layout: as in `Checkpoint`.
-      tensors: by their names in the files.
+      path: local directory or file.
+      format: format of the files: "huggingface", "big_vision", "open_clip", "orbax" or "quantized".
+      config: configuration of the whole model, or of the tower that the files hold.
+      architecture: model class that the files hold, such as "SiglipModel"; a key of `keymap.ARCHITECTURES`.
+      tensors: shape, dtype and view of each tensor, by its name in the files.
+      layout: choices that the format leaves open, such as stacked layers, by name.
+
+    Example:
+      >>> import siglip_jax
+      >>> contents = siglip_jax.checkpoints.read_contents(siglip_jax.assets.BUNDLED_MODEL)
+      >>> contents.tensors["logit_scale"].shape
+      (1,)
     """
 
     path: Path

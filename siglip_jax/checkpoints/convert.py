@@ -1,4 +1,4 @@
-"""From one format to another, with what people change on the way; the result is read back and compared.
+"""Conversion of a checkpoint to another format, with optional changes; the result is read back and compared.
 
 `siglip-jax convert` and the scripts under `convert/` are the command line of `convert`.
 """
@@ -38,14 +38,14 @@ TOWERS = {"text": "TextModel", "image": "VisionModel"}
 
 
 class Moved(NamedTuple):
-    """Where a parameter comes from and goes to.
+    """The source and the destination of a parameter.
 
     Attributes:
       parameter: path of the parameter.
       shape: shape of the parameter in the tree.
-      dtype: name of its dtype.
-      source: name of the tensor it is read from; "-" for a fresh parameter.
-      destination: name of the tensor it is written to.
+      dtype: name of the dtype that is written.
+      source: name of the tensor that is read; "-" for a fresh parameter.
+      destination: name of the tensor that is written.
     """
 
     parameter: str
@@ -57,20 +57,26 @@ class Moved(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What a conversion did, or would do.
+    """The result of a conversion, or the plan of a dry run.
 
     Attributes:
-      source: local directory or file that was read.
-      destination: directory or file that was written.
+      source: local directory or file of the source.
+      destination: directory or file of the result.
       source_format: format of the source.
-      format: format of the destination.
-      architecture: model class that was written.
-      changes: what was changed on the way, a sentence each.
-      rows: one row for each parameter.
-      written: whether anything was written; False for a dry run.
-      bytes: size of the destination in bytes.
-      different: paths of parameters that were read back with other bits than were written; () if all are equal.
-      copied: names of the tokenizer's and image processor's files that were copied along.
+      format: format of the result.
+      architecture: model class of the result, such as "SiglipModel".
+      changes: one sentence per change to the parameters.
+      rows: source and destination of each parameter.
+      written: whether the result was written; False for a dry run.
+      bytes: size of the result in bytes; 0 for a dry run.
+      different: paths of the parameters whose bits differ when read back; () if all are equal.
+      copied: names of the copied files of the tokenizer and the image processor.
+
+    Example:
+      >>> import siglip_jax
+      >>> plan = convert(siglip_jax.assets.BUNDLED_MODEL, "model.npz", "big_vision", tower="image", dry_run=True)
+      >>> plan.architecture, plan.changes, plan.rows[-1].destination
+      ('SiglipVisionModel', ('image tower alone',), 'params/img/MAPHead_0/MlpBlock_0/Dense_1/bias')
     """
 
     source: Path
@@ -86,7 +92,11 @@ class Conversion:
     copied: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what JSON can hold; the rows of a dry run, else what was written and compared."""
+        """Converts the result to types that JSON can hold.
+
+        Returns:
+          A dictionary of the formats and changes, with the rows of a dry run, or else the numbers of a written result.
+        """
         facts: dict[str, Any] = {
             "source": str(self.source),
             "destination": str(self.destination),
@@ -122,30 +132,36 @@ def convert(
     on_progress: OnProgress | None = None,
     **options: Any,
 ) -> Conversion:
-    """Converts a checkpoint, copies the files of its processor along, reads the result back and compares every bit.
+    """Converts a checkpoint to a format, with optional changes, and verifies the result bit by bit.
+
+    The files of the tokenizer and the image processor are copied, except into an .npz file. The result is read back and
+    compared with the parameters that were written.
 
     Args:
-      source: local directory or file, or a Hub name; its format is recognised.
-      destination: directory to write to, or an .npz file for "big_vision"; must not be the source.
+      source: local directory or file, or a Hub name; the format is recognised from the files.
+      destination: directory to write to, or an .npz file for "big_vision"; must differ from the source.
       format: format to write: "huggingface", "big_vision", "open_clip" or "orbax".
-      tower: "text" or "image": write that tower alone; None: all that the source holds.
-      patch_size: pixels of both sides of a patch to resize the patch embedding to; None: as it is.
-      resolution: pixels of both sides of an image to resize the position table for; None: as it is. An image
-        processor that is copied along gets the same size.
-      rule: how `resolution` resizes: "bicubic", as `transformers` interpolates, or "big_vision", as big_vision loads.
-      text_length: tokens to shorten or lengthen the text positions to; None: as it is.
-      labels: names of the labels of a fresh classifier; (): no classifier.
-      dtype: "float32", "bfloat16" or "float16" to convert the parameters to; None: each as it is.
-      dry_run: write nothing.
-      on_progress: called with (bytes done, bytes in all); every byte counts twice, as it is written and read back.
-      **options: options of the format, see `write_checkpoint`; `stacked=True` stacks the layers in an .npz.
+      tower: "text" or "image" to write only that tower; None: everything that the source holds.
+      patch_size: new height and width of a patch in pixels, to which the patch embedding is resized; None: unchanged.
+      resolution: new height and width of an image in pixels, for which the position table is resized; None: unchanged.
+        A copied image processor is set to the same size.
+      rule: interpolation of `resolution`: "bicubic", as in `transformers`, or "big_vision", as in big_vision's loader.
+      text_length: new length of the text positions in tokens; None: unchanged.
+      labels: names of the labels of a new classifier, initialised with zeros; (): no new classifier.
+      dtype: "float32", "bfloat16" or "float16" to convert the parameters to; None: unchanged. `logit_scale` and
+        `logit_bias` keep their dtype.
+      dry_run: whether to return the plan without writing anything.
+      on_progress: called with (bytes done, total bytes); every byte counts twice, once when written and once when read
+        back. None: not called.
+      **options: options of the format, as for `write_checkpoint`; `stacked=True` stacks the layers in an .npz file.
+        Values of None and False are ignored.
 
     Returns:
-      What was done, or with `dry_run` what would be done.
+      The result, or with `dry_run` the plan.
 
     Raises:
       FileNotFoundError: if the source does not exist.
-      ValueError: if the source is damaged, a change or an option is impossible, or the format cannot hold the result.
+      ValueError: if the source is damaged, a change or an option is invalid, or the format cannot hold the result.
       OSError: if the destination cannot be written.
 
     Example:
@@ -163,7 +179,7 @@ def convert(
     contents = read_contents(source)
     target = Path(destination)
     if target.resolve() == contents.path.resolve():
-        raise ValueError(f"{destination}: expected another place than the source to write to")
+        raise ValueError(f"{destination}: the destination must not be the source, got the same path; choose another")
     architecture = contents.architecture
     if tower is not None:
         check_choice("tower", tower, TOWERS)
@@ -218,7 +234,7 @@ def _carried_out(
 
 
 def _counting(x: Any, size: int, counter: Counter) -> LazyArray:
-    """Returns the same array, which is counted when it is first looked at."""
+    """Returns a lazy view of an array that adds its size to a counter on first access."""
     uncounted = [size]
 
     def make() -> np.ndarray:
@@ -232,7 +248,7 @@ def _counting(x: Any, size: int, counter: Counter) -> LazyArray:
 def _same(one: Any, two: Any) -> bool:
     one, two = np.asarray(one), np.asarray(two)
     same = one.dtype == two.dtype and one.shape == two.shape
-    # As whole numbers: NaN equals itself then, and -0.0 is not 0.0.
+    # Compared as integers: NaN equals itself, and -0.0 differs from 0.0.
     bits = np.dtype(f"u{one.dtype.itemsize}")
     same = same and bool((np.ascontiguousarray(one).view(bits) == np.ascontiguousarray(two).view(bits)).all())
     release(one)
@@ -241,7 +257,7 @@ def _same(one: Any, two: Any) -> bool:
 
 
 def _copy_side_files(conversion: Conversion, checkpoint: Checkpoint) -> list[str]:
-    """Copies what a processor is made of; the image processor's size follows a changed resolution."""
+    """Copies the files of the processor; the image size of the image processor is set to that of the checkpoint."""
     source, target = conversion.source, conversion.destination
     home = source if source.is_dir() else source.parent
     size = getattr(getattr(checkpoint.config, "vision_config", checkpoint.config), "image_size", None)

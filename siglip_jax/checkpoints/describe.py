@@ -1,4 +1,4 @@
-"""What a checkpoint is: facts from the headers of its files, or from the registry of released checkpoints."""
+"""Description of a checkpoint, from the headers of its files or from the registry of released checkpoints."""
 
 import math
 import os
@@ -16,20 +16,23 @@ from siglip_jax.configs.variants import NAMES, VARIANTS, Variant
 
 
 def describe(name_or_path: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-    """Returns the facts about a checkpoint; no weights are read, and nothing is fetched for a released checkpoint.
+    """Describes a checkpoint without reading its weights.
+
+    A released checkpoint that is not in the cache is described from the registry; nothing is fetched for it.
 
     Args:
       name_or_path: local directory or file, or a Hub name; None: the bundled model.
 
     Returns:
       A dictionary that JSON can hold: `model`, `path`, `format`, `quantization`, `architecture`, the sizes of `vision`
-      and `text`, numbers of `parameters`, `stored_as` (tensors by dtype), `bytes`, `weight_files`, `temperature`,
-      `bias`, `processor_files`, and `variant`, the released checkpoint of the same sizes. What only files can say is
-      None for a released checkpoint that is not on this machine.
+      and `text` (None for an absent tower), numbers of `parameters` by tower and in total, `stored_as` (numbers of
+      tensors by dtype), `bytes`, `weight_files`, `temperature`, `bias`, `processor_files`, and `variant`, the released
+      checkpoint of the same sizes. Entries that only the files can determine are None for a checkpoint described from
+      the registry.
 
     Raises:
       FileNotFoundError: if the checkpoint does not exist.
-      ValueError: if it is not a SigLIP checkpoint, or damaged.
+      ValueError: if it is not a SigLIP checkpoint, or is damaged.
 
     Example:
       >>> facts = describe()
@@ -40,7 +43,7 @@ def describe(name_or_path: str | os.PathLike[str] | None = None) -> dict[str, An
 
 
 def facts_and_config(name_or_path: str | os.PathLike[str] | None) -> tuple[dict[str, Any], Config]:
-    """Returns the facts about a checkpoint, see `describe`, and its configuration."""
+    """Returns the description of a checkpoint, as `describe` does, and its configuration."""
     if name_or_path is None:
         return _of_files(BUNDLED_MODEL, "the bundled model")
     name = os.fspath(name_or_path)
@@ -49,11 +52,11 @@ def facts_and_config(name_or_path: str | os.PathLike[str] | None) -> tuple[dict[
         return _of_files(resolve(name), name)
     try:
         path = resolve(variant.name, local_files_only=True)
-    except (FileNotFoundError, ValueError):  # not in the cache, or the library that keeps one is not installed
+    except (FileNotFoundError, ValueError):  # not in the cache, or huggingface_hub is not installed
         return _of_variant(variant)
     try:
         return _of_files(path, variant.name)
-    except FileNotFoundError:  # the cache has a part of it, as after loading the tokenizer only
+    except FileNotFoundError:  # the cache lacks the weights, as after loading only the tokenizer
         return _of_variant(variant)
 
 
@@ -102,10 +105,10 @@ def _of_variant(variant: Variant) -> tuple[dict[str, Any], Config]:
 
 
 def released_variant(config: Any, architecture: str) -> Variant | None:
-    """Returns the released checkpoint whose configuration has the sizes of this one."""
+    """Returns the released checkpoint of the same sizes as a configuration; None if there is none."""
     counts = _expected_counts(config, architecture)
     for variant in VARIANTS:
-        if variant.parameters == counts["total"]:  # leaves a few, and leaves out towers and classifiers
+        if variant.parameters == counts["total"]:  # few remain, and no towers or classifiers
             released = SiglipConfig.from_variant(variant.name)
             if _towers(released, architecture, counts) == _towers(config, architecture, counts):
                 return variant
@@ -117,7 +120,7 @@ def _expected_counts(config: Any, architecture: str) -> dict[str, int]:
 
 
 def _counts(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
-    """Returns the number of parameters by tower, and in total."""
+    """Returns the numbers of parameters by tower and in total."""
     counts = Counter()
     for path, shape in shapes.items():
         counts[path.split("/")[0] if "/" in path else "temperature_and_bias"] += math.prod(shape)
@@ -140,7 +143,7 @@ def _vision(config: Any) -> dict[str, int | None]:
         "depth": config.num_hidden_layers,
         "heads": config.num_attention_heads,
         "mlp_width": config.intermediate_size,
-        "image_size": getattr(config, "image_size", None),  # None: any size, as NaFlex takes them
+        "image_size": getattr(config, "image_size", None),  # None: any size (NaFlex)
         "patch_size": config.patch_size,
         "patches": config.num_patches,
     }

@@ -1,4 +1,4 @@
-"""Names of checkpoints: local paths as they are, Hub names through `huggingface_hub`."""
+"""Resolution of the names of checkpoints: local paths unchanged, Hub names through `huggingface_hub`."""
 
 import os
 import re
@@ -8,20 +8,20 @@ from pathlib import Path
 from siglip_jax import _hub
 from siglip_jax.checkpoints.formats import FORMATS
 
-# Names in the topmost folder only, without characters that are special to a shell, a path or a pattern.
+# Names in the top folder only, without characters that are special to a shell, a path or a pattern.
 _PLAIN = re.compile(r"\w[\w.-]*")
 
 
 def needed(files: Iterable[str]) -> list[str]:
-    """Returns which files of a repository are fetched: configurations, vocabulary and one kind of weights.
+    """Selects the files of a repository to fetch: configurations, vocabulary and one kind of weights.
 
-    Pickles, msgpack and HDF5 files, files in folders, and names that could lead out of a directory are never fetched.
+    Pickles, msgpack and HDF5 files, files in folders, and names that could lead out of a directory are never selected.
 
     Args:
-      files: paths of all files in the repository.
+      files: paths of all files of the repository.
 
     Returns:
-      Names of files; the weights are those of the first format that finds its own among them.
+      Names of the files; the weights are those of the first format whose files are among them.
 
     Example:
       >>> needed(["config.json", "model.safetensors", "pytorch_model.bin", "onnx/model.onnx"])
@@ -35,18 +35,19 @@ def needed(files: Iterable[str]) -> list[str]:
 def resolve(
     name_or_path: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False
 ) -> Path:
-    """Returns the local directory or file of a checkpoint, fetched from the Hub if need be.
+    """Returns the local directory or file of a checkpoint, fetched from the Hub if necessary.
 
     Args:
-      name_or_path: local path, or a Hub name such as "google/siglip-base-patch16-224"; a path that exists wins.
-      revision: branch, tag or commit of a repository; None: its `main`. Local paths have none.
-      local_files_only: never ask the Hub.
+      name_or_path: local path, or a Hub name such as "google/siglip-base-patch16-224"; an existing path takes
+        precedence.
+      revision: branch, tag or commit of a Hub repository; None: `main`. Ignored for local paths.
+      local_files_only: whether to use only local files and the cache, without a request to the Hub.
 
     Returns:
-      A path on this machine.
+      A local path.
 
     Raises:
-      FileNotFoundError: if it is neither a local path nor a repository that can be fetched.
+      FileNotFoundError: if the name is neither an existing path nor a repository that can be fetched.
       ValueError: if it is a Hub name and the extra `hub` is not installed.
     """
     return _hub.resolve(name_or_path, needed=needed, revision=revision, local_files_only=local_files_only)

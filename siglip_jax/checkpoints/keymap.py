@@ -20,7 +20,7 @@ from siglip_jax.configs.configuration import (
 
 TEXT, VISION, LOGITS, CLASSIFIER = "text_model", "vision_model", "logit_", "classifier"
 
-# Which parts of the names each class of model holds.
+# Prefixes of the paths that each kind of model class holds.
 _PARTS: dict[str, tuple[str, ...]] = {
     "Model": (TEXT, VISION, LOGITS),
     "TextModel": (TEXT,),
@@ -28,35 +28,55 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "ForImageClassification": (VISION, CLASSIFIER),
 }
 ARCHITECTURES = {f"{family}{kind}": parts for family in ("Siglip", "Siglip2") for kind, parts in _PARTS.items()}
+"""Prefixes of the parameters' paths of each model class, by its name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """A model class within a checkpoint: its own configuration, and its rows in a table."""
+    """A model class to read from a checkpoint.
+
+    Attributes:
+      config: configuration of the model class.
+      architecture: name of the model class, a key of `ARCHITECTURES`.
+      fresh_classifier: whether the checkpoint lacks the classifier of this class.
+    """
 
     config: Config
     architecture: str
-    fresh_classifier: bool = False  # the checkpoint has no last layer for this class
+    fresh_classifier: bool = False
 
     def of(self, rows: list[Row]) -> list[Row]:
-        """Returns the rows of this class among those of the checkpoint or of the class itself."""
+        """Returns the rows of this class.
+
+        Args:
+          rows: rows of the checkpoint, or of the model class.
+        """
         parts = tuple(p for p in ARCHITECTURES[self.architecture] if not (self.fresh_classifier and p == CLASSIFIER))
         return [row for row in rows if row.path.startswith(parts)]
 
 
 def narrow(what: str, config: Config, found: str, wanted: str | None) -> Parts:
-    """Returns what to read as the class `wanted` from a checkpoint that holds the class `found`.
+    """Determines how to read a model class from a checkpoint of the same or another class.
 
-    A tower also comes out of a whole model, a classifier also out of one without its last layer.
+    A tower can be read from a whole model, and an image classifier from a model without a classifier.
+
+    Args:
+      what: name of the checkpoint, for errors.
+      config: configuration of the checkpoint.
+      found: model class that the checkpoint holds.
+      wanted: model class to read; None: `found`.
+
+    Returns:
+      The model class to read, with its own configuration.
 
     Raises:
-      ValueError: if the checkpoint cannot hold that class.
+      ValueError: if the checkpoint does not hold that class.
     """
     if wanted is None or wanted == found:
         return Parts(config, found)
     family = _family(config)
     if not isinstance(config, SiglipConfig) or wanted not in [f"{family}{kind}" for kind in _PARTS]:
-        raise ValueError(f"{what}: expected a checkpoint that {wanted} can load, found a {found}")
+        raise ValueError(f"{what}: the checkpoint must be one that {wanted} can load, got a {found}")
     part: Config = config
     if wanted.endswith("TextModel"):
         part = config.text_config
@@ -70,14 +90,30 @@ def _family(config: Config) -> str:
 
 
 def architecture_of(config: Config, classifies: bool = False) -> str:
-    """Returns the model class that belongs to a configuration."""
+    """Returns the model class of a configuration.
+
+    Args:
+      config: configuration of a whole model or of one tower.
+      classifies: whether the class of a whole model is the image classifier.
+
+    Returns:
+      A key of `ARCHITECTURES`.
+    """
     if isinstance(config, SiglipConfig):
         return _family(config) + ("ForImageClassification" if classifies else "Model")
     return _family(config) + ("TextModel" if isinstance(config, TextConfig) else "VisionModel")
 
 
 def key_table(config: Config, architecture: str) -> list[Row]:
-    """Returns a row for every parameter of a model class, in the order of the modules."""
+    """Returns the table of a model class for the Hugging Face format.
+
+    Args:
+      config: configuration of the model class.
+      architecture: name of the model class, a key of `ARCHITECTURES`.
+
+    Returns:
+      One row per parameter, in the order of the modules.
+    """
     parts = ARCHITECTURES[architecture]
     towers: Any = (config.text_config, config.vision_config) if isinstance(config, SiglipConfig) else (config, config)
     rows: list[Row] = []
@@ -137,7 +173,7 @@ def _text(c: TextConfig) -> Iterator[Row]:
 def _vision(c: VisionConfig) -> Iterator[Row]:
     path, d = "vision_model", c.hidden_size
     patch, key = f"{path}/embeddings/patch_embedding", f"{path}.embeddings.patch_embedding"
-    if isinstance(c, Siglip2VisionConfig):  # patches arrive flat: (row, column, channel)
+    if isinstance(c, Siglip2VisionConfig):  # flat patches: (row, column, channel)
         yield Row(f"{patch}/kernel", f"{key}.weight", (c.patch_size**2 * c.num_channels, d), LINEAR)
     else:
         yield Row(f"{patch}/kernel", f"{key}.weight", (c.patch_size, c.patch_size, c.num_channels, d), PATCHES)

@@ -1,4 +1,4 @@
-"""Files as read-only memory maps: tensors come out as views, and their pages can be given back once they are copied."""
+"""Memory-mapped files: tensors are read-only views, and their pages can be released once the tensors are copied."""
 
 import mmap
 import os
@@ -9,32 +9,52 @@ from jax.typing import DTypeLike
 
 
 class MappedFile:
-    """A file mapped into memory; nothing is read until a view of it is looked at.
+    """A memory-mapped file; nothing is read before a view is accessed.
 
-    The map lives as long as a view does. Files are replaced by renaming here, so a map keeps seeing the old contents.
+    The map stays open as long as a view exists. This package replaces files by renaming, so an open map keeps the old
+    contents.
+
+    Attributes:
+      path: path of the file.
+      size: size of the file in bytes.
     """
 
     def __init__(self, path: Path) -> None:
+        """Maps a file.
+
+        Args:
+          path: path of the file.
+        """
         with path.open("rb") as file:
             self.size = os.fstat(file.fileno()).st_size
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
         self.path = path
 
     def bytes(self, start: int, stop: int) -> bytes:
-        """Returns a copy of a range of the file."""
+        """Returns a copy of the bytes from `start` to `stop`."""
         return self._map[start:stop]
 
     def array(self, offset: int, dtype: DTypeLike, shape: tuple[int, ...], fortran_order: bool = False) -> np.ndarray:
-        """Returns a read-only view of an array that lies at `offset`, in C order unless said otherwise."""
+        """Returns a read-only view of an array in the file.
+
+        Args:
+          offset: position of the first byte of the array.
+          dtype: dtype of the array.
+          shape: shape of the array.
+          fortran_order: whether the array is stored in Fortran order instead of C order.
+        """
         count = int(np.prod(shape, dtype=np.int64))
         flat = np.frombuffer(self._map, dtype, count, offset) if count else np.empty(0, dtype)
         return flat.reshape(shape, order="F" if fortran_order else "C")
 
 
 def release(array: np.ndarray) -> None:
-    """Gives the pages behind a view of a `MappedFile` back to the system; other arrays are left alone.
+    """Releases the memory pages of a view of a `MappedFile`; does nothing for other arrays.
 
-    What is looked at again is read again: call this when the array has been copied.
+    A later access reads the file again, so this is for arrays that have been copied.
+
+    Args:
+      array: any array.
     """
     root = base = array
     while isinstance(base, np.ndarray):

@@ -1,8 +1,8 @@
-"""One .npz file: its arrays as lazy views, and a writer that holds one array in memory at a time.
+"""Reading of an .npz file as lazy views, and a writer that holds one array in memory at a time.
 
-`numpy.load` copies every array and, asked to, unpickles; here arrays that lie uncompressed in the archive are mapped,
-and arrays of objects are refused. Mirrors `npload` and `recover_dtype` of big_vision for bfloat16, which numpy writes
-as raw two-byte records.
+`numpy.load` copies every array and can unpickle; here uncompressed arrays are memory-mapped, and arrays of objects
+raise an error. Mirrors `npload` and `recover_dtype` of big_vision for bfloat16, which numpy writes as raw two-byte
+records.
 """
 
 import json
@@ -21,15 +21,21 @@ from siglip_jax.checkpoints.mapped import MappedFile, release
 from siglip_jax.checkpoints.table import NewTensor, StoredTensor
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-_LOCAL_HEADER = 30  # bytes of a zip member's own header before its name
-_MOST_EXPANSION = 4  # weights hardly compress: more is an archive that is meant to fill the memory
+_LOCAL_HEADER = 30  # bytes of the local header of a zip member before its name
+_MOST_EXPANSION = 4  # weights hardly compress; a larger factor is an archive made to exhaust the memory
 
 
 def read_npz(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
-    """Returns every array of a file by name, and the JSON object in the archive's comment; reads headers only.
+    """Reads the headers of an .npz file.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The arrays by name, and the JSON object in the comment of the archive ({} if there is none).
 
     Raises:
-      ValueError: if the file is truncated, corrupt or no .npz, or holds objects, which would have to be unpickled.
+      ValueError: if the file is truncated, corrupt or not an .npz file, or holds pickled objects.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -45,11 +51,11 @@ def read_npz(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
         raise
     except (*_DAMAGES, OSError) as error:
         if isinstance(error, OSError) and error.filename is not None:
-            raise  # the file cannot be opened; without a name, it is a place in the archive that cannot be
-        raise ValueError(f"{path}: expected an .npz file, found a truncated or corrupt one ({error})") from error
+            raise  # the file cannot be opened; an error without a file name concerns an offset in the archive
+        raise ValueError(_damaged(path, error)) from error
 
 
-# What zipfile, numpy's header parser and json raise for files that were not written by numpy.
+# The errors of zipfile, numpy's header parser and json for files that were not written by numpy.
 _DAMAGES = (
     zipfile.BadZipFile,
     zlib.error,
@@ -66,7 +72,7 @@ _DAMAGES = (
 
 
 class _Objects(ValueError):
-    """An array that could only be unpickled."""
+    """Raised for an array of pickled objects."""
 
 
 def _tensor(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: MappedFile) -> StoredTensor:
@@ -76,7 +82,9 @@ def _tensor(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: MappedFile)
         shape, fortran_order, dtype = _header(stream)
         skipped = stream.tell()
     if dtype.hasobject:
-        raise _Objects(f"{file.path}: {member.filename!r} holds pickled objects, which are never opened")
+        raise _Objects(
+            f"{file.path}: {member.filename!r} must hold numbers, got pickled objects, which are never opened"
+        )
     if dtype == np.dtype("V2"):
         dtype = _BFLOAT16
     if any(n < 0 for n in shape) or int(np.prod(shape, dtype=object)) * dtype.itemsize != member.file_size - skipped:
@@ -96,13 +104,15 @@ def _tensor(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: MappedFile)
             try:
                 with zipfile.ZipFile(file.path) as archive, archive.open(member) as stream:
                     data = stream.read(member.file_size)[skipped:]
-            except _DAMAGES as error:  # the checksum is looked at only now
-                raise ValueError(
-                    f"{file.path}: expected an .npz file, found a truncated or corrupt one ({error})"
-                ) from error
+            except _DAMAGES as error:  # the checksum is verified only now
+                raise ValueError(_damaged(file.path, error)) from error
             return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran_order else "C")
 
     return StoredTensor(file.path, shape, dtype, view)
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return f"{path}: the file must be an .npz file, got a truncated or corrupt one ({error}); get it again"
 
 
 def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -114,7 +124,13 @@ def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def write_npz(path: Path, tensors: Mapping[str, NewTensor], comment: str) -> None:
-    """Writes arrays uncompressed, in their order, as `numpy.savez` does, with a comment of at most 65,535 bytes."""
+    """Writes an uncompressed .npz file, as `numpy.savez` does.
+
+    Args:
+      path: file to write.
+      tensors: arrays by name, in the order in which they are written.
+      comment: comment of the archive, at most 65,535 bytes.
+    """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for key, tensor in tensors.items():
             array = tensor.make()

@@ -1,4 +1,4 @@
-"""Reading of checkpoints in any format."""
+"""Reading of checkpoints of any format."""
 
 import os
 import re
@@ -23,20 +23,27 @@ def read_contents(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> Contents:
-    """Returns what a checkpoint holds, from headers alone.
+    """Reads the headers of a checkpoint's files; no parameters are read.
 
     Args:
-      path: local directory or file, or a Hub name; for big_vision also with a sub-tree, as in "file.npz:img".
-      for_inference: accept formats whose parameters are for inference only, such as quantized ones.
-      revision: branch, tag or commit of a Hub repository; None: its `main`.
-      local_files_only: never ask the Hub.
+      path: local directory or file, or a Hub name; a file of big_vision may be followed by one of its subtrees, as in
+        "file.npz:img".
+      for_inference: whether to accept formats for inference only, such as "quantized".
+      revision: branch, tag or commit of a Hub repository; None: `main`.
+      local_files_only: whether to use only local files and the cache, without a request to the Hub.
 
     Returns:
-      Configuration, tensors and layout of the files.
+      The configuration, tensors and layout of the files.
 
     Raises:
       FileNotFoundError: if the path does not exist or holds no weights.
-      ValueError: if the weights are of no known format, damaged, or for inference only.
+      ValueError: if the weights are of an unknown format, damaged, or for inference only.
+
+    Example:
+      >>> import siglip_jax
+      >>> contents = read_contents(siglip_jax.assets.BUNDLED_MODEL)
+      >>> contents.format, contents.config.vision_config.hidden_size
+      ('huggingface', 192)
     """
     name, subtree = os.fspath(path), None
     if not Path(name).exists() and (m := re.fullmatch(r"(.+):(\w+)", name)):
@@ -46,14 +53,17 @@ def read_contents(
         if format.recognises(found):
             if format.inference_only and not for_inference:
                 raise ValueError(
-                    f"{found} must be a float checkpoint, got a {format.name} one, which is for inference only; use"
-                    " siglip_jax.load on it, and the checkpoint it was made from for everything else"
+                    f"{found}: the checkpoint must be a float one, got a {format.name} one, which is for inference"
+                    " only; open it with siglip_jax.load, or use the checkpoint it was made from"
                 )
             contents = format.read_contents(found)
             if subtree is None:
                 return contents
             if format.subtree is None:
-                raise ValueError(f"{found} must be a file with sub-trees to read {subtree!r} of it, got {format.name}")
+                raise ValueError(
+                    f"{found}: the file must be of a format with subtrees to read {subtree!r}, got {format.name};"
+                    f" leave out :{subtree}"
+                )
             return format.subtree(contents, subtree)
     raise _unknown(found)
 
@@ -61,15 +71,15 @@ def read_contents(
 def _unknown(path: Path) -> Exception:
     if path.is_file():
         return ValueError(
-            f"{path}: expected a .safetensors or .npz file, or a checkpoint directory, found another file"
+            f"{path}: a checkpoint must be a .safetensors file, an .npz file or a directory, got another file"
         )
     if list(path.glob("*pytorch_model*.bin")):
         return ValueError(
-            f"{path}: found only pytorch_model.bin, a pickle, which is never opened; expected model.safetensors: load"
-            " it with transformers and save_pretrained it"
+            f"{path}: the weights must be model.safetensors, got only pytorch_model.bin, a pickle, which is never"
+            " opened; load it with transformers and save it with save_pretrained"
         )
     *kinds, last = (format.files for format in FORMATS.values() if not format.inference_only)
-    return FileNotFoundError(f"{path}: expected {', '.join(kinds)} or {last} in this directory, found none")
+    return FileNotFoundError(f"{path}: the directory must hold {', '.join(kinds)} or {last}, got none of them")
 
 
 def read_checkpoint(
@@ -82,19 +92,20 @@ def read_checkpoint(
     """Reads a checkpoint; the format is recognised from the files.
 
     Args:
-      path: local directory or file, or a Hub name; for big_vision also with a sub-tree, as in "file.npz:img".
-      architecture: model class to read as, a key of `keymap.ARCHITECTURES`: a tower is also read out of a whole model,
-        and a classifier out of a model without its last layer, which is then left out of the parameters. None: the
-        class that the files hold.
-      revision: branch, tag or commit of a Hub repository; None: its `main`.
-      local_files_only: never ask the Hub.
+      path: local directory or file, or a Hub name; a file of big_vision may be followed by one of its subtrees, as in
+        "file.npz:img".
+      architecture: model class to read, a key of `keymap.ARCHITECTURES`; None: the class that the files hold. A tower
+        can be read from a whole model. "SiglipForImageClassification" can be read from a model without a classifier,
+        which the parameters then lack.
+      revision: branch, tag or commit of a Hub repository; None: `main`.
+      local_files_only: whether to use only local files and the cache, without a request to the Hub.
 
     Returns:
-      Configuration and parameters; parameters are read-only views of memory-mapped files where the format allows.
+      The configuration and the parameters; arrays are read-only views of memory-mapped files where the format allows.
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: if a file is damaged, or tensors are missing, unexpected or of the wrong shape.
+      ValueError: if a file is damaged, or tensors are missing, unexpected or of the wrong shape or dtype.
 
     Example:
       >>> import siglip_jax
@@ -110,19 +121,19 @@ def select(
     architecture: str | None = None,
     shardings: Shardings | None = None,
 ) -> Checkpoint:
-    """Returns one model class out of what files hold.
+    """Reads the parameters of one model class from files whose headers have been read.
 
     Args:
-      contents: what the files hold.
-      architecture: model class to read as, see `read_checkpoint`.
-      shardings: function from the shapes of the parameters by path to their shardings. An orbax directory is then read
-        onto the devices at once; other formats give views of their files as always.
+      contents: headers of the files, as returned by `read_contents`.
+      architecture: model class to read, a key of `keymap.ARCHITECTURES`; None: the class that the files hold.
+      shardings: function from the shapes of the parameters by path to their shardings; None: host arrays. With it an
+        orbax directory is restored onto the devices directly; the other formats return views of their files.
 
     Returns:
-      The checkpoint of that class.
+      The configuration and parameters of that class.
 
     Raises:
-      ValueError: if the files cannot be read as that class.
+      ValueError: if the files do not hold that class.
     """
     c = contents
     format = FORMATS[c.format]
@@ -134,25 +145,25 @@ def select(
 
 
 def rows_of(contents: Contents) -> list[Row]:
-    """Returns the table of the model class that files hold.
+    """Returns the table of the parameters of some files.
 
     Args:
-      contents: what the files hold.
+      contents: headers of the files, as returned by `read_contents`.
 
     Returns:
-      One row for each parameter: its path, shape, and the tensor it comes from.
+      One row per parameter, with its path, its shape and the tensor that holds it.
     """
     return FORMATS[contents.format].table(contents.config, contents.architecture, contents.layout)
 
 
 def read_scalars(contents: Contents) -> dict[str, float]:
-    """Returns the two scalars of the loss.
+    """Reads the two scalars of the loss.
 
     Args:
-      contents: what the files hold.
+      contents: headers of the files, as returned by `read_contents`.
 
     Returns:
-      `logit_scale`, the logarithm of the temperature, and `logit_bias`; {} for a tower alone.
+      `logit_scale`, the logarithm of the temperature, and `logit_bias`; {} for the checkpoint of one tower.
     """
     rows = [row for row in rows_of(contents) if row.path in LOGITS and row.key in contents.tensors]
     if not rows:

@@ -1,7 +1,7 @@
-"""One safetensors file: its tensors as lazy views, and a writer that holds one tensor in memory at a time.
+"""Reading of a safetensors file as lazy views, and a writer that holds one tensor in memory at a time.
 
-The library `safetensors` checks every header; the views are our own because its reader copies, and the writer because
-the library's takes all tensors at once and writes the buffer behind a transposed view as if it were in order.
+The library `safetensors` checks every header. Its reader is not used because it copies, nor its writer because that
+takes all tensors at once and writes the buffer of a transposed view as if it were in C order.
 """
 
 import json
@@ -33,10 +33,16 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
-    """Returns every tensor of a file by name, reading its header only.
+    """Reads the header of a safetensors file.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The tensors by name.
 
     Raises:
-      ValueError: if the file is truncated, corrupt or no safetensors file.
+      ValueError: if the file is truncated, corrupt or not a safetensors file.
     """
     try:
         with safetensors.safe_open(path, framework="numpy"):
@@ -46,7 +52,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         return dict(_tensors(file, start))
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(
-            f"{path}: expected a safetensors file, found a truncated or corrupt one ({error}); get it again"
+            f"{path}: the file must be a safetensors file, got a truncated or corrupt one ({error}); get it again"
         ) from error
 
 
@@ -56,10 +62,10 @@ def _tensors(file: MappedFile, start: int) -> Iterator[tuple[str, StoredTensor]]
             continue
         shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
         dtype = DTYPES.get(entry["dtype"])
-        if dtype is None:  # quantized types and the like: listed, but of no use here
+        if dtype is None:  # such as quantized dtypes: listed, but never read
             dtype = np.dtype(f"V{(end - begin) // max(1, math.prod(shape)) or 1}")
         elif math.prod(shape) * dtype.itemsize != end - begin or start + end > file.size:
-            raise ValueError(f"{key}: its shape and its place in the file do not agree")
+            raise ValueError(f"{key}: shape and offsets do not agree")
 
         def view(at: int = start + begin, dtype: np.dtype = dtype, shape: tuple[int, ...] = shape) -> np.ndarray:
             return file.array(at, dtype, shape)
@@ -68,13 +74,18 @@ def _tensors(file: MappedFile, start: int) -> Iterator[tuple[str, StoredTensor]]
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str]) -> None:
-    """Writes tensors in the order and with the bytes of the library: wider types first, then by name.
+    """Writes a safetensors file with the same bytes as the library.
+
+    Args:
+      path: file to write.
+      tensors: tensors by name; stored by decreasing width of the dtype, then by name.
+      metadata: texts by name, stored in the header.
 
     Raises:
-      ValueError: if a type has no name in this format.
+      ValueError: if the format has no name for a dtype.
     """
     if wrong := [f"{key}: {t.dtype}" for key, t in tensors.items() if t.dtype not in _NAMES]:
-        raise ValueError(f"expected types of {', '.join(DTYPES)} to write, found {', '.join(wrong[:4])}")
+        raise ValueError(f"dtypes must be among {', '.join(DTYPES)}, got {', '.join(wrong[:4])}; convert these tensors")
     order = sorted(tensors, key=lambda key: (-_rank(tensors[key].dtype), key))
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0

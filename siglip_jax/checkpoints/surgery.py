@@ -1,6 +1,7 @@
-"""Changes to a checkpoint that keep its meaning as far as can be; each says in a sentence what it did.
+"""Changes to a checkpoint: resolution, patch size, text length, dtype and labels.
 
-Numbers are computed in float64 and stored in the type they had.
+Each preserves the outputs as far as possible and describes itself in a sentence. New values are computed in float64 and
+stored in the dtype of the old ones.
 """
 
 import math
@@ -23,7 +24,12 @@ _PATCHES = "vision_model/embeddings/patch_embedding/kernel"
 
 
 class Changed(NamedTuple):
-    """A changed checkpoint, and what was changed, in a sentence."""
+    """A changed checkpoint.
+
+    Attributes:
+      checkpoint: changed configuration and parameters.
+      said: description of the change, one sentence.
+    """
 
     checkpoint: Checkpoint
     said: str
@@ -33,9 +39,13 @@ def with_resolution(checkpoint: Checkpoint, image_size: int, rule: str = "bicubi
     """Resizes the position table for images of another size.
 
     Args:
-      image_size: pixels of both sides.
-      rule: "bicubic", as `interpolate_pos_encoding` of the reference, or "big_vision", its linear interpolation between
-        corners (`scipy.ndimage.zoom` of order 1) when it loads a checkpoint.
+      checkpoint: checkpoint with an image tower of fixed resolution.
+      image_size: new height and width of an image in pixels.
+      rule: interpolation: "bicubic", as `interpolate_pos_encoding` of the reference, or "big_vision", as big_vision's
+        loader interpolates: linearly between the corners (`scipy.ndimage.zoom` of order 1).
+
+    Returns:
+      The changed checkpoint and a description of the change.
 
     Raises:
       ValueError: if there is no image tower of fixed resolution, or the rule is unknown.
@@ -51,12 +61,18 @@ def with_resolution(checkpoint: Checkpoint, image_size: int, rule: str = "bicubi
 
 
 def with_patch_size(checkpoint: Checkpoint, patch_size: int) -> Changed:
-    """Resizes the patch embedding so that a resized patch embeds as before (FlexiViT, arXiv 2212.08013, section 3.4).
+    """Resizes the patch embedding so that a resized patch has the same embedding.
 
-    The grid of patches stays, so the images grow or shrink with the patches.
+    The number of patches is unchanged, so the image size changes with the patch size.
+
+    Source: FlexiViT, arXiv 2212.08013, section 3.4.
 
     Args:
-      patch_size: pixels of both sides.
+      checkpoint: checkpoint with an image tower of fixed resolution.
+      patch_size: new height and width of a patch in pixels.
+
+    Returns:
+      The changed checkpoint and a description of the change.
 
     Raises:
       ValueError: if there is no image tower of fixed resolution.
@@ -67,7 +83,7 @@ def with_patch_size(checkpoint: Checkpoint, patch_size: int) -> Changed:
     params = flatten(checkpoint.params)
     kernel = np.asarray(params[_PATCHES])
     one = _bilinear_matrix(old, patch_size)
-    # pinv of a Kronecker product is the product of the pinvs, so each axis is solved alone.
+    # The pseudo-inverse of a Kronecker product is the product of the pseudo-inverses, so the axes are separable.
     inverse = np.linalg.pinv(one.T)
     new = np.einsum("oi,pj,ijcd->opcd", inverse, inverse, kernel.astype(np.float64), optimize=True)
     params[_PATCHES] = new.astype(kernel.dtype)
@@ -76,38 +92,55 @@ def with_patch_size(checkpoint: Checkpoint, patch_size: int) -> Changed:
 
 
 def with_text_length(checkpoint: Checkpoint, length: int) -> Changed:
-    """Cuts or stretches the text positions. The last one, which the embedding is taken from, stays the last.
+    """Shortens or lengthens the table of text positions.
 
-    Longer tables interpolate between the last two rows; a model needs fine-tuning after that.
+    The last row remains the last, since the embedding is taken from the last position. New rows interpolate between the
+    last two; a lengthened model needs fine-tuning.
 
     Args:
-      length: tokens.
+      checkpoint: checkpoint with a text tower.
+      length: new length of a text in tokens, at least 2.
+
+    Returns:
+      The changed checkpoint and a description of the change.
 
     Raises:
       ValueError: if there is no text tower, or the length is below 2.
     """
     config: Any = checkpoint.config
     text = config.text_config if isinstance(config, SiglipConfig) else config
-    if not isinstance(text, SiglipTextConfig) or length < 2:
-        raise ValueError(f"expected a text tower and a length of at least 2, found {type(text).__name__} and {length}")
+    if not isinstance(text, SiglipTextConfig):
+        raise ValueError(f"the checkpoint must have a text tower to change its length, got a {checkpoint.architecture}")
+    if length < 2:
+        raise ValueError(f"the text length must be at least 2, got {length}")
     params = flatten(checkpoint.params)
     table = np.asarray(params[_TEXT_POSITIONS])
     old = len(table)
     if length <= old:
         rows = np.concatenate([table[: length - 1], table[-1:]])
-        said = f"text positions cut from {old} to {length}: the first {length - 1} and the last"
+        said = f"text positions shortened from {old} to {length}: the first {length - 1} and the last"
     else:
         share = np.linspace(0, 1, length - old + 2, dtype=np.float64)[1:, None]
         before, last = table[-2:-1].astype(np.float64), table[-1:].astype(np.float64)
         between = ((1 - share) * before + share * last).astype(table.dtype)
         rows = np.concatenate([table[:-1], between[:-1], table[-1:]])
-        said = f"text positions stretched from {old} to {length}: the model needs fine-tuning now"
+        said = f"text positions lengthened from {old} to {length}: the model needs fine-tuning"
     params[_TEXT_POSITIONS] = rows
     return Changed(_replaced(checkpoint, params, text_config=text.replace(max_position_embeddings=length)), said)
 
 
 def with_dtype(checkpoint: Checkpoint, dtype: DTypeLike) -> Changed:
-    """Converts every parameter but temperature and bias, which stay float32; each when it is looked at."""
+    """Converts every parameter except `logit_scale` and `logit_bias`, which keep their dtype.
+
+    Each parameter is converted on access, so that one at a time is in memory.
+
+    Args:
+      checkpoint: any float checkpoint.
+      dtype: new dtype of the parameters.
+
+    Returns:
+      The changed checkpoint, whose converted leaves are `LazyArray`s, and a description of the change.
+    """
     kind = np.dtype(dtype)
 
     def converted(x: Any) -> LazyArray:
@@ -126,14 +159,23 @@ def with_dtype(checkpoint: Checkpoint, dtype: DTypeLike) -> Changed:
 
 
 def with_labels(checkpoint: Checkpoint, labels: list[str]) -> Changed:
-    """Makes an image classifier with a fresh last layer of zeros out of a whole model or a classifier.
+    """Converts a whole model or an image classifier to an image classifier with a new last layer of zeros.
+
+    Args:
+      checkpoint: checkpoint of a whole model or of an image classifier.
+      labels: names of the labels.
+
+    Returns:
+      The image classifier and a description of the change.
 
     Raises:
-      ValueError: if there is no whole configuration to keep the labels in.
+      ValueError: if the checkpoint is that of one tower, whose configuration has no place for labels.
     """
     config = checkpoint.config
     if not isinstance(config, SiglipConfig):
-        raise ValueError("a classifier is made from a whole model, found one tower")
+        raise ValueError(
+            f"the checkpoint must be a whole model to become a classifier, got a {checkpoint.architecture}"
+        )
     config = config.replace(id2label=dict(enumerate(labels)))
     params = {path: x for path, x in flatten(checkpoint.params).items() if path.startswith("vision_model/")}
     dtype = np.dtype(params[_IMAGE_POSITIONS].dtype)
@@ -143,14 +185,16 @@ def with_labels(checkpoint: Checkpoint, labels: list[str]) -> Changed:
     made = Checkpoint(
         config, unflatten(params), checkpoint.format, f"{family}ForImageClassification", checkpoint.layout
     )
-    return Changed(made, f"a fresh classifier of {len(labels)} labels, zeros")
+    return Changed(made, f"a new classifier of {len(labels)} labels, all zeros")
 
 
 def _vision(checkpoint: Checkpoint) -> SiglipVisionConfig:
     config = checkpoint.config
     vision = config.vision_config if isinstance(config, SiglipConfig) else config
     if not isinstance(vision, SiglipVisionConfig):
-        raise ValueError(f"expected an image tower of fixed resolution, found a {checkpoint.architecture}")
+        raise ValueError(
+            f"the checkpoint must have an image tower of fixed resolution, got a {checkpoint.architecture}"
+        )
     return vision
 
 
@@ -174,7 +218,7 @@ def _resized_positions(table: np.ndarray, old: int, new: int, rule: str) -> np.n
 
 
 def _bilinear_matrix(size: int, new_size: int) -> np.ndarray:
-    """The (new_size, size) matrix of a bilinear resize along one axis: half-pixel centres, no antialias."""
+    """Returns the (new_size, size) matrix of a bilinear resize along one axis: half-pixel centres, no antialias."""
     centre = np.clip((np.arange(new_size) + 0.5) * (size / new_size) - 0.5, 0, size - 1)
     left = np.minimum(np.floor(centre).astype(int), max(size - 2, 0))
     matrix = np.zeros((new_size, size))

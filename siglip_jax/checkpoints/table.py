@@ -1,7 +1,7 @@
-"""Tables between parameters and the tensors of a file, whatever the format; reading and writing derive from them.
+"""Tables between parameters and the tensors of a file; reading and writing of every format derive from them.
 
-Each row names a parameter by its path, the tensor it comes from, and the invertible transform between the two. A tensor
-that holds several parameters, such as packed projections or stacked layers, has several rows that say which part.
+Each row records the path of a parameter, the tensor that holds it, and the invertible transform between the two. A
+tensor of several parameters, such as packed projections or stacked layers, has one row per parameter, with its part.
 """
 
 import dataclasses
@@ -19,7 +19,12 @@ FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 class Transform(NamedTuple):
-    """A tensor of the file to a parameter, and back; both are views."""
+    """An invertible transform between a tensor of the file and a parameter; both directions return views.
+
+    Attributes:
+      to_param: function from the tensor to the parameter.
+      to_tensor: function from the parameter to the tensor.
+    """
 
     to_param: Callable[[np.ndarray], np.ndarray]
     to_tensor: Callable[[np.ndarray], np.ndarray]
@@ -31,20 +36,26 @@ PATCHES = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 
 
 
 def reshaped(param: Shape, tensor: Shape) -> Transform:
-    """A tensor with its axes split or merged."""
+    """Returns the transform between a parameter and a tensor of another shape and the same size."""
     return Transform(lambda x: x.reshape(param), lambda x: x.reshape(tensor))
 
 
 def layer_of(transform: Transform) -> Transform:
-    """One layer of a tensor that holds all layers on a leading axis."""
+    """Returns the transform of one layer of a tensor that stacks the layers on a leading axis."""
     return Transform(lambda x: transform.to_param(x[0]), lambda x: transform.to_tensor(x)[None])
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One parameter: where it is in the tree, which tensor it comes from, and its shape in the tree.
+    """The entry of one parameter.
 
-    `part` of `parts` equal pieces of the tensor's first axis.
+    Attributes:
+      path: path of the parameter in the tree.
+      key: name of the tensor that holds it.
+      shape: shape of the parameter in the tree.
+      transform: transform between the tensor, or its part, and the parameter.
+      part: index of the part of the tensor that holds the parameter.
+      parts: number of equal parts along the first axis of the tensor; 1: the whole tensor.
     """
 
     path: str
@@ -57,12 +68,16 @@ class Row:
     @functools.cached_property
     def tensor_shape(self) -> Shape:
         """Shape of the whole tensor in the file."""
-        # A broadcast scalar has the shape without the memory.
+        # A broadcast scalar has the shape but takes no memory.
         shape = self.transform.to_tensor(np.broadcast_to(np.int8(0), self.shape)).shape
         return shape if self.parts == 1 else (shape[0] * self.parts, *shape[1:])
 
     def param(self, tensor: np.ndarray) -> np.ndarray:
-        """Returns the parameter, a view of the whole tensor."""
+        """Returns the parameter as a view of the tensor.
+
+        Args:
+          tensor: the whole tensor.
+        """
         if self.parts > 1:
             size = tensor.shape[0] // self.parts
             tensor = tensor[self.part * size : (self.part + 1) * size]
@@ -71,7 +86,14 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a file: what its header says, and the view that reads it."""
+    """A tensor in a file.
+
+    Attributes:
+      file: the file.
+      shape: shape of the tensor.
+      dtype: dtype of the tensor.
+      view: function that returns the tensor, a view of the file where the format allows.
+    """
 
     file: Path
     shape: Shape
@@ -81,7 +103,13 @@ class StoredTensor:
 
 @dataclasses.dataclass(frozen=True)
 class NewTensor:
-    """A tensor to be written: its shape and type are known before it is put together."""
+    """A tensor to be written, whose values are computed when they are written.
+
+    Attributes:
+      shape: shape of the tensor.
+      dtype: dtype of the tensor.
+      make: function that computes the tensor.
+    """
 
     shape: Shape
     dtype: np.dtype
@@ -99,19 +127,24 @@ def read_params(
     tensors: Mapping[str, StoredTensor],
     ignored: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Returns the tree of parameters of a table: views that read the file when they are looked at.
+    """Returns the parameters of a table as views that read the file on access.
 
     Args:
-      what: says in errors what was read.
-      ignored: further keys that the file may hold.
+      what: name of the checkpoint, for errors.
+      rows: rows of the parameters to read.
+      tensors: tensors of the files by name.
+      ignored: names of further tensors that the files may hold.
+
+    Returns:
+      Nested dict of arrays.
 
     Raises:
-      ValueError: if tensors are missing, unexpected, of the wrong shape or no floats.
+      ValueError: if tensors are missing, unexpected, of the wrong shape or not floating point.
     """
     rows = list(rows)
     expected = check_rows(what, rows, tensors, ignored)
     if wrong := [f"{key}: {tensors[key].dtype}" for key in expected if tensors[key].dtype.name not in FLOATS]:
-        raise ValueError(f"{what}: expected tensors of one of {FLOATS}, found {', '.join(wrong[:4])}")
+        raise ValueError(f"{what}: dtypes must be among {', '.join(FLOATS)}, got {', '.join(wrong[:4])}")
     views = {key: tensors[key].view() for key in expected}
     return unflatten({row.path: row.param(views[row.key]) for row in rows})
 
@@ -119,7 +152,16 @@ def read_params(
 def check_rows(
     what: str, rows: Iterable[Row], tensors: Mapping[str, StoredTensor], ignored: Iterable[str]
 ) -> dict[str, Shape]:
-    """Compares a table with a file and returns the shapes of its tensors by key.
+    """Compares a table with the tensors of some files.
+
+    Args:
+      what: name of the checkpoint, for errors.
+      rows: rows of the parameters to read.
+      tensors: tensors of the files by name.
+      ignored: names of further tensors that the files may hold.
+
+    Returns:
+      The shapes of the tensors of the table by name.
 
     Raises:
       ValueError: if tensors are missing, unexpected or of the wrong shape.
@@ -131,19 +173,24 @@ def check_rows(
 
 
 def new_tensors(what: str, rows: Iterable[Row], params: Mapping[str, Any]) -> dict[str, NewTensor]:
-    """Returns the tensors of a file by key, in the order of the table, each to be made when it is written.
+    """Returns the tensors of a file to be written; each is computed when it is written.
 
     Args:
-      params: layers stacked or not; numpy or jax arrays.
+      what: name of the parameters, for errors.
+      rows: rows of all parameters.
+      params: nested dict of numpy or jax arrays, layers stacked or not.
+
+    Returns:
+      The tensors by name, in the order of the table.
 
     Raises:
-      ValueError: if the parameters are not those of the table, or quantized.
+      ValueError: if the parameters are not those of the table, or are quantized.
     """
     if set(params) == {"params"}:
-        raise ValueError("expected the parameters themselves, found {'params': …}; pass variables['params']")
+        raise ValueError("params must be the tree of parameters, got {'params': …}; pass variables['params']")
     flat = flatten(unstack_layers(params, layer_slice))
     if any(isinstance(x, Quantized) for x in flat.values()):
-        raise ValueError("expected float parameters, found quantized ones; save them with Siglip.save_pretrained")
+        raise ValueError("params must be float arrays, got quantized ones; save them with Siglip.save_pretrained")
     rows = list(rows)
     check_names_and_shapes(what, {row.path: row.shape for row in rows}, {p: np.shape(x) for p, x in flat.items()})
     grouped: dict[str, list[Row]] = {}
@@ -155,7 +202,8 @@ def new_tensors(what: str, rows: Iterable[Row], params: Mapping[str, Any]) -> di
 def _new_tensor(key: str, rows: list[Row], flat: Mapping[str, Any]) -> NewTensor:
     dtypes = {np.dtype(flat[row.path].dtype) for row in rows}
     if len(dtypes) > 1:
-        raise ValueError(f"expected one type in {', '.join(r.path for r in rows)}, which make up {key}; found {dtypes}")
+        paths, names = ", ".join(row.path for row in rows), ", ".join(sorted(dtype.name for dtype in dtypes))
+        raise ValueError(f"{paths} must have one dtype, since they form {key}, got {names}; convert them to one")
 
     def make() -> np.ndarray:
         pieces = [row.transform.to_tensor(np.asarray(flat[row.path])) for row in rows]
@@ -165,10 +213,15 @@ def _new_tensor(key: str, rows: list[Row], flat: Mapping[str, Any]) -> NewTensor
 
 
 def check_names_and_shapes(what: str, expected: Mapping[str, Shape], found: Mapping[str, Shape]) -> None:
-    """Compares two sets of names with shapes.
+    """Compares the names and shapes of tensors with the expected ones.
+
+    Args:
+      what: name of the checkpoint or parameters, for errors.
+      expected: expected shapes by name.
+      found: shapes by name.
 
     Raises:
-      ValueError: in one line that lists what is missing, unexpected and of the wrong shape.
+      ValueError: if they differ; the message lists missing and unexpected names, and wrong shapes.
     """
     problems = []
     if missing := [name for name in expected if name not in found]:
@@ -176,16 +229,17 @@ def check_names_and_shapes(what: str, expected: Mapping[str, Shape], found: Mapp
     if unexpected := [name for name in found if name not in expected]:
         problems.append(f"{len(unexpected)} unexpected ({_some(unexpected)})")
     if wrong := [n for n, shape in expected.items() if n in found and tuple(found[n]) != shape]:
-        listed = _some([f"{n}: expected {expected[n]}, found {tuple(found[n])}" for n in wrong])
+        listed = _some([f"{n} must be {expected[n]}, got {tuple(found[n])}" for n in wrong])
         problems.append(f"{len(wrong)} of the wrong shape ({listed})")
     if problems:
         raise ValueError(
-            f"{what} does not fit the configuration: {'; '.join(problems)}; use the config.json it was saved with"
+            f"{what} must hold the parameters of the configuration, got {', '.join(problems)}; use the config.json it"
+            " was saved with"
         )
 
 
 def _some(names: list[str], limit: int = 4) -> str:
-    # A file may name its tensors as it likes, with newlines and what terminals take for commands.
+    # Names from a file are untrusted: they may contain newlines and terminal escape sequences.
     names = [name if name.isprintable() else repr(name) for name in names]
     more = f", and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -1,4 +1,4 @@
-"""Is a checkpoint whole? Names, shapes and dtypes from its headers, then every value, then its tokenizer."""
+"""Verification of a checkpoint: names, shapes and dtypes of its tensors, every value, and its tokenizer."""
 
 import math
 import os
@@ -19,12 +19,16 @@ from siglip_jax.processing import SiglipTokenizer
 
 
 class Check(NamedTuple):
-    """One thing that was checked.
+    """The result of one check.
 
     Attributes:
-      name: what was checked.
-      right: whether it is as it should be.
-      found: what was found, in words.
+      name: name of the check, as in "every value finite".
+      right: whether the check passed.
+      found: what the check found, in words.
+
+    Example:
+      >>> Check("every value finite", False, "text_model/head/kernel").right
+      False
     """
 
     name: str
@@ -33,21 +37,21 @@ class Check(NamedTuple):
 
 
 def verify(name_or_path: str | os.PathLike[str], *, on_progress: OnProgress | None = None) -> list[Check]:
-    """Checks a checkpoint: its tensors, every value, and the tokenizer beside it.
+    """Verifies the tensors of a checkpoint, all their values, and the tokenizer beside them.
 
-    Where the checkpoint has the sizes of a released one, its tokenizer is compared with the published token ids.
+    If a released checkpoint has the same sizes, the tokenizer is compared with its published token ids.
 
     Args:
       name_or_path: local directory or file, or a Hub name.
-      on_progress: called with (bytes checked, bytes in all).
+      on_progress: called with (bytes checked, total bytes); None: not called.
 
     Returns:
-      What was checked; the checkpoint is whole if every `Check.right` is True.
+      The results of the checks; the checkpoint is intact if `right` is True in all of them.
 
     Raises:
       FileNotFoundError: if the checkpoint does not exist.
-      ValueError: if tensors are missing, unexpected, of the wrong shape or dtype, or a file is damaged: nothing else can
-        be checked then.
+      ValueError: if tensors are missing, unexpected, or of the wrong shape or dtype, or a file is damaged, so that
+        nothing else can be checked.
 
     Example:
       >>> import siglip_jax
@@ -59,18 +63,29 @@ def verify(name_or_path: str | os.PathLike[str], *, on_progress: OnProgress | No
 
 
 def verify_contents(contents: Contents, on_progress: OnProgress | None = None) -> Iterator[Check]:
-    """Yields the checks of the tensors of a checkpoint, cheapest first; see `verify`."""
+    """Yields the checks of the tensors of a checkpoint, cheapest first.
+
+    Args:
+      contents: headers of the files, as returned by `read_contents`.
+      on_progress: called with (bytes checked, total bytes); None: not called.
+
+    Yields:
+      One result per check.
+
+    Raises:
+      ValueError: if tensors are missing, unexpected, or of the wrong shape or dtype.
+    """
     checkpoint = select(contents)
     flat = flatten(checkpoint.params)
     counter = Counter(on_progress, sum(x.nbytes for x in flat.values()))
-    yield Check("names, shapes, types", True, f"{len(flat)} parameters of a {checkpoint.architecture}")
+    yield Check("names, shapes, dtypes", True, f"{len(flat)} parameters of a {checkpoint.architecture}")
     bad, constant = [], []
     for path, x in flat.items():
         values = np.asarray(x)
-        # A sum is finite only if all its terms are: no array of booleans as large as the tensor is made.
+        # A sum is finite only if all its terms are; it needs no boolean array of the size of the tensor.
         if not np.isfinite(values.sum(dtype=np.float64)):
             bad.append(path)
-        elif values.ndim > 1 and path != "classifier/kernel" and values.min() == values.max():  # a fresh one is zero
+        elif values.ndim > 1 and path != "classifier/kernel" and values.min() == values.max():  # a new one is zero
             constant.append(path)
         release(values)
         counter.add(values.nbytes)
@@ -84,7 +99,14 @@ def verify_contents(contents: Contents, on_progress: OnProgress | None = None) -
 
 
 def verify_tokenizer(contents: Contents) -> Iterator[Check]:
-    """Yields the checks of the tokenizer beside a checkpoint; none where there is none. See `verify`."""
+    """Yields the checks of the tokenizer beside a checkpoint; none if it has no tokenizer.
+
+    Args:
+      contents: headers of the files, as returned by `read_contents`.
+
+    Yields:
+      One result per check.
+    """
     if not has_tokenizer(contents):
         return
     tokenizer = SiglipTokenizer.from_pretrained(directory_of(contents))
@@ -95,11 +117,14 @@ def verify_tokenizer(contents: Contents) -> Iterator[Check]:
 
 
 def verify_tokens(encode: Callable[[str], list[int]], expected: Mapping[str, tuple[int, ...]]) -> Iterator[Check]:
-    """Yields a check for each published text.
+    """Yields one check per published text.
 
     Args:
-      encode: function from a text to its token ids, padding left out.
+      encode: function from a text to its token ids without padding.
       expected: published token ids by text.
+
+    Yields:
+      One result per text.
     """
     for text, ids in expected.items():
         found = tuple(encode(text))
@@ -109,10 +134,10 @@ def verify_tokens(encode: Callable[[str], list[int]], expected: Mapping[str, tup
 
 
 def has_tokenizer(contents: Contents) -> bool:
-    """Returns whether the files of a tokenizer are beside the weights."""
+    """Returns whether there is a vocabulary beside the weights."""
     return any((directory_of(contents) / name).is_file() for name in TOKENIZER_FILES[:2])
 
 
 def directory_of(contents: Contents) -> Path:
-    """Returns the directory that holds the files of the processor, if there are any."""
+    """Returns the directory of the weights, which may also hold the files of a processor."""
     return contents.path if contents.path.is_dir() else contents.path.parent

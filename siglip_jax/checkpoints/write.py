@@ -1,4 +1,4 @@
-"""Writing of checkpoints in any format."""
+"""Writing of checkpoints of any format."""
 
 import os
 from pathlib import Path
@@ -12,17 +12,18 @@ from siglip_jax.checkpoints.formats import FORMATS
 def write_checkpoint(
     path: str | os.PathLike[str], checkpoint: Checkpoint, format: str | None = None, **options: Any
 ) -> None:
-    """Writes a checkpoint; nothing is left half-written.
+    """Writes a checkpoint; files appear under their names only when they are complete.
 
     Args:
-      path: directory to write to, or an .npz file for "big_vision".
-      checkpoint: what is written.
-      format: "huggingface", "big_vision", "open_clip" or "orbax"; None: the checkpoint's own format.
+      path: directory to write to, or an .npz file for "big_vision"; an existing checkpoint is replaced.
+      checkpoint: configuration and parameters to write.
+      format: "huggingface", "big_vision", "open_clip", "orbax" or "quantized"; None: `checkpoint.format`.
       **options: options of the format. "huggingface": `max_shard_size`, the largest file in bytes. "big_vision":
-        `stacked`, the towers ("text_model", "vision_model") whose layers are stacked.
+        `stacked`, the towers ("text_model", "vision_model") whose layers are stacked, or True for all.
 
     Raises:
-      ValueError: if the format or an option is unknown, or the format cannot hold the checkpoint.
+      ValueError: if the format or an option is unknown, the format cannot hold the checkpoint, or the parameters do not
+        match the configuration.
 
     Example:
       >>> import siglip_jax, tempfile, pathlib
@@ -39,19 +40,19 @@ def write_checkpoint(
 
 
 def check_write_options(format: str, options: dict[str, Any]) -> None:
-    """Refuses options that a format does not take.
+    """Checks that a format accepts some options.
 
     Args:
       format: name of the format.
       options: options by name.
 
     Raises:
-      ValueError: if an option is not one of the format's.
+      ValueError: if the format does not accept an option.
     """
     for option in options:
         if option not in FORMATS[format].write_options:
             takers = [f.name for f in FORMATS.values() if option in f.write_options]
             raise ValueError(
-                f"{option} must be an option of format {format!r}, got one of {', '.join(takers) or 'no format'};"
-                f" leave it out"
+                f"{option} must be an option of format {format!r}, got an option of {', '.join(takers) or 'no format'};"
+                " leave it out"
             )

@@ -1,4 +1,4 @@
-"""The command line: `siglip-jax <command>`. One module per command; what is slow to import is imported on use."""
+"""The command line `siglip-jax`: one module per command, which imports slow modules only when it runs."""
 
 from siglip_jax.cli._main import main
 

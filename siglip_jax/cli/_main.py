@@ -1,4 +1,4 @@
-"""Entry point of `siglip-jax`: parses, runs a command, and turns a user's mistake into one line and exit status 2."""
+"""Entry point of `siglip-jax`: parses the arguments, runs a command, and reports a mistake in one line."""
 
 import argparse
 import os
@@ -25,15 +25,19 @@ COMMANDS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises its complaints, so that they take the way of every other user's mistake."""
+    """Parser that raises its errors, so that `main` reports them like every other mistake."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see {self.prog} --help")
 
 
 def build_parser() -> Parser:
-    """Returns the parser of all commands."""
-    parser = Parser(prog="siglip-jax", description="SigLIP on JAX: zero-shot classification and more.")
+    """Returns the parser, with a subparser for each command."""
+    parser = Parser(
+        prog="siglip-jax",
+        description="Classify, search, train, evaluate, convert and export with SigLIP models in JAX.",
+        epilog="siglip-jax COMMAND --help describes the options of a command.",
+    )
     parser.add_argument("--version", action="version", version=f"siglip-jax {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, module in COMMANDS.items():
@@ -53,14 +57,14 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status.
 
-    0: the job is done. 2: a user's mistake, told in one line on stderr. 130: interrupted. 141: the reader of the output
-    went away, as with `| head`.
+    0: the job is done. 2: a mistake, reported in one line on stderr. 130: interrupted. 141: the reader of the output
+    closed the pipe, as `head` does. `verify` and `convert` also return 1, and `train` and `embed` 143.
     """
     parser = build_parser()
     try:
         arguments = parser.parse_args(argv)
         if arguments.command is None:
-            raise ValueError(f"expected a command, one of {', '.join(COMMANDS)}; see siglip-jax --help")
+            raise ValueError(f"the command must be one of {', '.join(COMMANDS)}, got none; see siglip-jax --help")
         status = arguments.run(arguments)
         sys.stdout.flush()
         return status
@@ -70,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say("interrupted")
         return 130
     except BrokenPipeError:
-        # What is still in the buffer would raise again when the interpreter ends.
+        # The unwritten rest of the buffer would raise again when the interpreter exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, OSError) as error:

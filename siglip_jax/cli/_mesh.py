@@ -1,4 +1,4 @@
-"""What `siglip-jax info --mesh` prints: the memory that each device would hold, and where the parameters would lie."""
+"""The part of `siglip-jax info` behind `--mesh`: memory per device, and the sharding of each parameter."""
 
 import argparse
 import json
@@ -12,19 +12,21 @@ from siglip_jax.models.cost import EXAMPLES_PER_DEVICE, mesh_memory
 from siglip_jax.parallel.mesh import AXES
 
 ROWS = {"moments": "Adam moments", "activations": "activations kept"}
-CAPTION = """parameters, gradients, moments and batch are exact; the rest is estimated, for scan_layers
-and a model that knows its mesh, by mesh=... or jax.set_mesh"""
+CAPTION = """parameters, gradients, moments and batch are exact; the rest is an estimate for scan_layers=True
+and a model that is given its mesh, by mesh=... or jax.set_mesh"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    group = parser.add_argument_group("memory over a mesh of devices, none of which has to be there")
-    group.add_argument("--mesh", type=_sizes, metavar="AXES", help="sizes of data, fsdp and tensor: data=4,fsdp=2")
-    text = f"image-text pairs over all devices, {EXAMPLES_PER_DEVICE} on each along data and fsdp if not given"
+    group = parser.add_argument_group("memory over a mesh of devices, which need not exist")
+    group.add_argument(
+        "--mesh", type=_sizes, metavar="AXES", help="sizes of the axes data, fsdp and tensor, as in data=4,fsdp=2"
+    )
+    text = f"image-text pairs in the global batch (default: {EXAMPLES_PER_DEVICE} for each shard of data and fsdp)"
     group.add_argument("--batch", type=whole_number, metavar="N", help=text)
-    group.add_argument("--remat", choices=("full",), help="compute the layers again in the backward pass")
-    group.add_argument("--dtype", choices=("float32", "bfloat16"), help="compute type, float32 if not given")
-    group.add_argument("--table", action="store_true", help="also list every parameter and how it is cut")
+    group.add_argument("--remat", choices=("full",), help="recompute the layers in the backward pass")
+    group.add_argument("--dtype", choices=("float32", "bfloat16"), help="compute dtype (default: float32)")
+    group.add_argument("--table", action="store_true", help="also list the sharding of every parameter")
 
 
 def _sizes(text: str) -> dict[str, int]:
@@ -33,34 +35,36 @@ def _sizes(text: str) -> dict[str, int]:
         match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d{1,9})\s*", part, re.ASCII)
         if match is None or match[1] not in AXES or match[1] in sizes or not int(match[2]):
             raise argparse.ArgumentTypeError(
-                f"expected sizes of at least 1 of {', '.join(AXES)}, as in data=4,fsdp=2, found {text!r}"
+                f"axes must be sizes of at least 1 for {', '.join(AXES)}, got {text!r}; write data=4,fsdp=2"
             )
         sizes[match[1]] = int(match[2])
     return {axis: sizes.get(axis, 1) for axis in AXES}
 
 
 def wanted(arguments: argparse.Namespace) -> bool:
-    """Says whether the memory over a mesh is asked for.
+    """Returns whether the memory over a mesh is requested.
 
     Raises:
-      ValueError: if an option that belongs to a mesh stands without one, or the mesh beside a list.
+      ValueError: if an option of `--mesh` is given without it, or `--mesh` with `--variants`.
     """
     if arguments.mesh is None:
         for option in ("batch", "remat", "dtype", "table"):
             if getattr(arguments, option):
-                raise ValueError(f"--{option} goes with --mesh; add --mesh, as in --mesh data=4,fsdp=2")
+                raise ValueError(
+                    f"--{option} must be used with --mesh, got it alone; add --mesh, as in --mesh data=4,fsdp=2"
+                )
         return False
     if arguments.variants:
-        raise ValueError("expected --mesh or --variants, found both; leave one out")
+        raise ValueError("the options must be --mesh or --variants, got both; leave one out")
     return True
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints the memory, and with `--table` the parameters.
+    """Prints the memory per device, and with `--table` the sharding of the parameters.
 
     Raises:
-      FileNotFoundError: if the model is not there.
-      ValueError: if it is not one of SigLIP, or the batch cannot be divided evenly.
+      FileNotFoundError: if the model does not exist.
+      ValueError: if it is not a SigLIP model, or the mesh does not divide the batch.
     """
     options = {"remat": arguments.remat, "dtype": arguments.dtype or "float32"}
     facts = mesh_memory(arguments.model, arguments.mesh, arguments.batch, **options)
@@ -93,7 +97,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _lines(table: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Returns a line for each parameter, but one for all layers of a tower, and the total."""
+    """Returns a line for each parameter, with the layers of a tower merged into one, and a line of the total."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for row in table:
         line = (re.sub(r"/layers_\d+/", "/layers_*/", row["path"]), " x ".join(map(str, row["shape"])), row["spec"])
@@ -106,7 +110,7 @@ def _lines(table: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def _size(count: int) -> str:
-    """Returns bytes in MiB or GiB, to three digits."""
+    """Returns a number of bytes in MiB or GiB, with three significant digits."""
     unit, value = ("GiB", count / 2**30) if count >= 1000 * 2**20 else ("MiB", count / 2**20)
     if value < 0.01:
         return "< 0.01 MiB" if count else "-"

@@ -1,4 +1,4 @@
-"""What the commands share: lines on stderr, bars, a progress bar, and text that any terminal takes."""
+"""Output of the commands: lines on stderr, tables, bars, progress bars, and text that is safe on any terminal."""
 
 import argparse
 import contextlib
@@ -13,32 +13,32 @@ Item = TypeVar("Item")
 
 QUANTIZATIONS = tuple(SCHEMES)
 DTYPES = ("float32", "bfloat16", "float16")
-STOPPED = 143  # exit status of a program ended by SIGTERM
+STOPPED = 143  # exit status of a program that SIGTERM ended
 PATIENCE = 2.0  # seconds before a progress bar appears
 EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def say(line: str) -> None:
-    """Prints one line on stderr, with the program's name before it."""
+    """Prints one line on stderr, prefixed with the name of the program."""
     print(f"siglip-jax: {shown(line, sys.stderr.encoding)}", file=sys.stderr, flush=True)
 
 
 def printable(error: Exception) -> str:
-    """Returns an error as one line; an `OSError` of the system names its file first."""
+    """Returns an error as one line; an `OSError` of the operating system starts with its file."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def shown(text: str, encoding: str | None) -> str:
-    """Escapes what a stream of this encoding cannot show, and what would steer a terminal: names come from anywhere."""
+    """Escapes what the encoding lacks, and control characters, which a file name could send to the terminal."""
     safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     encoding = encoding or "utf-8"
     return safe.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def blocks(encoding: str | None) -> bool:
-    """Says whether block characters can be printed."""
+    """Returns whether the encoding has block characters."""
     try:
         EIGHTHS.encode(encoding or "utf-8")
     except UnicodeEncodeError:
@@ -47,7 +47,7 @@ def blocks(encoding: str | None) -> bool:
 
 
 def bar(share: float, width: int, fine: bool = True) -> str:
-    """Returns a bar for a share of 1, `width` characters wide; anything above zero shows at least its thinnest form."""
+    """Returns a bar of `share` times `width` characters, in eighths of a block if `fine`; a NaN share has no bar."""
     if not fine:
         return "#" * max(round(share * width), int(share >= 0.01)) if share == share else ""
     eighths = round(share * width * 8) if share == share else 0
@@ -55,7 +55,7 @@ def bar(share: float, width: int, fine: bool = True) -> str:
 
 
 def percent(share: float) -> str:
-    """Returns a share as a percentage: one digit after the point, two digits that count below 0.1 %."""
+    """Returns a share as a percentage, with one decimal, or two significant digits below 0.1 %."""
     hundred = 100 * share
     return f"{hundred:.1f} %" if hundred >= 0.1 or hundred == 0 else f"{hundred:.2g} %"
 
@@ -63,9 +63,9 @@ def percent(share: float) -> str:
 def print_table(
     headers: Sequence[str] | None, rows: Sequence[Sequence[str]], words: int, caption: str | None = None
 ) -> None:
-    """Prints a table whose first `words` columns are words, the others numbers; on a terminal in colour.
+    """Prints a table, in colour on a terminal; the first `words` columns are aligned left, the others right.
 
-    Without headers, it is names and what is said of them, which a narrow terminal breaks into lines.
+    Without headers the first column holds names, and a narrow terminal wraps the other columns.
     """
     encoding = sys.stdout.encoding
     rows = [[shown(cell, encoding) for cell in row] for row in rows]
@@ -82,7 +82,7 @@ def print_table(
         for row in rows:
             table.add_row(*row)
         console = Console(markup=False, highlight=False)
-        if headers is not None:  # long lines are better than cut names
+        if headers is not None:  # long lines are better than truncated names
             widest = console.measure(table, options=console.options.update(width=1000)).maximum
             console.width = max(console.width, widest)
         console.print(table)
@@ -97,19 +97,19 @@ def print_table(
 
 
 def report_unreadable(index: int, error: Exception) -> None:
-    """An `OnUnreadable` callback that prints the error."""
+    """Prints the error: an `OnUnreadable` callback."""
     say(printable(error))
 
 
 def whole_number(text: str) -> int:
-    """Parses an option that counts something."""
+    """Parses an option that is a count."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+        raise argparse.ArgumentTypeError(f"the value must be a whole number of at least 1, got {text!r}")
     return int(text)
 
 
 def with_progress(items: Sequence[Item], what: str) -> Iterator[Item]:
-    """Yields the items; on a terminal, a bar on stderr follows them once they take longer than `PATIENCE`."""
+    """Yields the items and shows their progress, as `progress` does."""
     with progress(what) as on_progress:
         on_progress(0, len(items))
         for done, item in enumerate(items, 1):
@@ -118,7 +118,7 @@ def with_progress(items: Sequence[Item], what: str) -> Iterator[Item]:
 
 
 class Bar:
-    """An `OnProgress` callback that shows a bar on stderr once the job takes longer than `PATIENCE`."""
+    """Shows a bar on stderr once the job takes longer than `PATIENCE`: an `OnProgress` callback."""
 
     def __init__(self, what: str, in_bytes: bool, rate: bool) -> None:
         self.what, self.note = what, ""
@@ -144,12 +144,12 @@ class Bar:
 
 @contextlib.contextmanager
 def progress(what: str, *, in_bytes: bool = False, rate: bool = False) -> Iterator[Bar]:
-    """Yields an `OnProgress` callback that shows a bar; on anything but a terminal it does nothing.
+    """Yields an `OnProgress` callback that shows a bar on a terminal, and nothing elsewhere.
 
     Args:
-      what: what is counted, in the plural.
+      what: name of the items counted, in the plural.
       in_bytes: whether the amounts are bytes.
-      rate: whether the bar shows how many are done per second.
+      rate: whether the bar shows the items per second.
     """
     bar = Bar(what, in_bytes, rate)
     try:

@@ -1,4 +1,4 @@
-"""What `siglip-jax train --dry-run` prints: each parameter's treatment, the schedule as a plot, memory, duration."""
+"""The plan that `siglip-jax train --dry-run` prints: rate and decay of each parameter, schedule, memory, duration."""
 
 import json
 import re
@@ -9,7 +9,7 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def print_plan(facts: dict[str, Any], as_json: bool) -> None:
-    """Prints what `siglip_jax.training.dry_run` returns."""
+    """Prints the plan that `siglip_jax.training.dry_run` returned."""
     if as_json:
         print(json.dumps(facts, indent=2))
         return
@@ -19,7 +19,7 @@ def print_plan(facts: dict[str, Any], as_json: bool) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Returns a line for each parameter; the same of all layers is one line."""
+    """Returns a line for each parameter, with equal lines of all layers merged into one."""
     groups: dict[tuple[str, ...], int] = {}
     for row in rows:
         cells = (
@@ -30,14 +30,14 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
             row["sharding"],
         )
         groups[cells] = groups.get(cells, 0) + 1
-    lines = [("parameter", "shape", "rate", "decay", "over devices")]
+    lines = [("parameter", "shape", "rate", "decay", "sharded over")]
     lines += [(f"{path}  x {n}" if n > 1 else path, *others) for (path, *others), n in groups.items()]
     widths = [max(len(line[i]) for line in lines) for i in range(5)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def plot(curve: list[float], rate: float, steps: int) -> list[str]:
-    """Returns the schedule as lines of block characters, with the peak rate above and the steps below."""
+    """Returns the schedule as lines of block characters, below the peak rate and above the number of steps."""
     lines = []
     for row in reversed(range(ROWS)):
         filled = [min(max(value * ROWS - row, 0.0), 1.0) for value in curve]

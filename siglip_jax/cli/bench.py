@@ -1,7 +1,7 @@
-"""Measures a model on this machine: time to load, images and texts per second by batch size, peak memory.
+"""Measures a model on this machine: time to load, images and texts per second for each batch size, peak memory.
 
-A tower is timed from arrays in host memory to embeddings in host memory; GFLOP/s counts its matrix products. Images
-are a JPEG of 640 x 480, decoded and resized in threads. Times are medians, with the quartiles in brackets.
+A tower is timed from arrays in host memory to embeddings in host memory; GFLOP/s counts its matrix products. Image
+preparation decodes a JPEG of 640 x 480 and resizes it, in threads. Times are medians, with the quartiles in brackets.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from typing import Any
 
 from siglip_jax.cli._output import DTYPES, QUANTIZATIONS, print_table, progress, whole_number
 
-HELP = "measure the speed of a model here"
+HELP = "measure the speed of a model on this machine"
 EPILOG = """examples:
   siglip-jax bench
   siglip-jax bench --model google/siglip-base-patch16-224 --batch-sizes 1 8 --dtype bfloat16
@@ -22,18 +22,27 @@ HEADERS = ("what", "batch", "time", "quartiles", "per second", "GFLOP/s")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the embedded model)")
+    parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the bundled model)")
     parser.add_argument(
-        "--batch-sizes", type=whole_number, nargs="+", default=[1, 8, 32], metavar="N", help="default: 1 8 32"
+        "--batch-sizes",
+        type=whole_number,
+        nargs="+",
+        default=[1, 8, 32],
+        metavar="N",
+        help="batch sizes (default: 1 8 32)",
     )
-    parser.add_argument("--dtype", choices=DTYPES[:2], default="float32", help="of parameters and computation")
-    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="of the weights (default: none)")
-    parser.add_argument("--seconds", type=_seconds, default=2.0, metavar="S", help="for each figure (default: 2)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES[:2], default="float32", help="dtype of parameters and computation (default: float32)"
+    )
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="number format of the weights (default: none)")
+    parser.add_argument(
+        "--seconds", type=_seconds, default=2.0, metavar="S", help="duration of each measurement (default: 2)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does the job; returns the exit status."""
+    """Runs the command and returns its exit status."""
     from siglip_jax.inference.bench import bench
 
     with progress("speeds") as on_progress:
@@ -58,7 +67,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, found {text!r}")
+        raise argparse.ArgumentTypeError(f"seconds must be a number above 0, got {text!r}")
     return seconds
 
 

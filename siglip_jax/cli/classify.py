@@ -1,7 +1,7 @@
-"""Ranks labels for images, without any training: every label gets its own probability.
+"""Ranks labels for images without training (zero-shot); each label has a probability of its own.
 
-Prints a bar per label; --json prints [{"image", "scores": [{"label", "score"}, ...]}, ...] instead. An image that
-cannot be read is reported on stderr, the others are done, and the exit status is then 2.
+Prints a bar for each label; --json prints [{"image", "scores": [{"label", "score"}, ...]}, ...] instead. Unreadable
+images are reported on stderr and skipped; the exit status is then 2.
 """
 
 import argparse
@@ -36,21 +36,29 @@ EPILOG = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("paths", nargs="*", metavar="PATH", help="image, or folder of images")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="image, URL of an image, or folder of images")
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="labels to choose from")
-    parser.add_argument("--labels-from", metavar="FILE", help="text file with one label a line")
-    parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the embedded model)")
-    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="hold the matrices in 8 or 4 bits")
-    parser.add_argument("--template", metavar="TEXT", help='sentence for the labels, such as "This is a photo of {}."')
-    parser.add_argument("--top-k", type=whole_number, metavar="N", help="labels to show per image (default: all)")
-    parser.add_argument("--batch-size", type=whole_number, metavar="N", help="images per step (default: by device)")
-    parser.add_argument("--recursive", action="store_true", help="look into folders within folders too")
+    parser.add_argument("--labels-from", metavar="FILE", help="text file with one label per line")
+    parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the bundled model)")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="number format of the weights (default: none)")
+    parser.add_argument(
+        "--template", metavar="TEXT", help='sentence around each label, such as "This is a photo of {}."'
+    )
+    parser.add_argument(
+        "--top-k", type=whole_number, metavar="N", help="number of labels to show for each image (default: all)"
+    )
+    parser.add_argument(
+        "--batch-size", type=whole_number, metavar="N", help="images per batch (default: chosen for the device)"
+    )
+    parser.add_argument("--recursive", action="store_true", help="include the folders inside a folder")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--save-plot", metavar="FILE", help="draw the image x label matrix into FILE (a .png)")
+    parser.add_argument(
+        "--save-plot", metavar="FILE", help="write a heat map of images x labels to FILE, such as plot.png"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does the job; returns the exit status."""
+    """Runs the command and returns its exit status."""
     labels = read_labels(arguments)
     found, failures = find_images(arguments)
     if not found:
@@ -87,13 +95,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def read_labels(arguments: argparse.Namespace) -> list[str]:
-    """Returns the labels of `--labels` and of the file of `--labels-from`, whose blank lines do not count.
+    """Returns the labels of `--labels` and of the file of `--labels-from`, without its blank lines.
 
     Raises:
-      FileNotFoundError, ValueError: if there are none, or the file is not there or is not text.
+      FileNotFoundError: if the file does not exist.
+      ValueError: if there are no labels, or the file is not text.
     """
     if not arguments.labels and not arguments.labels_from:
-        raise ValueError('expected labels, found none; give them as --labels "a cat" "a dog" or --labels-from FILE')
+        raise ValueError('labels must not be empty, got none; add --labels "a cat" "a dog" or --labels-from FILE')
     labels = list(arguments.labels or [])
     if arguments.labels_from:
         labels += read_lines(arguments.labels_from, "labels")
@@ -101,17 +110,17 @@ def read_labels(arguments: argparse.Namespace) -> list[str]:
 
 
 def find_images(arguments: argparse.Namespace) -> tuple[list[str | Path], int]:
-    """Returns the images that the paths stand for, folders in sorted order, and the number of paths that were no use.
+    """Returns the images at the paths, those of a folder in sorted order, and the number of paths without images.
 
-    What is wrong with a path is said on stderr, and so is how many other files a folder held.
+    Reports such paths on stderr, and the number of other files in each folder.
 
     Raises:
-      ValueError: if there are no paths at all.
+      ValueError: if no paths are given.
     """
     if not arguments.paths:
         swallowed = [label for label in arguments.labels or [] if Path(label).exists()]
         hint = f"put {swallowed[0]} before --labels" if swallowed else "name files or folders before --labels"
-        raise ValueError(f"expected images, found none; {hint}")
+        raise ValueError(f"images must not be empty, got none; {hint}")
     chosen: list[str | Path] = []
     failures = 0
     for path in arguments.paths:
@@ -120,22 +129,22 @@ def find_images(arguments: argparse.Namespace) -> tuple[list[str | Path], int]:
             chosen.append(path)
             continue
         if not folder.is_dir():
-            say(f"{path}: expected an image or a folder, found no such file; check the path")
+            say(f"{path}: the path must be an image or a folder, got no such file; check the path")
             failures += 1
             continue
         files = sorted(f for f in folder.glob("**/*" if arguments.recursive else "*") if f.is_file())
         found = [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")]
         if not found:
-            say(f"{path}: expected images in this folder, found none among {len(files)} files; name another folder")
+            say(f"{path}: the folder must hold images, got none among {len(files)} files; name another folder")
             failures += 1
         elif len(found) < len(files):
-            say(f"{path}: {len(files) - len(found)} of {len(files)} files are not images and were left out")
+            say(f"{path}: {len(files) - len(found)} of {len(files)} files are not images and were skipped")
         chosen += found
     return chosen, failures
 
 
 def print_bars(results: list[dict[str, Any]]) -> None:
-    """Prints a bar per label: in colour and within the width on a terminal, plain otherwise."""
+    """Prints a bar for each label: in colour and within its width on a terminal, as plain text elsewhere."""
     from rich.cells import cell_len
 
     terminal, encoding = sys.stdout.isatty(), sys.stdout.encoding
@@ -159,7 +168,7 @@ def print_bars(results: list[dict[str, Any]]) -> None:
 def _lines(
     results: list[dict[str, Any]], name_width: int, bar_width: int, encoding: str
 ) -> Iterator[tuple[str, str, str]]:
-    """Yields the parts of each line: name, bar, number; the head of an image has only a name."""
+    """Yields (name, bar, number) for each line; the line of an image has only a name."""
     from rich.cells import cell_len, set_cell_size
 
     fine = blocks(encoding)

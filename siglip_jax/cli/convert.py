@@ -1,7 +1,8 @@
-"""Converts a checkpoint between Hugging Face, big_vision (.npz), open_clip and orbax, then reads it back and compares.
+"""Converts a checkpoint between the formats of Hugging Face, big_vision (.npz), open_clip and orbax.
 
-The format of the source is recognised from its files. A Hub name works as a source. With --quantization the model is
-written for siglip_jax.load only, and compared with the float one on the example images and labels of the package.
+The format of SRC is recognised from its files. The written checkpoint is read back and compared bit by bit; the exit
+status is 1 if anything differs. With --quantization the result is for siglip_jax.load only, and is compared with the
+float model on the example images and labels of the package.
 """
 
 import argparse
@@ -25,28 +26,41 @@ FORMATS = tuple(name for name, format in KNOWN.items() if not format.inference_o
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("source", metavar="SRC", help="Hub name, directory or file; file.npz:img is one tower")
-    parser.add_argument("destination", metavar="DST", help="directory, or .npz file for big_vision")
-    parser.add_argument("--to", choices=FORMATS, help="format of DST; needed unless --quantization is given")
-    parser.add_argument("--dtype", choices=DTYPES, help="type of the parameters")
-    parser.add_argument("--resolution", type=whole_number, metavar="PIXELS", help="resize the position table")
-    parser.add_argument("--rule", choices=INTERPOLATIONS, default="bicubic", help="how --resolution does it")
-    parser.add_argument("--patch-size", type=whole_number, metavar="PIXELS", help="resize the patch embedding")
-    parser.add_argument("--text-length", type=whole_number, metavar="TOKENS", help="cut or stretch the text positions")
-    parser.add_argument("--tower", choices=("text", "image"), help="one tower alone")
-    parser.add_argument("--labels-from", metavar="FILE", help="a fresh classifier of these labels, one a line")
-    parser.add_argument("--stacked", action="store_true", help="stack the layers in an .npz, for big_vision's scan")
-    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="quantize the matrices of both towers")
-    parser.add_argument("--dry-run", action="store_true", help="print what goes where, write nothing")
+    parser.add_argument("source", metavar="SRC", help="Hub name, directory or file; model.npz:img names one tower")
+    parser.add_argument("destination", metavar="DST", help="directory to write, or .npz file for big_vision")
+    parser.add_argument("--to", choices=FORMATS, help="format of DST; required without --quantization")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the parameters (default: that of SRC)")
+    parser.add_argument(
+        "--resolution", type=whole_number, metavar="PIXELS", help="image size; resizes the position table"
+    )
+    parser.add_argument(
+        "--rule", choices=INTERPOLATIONS, default="bicubic", help="interpolation for --resolution (default: bicubic)"
+    )
+    parser.add_argument(
+        "--patch-size", type=whole_number, metavar="PIXELS", help="patch size; resizes the patch embedding"
+    )
+    parser.add_argument(
+        "--text-length",
+        type=whole_number,
+        metavar="TOKENS",
+        help="text length; truncates or stretches the position table",
+    )
+    parser.add_argument("--tower", choices=("text", "image"), help="write one tower only")
+    parser.add_argument(
+        "--labels-from", metavar="FILE", help="add a fresh classifier for the labels in FILE, one per line"
+    )
+    parser.add_argument("--stacked", action="store_true", help="stack the layers of an .npz, for scan in big_vision")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="quantize the dense layers of both towers")
+    parser.add_argument("--dry-run", action="store_true", help="print the mapping of every tensor and write nothing")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does the job; returns the exit status."""
+    """Runs the command and returns its exit status."""
     if arguments.quantization:
         return _quantize(arguments)
     if arguments.to is None:
-        raise ValueError(f"expected --to with one of {', '.join(FORMATS)}, or --quantization; found neither")
+        raise ValueError(f"--to must be one of {', '.join(FORMATS)}, got none; add --to or --quantization")
     from siglip_jax.checkpoints.convert import convert
 
     labels = () if arguments.labels_from is None else read_lines(arguments.labels_from, "labels")
@@ -62,7 +76,9 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(facts)
     if done.different:
-        say(f"{done.destination}: {len(done.different)} tensors read back differ from those written; do not use it")
+        say(
+            f"{done.destination}: {len(done.different)} tensors differ from those written when read back; do not use it"
+        )
         return 1
     return 0
 
@@ -70,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _quantize(a: argparse.Namespace) -> int:
     others = ("to", "dtype", "resolution", "patch_size", "text_length", "tower", "labels_from", "stacked", "dry_run")
     if given := [f"--{name.replace('_', '-')}" for name in others if getattr(a, name)]:
-        raise ValueError(f"expected --quantization alone, found it with {', '.join(given)}; do that conversion first")
+        raise ValueError(f"--quantization must be used alone, got {', '.join(given)} too; do that conversion first")
     from siglip_jax.inference.quantize import quantize_checkpoint
 
     facts = quantize_checkpoint(a.source, a.destination, a.quantization)

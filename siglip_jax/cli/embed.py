@@ -1,8 +1,8 @@
-"""Embeds all images of a folder or data set, or all lines of a text file, into a directory of numbered parts.
+"""Embeds every image of a folder or data set, or every line of a text file, into a directory of numbered parts.
 
-SRC is a folder of images, tar shards, Parquet, Arrow, JSON lines or CSV beside images, or a .txt, a text a line. A
-run may be stopped or killed at any time: the same command goes on. Items that cannot be read are reported on stderr and
-listed in DIR/errors.jsonl; the exit status is 2 only if nothing could be read.
+SRC is a folder of images, tar shards, Parquet, Arrow, JSON lines or CSV beside images, or a .txt file with one text per
+line. A run may be stopped or killed at any time; the same command resumes it. Unreadable items are reported on stderr
+and listed in DIR/errors.jsonl; the exit status is 2 only if nothing could be read.
 """
 
 import argparse
@@ -39,15 +39,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("source", metavar="SRC", help="folder, data set or text file")
     parser.add_argument("--out", required=True, metavar="DIR", help="directory for the embeddings")
-    parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the embedded model)")
-    parser.add_argument("--dtype", choices=DTYPES, help="type of the computation (default: float32)")
-    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="hold the matrices in 8 or 4 bits")
-    parser.add_argument("--format", choices=("npy", "parquet"), help="of the parts (default: npy)")
-    parser.add_argument("--shard", type=_shard, metavar="I/N", help="do the part of process I, from 0, of N")
-    parser.add_argument("--part-size", type=whole_number, metavar="N", help="items of a part (default: 2048)")
-    parser.add_argument("--batch-size", type=whole_number, metavar="N", help="items per step (default: by device)")
-    parser.add_argument("--image-key", metavar="NAME", help="column or ending that holds the images")
-    parser.add_argument("--split", metavar="NAME", help="part of SRC, where it has parts (default: train)")
+    parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the bundled model)")
+    parser.add_argument("--dtype", choices=DTYPES, help="compute dtype (default: float32)")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="number format of the weights (default: none)")
+    parser.add_argument("--format", choices=("npy", "parquet"), help="file format of the parts (default: npy)")
+    parser.add_argument("--shard", type=_shard, metavar="I/N", help="do the share of process I of N, counted from 0")
+    parser.add_argument("--part-size", type=whole_number, metavar="N", help="items in a part (default: 2048)")
+    parser.add_argument(
+        "--batch-size", type=whole_number, metavar="N", help="items per batch (default: chosen for the device)"
+    )
+    parser.add_argument("--image-key", metavar="NAME", help="column, or ending in a tar file, of the images")
+    parser.add_argument("--split", metavar="NAME", help="split of SRC, if it has splits (default: train)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -68,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
                 on_unreadable=report_unreadable,
             )
     except (KeyboardInterrupt, SystemExit):
-        say(f"stopped; what is done is in {arguments.out}, and the same command goes on")
+        say(f"stopped; finished parts are in {arguments.out}, and the same command resumes the run")
         raise
     facts: dict[str, Any] = {
         "out": arguments.out,
@@ -100,20 +102,20 @@ def _print(facts: dict[str, Any], errors: Path) -> None:
     else:
         if facts["unreadable"]:
             rows.append(("unreadable now", f"{facts['unreadable']:,}"))
-        rows.append(("left", f"{facts['parts_left']:,} parts, for other shards to do"))
+        rows.append(("left", f"{facts['parts_left']:,} parts, for other shards"))
     print_table(None, rows, 2)
 
 
 def _shard(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
     if found is None or int(found[1]) >= int(found[2]):
-        raise argparse.ArgumentTypeError(f"expected I/N with I from 0 to N - 1, such as 0/4, found {text!r}")
+        raise argparse.ArgumentTypeError(f"a shard must be I/N with I from 0 to N - 1, got {text!r}; write 0/4")
     return int(found[1]), int(found[2])
 
 
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """Makes SIGTERM an exception, so that no half-written file stays."""
+    """Turns SIGTERM into an exception, so that half-written files are removed."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(STOPPED)

@@ -1,9 +1,13 @@
-"""Says how good a model is on a data set, and exactly how images and texts were prepared for that.
+"""Evaluates a model on a data set, and records how images and texts were prepared.
 
-zero-shot: images are named by the nearest class name. retrieval: texts find their image, images their texts.
-linear-probe, knn: images are named by a linear classifier, or the nearest images, of another data set (--train).
-DATA is a folder of class folders, or captions and labels in JSON lines, CSV, Parquet or tar files. An image that
-cannot be read is reported on stderr, counted and left out; the exit status is 2 only if none can be read.
+TASK is one of:
+  zero-shot     classify images by the nearest class name
+  retrieval     find the image of each text, and the texts of each image
+  linear-probe  classify images by a linear classifier trained on --train
+  knn           classify images by the nearest images of --train
+
+DATA is a folder of class folders, or captions and labels in JSON lines, CSV, Parquet, Arrow or tar files. Unreadable
+images are reported on stderr, counted and skipped; the exit status is 2 only if none can be read.
 """
 
 import argparse
@@ -22,7 +26,7 @@ from siglip_jax.cli._output import (
     whole_number,
 )
 
-HELP = "say how good a model is on a data set"
+HELP = "evaluate a model on a data set"
 EPILOG = """examples:
   siglip-jax eval zero-shot imagenet/val --classes names.txt --templates clip --model google/siglip-base-patch16-224
   siglip-jax eval retrieval captions.jsonl --limit 5000 --json
@@ -30,7 +34,7 @@ EPILOG = """examples:
   siglip-jax eval knn flowers/test --train flowers/train --k 20 --save-plot confusions.png"""
 
 TASKS = ("zero-shot", "retrieval", "linear-probe", "knn")
-OWN = {  # options that only some tasks take
+OWN = {  # options that only some tasks accept
     "templates": ("zero-shot",),
     "classes": ("zero-shot",),
     "keep_punctuation": ("zero-shot",),
@@ -49,39 +53,53 @@ SHOWN = 5  # classes
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("task", choices=TASKS, metavar="TASK", help=", ".join(TASKS))
-    parser.add_argument("data", metavar="DATA", help="folder or file of the images to name")
-    parser.add_argument("--train", metavar="TRAIN", help="folder or file to learn from (linear-probe, knn)")
-    parser.add_argument("--split", metavar="NAME", help="part of DATA, where it has parts (default: train)")
-    parser.add_argument("--train-split", metavar="NAME", help="part of TRAIN")
-    parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the embedded model)")
-    parser.add_argument("--dtype", choices=DTYPES, help="type of the computation (default: float32)")
-    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="hold the matrices in 8 or 4 bits")
-    parser.add_argument("--batch-size", type=whole_number, metavar="N", help="images per step (default: by device)")
-    parser.add_argument("--limit", type=whole_number, metavar="N", help="take N images of DATA, at even distances")
-    for what in ("image", "text", "label"):
-        parser.add_argument(f"--{what}-key", metavar="NAME", help=f"column or ending that holds the {what}")
-    parser.add_argument("--json", action="store_true", help="print JSON, with figures of every class")
-    parser.add_argument("--save-plot", metavar="FILE", help="draw the worst classes, or what texts find, into FILE")
-    zero_shot = parser.add_argument_group("zero-shot")
-    zero_shot.add_argument("--templates", metavar="NAME_OR_FILE", help="names, photo, clip, or a file, one a line")
-    zero_shot.add_argument("--classes", metavar="FILE", help="names of the classes, one a line, in their order")
-    zero_shot.add_argument("--keep-punctuation", action="store_true", help="take names and templates as they are")
-    zero_shot.add_argument("--first-name-only", action="store_true", help='of "tench, Tinca tinca" take "tench"')
-    probe = parser.add_argument_group("linear-probe")
-    probe.add_argument("--probe", choices=("logistic", "ridge"), help="kind of regression (default: logistic)")
-    probe.add_argument("--strength", type=_positive, metavar="X", help="penalty (default: best on a fifth of TRAIN)")
-    probe.add_argument(
-        "--shots", type=whole_number, metavar="N", help="examples of a class to learn from (default: all)"
+    parser.add_argument(
+        "task", choices=TASKS, metavar="TASK", help="evaluation: zero-shot, retrieval, linear-probe or knn"
     )
-    probe.add_argument("--seed", type=int, metavar="N", help="of the choice of examples (default: 0)")
+    parser.add_argument("data", metavar="DATA", help="folder or file of the images to evaluate on")
+    parser.add_argument("--train", metavar="TRAIN", help="folder or file to train on (linear-probe, knn)")
+    parser.add_argument("--split", metavar="NAME", help="split of DATA, if it has splits (default: train)")
+    parser.add_argument("--train-split", metavar="NAME", help="split of TRAIN, if it has splits (default: train)")
+    parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the bundled model)")
+    parser.add_argument("--dtype", choices=DTYPES, help="compute dtype (default: float32)")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="number format of the weights (default: none)")
+    parser.add_argument(
+        "--batch-size", type=whole_number, metavar="N", help="images per batch (default: chosen for the device)"
+    )
+    parser.add_argument("--limit", type=whole_number, metavar="N", help="evaluate on N images, evenly spaced in DATA")
+    for what in ("image", "text", "label"):
+        parser.add_argument(f"--{what}-key", metavar="NAME", help=f"column, or ending in a tar file, of the {what}s")
+    parser.add_argument("--json", action="store_true", help="print JSON, with the metrics of every class")
+    parser.add_argument(
+        "--save-plot", metavar="FILE", help="draw the worst classes, or the images that texts find, to FILE"
+    )
+    zero_shot = parser.add_argument_group("zero-shot")
+    zero_shot.add_argument(
+        "--templates", metavar="NAME_OR_FILE", help="names, photo, clip, or a file with one template per line"
+    )
+    zero_shot.add_argument(
+        "--classes", metavar="FILE", help="file with the name of each class, one per line, in class order"
+    )
+    zero_shot.add_argument("--keep-punctuation", action="store_true", help="keep class names and templates as written")
+    zero_shot.add_argument(
+        "--first-name-only", action="store_true", help='use only the first name, "tench" of "tench, Tinca tinca"'
+    )
+    probe = parser.add_argument_group("linear-probe")
+    probe.add_argument("--probe", choices=("logistic", "ridge"), help="regression (default: logistic)")
+    probe.add_argument(
+        "--strength", type=_positive, metavar="X", help="L2 penalty (default: the best on a fifth of TRAIN)"
+    )
+    probe.add_argument("--shots", type=whole_number, metavar="N", help="training examples per class (default: all)")
+    probe.add_argument("--seed", type=int, metavar="N", help="seed for the choice of examples (default: 0)")
     knn = parser.add_argument_group("knn")
-    knn.add_argument("--k", type=whole_number, metavar="N", help="neighbours that vote (default: 20)")
-    knn.add_argument("--temperature", type=_positive, metavar="X", help="weigh votes by exp(cosine / X)")
+    knn.add_argument("--k", type=whole_number, metavar="N", help="number of neighbours (default: 20)")
+    knn.add_argument(
+        "--temperature", type=_positive, metavar="X", help="weight votes by exp(cosine / X) (default: equal votes)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does the job; returns the exit status."""
+    """Runs the command and returns its exit status."""
     _refuse_other_tasks(arguments)
     if arguments.save_plot:
         from siglip_jax.plots.canvas import check_plot
@@ -96,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     train = open_source(arguments.train, split=arguments.train_split, **keys) if arguments.train else None
     evaluate = _evaluation(arguments)
     siglip = load(arguments.model, dtype=arguments.dtype, quantization=arguments.quantization)
-    name = arguments.model or "the embedded model"
+    name = arguments.model or "the bundled model"
     with progress("images") as on_progress:
         options = Options(arguments.limit, arguments.batch_size, name, report_unreadable, on_progress)
         result = evaluate(siglip, source, *([] if train is None else [train]), options=options)
@@ -119,21 +137,24 @@ def _positive(text: str) -> float:
     except ValueError:
         number = 0.0
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+        raise argparse.ArgumentTypeError(f"the value must be a number above 0, got {text!r}")
     return number
 
 
 def _refuse_other_tasks(arguments: argparse.Namespace) -> None:
-    """Refuses options that the task does not take, and a missing training set, with a `ValueError`."""
+    """Raises a `ValueError` for an option that the task does not accept, or a missing training set."""
     for name, tasks in OWN.items():
         if getattr(arguments, name) not in (None, False) and arguments.task not in tasks:
-            raise ValueError(f"--{name.replace('_', '-')} goes with {' and '.join(tasks)}, not with {arguments.task}")
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} must be used with {' or '.join(tasks)}, got {arguments.task}; leave it out")
     if arguments.task in OWN["train"] and arguments.train is None:
-        raise ValueError(f"{arguments.task} learns from another data set, found none; add --train FOLDER_OR_FILE")
+        raise ValueError(
+            f"--train must name the training set of {arguments.task}, got none; add --train FOLDER_OR_FILE"
+        )
 
 
 def _evaluation(a: argparse.Namespace) -> Callable[..., Any]:
-    """Returns the function of the task, with its own options."""
+    """Returns the evaluation function of the task, with its options bound."""
     from siglip_jax import evaluation
     from siglip_jax._files import read_lines
     from siglip_jax.evaluation.prompts import find_templates
@@ -159,20 +180,22 @@ def _print(facts: dict[str, Any]) -> None:
 
     read = f"{facts['examples']:,}"
     if facts["unreadable"]:
-        read += f", {facts['unreadable']:,} more could not be read"
+        read += f", {facts['unreadable']:,} more unreadable"
     where = " ".join(filter(None, (facts["data"], facts["split"])))
     rows = [("task", facts["task"]), ("data", where), ("images", read)]
     if facts["train"]:
         rows.append(("train", " ".join(filter(None, (facts["train"], facts["train_split"])))))
     rows += [(name.replace("_", " "), percent(share)) for name, share in facts["metrics"].items()]
-    rows += [(name.replace("_", " "), _words(value)) for name, value in facts["settings"].items() if _told(name, value)]
-    print_table(None, rows + [(f"prepared: {name}", said) for name, said in lines_of(facts["preprocessing"])], 2)
+    rows += [
+        (name.replace("_", " "), _words(value)) for name, value in facts["settings"].items() if _shown(name, value)
+    ]
+    print_table(None, rows + [(f"prepared: {name}", text) for name, text in lines_of(facts["preprocessing"])], 2)
     if worst := _worst(facts):
         print()
         print_table(("lowest recall", "mostly taken for", "images", "right"), worst, 2)
 
 
-def _told(name: str, value: Any) -> bool:
+def _shown(name: str, value: Any) -> bool:
     return value is False if name == "converged" else value not in (None, 0) and name != "tried"
 
 
@@ -181,7 +204,7 @@ def _words(value: Any) -> str:
 
 
 def _worst(facts: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Returns a row for each of the classes with the lowest recall, where some are wrong."""
+    """Returns a row for each of the classes with the lowest recall, among those with errors."""
     taken: dict[str, str] = {}
     for confusion in facts.get("confusions", []):
         taken.setdefault(confusion["class"], confusion["taken_for"])  # most images first

@@ -1,7 +1,8 @@
-"""Exports both encoders of a model as jax.export artefacts, which run on any of the platforms without this package.
+"""Exports both encoders of a model as jax.export artefacts, which run on the given platforms without this package.
 
-DIRECTORY gets the programs, their parameters as safetensors, the files of the processor, manifest.json, and run.py,
-which shows how to use them. jax promises to run such artefacts for six months after the release that wrote them.
+DIRECTORY receives the programs, their parameters as safetensors, the files of the processor, manifest.json, and
+run.py, which shows how to use them. jax promises to run such artefacts for six months after the release that wrote
+them.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import json
 from siglip_jax.cli._output import DTYPES
 from siglip_jax.inference.export import DEFAULT_PLATFORMS, PLATFORMS
 
-HELP = "export the encoders to run them without this package"
+HELP = "export the encoders to run without this package"
 EPILOG = """examples:
   siglip-jax export --out exported/
   siglip-jax export --model google/siglip-base-patch16-224 --out base/ --dtype bfloat16 --platforms cuda tpu
@@ -19,22 +20,24 @@ EPILOG = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("--out", required=True, metavar="DIRECTORY", help="a directory that is not there yet")
-    parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the embedded model)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of parameters and computation")
+    parser.add_argument("--out", required=True, metavar="DIRECTORY", help="new directory for the export")
+    parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the bundled model)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="dtype of parameters and computation (default: float32)"
+    )
     parser.add_argument(
         "--platforms",
         nargs="+",
         choices=PLATFORMS,
         default=list(DEFAULT_PLATFORMS),
         metavar="PLATFORM",
-        help=f"some of {', '.join(PLATFORMS)} (default: {' '.join(DEFAULT_PLATFORMS)})",
+        help=f"any of {', '.join(PLATFORMS)} (default: {' '.join(DEFAULT_PLATFORMS)})",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does the job; returns the exit status."""
+    """Runs the command and returns its exit status."""
     from siglip_jax.inference.export import export
     from siglip_jax.inference.load import load
 

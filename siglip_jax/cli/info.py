@@ -1,8 +1,8 @@
-"""Says what a checkpoint is, reading its headers only: towers, sizes, parameters, temperature and bias, files.
+"""Describes a checkpoint from its headers: towers, sizes, parameters, temperature and bias, files.
 
-It also says how the engine would run the model in float32 on this machine.
-Without a name it describes the embedded model, and the versions and devices in use. A released checkpoint that is not
-on this disk is described from the registry: nothing is downloaded for it.
+Also describes how the model would run in float32 on this machine. Without a name it describes the bundled model and
+the versions and devices in use. A released checkpoint that is not on this disk is described from the registry;
+nothing is downloaded.
 """
 
 import argparse
@@ -14,14 +14,14 @@ from siglip_jax.cli import _mesh as mesh
 from siglip_jax.cli._output import print_table
 from siglip_jax.configs.variants import VARIANTS, Variant
 
-HELP = "say what a checkpoint is"
+HELP = "describe a checkpoint"
 EPILOG = """examples:
   siglip-jax info
   siglip-jax info google/siglip-base-patch16-224 --json
   siglip-jax info google/siglip-base-patch16-224 --mesh data=4,fsdp=2
   siglip-jax info --variants"""
 
-FIGURES = {
+METRICS = {
     "imagenet": "ImageNet zero-shot",
     "coco_text_to_image": "COCO R@1 text to image",
     "coco_image_to_text": "image to text",
@@ -33,19 +33,23 @@ CAPTION = "image and patch in pixels, text in tokens; ImageNet zero-shot and COC
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("model", nargs="?", metavar="NAME_OR_PATH", help="Hub name, directory or weights file")
-    parser.add_argument("--variants", action="store_true", help="list the released checkpoints")
+    parser.add_argument(
+        "--variants", action="store_true", help="list the released checkpoints and their published metrics"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     mesh.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does the job; returns the exit status."""
+    """Runs the command and returns its exit status."""
     if mesh.wanted(arguments):
         mesh.run(arguments)
         return 0
     if arguments.variants:
         if arguments.model is not None:
-            raise ValueError(f"expected a model or --variants, found both; leave out {arguments.model!r} or --variants")
+            raise ValueError(
+                f"info must have a model or --variants, got both; leave out {arguments.model!r} or --variants"
+            )
         if arguments.json:
             print(json.dumps([variant.to_dict() for variant in VARIANTS], indent=2))
         else:
@@ -104,14 +108,14 @@ def _variant_rows(variant: dict[str, Any], of_files: bool) -> Iterator[tuple[str
         kind, vocabulary = variant["tokenizer"], variant["vocabulary"]
         yield "tokenizer", kind if kind == vocabulary else f"{kind}, vocabulary {vocabulary}"
         yield "resampling", variant["resample"]
-    figures = [f"{what} {variant[field]} %" for field, what in FIGURES.items() if variant[field] is not None]
-    if figures:
+    metrics = [f"{what} {variant[field]} %" for field, what in METRICS.items() if variant[field] is not None]
+    if metrics:
         published = "published for it" if of_files else "published"
-        yield published, f"{', '.join(figures)} ({variant['source']})"
+        yield published, f"{', '.join(metrics)} ({variant['source']})"
 
 
 def _cells(variant: Variant) -> tuple[str, ...]:
-    figures = [getattr(variant, field) for field in FIGURES]
+    metrics = [getattr(variant, field) for field in METRICS]
     return (
         variant.name,
         f"{variant.parameters:,}",
@@ -119,7 +123,7 @@ def _cells(variant: Variant) -> tuple[str, ...]:
         str(variant.vision["patch_size"]),
         str(variant.text_length),
         f"{variant.text['vocab_size']:,}",
-        *("-" if figure is None else f"{figure:.1f}" for figure in figures),
+        *("-" if metric is None else f"{metric:.1f}" for metric in metrics),
     )
 
 

@@ -1,8 +1,8 @@
 """Finds the images or texts of a collection that are nearest to a text or an image.
 
-DIR is what siglip-jax embed wrote. Prints rank, cosine and name, and where a text is compared with images the
-probability that it describes them. All embeddings are compared; --approximate builds an index in DIR once and searches
-that.
+DIR is a directory that siglip-jax embed wrote. Prints rank, name and cosine of each match, and, between a text and an
+image, the probability that the text describes the image. The search compares all embeddings; --approximate builds an
+index in DIR once and searches that instead.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from typing import Any
 
 from siglip_jax.cli._output import percent, print_table, progress, whole_number
 
-HELP = "find the nearest images or texts of a directory"
+HELP = "find the nearest images or texts in a directory of embeddings"
 EPILOG = """examples:
   siglip-jax search photos-embedded "two dogs on a beach"
   siglip-jax search photos-embedded --image dog.jpg --top-k 20 --contact-sheet dogs.png
@@ -21,21 +21,21 @@ EPILOG = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("directory", metavar="DIR", help="directory of embeddings")
-    parser.add_argument("query", nargs="?", metavar="TEXT", help="text to look for")
-    parser.add_argument("--image", metavar="FILE", help="image to look for")
-    parser.add_argument("--top-k", type=whole_number, default=10, metavar="N", help="items to find (default: 10)")
-    parser.add_argument("--model", metavar="NAME_OR_PATH", help="where the model of DIR is now (default: as then)")
-    parser.add_argument("--approximate", action="store_true", help="search an index, which is built the first time")
+    parser.add_argument("directory", metavar="DIR", help="directory that siglip-jax embed wrote")
+    parser.add_argument("query", nargs="?", metavar="TEXT", help="text to search for")
+    parser.add_argument("--image", metavar="FILE", help="image to search for")
+    parser.add_argument("--top-k", type=whole_number, default=10, metavar="N", help="number of matches (default: 10)")
+    parser.add_argument("--model", metavar="NAME_OR_PATH", help="current location of the model of DIR, if it has moved")
+    parser.add_argument("--approximate", action="store_true", help="search an index, which the first search builds")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--contact-sheet", metavar="FILE", help="draw what is found into FILE (a .png)")
+    parser.add_argument("--contact-sheet", metavar="FILE", help="draw the matches to FILE, such as sheet.png")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does the job; returns the exit status."""
+    """Runs the command and returns its exit status."""
     if (arguments.query is None) == (arguments.image is None):
         found = "none" if arguments.query is None else "both"
-        raise ValueError(f'expected a text or --image FILE to look for, found {found}; such as "a cat"')
+        raise ValueError(f'the query must be a text or --image FILE, got {found}; write one, such as "a cat"')
     sheet = None if arguments.contact_sheet is None else Path(arguments.contact_sheet)
     if sheet is not None:
         from siglip_jax.plots.canvas import IMAGE_FORMATS, check_file
@@ -86,7 +86,9 @@ def _print(matches: list[Any], recall: float | None) -> None:
         headers.append("probability")
     caption = None
     if recall is not None:
-        caption = f"approximate: the index finds {percent(recall)} of the 10 nearest, on a sample of its own embeddings"
+        caption = (
+            f"approximate: the index finds {percent(recall)} of the 10 nearest, measured on a sample of its embeddings"
+        )
     print_table(headers, rows, 2, caption)
 
 
@@ -96,7 +98,9 @@ def _draw(matches: list[Any], items: Any, query: str, path: Path) -> None:
     images = []
     for match in matches:
         if match.position >= len(items) or items.name(match.position) != match.id:
-            raise ValueError(f"{items.path}: expected {match.id} where it was, found other images; embed it again")
+            raise ValueError(
+                f"{items.path}: images must be those embedded, got others in place of {match.id}; embed again"
+            )
         images.append(items.read(match.position))
     captions = []
     for match in matches:

@@ -1,7 +1,7 @@
-"""Trains, or goes on training: pairs of images and texts, or images with labels.
+"""Trains a model on image-text pairs or labelled images.
 
-RECIPE is one of the names below; every field of it is an option. The same command goes on with an interrupted run.
-OUT receives the model (a directory that `siglip_jax.load` and transformers read), checkpoints and log.jsonl.
+RECIPE is one of the names below; every field of it is an option. The same command resumes an interrupted run. OUT
+receives the model (a directory that siglip_jax.load and transformers read), the checkpoints and log.jsonl.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from siglip_jax._optional import import_optional
 from siglip_jax.cli._output import STOPPED, progress, say
 from siglip_jax.training.recipes import ABOUT, RECIPES
 
-HELP = "train a model, from a checkpoint or anew"
+HELP = "train a model, from a checkpoint or from random weights"
 EPILOG = f"""recipes: {", ".join(RECIPES)}
-all options of one: siglip-jax train finetune --help
+options of a recipe: siglip-jax train RECIPE --help
 
 examples:
   siglip-jax train finetune --data pairs.jsonl --model google/siglip-base-patch16-224 --out run --dry-run
@@ -30,15 +30,16 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options: all after the recipe are read by tyro, from its fields."""
-    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="name of a recipe")
+    """Declares the recipe; tyro parses everything after it."""
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="one of the recipes below")
     parser.add_argument("rest", metavar="OPTIONS", nargs=argparse.REMAINDER, help="see siglip-jax train RECIPE --help")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the command and returns its exit status: 143 where a signal stopped the run before its end."""
+    """Runs the command and returns its exit status: 143 if a signal stopped the run before its end."""
     if arguments.recipe not in RECIPES:
-        raise ValueError(f"expected a recipe, one of {', '.join(RECIPES)}, found {arguments.recipe!r}")
+        found = "none" if arguments.recipe is None else repr(arguments.recipe)
+        raise ValueError(f"the recipe must be one of {', '.join(RECIPES)}, got {found}; see siglip-jax train --help")
     import_optional("tyro", "siglip-jax train", "train")
     import_optional("optax", "training", "train")
     options = parse(arguments.recipe, arguments.rest)
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
             **{name: getattr(options, name) for name in names},
         )
     if done.stopped:
-        say(f"stopped after step {done.steps} of {done.total_steps}; the same command goes on")
+        say(f"stopped after step {done.steps} of {done.total_steps}; the same command resumes the run")
         return STOPPED
     if jax.process_index() == 0:
         result = {"steps": done.steps, "model": str(options.out / "model"), "log": str(options.out / "log.jsonl")}
@@ -86,10 +87,10 @@ def parse(name: str, words: Sequence[str]) -> Any:
 
     Args:
       name: name of the recipe.
-      words: what follows the recipe on the command line.
+      words: arguments after the recipe on the command line.
 
     Raises:
-      ValueError: with what tyro says of a mistake, in one line.
+      ValueError: with the message of tyro in one line, if an option is wrong.
     """
     import tyro
 
@@ -111,13 +112,13 @@ def parse(name: str, words: Sequence[str]) -> Any:
 
 
 def one_line(boxed: str) -> str:
-    """Returns the words of tyro's box of complaints."""
+    """Returns the text inside the box that tyro draws around an error."""
     lines = [line.strip(" │╭╮╰╯─\n") for line in boxed.splitlines()]
     return re.sub(r"\s+", " ", " ".join(line for line in lines[1:] if line))
 
 
 def _path_and_weight(word: str) -> tuple[str, float | None]:
-    """Returns the parts of "path=weight"; None where no weight is given."""
+    """Returns the parts of "path=weight"; the weight is None if there is none."""
     path, equals, weight = word.rpartition("=")
     if not equals or Path(word).exists():
         return word, None

@@ -1,8 +1,8 @@
-"""Checks a checkpoint: every tensor's name, shape and type, every value, its tokenizer, and its published logits.
+"""Checks a checkpoint: the name, shape and dtype of every tensor, every value, the tokenizer, published logits.
 
-Token ids and logits are computed where the checkpoint has the sizes of a released one and something is published. The
-images for the two models of variable resolution are drawn here; for the others give the published image, or a .npy
-file of its pixel values, with --image. Exit status 0 if all is right, 1 if a check failed, 2 if the files cannot be
+Token ids and logits are computed if the checkpoint has the sizes of a released one with published values. The images
+for the two models of variable resolution are generated; for the others, pass the published image, or a .npy file of
+its pixel values, with --image. The exit status is 0 if all checks pass, 1 if one fails, and 2 if the files cannot be
 read as a checkpoint.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from siglip_jax.cli._output import progress
 
-HELP = "check that a checkpoint is whole"
+HELP = "check that a checkpoint is complete and correct"
 EPILOG = """examples:
   siglip-jax verify google/siglip2-base-patch16-naflex
   siglip-jax verify google/siglip-base-patch16-224 --image 000000039769.jpg
@@ -22,7 +22,7 @@ EPILOG = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("model", metavar="NAME_OR_PATH", help="Hub name, directory or file")
-    parser.add_argument("--image", metavar="FILE", help="published image, or a .npy of its pixel values")
+    parser.add_argument("--image", metavar="FILE", help="published image, or .npy file of its pixel values")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -49,7 +49,7 @@ def _print(facts: dict[str, Any]) -> None:
     for check in facts["checks"]:
         print(f"{'ok' if check['right'] else 'WRONG':<5}  {check['name']:<{width}}  {check['found']}")
     for answer in facts["answers"]:
-        print(f"\n{answer['kind']} found, and in brackets published ({answer['source']}), a column for each image")
+        print(f"\n{answer['kind']} computed, and in brackets published ({answer['source']}); one column per image")
         column = max(map(len, answer["texts"]))
         for i, text in enumerate(answer["texts"]):
             pairs = zip(answer["found"], answer["published"], strict=True)

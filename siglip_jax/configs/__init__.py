@@ -1,4 +1,4 @@
-"""Configurations of the towers and of the whole model, and the released checkpoints."""
+"""Configurations of the whole model and of its towers, and the registry of released checkpoints."""
 
 from siglip_jax.configs.configuration import (
     CONFIGS,

@@ -1,4 +1,4 @@
-"""`config.json`, which is not to be trusted: reading it, and refusing values that no model has."""
+"""Reading and validation of `config.json`, which is untrusted input."""
 
 import os
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from siglip_jax._hub import resolve
 ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new", "gelu", "quick_gelu", "relu", "silu", "swish")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
-# Beyond these sizes no model exists, and the mere list of its tensors is too long.
+# No model is larger, and beyond these sizes even the list of its tensors is too long.
 _MOST = {"num_hidden_layers": 4096, "patch_size": 4096, "num_channels": 4096, "vocab_size": 2**31}
 _MOST_ELSE = 2**20
 
@@ -18,25 +18,37 @@ _MOST_ELSE = 2**20
 def read_config(
     name_or_path: str | os.PathLike[str], revision: str | None = None, local_files_only: bool = False
 ) -> dict[str, Any]:
-    """Returns the raw `config.json` of a checkpoint directory, of the directory of a weights file, or of a Hub name.
+    """Returns the parsed `config.json` of a checkpoint, without validating its fields.
+
+    Args:
+      name_or_path: checkpoint directory, weights file with `config.json` beside it, or Hub name.
+      revision: branch, tag or commit of a Hub repository; None: `main`.
+      local_files_only: whether to use only local files and the cache, without a request to the Hub.
+
+    Returns:
+      The JSON object.
 
     Raises:
       FileNotFoundError: if there is no `config.json`.
-      ValueError: if it is not a JSON object, or its `model_type` is no string.
+      ValueError: if it is not a JSON object, or its `model_type` is not a string.
     """
     path = resolve(name_or_path, revision=revision, local_files_only=local_files_only)
     directory = path if path.is_dir() else path.parent
     d = read_json(directory / "config.json", "a checkpoint directory needs it beside its weights")
     if not isinstance(d.get("model_type", ""), str):
-        raise ValueError(f"{directory / 'config.json'}: expected model_type to be a string, found {d['model_type']!r}")
+        raise ValueError(f"{directory / 'config.json'}: model_type must be a string, got {d['model_type']!r}")
     return d
 
 
 def check_tower(config: Any, sizes: tuple[str, ...]) -> None:
-    """Refuses a tower of impossible values; `sizes` names those beside the ones that all towers have.
+    """Checks the values of a tower's configuration.
+
+    Args:
+      config: configuration of a tower.
+      sizes: names of its integer fields besides those that all towers have.
 
     Raises:
-      ValueError: with the field, what it may be, and what it is.
+      ValueError: if a field has an invalid value.
     """
     for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", *sizes):
         value = getattr(config, name)
@@ -59,21 +71,31 @@ def check_tower(config: Any, sizes: tuple[str, ...]) -> None:
 
 
 def labels(num_labels: int | None, id2label: Mapping[Any, str] | None) -> dict[int, str]:
-    """Returns the names of the labels by their number: `LABEL_0`, ... where only their number is given, 2 by default.
+    """Returns the name of each label by its index.
+
+    Args:
+      num_labels: number of labels; None: the length of `id2label`, or 2 where that is None too.
+      id2label: name of each label by its index; None: "LABEL_0", "LABEL_1", ….
+
+    Returns:
+      `id2label` with integer keys, or the default names.
 
     Raises:
-      ValueError: if the two contradict each other, or are no number and no names.
+      ValueError: if the two contradict each other or have invalid values.
     """
     if id2label is None:
         num_labels = 2 if num_labels is None else num_labels
         if not isinstance(num_labels, int) or num_labels < 0:
-            raise ValueError(f"num_labels must be 0 or more, got {num_labels!r}")
+            raise ValueError(f"num_labels must be an integer of at least 0, got {num_labels!r}")
         if num_labels > _MOST_ELSE:
             raise ValueError(f"num_labels must be at most {_MOST_ELSE}, got {num_labels}")
         id2label = {i: f"LABEL_{i}" for i in range(num_labels)}
     if not isinstance(id2label, Mapping) or not all(str(k).isdecimal() for k in id2label):
-        raise ValueError(f"id2label must map numbers to names, got {id2label!r}")
+        raise ValueError(f"id2label must be a dict of names by integer index, got {id2label!r}")
     id2label = {int(k): v for k, v in id2label.items()}
     if num_labels is not None and num_labels != len(id2label):
-        raise ValueError(f"num_labels={num_labels} but id2label names {len(id2label)} labels; give one of them")
+        raise ValueError(
+            f"num_labels must be the length of id2label, got num_labels={num_labels} and {len(id2label)} names; pass"
+            " one of the two"
+        )
     return id2label

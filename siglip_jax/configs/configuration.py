@@ -2,8 +2,8 @@
 
 Mirrors `SiglipTextConfig`, `SiglipVisionConfig` and `SiglipConfig` of `transformers`, and `Siglip2TextConfig`,
 `Siglip2VisionConfig` and `Siglip2Config` of the models with variable resolution: same field names, same defaults.
-Differences: instances are immutable, impossible values are refused at construction instead of at the first call, and
-every key this library does not know is kept in `extra` and written back unchanged.
+Differences: instances are immutable, invalid values raise at construction instead of at the first call, and every
+unknown key is kept in `extra` and written back unchanged.
 """
 
 import dataclasses
@@ -26,7 +26,12 @@ C = TypeVar("C", bound="_Config")
 
 @dataclasses.dataclass(frozen=True)
 class _Config:
-    """What the three configurations share: dictionaries and files in both directions."""
+    """Base class of all configurations: conversion to and from dictionaries and `config.json` files.
+
+    Attributes:
+      extra: keys of `config.json` that are not fields of the class; written back unchanged, and left out of the hash.
+      model_type: value of `model_type` in the `config.json` of the class (class attribute).
+    """
 
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False, kw_only=True)
 
@@ -34,24 +39,37 @@ class _Config:
 
     @classmethod
     def from_dict(cls: type[C], d: Mapping[str, Any]) -> C:
-        """Builds a configuration from the contents of a `config.json`; unknown keys are kept in `extra`.
+        """Builds a configuration from the contents of a `config.json`.
+
+        Keys that are not fields of the class are kept in `extra`.
+
+        Args:
+          d: fields by name, as parsed from JSON; absent fields take their defaults. `model_type`, where present, must
+            be that of the class.
+
+        Returns:
+          A configuration of this class.
 
         Raises:
-          ValueError: if the dictionary is of another model type, or holds an impossible value.
+          ValueError: if `d` is not a mapping, is of another model type, or holds an invalid value.
         """
         if not isinstance(d, Mapping):
-            raise ValueError(f"expected the fields of a {cls.model_type} configuration, found a {type(d).__name__}")
+            raise ValueError(f"a {cls.model_type} configuration must be a dict of its fields, got {type(d).__name__}")
         if d.get("model_type", cls.model_type) != cls.model_type:
-            raise ValueError(_wrong_type(cls.model_type, d["model_type"]))
+            raise ValueError(_wrong_type(d["model_type"], cls.model_type))
         known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
         extra = {k: v for k, v in d.items() if k not in known and k != "model_type"}
         try:
             return cls(**{k: v for k, v in d.items() if k in known}, extra=extra)
         except TypeError as error:
-            raise ValueError(f"not a {cls.model_type} configuration: {error}") from error
+            raise ValueError(f"the fields of {cls.model_type} must have the documented types, got {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what `config.json` holds, unknown keys included."""
+        """Converts the configuration to the contents of a `config.json`: the inverse of `from_dict`.
+
+        Returns:
+          A dictionary of all fields, `model_type` and the keys of `extra`, in types that JSON can hold.
+        """
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "extra"}
         return {**self.extra, **fields, "model_type": self.model_type}
 
@@ -63,7 +81,22 @@ class _Config:
         revision: str | None = None,
         local_files_only: bool = False,
     ) -> C:
-        """Reads `config.json` from a directory or the Hub; a tower's configuration also out of a whole model's file."""
+        """Reads the `config.json` of a checkpoint.
+
+        The class of one tower also reads its part of the `config.json` of a whole model.
+
+        Args:
+          name_or_path: checkpoint directory, weights file with `config.json` beside it, or Hub name.
+          revision: branch, tag or commit of a Hub repository; None: `main`.
+          local_files_only: whether to use only local files and the cache, without a request to the Hub.
+
+        Returns:
+          A configuration of this class.
+
+        Raises:
+          FileNotFoundError: if there is no such checkpoint, or it has no `config.json`.
+          ValueError: if `config.json` is not a JSON object, is of another model type, or holds an invalid value.
+        """
         return cls.from_dict(cls._select(read_config(name_or_path, revision, local_files_only)))
 
     @classmethod
@@ -71,24 +104,63 @@ class _Config:
         return d
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Writes `config.json` into `directory`, which is made if need be."""
+        """Writes `config.json`; an existing one is replaced atomically.
+
+        Args:
+          directory: directory to write `config.json` to; created if it does not exist.
+        """
         Path(directory).mkdir(parents=True, exist_ok=True)
         write_atomically(Path(directory) / "config.json", self.to_json_string().encode())
 
     def to_json_string(self) -> str:
-        """Returns the text of `config.json`."""
+        """Converts the configuration to the text of `config.json`.
+
+        Returns:
+          JSON with sorted keys, an indent of two spaces and a final newline.
+        """
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     def replace(self: C, **changes: Any) -> C:
-        """Returns a copy with the given fields changed."""
+        """Returns a copy with some fields changed; the copy is validated like a new configuration.
+
+        Args:
+          **changes: new values by name of the field.
+
+        Returns:
+          A configuration of the same class.
+
+        Raises:
+          ValueError: if the changed configuration is invalid.
+        """
         return dataclasses.replace(self, **changes)
 
 
 @dataclasses.dataclass(frozen=True)
 class SiglipTextConfig(_Config):
-    """The text tower. `projection_size` is the width of the embedding and defaults to `hidden_size`.
+    """Configuration of the text tower.
 
-    The special-token ids are relics of CLIP that the files carry; the tokenizer's real ids are used everywhere.
+    Attributes:
+      vocab_size: number of token embeddings.
+      hidden_size: width of the tower; must be divisible by `num_attention_heads`.
+      intermediate_size: hidden width of each MLP.
+      num_hidden_layers: number of transformer layers.
+      num_attention_heads: number of attention heads of each layer.
+      max_position_embeddings: length of the position table in tokens, to which texts are padded and truncated.
+      hidden_act: activation of the MLPs, one of `ACTIVATIONS`.
+      layer_norm_eps: epsilon of every layer normalisation, added to the variance.
+      attention_dropout: dropout probability of the attention weights, in [0, 1).
+      pad_token_id: id that `config.json` records for padding. This and the next two ids are relics of CLIP, kept
+        only to be written back: the ids in use are the tokenizer's.
+      bos_token_id: id that `config.json` records for the start of a text; unused.
+      eos_token_id: id, or list of ids, that `config.json` records for the end of a text; unused.
+      projection_size: width of the text embedding; None: `hidden_size`.
+      extra: keys of `config.json` that are not fields of the class; written back unchanged.
+      model_type: "siglip_text_model" (class attribute).
+
+    Example:
+      >>> config = SiglipTextConfig(hidden_size=64, num_attention_heads=4)
+      >>> config.embedding_size, config.max_position_embeddings
+      (64, 64)
     """
 
     vocab_size: int = 32000
@@ -114,7 +186,7 @@ class SiglipTextConfig(_Config):
 
     @property
     def embedding_size(self) -> int:
-        """Width of the text embedding."""
+        """Width of the text embedding: `projection_size`, or `hidden_size` where that is None."""
         return self.projection_size or self.hidden_size
 
     @classmethod
@@ -124,14 +196,38 @@ class SiglipTextConfig(_Config):
 
 @dataclasses.dataclass(frozen=True)
 class Siglip2TextConfig(SiglipTextConfig):
-    """The text tower of a model of variable resolution; only the name of its type is another."""
+    """Configuration of the text tower of a NaFlex model, whose image tower has variable resolution.
+
+    The fields are those of `SiglipTextConfig`; only `model_type` differs.
+
+    Attributes:
+      vocab_size: number of token embeddings.
+      hidden_size: width of the tower; must be divisible by `num_attention_heads`.
+      intermediate_size: hidden width of each MLP.
+      num_hidden_layers: number of transformer layers.
+      num_attention_heads: number of attention heads of each layer.
+      max_position_embeddings: length of the position table in tokens, to which texts are padded and truncated.
+      hidden_act: activation of the MLPs, one of `ACTIVATIONS`.
+      layer_norm_eps: epsilon of every layer normalisation, added to the variance.
+      attention_dropout: dropout probability of the attention weights, in [0, 1).
+      pad_token_id: id that `config.json` records for padding; unused, as are the next two.
+      bos_token_id: id that `config.json` records for the start of a text.
+      eos_token_id: id, or list of ids, that `config.json` records for the end of a text.
+      projection_size: width of the text embedding; None: `hidden_size`.
+      extra: keys of `config.json` that are not fields of the class; written back unchanged.
+      model_type: "siglip2_text_model" (class attribute).
+
+    Example:
+      >>> Siglip2TextConfig(vocab_size=256_000).model_type
+      'siglip2_text_model'
+    """
 
     model_type: ClassVar[str] = "siglip2_text_model"
 
 
 @dataclasses.dataclass(frozen=True)
 class _VisionConfig(_Config):
-    """What both image towers have."""
+    """Fields that both classes of image towers share."""
 
     hidden_size: int = 768
     intermediate_size: int = 3072
@@ -151,7 +247,30 @@ class _VisionConfig(_Config):
 
 @dataclasses.dataclass(frozen=True)
 class SiglipVisionConfig(_VisionConfig):
-    """The image tower. Pixels beyond a whole number of patches are cut off, as the reference does."""
+    """Configuration of the image tower of fixed resolution.
+
+    An image size that is not a multiple of the patch size is allowed: as in the reference, the remaining pixels at the
+    right and bottom are ignored.
+
+    Attributes:
+      hidden_size: width of the tower and of the image embedding; must be divisible by `num_attention_heads`.
+      intermediate_size: hidden width of each MLP.
+      num_hidden_layers: number of transformer layers.
+      num_attention_heads: number of attention heads of each layer and of the pooling head.
+      num_channels: channels of an image.
+      patch_size: height and width of a patch in pixels.
+      hidden_act: activation of the MLPs, one of `ACTIVATIONS`.
+      layer_norm_eps: epsilon of every layer normalisation, added to the variance.
+      attention_dropout: dropout probability of the attention weights, in [0, 1).
+      vision_use_head: whether the tower has the attention pooling head that returns the image embedding.
+      image_size: height and width of an image in pixels; at least `patch_size`.
+      extra: keys of `config.json` that are not fields of the class; written back unchanged.
+      model_type: "siglip_vision_model" (class attribute).
+
+    Example:
+      >>> SiglipVisionConfig(image_size=384, patch_size=14).num_patches
+      729
+    """
 
     image_size: int = 224  # pixels, both sides
 
@@ -166,13 +285,33 @@ class SiglipVisionConfig(_VisionConfig):
 
     @property
     def num_patches(self) -> int:
-        """Rows of the position table."""
+        """Number of patches of an image, and of rows of the position table."""
         return (self.image_size // self.patch_size) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Siglip2VisionConfig(_VisionConfig):
-    """The image tower of variable resolution (NaFlex): `num_patches` rows, a square, in the position table."""
+    """Configuration of the image tower of variable resolution (NaFlex).
+
+    Attributes:
+      hidden_size: width of the tower and of the image embedding; must be divisible by `num_attention_heads`.
+      intermediate_size: hidden width of each MLP.
+      num_hidden_layers: number of transformer layers.
+      num_attention_heads: number of attention heads of each layer and of the pooling head.
+      num_channels: channels of an image.
+      patch_size: height and width of a patch in pixels.
+      hidden_act: activation of the MLPs, one of `ACTIVATIONS`.
+      layer_norm_eps: epsilon of every layer normalisation, added to the variance.
+      attention_dropout: dropout probability of the attention weights, in [0, 1).
+      vision_use_head: whether the tower has the attention pooling head that returns the image embedding.
+      num_patches: rows of the position table, a square number; the table is resized to the patch grid of each image.
+      extra: keys of `config.json` that are not fields of the class; written back unchanged.
+      model_type: "siglip2_vision_model" (class attribute).
+
+    Example:
+      >>> Siglip2VisionConfig(num_patches=256).patch_size
+      16
+    """
 
     num_patches: int = 256
 
@@ -186,9 +325,35 @@ class Siglip2VisionConfig(_VisionConfig):
 
 @dataclasses.dataclass(frozen=True)
 class SiglipConfig(_Config):
-    """Both towers; also the configuration of `SiglipForImageClassification`, which reads the label fields.
+    """Configuration of the whole model, and of `SiglipForImageClassification`, which reads the label fields.
 
-    `num_labels` follows from `id2label` where that is given, and is 2 where neither is, as in the reference.
+    Both towers must have the same embedding width.
+
+    Attributes:
+      text_config: configuration of the text tower, a `SiglipTextConfig`; a dict of its fields, or None for the
+        defaults, is converted to one.
+      vision_config: configuration of the image tower, a `SiglipVisionConfig`; a dict of its fields, or None for the
+        defaults, is converted to one.
+      initializer_factor: factor on the standard deviation of a fresh classifier kernel under
+        `init_scheme="reference"`.
+      num_labels: number of labels of the classifier; None: the length of `id2label`, or 2 where that is None too, as in
+        the reference.
+      id2label: name of each label by its index; None: "LABEL_0", "LABEL_1", ….
+      label2id: index of each label by its name; None: the inverse of `id2label`.
+      problem_type: loss of the classifier, one of `PROBLEM_TYPES`; None: chosen from `num_labels` and the dtype of the
+        labels.
+      extra: keys of `config.json` that are not fields of the class; written back unchanged.
+      model_type: "siglip" (class attribute).
+      tower_classes: classes of `text_config` and `vision_config` (class attribute).
+
+    Example:
+      >>> config = SiglipConfig.from_variant("siglip-base-patch16-224")
+      >>> config.vision_config.image_size, config.text_config.vocab_size
+      (224, 32000)
+      >>> config.replace(id2label={0: "horse", 1: "lemon", 2: "boat"}).num_labels
+      3
+      >>> SiglipConfig.from_dict(config.to_dict()) == config
+      True
     """
 
     text_config: Any = None  # a SiglipTextConfig; a dict or None is accepted and replaced by one
@@ -225,21 +390,33 @@ class SiglipConfig(_Config):
 
     @classmethod
     def from_variant(cls, name: str) -> "SiglipConfig":
-        """Returns the configuration of a released checkpoint, by its Hub name or npz file; see `siglip_jax.configs.variants`.
+        """Returns the configuration of a released checkpoint, without reading a file.
 
-        A variant of variable resolution gives a `Siglip2Config`.
+        Args:
+          name: Hub name, with or without "google/", or file name of big_vision, with or without ".npz"; the names of
+            all `VARIANTS`.
+
+        Returns:
+          A `SiglipConfig`, or a `Siglip2Config` for a NaFlex checkpoint.
 
         Raises:
-          ValueError: if there is no such variant.
+          ValueError: if no released checkpoint has this name.
         """
         variant = find(name)
         d = {"text_config": dict(variant.text), "vision_config": dict(variant.vision)}
         return CONFIGS[variant.model_type].from_dict(d)
 
     def to_dict(self) -> dict[str, Any]:
+        """Converts the configuration to the contents of a `config.json`: the inverse of `from_dict`.
+
+        As in the reference, `num_labels`, default names of two labels and a `problem_type` of None are left out.
+
+        Returns:
+          A dictionary of the fields, `model_type` and the keys of `extra`, in types that JSON can hold.
+        """
         d = super().to_dict()
         d["text_config"], d["vision_config"] = self.text_config.to_dict(), self.vision_config.to_dict()
-        del d["num_labels"]  # follows from id2label, and the reference does not write it either
+        del d["num_labels"]  # the length of id2label; the reference does not write it either
         if d["id2label"] == {0: "LABEL_0", 1: "LABEL_1"}:
             del d["id2label"], d["label2id"]
         else:
@@ -249,6 +426,19 @@ class SiglipConfig(_Config):
         return d
 
     def replace(self, **changes: Any) -> "SiglipConfig":
+        """Returns a copy with some fields changed; the copy is validated like a new configuration.
+
+        A changed `num_labels` or `id2label` resets the label fields that are not given.
+
+        Args:
+          **changes: new values by name of the field.
+
+        Returns:
+          A configuration of the same class.
+
+        Raises:
+          ValueError: if the changed configuration is invalid.
+        """
         if "num_labels" in changes:
             changes = {"id2label": None, "label2id": None} | changes
         elif "id2label" in changes:
@@ -258,25 +448,66 @@ class SiglipConfig(_Config):
 
 @dataclasses.dataclass(frozen=True)
 class Siglip2Config(SiglipConfig):
-    """Both towers of a model of variable resolution."""
+    """Configuration of a whole NaFlex model, and of `Siglip2ForImageClassification`, which reads the label fields.
+
+    The fields are those of `SiglipConfig`; `model_type` and the classes of the towers differ. Released SigLIP 2
+    checkpoints of fixed resolution have a `SiglipConfig`.
+
+    Attributes:
+      text_config: configuration of the text tower, a `Siglip2TextConfig`; a dict of its fields, or None for the
+        defaults, is converted to one.
+      vision_config: configuration of the image tower, a `Siglip2VisionConfig`; a dict of its fields, or None for the
+        defaults, is converted to one.
+      initializer_factor: factor on the standard deviation of a fresh classifier kernel under
+        `init_scheme="reference"`.
+      num_labels: number of labels of the classifier; None: the length of `id2label`, or 2 where that is None too.
+      id2label: name of each label by its index; None: "LABEL_0", "LABEL_1", ….
+      label2id: index of each label by its name; None: the inverse of `id2label`.
+      problem_type: loss of the classifier, one of `PROBLEM_TYPES`; None: chosen from `num_labels` and the dtype of the
+        labels.
+      extra: keys of `config.json` that are not fields of the class; written back unchanged.
+      model_type: "siglip2" (class attribute).
+      tower_classes: classes of `text_config` and `vision_config` (class attribute).
+
+    Example:
+      >>> config = Siglip2Config.from_variant("siglip2-base-patch16-naflex")
+      >>> config.model_type, config.vision_config.num_patches
+      ('siglip2', 256)
+    """
 
     model_type: ClassVar[str] = "siglip2"
     tower_classes: ClassVar[tuple[type, type]] = (Siglip2TextConfig, Siglip2VisionConfig)
 
 
 TextConfig = SiglipTextConfig
+"""Configuration of a text tower; `Siglip2TextConfig` is a subclass."""
+
 VisionConfig = SiglipVisionConfig | Siglip2VisionConfig
+"""Configuration of an image tower of fixed or variable resolution."""
+
 Config = SiglipConfig | TextConfig | VisionConfig
+"""Any configuration: of a whole model or of one tower."""
 
 _CLASSES = (SiglipConfig, SiglipTextConfig, SiglipVisionConfig, Siglip2Config, Siglip2TextConfig, Siglip2VisionConfig)
 CONFIGS: dict[str, Any] = {cls.model_type: cls for cls in _CLASSES}
+"""The configuration class of each `model_type`."""
 
 
 def config_from_dict(d: Mapping[str, Any]) -> Config:
-    """Returns the configuration of the class that `model_type` names.
+    """Builds a configuration of the class that `model_type` names.
+
+    Args:
+      d: fields by name, as parsed from `config.json`; without a `model_type` it is read as a `SiglipConfig`.
+
+    Returns:
+      A configuration of the class `CONFIGS[d["model_type"]]`.
 
     Raises:
-      ValueError: if it is not one of SigLIP's, or holds an impossible value.
+      ValueError: if `model_type` is not a key of `CONFIGS`, or `d` holds an invalid value.
+
+    Example:
+      >>> config_from_dict({"model_type": "siglip_vision_model", "image_size": 64}).num_patches
+      16
     """
     return CONFIGS.get(str(d.get("model_type", SiglipConfig.model_type)), SiglipConfig).from_dict(d)
 
@@ -286,15 +517,16 @@ def _sub_config(d: dict[str, Any], name: str, model_type: str) -> dict[str, Any]
         return d
     part = d.get(name)
     whole = d.get("model_type") == model_type.split("_")[0]
-    # Models that contain an image tower of SigLIP, such as PaliGemma, have types of their own.
+    # Models that contain an image tower of SigLIP, such as PaliGemma, have their own model types.
     if whole or (isinstance(part, Mapping) and part.get("model_type") == model_type):
         if part is not None and not isinstance(part, Mapping):
-            raise ValueError(f"config.json: expected {name} to be an object, found a {type(part).__name__}")
+            raise ValueError(f"config.json: {name} must be an object, got {type(part).__name__}")
         return dict(part or {})
-    raise ValueError(_wrong_type(f"{model_type.split('_')[0]} or {model_type}", d.get("model_type")))
+    raise ValueError(_wrong_type(d.get("model_type"), model_type.split("_")[0], model_type))
 
 
-def _wrong_type(expected: str, found: Any) -> str:
+def _wrong_type(found: Any, *expected: str) -> str:
     cls = CONFIGS.get(found) if isinstance(found, str) else None
-    hint = f"; that is one for {cls.__name__}" if cls else ""
-    return f"config.json: expected model_type {expected!r}, found {found!r}; use a SigLIP checkpoint{hint}"
+    other = f", or read this one with {cls.__name__}" if cls else ""
+    names = " or ".join(map(repr, expected))
+    return f"config.json: model_type must be {names}, got {found!r}; use a SigLIP checkpoint{other}"

@@ -1,6 +1,6 @@
-"""What the released checkpoints are known to answer: logits for images and texts, and token ids of their tokenizers.
+"""Published outputs of the released checkpoints: logits of images and texts, and token ids of their tokenizers.
 
-All of it as published; nothing here was computed with this library.
+Nothing here was computed with this library.
 """
 
 import dataclasses
@@ -8,18 +8,18 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What the released weights answer to given images and texts, as published.
+    """Published logits or probabilities of a released checkpoint for some images and texts.
 
     Attributes:
-      given: "drawn" where the images can be drawn anew, "image" where they are files, "pixels" where only the
-        `pixel_values` published with the logits give them.
-      images: what the images are, one entry each.
-      pixels: how they became `pixel_values`.
-      texts: as they go to the tokenizer.
-      kind: "logits" or "probabilities" (the sigmoid of the logits).
-      values: a row for each image, a column for each text.
-      tolerance: absolute, within which upstream's own test accepts its model.
-      source: where it is published.
+      given: how the images are available: "drawn" if they can be drawn again, "image" if they are image files,
+        "pixels" if only the `pixel_values` published with the logits determine them.
+      images: description of each image.
+      pixels: how the images were converted to `pixel_values`.
+      texts: the texts, as passed to the tokenizer.
+      kind: "logits", or "probabilities" (the sigmoid of the logits).
+      values: one row per image, one column per text.
+      tolerance: absolute error that the upstream test of the reference allows.
+      source: file of the reference that publishes the values.
     """
 
     given: str
@@ -118,7 +118,8 @@ _LAPTOP = (
     "a picture of a laptop with the lockscreen on, a cup of cappucino, salt and pepper grinders. The view through the"
     " window reveals lake Zürich and the Alps in the background of the city."
 )
-# By vocabulary and text; with the closing </s>, neither padded nor cut. From transformers, test_tokenization_siglip.py.
+# By vocabulary and text; the ids end with </s> and are neither padded nor truncated. From transformers,
+# test_tokenization_siglip.py.
 # fmt: off
 TOKEN_IDS: dict[str, dict[str, tuple[int, ...]]] = {
     "c4_en": {

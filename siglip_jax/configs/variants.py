@@ -1,7 +1,7 @@
 """The released SigLIP checkpoints: 10 of SigLIP, 15 of SigLIP 2 with a fixed resolution, 2 of SigLIP 2 NaFlex.
 
-For each its Hub name, big_vision's file, what its `config.json` states beyond the defaults, the number of parameters,
-and the published quality. Nothing here reads a file or a network.
+Each entry records the Hub name, the file of big_vision, the fields of `config.json` that differ from the defaults, the
+number of parameters and the published metrics. Nothing here reads a file or the network.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from siglip_jax.configs.published import ANSWERS, TOKEN_IDS, Answer
 OWNER = "google/"
 FOLDER = "gs://big_vision/"  # public; https://storage.googleapis.com/big_vision/ serves the same files
 
-# Both towers have these sizes, except giant-opt, whose text tower is so400m. Base is the default of `config.json`.
+# Both towers have the same sizes, except that the text tower of giant-opt is so400m. BASE equals the defaults.
 BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
@@ -31,21 +31,28 @@ README = "big_vision, README_siglip2.md"
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One released checkpoint.
+    """A released checkpoint.
 
     Attributes:
-      name: on the Hub.
-      npz: file name of big_vision's original.
-      text: fields of `text_config` that differ from the defaults, or all sizes of the tower.
-      vision: fields of `vision_config`, likewise.
-      vocabulary: a key of `VOCABULARIES`.
-      parameters: of both towers, temperature and bias, as on the Hub.
-      imagenet: zero-shot top-1 on ImageNet, in %; None where unpublished, as are the next two.
-      coco_text_to_image: recall at 1 on COCO, from a caption to its image, in %.
-      coco_image_to_text: recall at 1 on COCO, from an image to one of its captions, in %.
-      source: of the three figures.
-      model_type: "siglip", or "siglip2" for NaFlex, which takes images of any aspect ratio.
-      text_head: whether the .npz holds the projection after the text tower; on the Hub it is an identity where not.
+      name: Hub name, as in "google/siglip-base-patch16-224".
+      npz: file name of the original in big_vision's bucket.
+      text: fields of `text_config`: all sizes of the tower, and other fields that differ from the defaults.
+      vision: fields of `vision_config`: all sizes of the tower, and other fields that differ from the defaults.
+      vocabulary: vocabulary of the tokenizer, a key of `VOCABULARIES`: "c4_en", "mc4" or "gemma".
+      parameters: number of parameters on the Hub: both towers, temperature and bias.
+      imagenet: zero-shot top-1 accuracy on ImageNet in %; None: not published.
+      coco_text_to_image: recall at 1 on COCO from a caption to its image, in %; None: not published.
+      coco_image_to_text: recall at 1 on COCO from an image to one of its captions, in %; None: not published.
+      source: publication of the three metrics; None: not published.
+      model_type: `model_type` of the configuration: "siglip", or "siglip2" for NaFlex, which takes images of any aspect
+        ratio.
+      text_head: whether the .npz holds the projection after the text tower; where it does not, the projection on the
+        Hub is an identity.
+
+    Example:
+      >>> variant = find("siglip2-base-patch16-naflex")
+      >>> variant.name, variant.tokenizer, variant.image_size
+      ('google/siglip2-base-patch16-naflex', 'gemma', None)
     """
 
     name: str
@@ -63,22 +70,22 @@ class Variant:
 
     @property
     def short_name(self) -> str:
-        """The name on the Hub without its owner."""
+        """Hub name without the owner, as in "siglip-base-patch16-224"."""
         return self.name.removeprefix(OWNER)
 
     @property
     def location(self) -> str:
-        """Public address of big_vision's original."""
+        """Public address of the original in big_vision's bucket."""
         return f"{FOLDER}{'siglip2' if self.short_name.startswith('siglip2') else 'siglip'}/{self.npz}"
 
     @property
     def text_length(self) -> int:
-        """Tokens that every text is padded and cut to."""
+        """Number of tokens that every text is padded and truncated to."""
         return self.text["max_position_embeddings"]
 
     @property
     def image_size(self) -> int | None:
-        """Pixels of both sides; None for NaFlex."""
+        """Height and width of an image in pixels; None for NaFlex."""
         return self.vision.get("image_size")
 
     @property
@@ -88,21 +95,25 @@ class Variant:
 
     @property
     def resample(self) -> str:
-        """How the image processor on the Hub resizes: "bicubic" or "bilinear". big_vision's own is always bilinear."""
+        """Interpolation of the image processor on the Hub: "bicubic" or "bilinear"; big_vision's is always bilinear."""
         return "bilinear" if self.vocabulary == "gemma" else "bicubic"
 
     @property
     def answers(self) -> tuple[Answer, ...]:
-        """What the weights are known to answer, if anything is published."""
+        """Published logits or probabilities of the weights; () where none are published."""
         return ANSWERS.get(self.short_name, ())
 
     @property
     def token_ids(self) -> Mapping[str, tuple[int, ...]]:
-        """Published token ids by text, without padding; empty where none are published."""
+        """Published token ids by text, without padding; {} where none are published."""
         return TOKEN_IDS.get(self.vocabulary, {})
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns everything above in types that JSON has."""
+        """Converts the entry to types that JSON can hold.
+
+        Returns:
+          A dictionary of all fields and properties except `short_name`.
+        """
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         derived = ("location", "tokenizer", "resample", "text_length", "image_size")
         return {
@@ -122,7 +133,7 @@ def _v1(
     patch: int,
     image: int | None,
     parameters: int,
-    *figures: float,
+    *metrics: float,
     vocabulary: str = "c4_en",
     source: str = PAPERS,
     text_length: int = 64,
@@ -139,7 +150,7 @@ def _v1(
         MappingProxyType(vision),
         vocabulary,
         parameters,
-        *figures,
+        *metrics,
         source=source,
         model_type="siglip2" if image is None else "siglip",
         text_head=text_head,
@@ -149,8 +160,8 @@ def _v1(
 _v2 = functools.partial(_v1, vocabulary="gemma", source=README)
 
 # fmt: off
-# Columns: name on the Hub, big_vision's file, sizes, patch in pixels, image in pixels, parameters; in %: ImageNet
-# zero-shot, COCO from text to image, COCO from image to text.
+# Columns: Hub name, file of big_vision, sizes, patch size in pixels, image size in pixels, parameters; in %: ImageNet
+# zero-shot accuracy, COCO text-to-image recall, COCO image-to-text recall.
 SIGLIP = (
     _v1("siglip-base-patch16-224", "webli_en_b16_224_63724782", BASE, 16, 224, 203_155_970, 76.2, 47.2, 64.5),
     _v1("siglip-base-patch16-256", "webli_en_b16_256_60500360", BASE, 16, 256, 203_202_050, 76.7, 47.4, 65.1),
@@ -189,18 +200,29 @@ NAFLEX = (
 )
 # fmt: on
 VARIANTS = SIGLIP + SIGLIP2 + NAFLEX
+"""All released checkpoints, in the order of their families."""
 
 NAMES = {name: v for v in VARIANTS for name in (v.name, v.short_name, v.npz, v.npz.removesuffix(".npz"), v.location)}
 
 
 def find(name: str) -> Variant:
-    """Returns the variant of a Hub name, with or without `google/`, or of a file of big_vision, with or without `.npz`.
+    """Returns the released checkpoint of a name.
+
+    Args:
+      name: Hub name, with or without "google/", or file name of big_vision, with or without ".npz".
+
+    Returns:
+      The entry of `VARIANTS`.
 
     Raises:
-      ValueError: if there is no such variant; the line names the closest.
+      ValueError: if no released checkpoint has this name; the message names the closest.
+
+    Example:
+      >>> find("webli_en_b16_224_63724782.npz").name
+      'google/siglip-base-patch16-224'
     """
     if name in NAMES:
         return NAMES[name]
     matches = difflib.get_close_matches(name.lower(), NAMES, n=12, cutoff=0.0)
     closest = list(dict.fromkeys(NAMES[match].name for match in matches))[:3]
-    raise ValueError(f"expected a released SigLIP checkpoint, found {name!r}; the closest are {', '.join(closest)}")
+    raise ValueError(f"name must be a released SigLIP checkpoint, got {name!r}; the closest are {', '.join(closest)}")

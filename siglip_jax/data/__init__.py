@@ -1,4 +1,4 @@
-"""Data sets on this disk: sources of examples, batches of them, and the transform from an example to arrays."""
+"""Data sets on disk: sources of examples, the transform from an example to arrays, and batches for training."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What every kind of data set gives: examples by their number."""
+"""The common interface of all data sets: examples that are read by their index."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -7,13 +7,18 @@ from jaxtyping import UInt8
 
 
 class Example(NamedTuple):
-    """An image and what is said of it.
+    """An image with its captions and its label.
 
     Attributes:
-      image: an encoded image file, or pixels; `locked` puts embeddings there.
-      texts: its captions; empty where there are only labels.
-      label: a position in the classes of the source, or None.
-      name: where it lies, for messages: "shard-000.tar:0017.jpg", "pairs.jsonl:12".
+      image: bytes of an encoded image file, or RGB pixels, (height, width, 3) uint8.
+      texts: captions of the image; () where the data set has none for it.
+      label: index of the image's class in `Source.classes`; None where the image has no label.
+      name: where the example is stored, for messages: "shard-000.tar:0017.jpg", "pairs.jsonl:12".
+
+    Example:
+      >>> example = Example(np.zeros((48, 64, 3), np.uint8), ("a black image",), None, "pairs.jsonl:12")
+      >>> example.texts
+      ('a black image',)
     """
 
     image: bytes | UInt8[np.ndarray, "height width 3"]
@@ -24,18 +29,47 @@ class Example(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """Examples in a fixed order, each to be had by its number in any order."""
+    """A data set of examples in a fixed order with random access.
 
-    classes: tuple[str, ...]  # names of the labels; empty where there are none
+    Any object with these members is a source; `open_source` returns one for the usual kinds of data sets. Several
+    threads read from a source at the same time, and a `Pipeline` with worker processes pickles it.
+
+    Attributes:
+      classes: names of the classes that labels refer to; () where there are no labels.
+
+    Example:
+      >>> class Squares:
+      ...     classes = ("black", "white")
+      ...
+      ...     def __len__(self):
+      ...         return 2
+      ...
+      ...     def __getitem__(self, index):
+      ...         pixels = np.full((64, 64, 3), 255 * index, np.uint8)
+      ...         return Example(pixels, (f"a {self.classes[index]} square",), index, f"square {index}")
+      >>> isinstance(Squares(), Source)
+      True
+    """
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that labels refer to; () where there are no labels."""
+        ...
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Returns the number of examples."""
         ...
 
     def __getitem__(self, index: int) -> Example:
-        """Reads one.
+        """Reads one example.
+
+        Args:
+          index: which example, 0 to `len(self) - 1`.
+
+        Returns:
+          The example, with the image still encoded or already as pixels.
 
         Raises:
-          OSError, ValueError: if it cannot be read.
+          OSError, ValueError: if the example is unreadable; callers then skip it.
         """
         ...

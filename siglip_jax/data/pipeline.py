@@ -1,7 +1,7 @@
-"""Batches for training: each a pure function of its step, whatever the workers, the processes and the place to start.
+"""Batches for training: each is a pure function of its step, for any number of workers and processes and any start.
 
-Reading ahead is Grain's: threads of this process, or worker processes. An example that cannot be used is replaced and
-named in its batch, and no other row changes.
+Grain prefetches, in threads of this process or in worker processes. An unreadable example is replaced and named in its
+batch, and no other row changes.
 """
 
 import os
@@ -23,17 +23,22 @@ from siglip_jax.data.transform import Row, Transform
 
 grain: Any = import_optional("grain", "the input pipeline", "data")
 
-_SHARED = "/dev/shm"  # where arrays of worker processes lie; containers often have 64 MB of it
-_SMALLEST_SHARED = 2**16  # bytes of an array
+_SHARED = "/dev/shm"  # holds the arrays of worker processes; containers often have 64 MB of it
+_SMALLEST_SHARED = 2**16  # bytes of an array that is worth sharing
 
 
 class Batch(NamedTuple):
-    """What a step takes.
+    """The rows of one training step that belong to this process.
 
     Attributes:
-      arrays: this process's rows: `pixels` (rows, height, width, 3) uint8, `index` (rows,) int64, the number of the
-        example counted over all sources, and as wanted `input_ids` (rows, positions) and `label` (rows,), int32.
-      skipped: the examples that could not be used, "name: reason".
+      arrays: `pixels`, (rows, height, width, 3) uint8; `index`, (rows,) int64, the index of each example counted over
+        all sources; and if the transform returns them `input_ids`, (rows, positions) int32, and `label`, (rows,) int32.
+      skipped: one "name: reason" for each example that was unreadable and was replaced.
+
+    Example:
+      >>> batch = Batch({"index": np.arange(4)}, ("pairs.jsonl:12: no such image",))
+      >>> len(batch.arrays["index"])
+      4
     """
 
     arrays: dict[str, Shaped[np.ndarray, "rows ..."]]
@@ -41,7 +46,7 @@ class Batch(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """A place of the order with what was read for it; no row if that was not to be."""
+    """The result of reading one place of the order; `row` is None if the example is unreadable."""
 
     row: Row | None
     index: int
@@ -49,12 +54,28 @@ class _Read(NamedTuple):
 
 
 class Pipeline:
-    """An endless sequence of batches from one source or a mixture.
+    """An endless sequence of training batches from one source or a mixture of sources.
+
+    Each batch is a pure function of its step and the arguments, so a run resumes at any step without replaying the ones
+    before, and neither the number of workers nor that of processes changes the data. Every source is shuffled anew for
+    each epoch. An unreadable example is replaced by one half an epoch away and named in `Batch.skipped`.
 
     Attributes:
-      examples: in all sources together: one epoch, if the weights are in proportion to the lengths.
-      fingerprint: says whether two runs see the same examples in the same order: names, lengths and weights of the
-        sources, seed and batch size. Folders above the data do not count, nor does the number of processes.
+      examples: number of examples in all sources together; one epoch, if the weights are proportional to the lengths.
+      fingerprint: text that is equal for two pipelines with the same examples in the same order: names, lengths and
+        weights of the sources, seed and batch size. Parent folders of the data and the number of processes are ignored.
+
+    Example:
+      >>> from siglip_jax.assets import BUNDLED_MODEL, EXAMPLES
+      >>> from siglip_jax.data import open_source
+      >>> from siglip_jax.processing import SiglipProcessor
+      >>> source = open_source(EXAMPLES, images_only=True)
+      >>> transform = Transform(SiglipProcessor.from_pretrained(BUNDLED_MODEL), captions=False)
+      >>> pipeline = Pipeline([(source, 1.0)], transform, batch_size=8)
+      >>> batches = pipeline.batches(start=100)
+      >>> next(batches).arrays["pixels"].shape
+      (8, 64, 64, 3)
+      >>> batches.close()
     """
 
     def __init__(
@@ -71,28 +92,32 @@ class Pipeline:
         """Sets up the order; nothing is read.
 
         Args:
-          sources: each with its weight: its share of the rows is its weight over their sum.
-          batch_size: rows of a step over all processes.
-          workers: processes that read and decode; 0 are threads in this one, as many as there are cores.
-          process_index, process_count: this process takes rows i·b to (i+1)·b of each batch, b the rows per process.
+          sources: pairs of a source and its weight; the share of its rows is its weight divided by the sum of weights.
+          transform: converts examples to arrays.
+          batch_size: rows per step, of all processes together.
+          seed: seed of the order, the captions and the augmentation, 0 or more.
+          workers: number of worker processes that read and decode; 0: threads of this process, one per core.
+          process_index: index of this process, which gets the rows `process_index * n` to `(process_index + 1) * n - 1`
+            of each batch, where n is `batch_size / process_count`.
+          process_count: number of processes that share each batch.
 
         Raises:
-          ValueError: for numbers that make no sense.
+          ValueError: if a source is empty, or a number is out of its range.
         """
         lengths, weights = [len(source) for source, _ in sources], [weight for _, weight in sources]
         if not lengths or min(lengths) < 1:
-            raise ValueError(f"expected at least one source with examples, found sources of the lengths {lengths}")
+            raise ValueError(f"sources must be one or more, each with examples, got the lengths {lengths}")
         if not all(0 < weight < float("inf") for weight in weights):
-            raise ValueError(f"weights: expected numbers above 0, found {weights}")
+            raise ValueError(f"weights must be finite and above 0, got {weights}")
         if process_count < 1 or not 0 <= process_index < process_count:
-            raise ValueError(f"process_index: expected 0 to {process_count - 1}, found {process_index}")
+            raise ValueError(f"process_index must be from 0 to {process_count - 1}, got {process_index}")
         if batch_size < 1 or batch_size % process_count:
             raise ValueError(
-                f"batch_size: expected a multiple of the {process_count} processes, found {batch_size}; "
-                "it counts the rows of all of them"
+                f"batch_size must be a multiple of the {process_count} processes, got {batch_size}; "
+                "it counts the rows of all processes"
             )
         if workers < 0 or seed < 0:
-            raise ValueError(f"workers and seed: expected 0 or more, found {workers} and {seed}")
+            raise ValueError(f"workers and seed must be 0 or more, got {workers} and {seed}")
         self.examples = sum(lengths)
         named = zip(sources, lengths, strict=True)
         parts = [f"{_name(source)}:{length}*{weight:g}" for (source, weight), length in named]
@@ -104,14 +129,17 @@ class Pipeline:
     def batches(self, start: int = 0) -> Generator[Batch, None, None]:
         """Yields the batches of the steps from `start` on, without end.
 
-        Closing the iterator, or letting go of it, ends the worker processes; `contextlib.closing` does so however a
-        loop ends. With workers, a script needs `if __name__ == "__main__":`, because each of them imports it.
+        Closing or releasing the iterator ends the worker processes; `contextlib.closing` closes it however a loop ends.
+        With workers, a script needs `if __name__ == "__main__":`, because each worker imports it.
+
+        Args:
+          start: step of the first batch, 0 or more.
 
         Raises:
-          ValueError: if none of a hundred examples of a source can be used.
+          ValueError: if `start` is negative, or none of the 100 examples tried for one row is readable.
         """
         if start < 0:
-            raise ValueError(f"start: expected a step, 0 or more, found {start}")
+            raise ValueError(f"start must be a step of 0 or more, got {start}")
         return self._batches(start)
 
     def _batches(self, start: int) -> Generator[Batch, None, None]:
@@ -123,10 +151,11 @@ class Pipeline:
             options = grain.ReadOptions(num_threads=cores, prefetch_buffer_size=self._rows + cores)
             batches = rows.to_iter_dataset(options).batch(self._rows, batch_fn=stack)
         else:
-            # Batches are dealt out, not rows, so that what travels between processes is few and large.
+            # Workers make whole batches, not rows, so that few and large objects are sent between processes.
             none_ahead = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
             batches = rows.batch(self._rows, batch_fn=stack).to_iter_dataset(none_ahead)
-            smallest = _SMALLEST_SHARED if self._shared_memory_suffices() else sys.maxsize  # others go through a pipe
+            # Smaller arrays go through a pipe.
+            smallest = _SMALLEST_SHARED if self._shared_memory_suffices() else sys.maxsize
             options = grain.experimental.DatasetOptions(min_shm_size=smallest)
             batches = grain.experimental.WithOptionsIterDataset(batches, options)
             _excuse_unread_flag()
@@ -134,28 +163,33 @@ class Pipeline:
         iterator = iter(batches)
         try:
             for batch in iterator:
-                # Out of shared memory, which is little and would have to be given back before the program ends.
+                # Copied out of shared memory, which is scarce and must be released before the program ends.
                 yield Batch({name: np.array(a) for name, a in batch.arrays.items()}, batch.skipped) if shared else batch
         finally:
             iterator.close()
 
     def _shared_memory_suffices(self) -> bool:
         transform = self._reader.transform
-        batch = 4 * self._rows * transform.height * transform.width  # bytes of pixels, and as much again for a third
-        held = 4 * (self._workers + 1)  # batches: made, waiting, and not let go of yet
+        batch = 4 * self._rows * transform.height * transform.width  # bytes of pixels (3 per pixel), and a third more
+        held = 4 * (self._workers + 1)  # batches: in the making, waiting, or not released yet
         return not os.path.isdir(_SHARED) or shutil.disk_usage(_SHARED).free > held * batch
 
 
 def ordered(source: Source, transform: Transform, batch_size: int) -> Iterator[Batch]:
     """Yields all examples of a source once, in order; only the last batch may be smaller.
 
-    What cannot be read is left out and named in the batch where it would have been.
+    Unreadable examples are left out and named in the batch that they would have been in.
+
+    Args:
+      source: the examples.
+      transform: converts examples to arrays.
+      batch_size: rows per batch, 1 or more.
 
     Raises:
-      ValueError: if nothing can be read.
+      ValueError: if no example is readable.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size: expected 1 or more, found {batch_size}")
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
     cores = _cores()
     options = grain.ReadOptions(num_threads=cores, prefetch_buffer_size=batch_size + cores)
     rows = iter(grain.MapDataset.range(len(source)).map(_Once(source, transform)).to_iter_dataset(options))
@@ -167,12 +201,15 @@ def ordered(source: Source, transform: Transform, batch_size: int) -> Iterator[B
             if read.row is None:
                 skipped += read.skipped
                 continue
-            if len(waiting) == batch_size:  # not sooner: the last batch names what follows it
+            if len(waiting) == batch_size:  # not sooner: the last batch also names the unreadable examples after it
                 yield Batch(stack(waiting).arrays, tuple(skipped))
                 waiting, skipped = [], []
             waiting.append(read)
         if not waiting:
-            raise ValueError(f"{_name(source)}: none of {len(source)} examples can be used; the last: {skipped[-1]}")
+            raise ValueError(
+                f"{_name(source)}: one of {len(source)} examples must be readable, got errors for all; "
+                f"the last: {skipped[-1]}"
+            )
         yield Batch(stack(waiting).arrays, tuple(skipped))
     finally:
         rows.close()
@@ -180,7 +217,7 @@ def ordered(source: Source, transform: Transform, batch_size: int) -> Iterator[B
 
 @dataclass(frozen=True)
 class _Places:
-    """From the rows of this process, counted over all steps, to places in the order."""
+    """Maps the rows of this process, counted over all steps, to places in the order."""
 
     rows: int
     batch_size: int
@@ -193,7 +230,7 @@ class _Places:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads the example at a place of the order, or another in its stead."""
+    """Reads the example at a place of the order, or a replacement if that is unreadable."""
 
     sources: Sequence[Source]
     transform: Transform
@@ -211,13 +248,14 @@ class _Reader:
                 return _Read(row, index + sum(map(len, self.sources[:number])), tuple(skipped))
             skipped.append(reason)
         raise ValueError(
-            f"{_name(self.sources[number])}: none of {len(skipped)} examples can be used; the last: {skipped[-1]}"
+            f"{_name(self.sources[number])}: one of {len(skipped)} examples must be readable, got errors for all; "
+            f"the last: {skipped[-1]}"
         )
 
 
 @dataclass(frozen=True)
 class _Once:
-    """Reads an example of a source, or says why not."""
+    """Reads an example of a source, or returns the reason why it is unreadable."""
 
     source: Source
     transform: Transform
@@ -229,7 +267,7 @@ class _Once:
 
 @dataclass(frozen=True)
 class _Stack:
-    """Makes a batch of rows."""
+    """Stacks rows to a batch."""
 
     transform: Transform
 
@@ -240,7 +278,7 @@ class _Stack:
 
 
 def _read(source: Source, index: int, transform: Transform, rng: np.random.Generator) -> tuple[Row | None, str]:
-    """Returns the row, or why there is none."""
+    """Returns the row of an example, or None and the reason why it is unreadable."""
     try:
         return transform.row(source[index], rng), ""
     except (OSError, ValueError) as error:
@@ -261,7 +299,7 @@ def _on_host(worker: int, workers: int) -> None:
 
 
 def _excuse_unread_flag() -> None:
-    """Lets Grain 0.2.17 and 0.2.18 start workers where absl did not read the command line (Grain's issue 1355)."""
+    """Lets Grain 0.2.17 and 0.2.18 start workers where absl has not parsed the command line (Grain's issue 1355)."""
     name = "grain_enable_multiprocess_worker_profiling"
     if name in absl.flags.FLAGS and not absl.flags.FLAGS.is_parsed():
         absl.flags.FLAGS[name].present = 1  # its default counts, as for Grain's other flags

@@ -1,7 +1,7 @@
-"""From an example to arrays of fixed shape: the image as the model's image processor resizes it, and token ids.
+"""Converts an example to arrays of fixed shape: pixels resized as by the model's image processor, and token ids.
 
-Pixels stay in eight bits, a quarter of the memory and of the way to the accelerator; `normalize_pixels` does there what
-the image processor does last.
+Pixels stay uint8, which takes a quarter of the memory and of the transfer to the accelerator; `normalize_pixels` does
+the last step of the image processor there.
 """
 
 import math
@@ -21,18 +21,18 @@ from siglip_jax.processing.images.loading import load_image
 from siglip_jax.processing.images.options import ImageOptions, checked
 
 AUGMENTATIONS = ("none", "flip", "crop", "crop_flip")
-MAX_PIXELS = 2**26  # of an image: 200 MB as RGB, for each that is decoded at a time
+MAX_PIXELS = 2**26  # of an image: 200 MB as RGB for each one that is decoded at the same time
 _ASPECTS = (3 / 4, 4 / 3)
 _TRIES = 10
 
 
 class Row(NamedTuple):
-    """An example on its way into a batch.
+    """A transformed example before it is stacked into a batch.
 
     Attributes:
-      pixels: the image, resized.
-      text: the caption that was drawn; None where captions are not wanted.
-      label: None where labels are not wanted.
+      pixels: the resized image, (height, width, 3) uint8.
+      text: one caption of the example, not tokenized yet; None without `captions`.
+      label: index of the class; None without `labels`.
     """
 
     pixels: UInt8[np.ndarray, "height width 3"]
@@ -41,11 +41,27 @@ class Row(NamedTuple):
 
 
 class Transform:
-    """Makes what the model takes of examples.
+    """Converts examples to the arrays that a model is trained on.
+
+    Every example yields arrays of the same shape. The randomness of the caption and of the augmentation comes from the
+    generator that is passed, so a `Pipeline` repeats it exactly.
 
     Attributes:
-      height, width: of the pixels.
-      mean, std, rescale_factor: what `normalize_pixels` needs to finish the pixels as the image processor does.
+      height: height of the pixels.
+      width: width of the pixels.
+      mean: mean of each channel, after rescaling, for `normalize_pixels`.
+      std: standard deviation of each channel, after rescaling, for `normalize_pixels`.
+      rescale_factor: factor of the pixels, 1/255 in published processors, for `normalize_pixels`.
+
+    Example:
+      >>> from siglip_jax.assets import BUNDLED_MODEL, EXAMPLES
+      >>> from siglip_jax.data import Example
+      >>> from siglip_jax.processing import SiglipProcessor
+      >>> transform = Transform(SiglipProcessor.from_pretrained(BUNDLED_MODEL), augment="flip")
+      >>> image = (EXAMPLES / "horse.png").read_bytes()
+      >>> arrays = transform(Example(image, ("a horse",), None, "horse.png"), np.random.default_rng(0))
+      >>> {name: (array.shape, array.dtype.name) for name, array in arrays.items()}
+      {'pixels': ((64, 64, 3), 'uint8'), 'input_ids': ((16,), 'int32')}
     """
 
     def __init__(
@@ -58,25 +74,26 @@ class Transform:
         labels: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        """Takes sizes, filter and tokenizer from a processor.
+        """Takes image size, resampling filter and tokenizer from a processor.
 
         Args:
-          augment: "none"; "flip", a mirror image half of the time; "crop", a random part of the image, resized;
-            "crop_flip", both.
-          min_area: the least share of an image that a random part has.
-          captions: whether captions are wanted: an example without one is then an error.
-          labels: the same for labels.
-          max_pixels: the most that an image may have.
+          processor: processor of the model, whose images have one fixed size.
+          augment: "none"; "flip", which mirrors half of the images; "crop", which resizes a random part of each image;
+            "crop_flip", which does both.
+          min_area: smallest share of the area of an image that a random part has, above 0 and up to 1.
+          captions: whether to return `input_ids`; an example without a caption is then an error.
+          labels: whether to return `label`; an example without a label is then an error.
+          max_pixels: largest number of pixels of an image before it is resized.
 
         Raises:
-          ValueError: for a processor whose images differ in size, or an option that is not understood.
+          ValueError: if the images of the processor differ in size, or an argument is out of its range.
         """
         check_choice("augment", augment, AUGMENTATIONS)
         if not 0 < min_area <= 1:
-            raise ValueError(f"min_area: expected a share above 0 and up to 1, found {min_area}")
+            raise ValueError(f"min_area must be above 0 and up to 1, got {min_area}")
         if not isinstance(processor.image_processor, SiglipImageProcessorPil):
             kind = type(processor.image_processor).__name__
-            raise ValueError(f"expected images of one size, found a {kind}: variable resolution cannot be trained here")
+            raise ValueError(f"processor must make images of one size, got a {kind} of variable resolution")
         self._options: ImageOptions = checked(processor.image_processor._options)
         self.height, self.width = _fixed_size(self._options)
         o = self._options
@@ -89,31 +106,60 @@ class Transform:
         self._processor = processor
 
     def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Returns `pixels` (height, width, 3) uint8, and as wanted `input_ids` (positions,) and `label` (), int32.
+        """Converts one example.
+
+        Args:
+          example: the example.
+          rng: source of randomness for the choice of the caption and for the augmentation.
+
+        Returns:
+          `pixels`, (height, width, 3) uint8; with `captions` `input_ids`, (positions,) int32; with `labels` `label`,
+          () int32.
 
         Raises:
-          ValueError: if the image cannot be read or is too large, or the caption or label is missing.
+          ValueError: if the image is unreadable or too large, or the caption or label is missing.
         """
         return {name: array[0] for name, array in self.stack([self.row(example, rng)]).items()}
 
     def row(self, example: Example, rng: np.random.Generator) -> Row:
-        """Does the part of the work that is done for each example alone; raises what `__call__` raises."""
+        """Decodes and resizes the image of one example and chooses one of its captions.
+
+        `row` and `stack` are the two halves of `__call__`: rows are made in parallel, then stacked.
+
+        Args:
+          example: the example.
+          rng: source of randomness for the choice of the caption and for the augmentation.
+
+        Returns:
+          The row for `stack`.
+
+        Raises:
+          ValueError: if the image is unreadable or too large, or the caption or label is missing.
+        """
         text = label = None
         if self.captions:
             texts = [text for text in example.texts if text.strip()]
             if not texts:
-                raise ValueError(f"{example.name}: no caption")
+                raise ValueError(f"{example.name}: an example must have a caption, got none")
             text = texts[int(rng.integers(len(texts)))]
             if not text.isascii():
                 _check_text(text, example.name)
         if self.labels:
             if example.label is None:
-                raise ValueError(f"{example.name}: no label that is a number or the name of a known class")
+                raise ValueError(f"{example.name}: an example must have a label, got no index or name of a class")
             label = example.label
         return Row(self._pixels(example, rng), text, label)
 
     def stack(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
-        """Returns the arrays of several rows, each with a leading axis; texts are encoded together, which is cheap."""
+        """Stacks rows to a batch and tokenizes their captions together, which is faster than one by one.
+
+        Args:
+          rows: rows that `row` returned, one or more.
+
+        Returns:
+          `pixels`, (rows, height, width, 3) uint8; with `captions` `input_ids`, (rows, positions) int32; with `labels`
+          `label`, (rows,) int32.
+        """
         arrays = {"pixels": np.stack([row.pixels for row in rows])}
         if self.captions:
             arrays["input_ids"] = self._processor(text=[row.text for row in rows])["input_ids"]
@@ -142,10 +188,16 @@ class Transform:
 
 
 def random_box(rng: np.random.Generator, width: int, height: int, min_area: float) -> tuple[int, int, int, int]:
-    """Returns left, top, right and bottom of a random part of an image.
+    """Returns left, top, right and bottom of a random part of an image, in pixels.
 
-    Its share of the area is uniform from `min_area` to 1, its aspect up to a third narrower or wider than a square; the
-    whole image where no such part was found to fit, as in a very long one.
+    The share of the area is uniform from `min_area` to 1, and the ratio of width to height log-uniform from 3/4 to 4/3.
+    If none of ten such parts fits, as in a very long image, the part is the whole image.
+
+    Args:
+      rng: source of randomness.
+      width: width of the image in pixels.
+      height: height of the image in pixels.
+      min_area: smallest share of the area of the image.
     """
     for _ in range(_TRIES):
         area = width * height * rng.uniform(min_area, 1.0)
@@ -163,9 +215,18 @@ def normalize_pixels(
     std: Sequence[float],
     rescale_factor: float = 1 / 255,
 ) -> Float32[Array, "*batch height width 3"]:
-    """Returns `(pixels * rescale_factor - mean) / std`; for use inside the training step.
+    """Returns `(pixels * rescale_factor - mean) / std`, inside the training step.
 
-    Within 1e-6 of the image processor, which multiplies by the factor in float64.
+    The result is within 1e-6 of the image processor's, which multiplies by the factor in float64.
+
+    Args:
+      pixels: RGB pixels, (..., height, width, 3) uint8.
+      mean: mean of each channel after rescaling, 3 numbers.
+      std: standard deviation of each channel after rescaling, 3 numbers.
+      rescale_factor: factor of the pixels.
+
+    Returns:
+      Normalised pixels, (..., height, width, 3) float32.
     """
     shape = (1,) * (pixels.ndim - 1) + (3,)
     means, deviations = (jnp.asarray(x, jnp.float32).reshape(shape) for x in (mean, std))
@@ -174,13 +235,13 @@ def normalize_pixels(
 
 def _fixed_size(o: ImageOptions) -> tuple[int, int]:
     if o.size is None:
-        raise ValueError("expected an image processor that resizes, found one with do_resize=False")
+        raise ValueError("the image processor must resize, got do_resize=False")
     if o.do_pad:
-        raise ValueError("expected an image processor without padding, found do_pad=True")
+        raise ValueError("the image processor must not pad, got do_pad=True")
     if o.crop_size is not None:
         return o.crop_size
     if set(o.size) != {"height", "width"}:
-        raise ValueError(f"expected a size of height and width, or a crop_size, so that images stack; found {o.size}")
+        raise ValueError(f"size must have height and width, or crop_size be set, so that images stack, got {o.size}")
     return o.size["height"], o.size["width"]
 
 
@@ -192,4 +253,4 @@ def _check_text(text: str, name: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{name}: the caption is not text") from None
+        raise ValueError(f"{name}: a caption must be text of valid Unicode, got a lone surrogate") from None

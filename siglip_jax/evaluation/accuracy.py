@@ -1,4 +1,4 @@
-"""What is counted of a classification: accuracies, over all and by class, and which class is taken for which."""
+"""Accuracy of a classification over all images and per class, and the confusions of classes."""
 
 import dataclasses
 
@@ -8,14 +8,16 @@ from jaxtyping import Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """Shares of 1.
+    """Metrics of a classification, from 0 to 1.
 
     Attributes:
-      top1, top5: of all images.
-      mean_per_class: of the recalls of the classes that have images.
-      per_class: recall by class; NaN for a class without images.
-      counts: images by class.
-      confusions: rows of (class, class it was taken for, images), those of different classes, most images first.
+      top1: share of the images whose class is predicted first.
+      top5: share of the images whose class is among the first five predictions.
+      mean_per_class: mean recall of the classes that have images.
+      per_class: recall of each class, (classes,); NaN for a class without images.
+      counts: number of images of each class, (classes,).
+      confusions: rows of (class, predicted class, number of images) for wrong predictions, (pairs, 3), most images
+        first.
     """
 
     top1: float
@@ -27,26 +29,26 @@ class Accuracy:
 
     @property
     def worst(self) -> Int[np.ndarray, " found"]:
-        """The classes that have images, those of the lowest recall first; of equals the one with most images."""
+        """Indices of the classes that have images, lowest recall first; ties are broken by the number of images."""
         order = np.lexsort((-self.counts, np.where(self.counts > 0, self.per_class, np.inf)))
         return order[: int((self.counts > 0).sum())]
 
 
 def accuracy(ranked: Int[np.ndarray, "n k"], labels: Int[np.ndarray, " n"], num_classes: int) -> Accuracy:
-    """Counts how often the right class stands first, or among the first five.
+    """Returns how often the right class is predicted first, or among the first five.
 
     Args:
-      ranked: classes of each image, best first; -1 where there are no more.
-      labels: the right ones, from 0 to num_classes - 1.
+      ranked: predicted classes of each image, (n, k), best first; -1 where there are no more.
+      labels: class of each image, (n,), from 0 to num_classes - 1.
+      num_classes: number of classes.
 
     Raises:
       ValueError: if there are no images, or a label is not a class.
     """
     if not len(labels):
-        raise ValueError("accuracy needs at least one image with a label, found none")
+        raise ValueError("images with a label must be one or more, got none")
     if labels.min() < 0 or labels.max() >= num_classes:
-        found = f"{labels.min()} to {labels.max()}"
-        raise ValueError(f"labels must be from 0 to {num_classes - 1}, the last class; found {found}")
+        raise ValueError(f"labels must be from 0 to {num_classes - 1}, got {labels.min()} to {labels.max()}")
     right = ranked == labels[:, None]
     counts = np.bincount(labels, minlength=num_classes)
     hits = np.bincount(labels[right[:, 0]], minlength=num_classes)

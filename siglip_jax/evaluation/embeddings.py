@@ -1,4 +1,4 @@
-"""Embeddings of all images and texts of a data set, read and decoded ahead of the device."""
+"""Embeddings of all images and texts of a data set; images are read and decoded in threads ahead of the device."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,18 +12,18 @@ from siglip_jax.evaluation.neighbours import check_finite
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.stream import in_threads
 
-TEXTS = 1024  # embedded between two reports of progress
+TEXTS = 1024  # texts that are embedded between two reports of progress
 
 
 class Embedded(NamedTuple):
-    """What a source holds, as far as it could be read.
+    """Embeddings of the readable images of a source, with their labels and texts.
 
     Attributes:
-      embeds: of the images, L2-normalised.
-      numbers: of the images in the source.
-      labels: -1 where there is none.
-      texts: of each image.
-      unreadable: how many images could not be read.
+      embeds: L2-normalised embeddings of the images, (n, E).
+      numbers: index of each image in the source, (n,).
+      labels: label of each image, (n,); -1 where it has none.
+      texts: captions of each image.
+      unreadable: number of unreadable images.
     """
 
     embeds: Float[np.ndarray, "n embed"]
@@ -33,7 +33,7 @@ class Embedded(NamedTuple):
     unreadable: int
 
     def with_labels(self) -> "Embedded":
-        """Returns the part that has labels."""
+        """Returns the images that have labels."""
         kept = np.flatnonzero(self.labels >= 0)
         texts = [self.texts[i] for i in kept]
         return Embedded(self.embeds[kept], self.numbers[kept], self.labels[kept], texts, self.unreadable)
@@ -48,16 +48,18 @@ def embed_examples(
     on_unreadable: OnUnreadable | None = None,
     advance: Callable[[int], object] = lambda amount: None,
 ) -> Embedded:
-    """Embeds the images of a source; those that cannot be read are left out.
+    """Embeds the images of a source; unreadable ones are left out.
 
     Args:
-      numbers: which ones; None: all.
-      batch_size: as in `Siglip.encode_image`.
-      on_unreadable: called with the index in the source of an image that cannot be read, and the error.
-      advance: called with the amount done.
+      siglip: the model.
+      source: the examples.
+      numbers: indices of the examples to embed; None: all.
+      batch_size: images per forward pass; None: the size that suits model and device.
+      on_unreadable: called with (index in the source, error) for each unreadable image.
+      advance: called with the number of images read since the last call.
 
     Raises:
-      ValueError: if none can be read, or the model gives embeddings that are not finite.
+      ValueError: if no image is readable, or the model returns embeddings that are not finite.
     """
     numbers = range(len(source)) if numbers is None else numbers
     read: list[tuple[int, str, int, tuple[str, ...]]] = []
@@ -89,8 +91,8 @@ def embed_examples(
     embeds = siglip.encode_image(images(), batch_size=batch_size, on_unreadable=undecodable)
     kept = [position for position in range(len(read)) if position not in lost]
     if not kept:
-        first = f"; the first says: {failures[0]}" if failures else ""
-        raise ValueError(f"expected images that can be read, found none among {len(numbers)}{first}")
+        first = f"; the first error: {failures[0]}" if failures else ""
+        raise ValueError(f"one or more images must be readable, got none among {len(numbers)}{first}")
     embeds = embeds[kept]
     check_finite(embeds, "the model's image embeddings")
     return Embedded(
@@ -109,10 +111,16 @@ def embed_texts(
     batch_size: int | None = None,
     advance: Callable[[int], object] = lambda amount: None,
 ) -> Float[np.ndarray, "texts embed"]:
-    """Embeds texts, each one once however often it occurs.
+    """Embeds texts; a text that occurs several times is embedded once.
+
+    Args:
+      siglip: the model.
+      texts: the texts.
+      batch_size: texts per forward pass; None: the size that suits model and device.
+      advance: called with the number of different texts embedded since the last call.
 
     Raises:
-      ValueError: if the model gives embeddings that are not finite.
+      ValueError: if the model returns embeddings that are not finite.
     """
     numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     different = list(numbers)
@@ -127,5 +135,5 @@ def embed_texts(
 
 
 def spread(count: int, limit: int | None) -> Sequence[int]:
-    """Returns `limit` numbers below `count` at even distances, all if there are no more: sources are often sorted."""
+    """Returns `limit` evenly spaced indices below `count`, or all; sources are often sorted, so not the first ones."""
     return range(count) if limit is None or limit >= count else [i * count // limit for i in range(limit)]

@@ -1,4 +1,4 @@
-"""The four evaluations of a model on a data set; also for use in training, around the weights of the moment."""
+"""The four evaluations of a model on a data set, on its own or during training with the current parameters."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -28,16 +28,41 @@ def evaluate_zero_shot(
     first_name_only: bool = False,
     options: Options = DEFAULTS,
 ) -> Result:
-    """Names each image by the nearest of the classes' sentences.
+    """Classifies each image by the class whose prompts are nearest, without any training.
+
+    The embedding of a class is the mean of the embeddings of its prompts, one for each template. Published results use
+    the canonical form of prompts, and the wording of templates is worth several points, so `Result.preprocessing`
+    records both.
 
     Args:
-      source: with classes, and labels for its images; those without a label do not count.
-      templates: sentences with a `{}`; a class is the mean of its embeddings.
-      classes: other names for the classes, in the order of `source.classes`.
-      canonicalize, first_name_only: as in `prompts`.
+      siglip: the model.
+      source: data set with classes; images without a label are left out.
+      templates: sentences in which the name of a class replaces `{}`; the default is the bare name.
+      classes: names to use in place of `source.classes`, in the same order; None: the names of the source.
+      canonicalize: whether to write names and templates in lower case, without punctuation and with spaces for
+        underscores; otherwise they are unchanged.
+      first_name_only: whether to use only the part of a name before the first comma: "tench" of "tench, Tinca tinca".
+      options: limit, batch size and callbacks, which all evaluations share.
+
+    Returns:
+      The result, with the metrics `top1`, `top5` and `mean_per_class`.
 
     Raises:
-      ValueError: if there are no classes or labels, or not as many names as classes.
+      ValueError: if there are no classes, no readable images or no labels, or `classes` does not name each class.
+
+    Example:
+      >>> import shutil, tempfile
+      >>> from pathlib import Path
+      >>> import siglip_jax
+      >>> from siglip_jax.assets import EXAMPLES
+      >>> from siglip_jax.data import open_source
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     for name in ("bicycle", "horse", "pizza"):
+      ...         (Path(folder) / name).mkdir()
+      ...         _ = shutil.copy(EXAMPLES / f"{name}.png", Path(folder) / name)
+      ...     result = evaluate_zero_shot(siglip_jax.load(), open_source(folder))
+      >>> result.metrics["top1"]
+      1.0
     """
     names = _names(source, classes)
     texts = prompts(names, templates, canonicalize=canonicalize, first_name_only=first_name_only)
@@ -63,10 +88,40 @@ def knn(
     temperature: float | None = None,
     options: Options = DEFAULTS,
 ) -> Result:
-    """Names each image by the votes of the k nearest images of `train`; see `neighbours.vote`.
+    """Classifies each image by the votes of its k nearest neighbours in a training set.
+
+    Source: weighted votes as in "Emerging Properties in Self-Supervised Vision Transformers" (Caron et al., 2021),
+    which uses k = 20 and a temperature of 0.07.
+
+    Args:
+      siglip: the model.
+      source: data set to evaluate, with classes that are all among those of `train`, by name; images without a label
+        are left out.
+      train: data set whose images are the neighbours, with classes; it is always used in full.
+      k: number of neighbours that vote, 1 to the number of images of `train`.
+      temperature: each neighbour votes with weight exp(cosine / temperature); None: all weights are equal.
+      options: limit, batch size and callbacks, which all evaluations share.
+
+    Returns:
+      The result, with the metrics `top1`, `top5` and `mean_per_class`; its classes are those of `train`.
 
     Raises:
-      ValueError: if there are no classes or labels, a class is not one of the training set's, or k is too large.
+      ValueError: if there are no classes, no readable images or no labels, `train` lacks a class, or k is too large.
+
+    Example:
+      >>> import shutil, tempfile
+      >>> from pathlib import Path
+      >>> import siglip_jax
+      >>> from siglip_jax.assets import EXAMPLES
+      >>> from siglip_jax.data import open_source
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     for name in ("bicycle", "horse", "pizza"):
+      ...         (Path(folder) / name).mkdir()
+      ...         _ = shutil.copy(EXAMPLES / f"{name}.png", Path(folder) / name)
+      ...     source = open_source(folder)
+      ...     result = knn(siglip_jax.load(), source, train=source, k=1)
+      >>> result.metrics["top1"]
+      1.0
     """
     renumber = same_classes(source, train)
     counter = Counter(options.on_progress, len(train) + len(spread(len(source), options.limit)))
@@ -92,16 +147,46 @@ def linear_probe(
     seed: int = 0,
     options: Options = DEFAULTS,
 ) -> Result:
-    """Names each image by a linear classifier of the embeddings of `train`.
+    """Classifies each image by a linear classifier that is fitted to the embeddings of a training set.
+
+    Logistic regression minimises the mean cross-entropy plus strength / 2 times the sum of squared weights, by L-BFGS
+    to convergence. Ridge regression fits -1 and 1 for each class in closed form.
+
+    Source: ridge regression as in `evaluators/fewshot_lsr.py` of big_vision, but with the bias left free exactly.
 
     Args:
-      probe: "logistic" or "ridge"; see `probes`.
-      strength: of the penalty; by default the best on a fifth of the training set.
-      shots: examples of each class to learn from; None: all.
-      seed: of that choice, and of the part that is held out.
+      siglip: the model.
+      source: data set to evaluate, with classes that are all among those of `train`, by name; images without a label
+        are left out.
+      train: data set that the classifier is fitted to, with classes; `options.limit` does not apply to it.
+      probe: "logistic" or "ridge".
+      strength: strength of the penalty, above 0; None: the best one on a fifth of the training set.
+      shots: number of random examples of each class to fit to, or all of a class that has fewer; None: all.
+      seed: seed of the choice of these examples and of the held-out fifth.
+      options: limit, batch size and callbacks, which all evaluations share.
+
+    Returns:
+      The result, with the metrics `top1`, `top5` and `mean_per_class`; its classes are those of `train`, and its
+      settings have the strength and whether the fit converged.
 
     Raises:
-      ValueError: if there are no classes or labels, or a class is not one of the training set's.
+      ValueError: if there are no classes, no readable images or no labels, `train` lacks a class, or no class has two
+        images to choose the strength.
+
+    Example:
+      >>> import shutil, tempfile
+      >>> from pathlib import Path
+      >>> import siglip_jax
+      >>> from siglip_jax.assets import EXAMPLES
+      >>> from siglip_jax.data import open_source
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     for name in ("bicycle", "horse", "pizza"):
+      ...         (Path(folder) / name).mkdir()
+      ...         _ = shutil.copy(EXAMPLES / f"{name}.png", Path(folder) / name)
+      ...     source = open_source(folder)
+      ...     result = linear_probe(siglip_jax.load(), source, train=source, probe="ridge", strength=1.0)
+      >>> result.metrics["top1"]
+      1.0
     """
     kinds = {
         "logistic": (probes.fit_logistic, probes.LOGISTIC_STRENGTHS),
@@ -147,10 +232,37 @@ def evaluate_retrieval(
     ks: Sequence[int] = KS,
     options: Options = DEFAULTS,
 ) -> Result:
-    """Finds each text's image among all images, and one of each image's texts among all texts.
+    r"""Retrieves each text's image among all images, and one of each image's texts among all texts.
+
+    The recall at k is the share of queries with a right answer among the first k. Ties count against the model: an
+    answer that is as near as the right one counts as nearer. A text that occurs with several images has only its own
+    image as the right answer; `settings["texts_that_repeat_another"]` counts such texts.
+
+    Args:
+      siglip: the model.
+      source: data set with captions; an image may have several texts, or none.
+      ks: the values of k.
+      options: limit, batch size and callbacks, which all evaluations share.
+
+    Returns:
+      The result, with the metrics `text_to_image_r1`, `image_to_text_r1` and so on for each k.
 
     Raises:
-      ValueError: if there are no texts.
+      ValueError: if there are no readable images or no texts.
+
+    Example:
+      >>> import shutil, tempfile
+      >>> from pathlib import Path
+      >>> import siglip_jax
+      >>> from siglip_jax.assets import EXAMPLES
+      >>> from siglip_jax.data import open_source
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     for name in ("cow", "horse"):
+      ...         _ = shutil.copy(EXAMPLES / f"{name}.png", folder)
+      ...     _ = (Path(folder) / "pairs.csv").write_text("image,caption\ncow.png,a cow\nhorse.png,a horse\n")
+      ...     result = evaluate_retrieval(siglip_jax.load(), open_source(folder), ks=(1,))
+      >>> result.metrics
+      {'text_to_image_r1': 1.0, 'image_to_text_r1': 1.0}
     """
     numbers = spread(len(source), options.limit)
     embedded = embed_examples(
@@ -164,7 +276,9 @@ def evaluate_retrieval(
     texts = [text for group in embedded.texts for text in group]
     owners = np.repeat(np.arange(len(embedded.texts)), [len(group) for group in embedded.texts])
     if not texts:
-        raise ValueError("retrieval needs texts, found images without any; name the column or key that holds them")
+        raise ValueError(
+            "images must have texts for retrieval, got images without any; name their column or key with text_key"
+        )
     text_embeds = embed_texts(siglip, texts, batch_size=options.batch_size)
     ranks = retrieval_ranks(embedded.embeds, text_embeds, owners)
     settings = {
@@ -189,28 +303,32 @@ def evaluate_retrieval(
 
 
 def same_classes(source: Source, train: Source) -> Int[np.ndarray, " classes"]:
-    """Returns the number in `train.classes` of each of `source.classes`, found by name.
+    """Returns the index in `train.classes` of each of `source.classes`, matched by name.
 
     Raises:
-      ValueError: if one has none, or `source` has a class that `train` lacks.
+      ValueError: if one of them has no classes, or `source` has a class that `train` lacks.
     """
     known = {name: i for i, name in enumerate(_names(train, None))}
     missing = [name for name in _names(source, None) if name not in known]
     if missing:
         some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise ValueError(f"expected the classes of the training set, found {len(missing)} others: {some}")
+        raise ValueError(f"classes must be among those of the training set, got {len(missing)} others: {some}")
     return np.array([known[name] for name in source.classes], np.int64)
 
 
 def _names(source: Source, classes: Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the names of the classes: those given, or those of the source."""
     if not source.classes:
-        raise ValueError("expected a data set with classes, found none; give a folder of class folders, or --label-key")
+        raise ValueError(
+            "a data set must have classes, got none; pass a folder of class folders, or name the labels with label_key"
+        )
     if classes is not None and len(classes) != len(source.classes):
-        raise ValueError(f"expected a name for each of {len(source.classes)} classes, found {len(classes)}")
+        raise ValueError(f"names must be one for each of {len(source.classes)} classes, got {len(classes)}")
     return tuple(source.classes if classes is None else classes)
 
 
 def _labelled(siglip: Siglip, source: Source, options: Options, counter: Counter) -> Embedded:
+    """Embeds the images of a source that have labels."""
     embedded = embed_examples(
         siglip,
         source,
@@ -221,13 +339,14 @@ def _labelled(siglip: Siglip, source: Source, options: Options, counter: Counter
     )
     found = embedded.with_labels()
     if not len(found.labels):
-        raise ValueError(f"expected images with labels, found none among {len(embedded.labels)}")
+        raise ValueError(f"images must have labels, got none among {len(embedded.labels)} images")
     return found
 
 
 def _classified(
     task: str, embedded: Embedded, ranked: np.ndarray, names: Sequence[str], settings: dict, described: dict
 ) -> Result:
+    """Returns the result of a classification."""
     found = accuracy(ranked, embedded.labels, len(names))
     return Result(
         task,

@@ -1,10 +1,10 @@
 """Linear classifiers of frozen embeddings: logistic regression, by L-BFGS to convergence, and ridge regression.
 
-Logistic regression is multinomial: the mean cross-entropy, plus strength / 2 times the sum of squared weights. Ridge
-regression fits -1 and 1 for each class in closed form, as big_vision's few-shot evaluation does; it differs from it in
-that the constant is left free exactly. The constants are never penalised. Features are moved to mean zero; for ridge
-regression each is also scaled to deviation one, for logistic regression all by one number, which changes nothing but
-the unit of the strength. The strength is chosen on a part of the training set.
+Logistic regression is multinomial: it minimises the mean cross-entropy plus strength / 2 times the sum of squared
+weights. Ridge regression fits -1 and 1 for each class in closed form, as big_vision's few-shot evaluation does; it
+differs from it in that the bias is left free exactly. Biases are never penalised. Features are shifted to mean zero.
+Ridge regression also scales each feature to standard deviation one; logistic regression scales all features by one
+number, which changes only the unit of the strength. The strength is chosen on a held-out part of the training set.
 """
 
 import functools
@@ -14,26 +14,28 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from siglip_jax._optional import import_optional
 from siglip_jax.evaluation.accuracy import accuracy
 from siglip_jax.evaluation.neighbours import check_finite
 
 LOGISTIC_STRENGTHS = tuple(10.0**e for e in np.arange(1, -6.5, -0.5).tolist())
 RIDGE_STRENGTHS = tuple(10.0**e for e in np.arange(5, -1.5, -0.5).tolist())
-BLOCK = 2**22  # logits held at once
-TOLERANCE = 1e-5  # of the norm of the gradient, relative to that of zero weights
-STEPS = 1000
+BLOCK = 2**22  # logits in memory at a time
+TOLERANCE = 1e-5  # norm of the gradient, relative to its norm at zero weights
+STEPS = 1000  # of L-BFGS, at most
 
 
 class Linear(NamedTuple):
     """A linear classifier: features @ weights + bias.
 
     Attributes:
-      strength: of the penalty.
-      gradient: what is left of the norm of the gradient, relative to that of zero weights; 0 for a closed form.
+      weights: weights, (E, classes).
+      bias: biases, (classes,).
+      strength: strength of the penalty.
+      gradient: norm of the gradient at the solution, relative to its norm at zero weights; 0 for a closed form.
     """
 
     weights: Float[np.ndarray, "embed classes"]
@@ -42,7 +44,15 @@ class Linear(NamedTuple):
     gradient: float = 0.0
 
     def classify(self, features: Float[np.ndarray, "n embed"], top: int = 5) -> Int[np.ndarray, "n top"]:
-        """Returns the classes of the largest scores, largest first; -1 where there are no more."""
+        """Returns the classes of the largest scores.
+
+        Args:
+          features: embeddings, (n, E).
+          top: number of classes to return for each row.
+
+        Returns:
+          Classes, (n, top), largest score first, -1 where there are no more; ties are broken by index.
+        """
         classes = self.weights.shape[1]
         ranked = np.full((len(features), top), -1, np.int64)
         rows = max(1, BLOCK // classes)
@@ -63,8 +73,14 @@ def fit_ridge(
 ) -> list[Linear]:
     """Returns the ridge regression of each strength, in float64 from one eigendecomposition.
 
+    Args:
+      features: embeddings, (n, E).
+      labels: class of each row, (n,).
+      num_classes: number of classes.
+      strengths: strengths of the penalty, each above 0.
+
     Raises:
-      ValueError: if a strength is not above 0, or features or labels are no use.
+      ValueError: if a strength is not above 0, a label is not a class, or a feature is not finite.
     """
     _check(features, labels, num_classes, strengths)
     mean = features.mean(axis=0, dtype=np.float64)
@@ -93,12 +109,18 @@ def fit_logistic(
     num_classes: int,
     strengths: Sequence[float],
 ) -> list[Linear]:
-    """Returns the logistic regression of each strength, each started from the one before.
+    """Returns the logistic regression of each strength; each solution is the initial value of the next.
 
-    Give strengths from the largest to the smallest: the first ones are then quickly done, and lead to the others.
+    Strengths should descend: the first ones then converge quickly and lead to the others.
+
+    Args:
+      features: embeddings, (n, E).
+      labels: class of each row, (n,).
+      num_classes: number of classes.
+      strengths: strengths of the penalty, each above 0.
 
     Raises:
-      ValueError: if a strength is not above 0, or features or labels are no use.
+      ValueError: if a strength is not above 0, a label is not a class, or a feature is not finite.
     """
     _check(features, labels, num_classes, strengths)
     mean = features.mean(axis=0, dtype=np.float64)
@@ -120,7 +142,7 @@ def fit_logistic(
 
 
 def _objective(params: Any, x: Array, y: Array, strength: Array, count: Array) -> Array:
-    """Mean cross-entropy and penalty; `x` is (blocks, rows, embed). Logits are made again for the gradient."""
+    """Returns mean cross-entropy plus penalty; `x` is (blocks, rows, E). The gradient recomputes the logits."""
     weights, bias = params
 
     @jax.checkpoint
@@ -137,8 +159,9 @@ def _objective(params: Any, x: Array, y: Array, strength: Array, count: Array) -
 
 @jax.jit
 def _minimize(params: Any, x: Array, y: Array, strength: Array, count: Array) -> tuple[Any, Array]:
-    """Returns the minimum and the norm of the gradient there, relative to that of zero weights."""
+    """Returns the minimum, and the norm of the gradient there relative to its norm at zero weights."""
     objective = functools.partial(_objective, x=x, y=y, strength=strength, count=count)
+    optax: Any = import_optional("optax", "a linear probe", "train")
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(objective)
     at_zero = optax.tree.norm(jax.grad(objective)(jax.tree.map(jnp.zeros_like, params)))
@@ -161,10 +184,11 @@ def _minimize(params: Any, x: Array, y: Array, strength: Array, count: Array) ->
 
 
 class Chosen(NamedTuple):
-    """A classifier of all the training set, and how its strength was chosen.
+    """A classifier fitted to the whole training set, and the choice of its strength.
 
     Attributes:
-      tried: share of the held-out images named right, by strength; empty where the strength was given.
+      classifier: the classifier.
+      tried: strength to accuracy on the held-out images; {} if only one strength was given.
     """
 
     classifier: Linear
@@ -181,14 +205,18 @@ def choose(
     held_out: float = 0.2,
     seed: int = 0,
 ) -> Chosen:
-    """Fits all strengths to a part of the training set, takes the best on the rest, and fits that one to all of it.
+    """Chooses the strength on a held-out part of the training set, then fits a classifier to all of it.
 
-    Of equally good ones the strongest is taken.
+    Ties are broken by the larger strength.
 
     Args:
       fit: `fit_logistic` or `fit_ridge`.
-      strengths: largest first; with one alone nothing is held out.
-      held_out: share of each class to choose on, at least one image of it and never all.
+      features: embeddings of the training set, (n, E).
+      labels: class of each row, (n,).
+      num_classes: number of classes.
+      strengths: strengths to choose from, descending; if there is only one, nothing is held out.
+      held_out: share of each class that is held out: at least one image and never all of a class.
+      seed: seed of the choice of the held-out images.
 
     Raises:
       ValueError: if no class has two images, so that nothing can be held out.
@@ -197,7 +225,10 @@ def choose(
         return Chosen(fit(features, labels, num_classes, strengths)[0], {})
     away = _part_of_each(labels, held_out, seed)
     if not away.any():
-        raise ValueError("no class has two images to choose the strength of the penalty with; give one strength")
+        raise ValueError(
+            "a class must have two images or more to choose the strength of the penalty, got one of each class; "
+            "pass one strength"
+        )
     tried = {
         found.strength: accuracy(found.classify(features[away]), labels[away], num_classes).top1
         for found in fit(features[~away], labels[~away], num_classes, strengths)
@@ -208,13 +239,14 @@ def choose(
 
 
 def few_shots(labels: Int[np.ndarray, " n"], shots: int, seed: int = 0) -> Int[np.ndarray, " found"]:
-    """Returns the numbers of `shots` random examples of each class, or of all where a class has fewer."""
+    """Returns the sorted indices of `shots` random examples of each class, or of all of a class that has fewer."""
     rng = np.random.default_rng(seed)
     parts = [rng.permutation(np.flatnonzero(labels == label))[:shots] for label in np.unique(labels)]
     return np.sort(np.concatenate(parts))
 
 
 def _part_of_each(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Returns a mask, (n,), of a random share of each class: at least one example, never all."""
     rng = np.random.default_rng(seed)
     away = np.zeros(len(labels), bool)
     for label in np.unique(labels):
@@ -225,9 +257,11 @@ def _part_of_each(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 def _check(features: np.ndarray, labels: np.ndarray, num_classes: int, strengths: Sequence[float]) -> None:
     if not len(features) or len(features) != len(labels):
-        raise ValueError(f"expected a label for each of one or more features, got {len(features)} and {len(labels)}")
+        raise ValueError(
+            f"features must be one or more, with a label each, got {len(features)} features and {len(labels)} labels"
+        )
     if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"labels must be from 0 to {num_classes - 1}, found {labels.min()} to {labels.max()}")
+        raise ValueError(f"labels must be from 0 to {num_classes - 1}, got {labels.min()} to {labels.max()}")
     if not strengths or min(strengths) <= 0:
         raise ValueError(f"strengths must be above 0, got {tuple(strengths)}")
     check_finite(features, "features")

@@ -1,4 +1,4 @@
-"""What every evaluation takes, and what it gives."""
+"""Options and results that all evaluations share."""
 
 import dataclasses
 from typing import Any
@@ -12,14 +12,20 @@ from siglip_jax.evaluation.accuracy import Accuracy
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What all evaluations take.
+    """Options that all evaluations take.
 
     Attributes:
-      limit: images to take, at even distances; None: all.
-      batch_size: as in `Siglip.encode_image`.
-      model_name: what the result calls the model.
-      on_unreadable: called with the index of an image that cannot be read and the error; it is left out.
-      on_progress: called with the images read and their total, the training set's included.
+      limit: number of images to evaluate, evenly spaced over the data set; None: all images.
+      batch_size: images or texts per forward pass; None: the size that suits model and device.
+      model_name: name of the model in the result.
+      on_unreadable: called with (index in the source, error) for each unreadable image, which is left out; None: it is
+        only counted.
+      on_progress: called with (images read, total number of images), including those of a training set; None: nothing
+        is called.
+
+    Example:
+      >>> Options(limit=1000, model_name="google/siglip-base-patch16-224").limit
+      1000
     """
 
     limit: int | None = None
@@ -34,21 +40,32 @@ DEFAULTS = Options()
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What an evaluation found.
+    """Metrics of an evaluation, and the predictions behind them.
 
     Attributes:
-      task: its name.
-      metrics: figures by name, shares of 1.
-      examples: images that count.
-      unreadable: images that could not be read.
-      settings: of the evaluation, as JSON takes them.
-      preprocessing: see `siglip_jax.inference.preprocessing.describe`.
-      classes, accuracy: of a classification.
-      numbers: of the images in the source.
-      ranked: classes of each image, best first, -1 for none; in retrieval empty.
-      labels: the right classes; in retrieval the number of each text's image, as a position in `numbers`.
-      texts: of a retrieval.
-      image_embeds, text_embeds: of a retrieval, for the images that `plot_retrieval` draws.
+      task: "zero-shot", "retrieval", "linear-probe" or "knn".
+      metrics: values by name, from 0 to 1: `top1`, `top5` and `mean_per_class` of a classification;
+        `text_to_image_r1`, `image_to_text_r1` and so on of a retrieval.
+      examples: number of images that the metrics are computed on.
+      unreadable: number of images that were left out because they are unreadable.
+      settings: settings of the evaluation, serializable as JSON.
+      preprocessing: model, dtype and preparation of images and texts, serializable as JSON.
+      numbers: index of each image in the source, (n,).
+      labels: class of each image, (n,); in retrieval the index of each text's image in `numbers`, (texts,).
+      classes: names of the classes; () in retrieval.
+      accuracy: accuracy over all images and per class, and the confusions; None in retrieval.
+      ranked: predicted classes of each image, (n, 5), best first, -1 where there are no more classes; None in
+        retrieval.
+      texts: texts of a retrieval; () otherwise.
+      image_embeds: L2-normalised embeddings of the images of a retrieval, (n, E); None otherwise.
+      text_embeds: L2-normalised embeddings of the texts of a retrieval, (texts, E); None otherwise.
+
+    Example:
+      >>> result = Result(
+      ...     "zero-shot", {"top1": 0.5}, 2, 0, {}, {}, numbers=np.array([0, 1]), labels=np.array([1, 0])
+      ... )
+      >>> result.to_dict()["metrics"]
+      {'top1': 0.5}
     """
 
     task: str
@@ -67,7 +84,13 @@ class Result:
     text_embeds: np.ndarray | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what can be written as JSON: the figures, those of each class, the confusions, the preparation."""
+        """Returns the result as a dict serializable as JSON.
+
+        Returns:
+          `task`, `metrics`, `examples`, `unreadable`, `settings` and `preprocessing`; of a classification also
+          `classes`, with the number of images and the recall of each class (None without images), and `confusions`,
+          with the number of images of one class that were taken for another, most frequent first.
+        """
         facts: dict[str, Any] = {
             "task": self.task,
             "metrics": self.metrics,

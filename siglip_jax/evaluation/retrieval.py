@@ -1,7 +1,7 @@
-"""Retrieval both ways, block by block: does a text find its image, and an image one of its texts?
+"""Retrieval in both directions, block by block: the rank of each text's image, and of the best of each image's texts.
 
-Ties are taken against the model: what is as near as the right answer counts as nearer. Embeddings that are all alike
-then find nothing, where an argsort would find whatever stands first.
+Ties count against the model: an answer that is as near as the right one counts as nearer. Identical embeddings thus
+find nothing, whereas an argsort would find whatever is first.
 """
 
 import dataclasses
@@ -14,25 +14,32 @@ from jaxtyping import Array, Float, Int
 
 from siglip_jax.evaluation.neighbours import check_finite
 
-BLOCK = 2**22  # similarities held at once: 16 MiB
+BLOCK = 2**22  # similarities in memory at a time: 16 MiB
 KS = (1, 5, 10)
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranks:
-    """How many wrong answers are at least as near as the right one: 0 is the first place.
+    """Ranks of the right answers: the number of wrong answers that are at least as near, 0 for the first place.
 
     Attributes:
-      text_to_image: of each text's own image among all images.
-      image_to_text: of the nearest of an image's own texts among the texts of all others; -1 where it has none.
+      text_to_image: rank of each text's own image among all images, (texts,).
+      image_to_text: rank of the nearest of an image's own texts among the texts of all other images, (images,); -1 for
+        an image without texts.
     """
 
     text_to_image: Int[np.ndarray, " texts"]
     image_to_text: Int[np.ndarray, " images"]
 
     def recalls(self, ks: Sequence[int] = KS) -> dict[str, float]:
-        """Returns `text_to_image_r1`, `image_to_text_r1` and so on, as shares of the texts, and of the images that
-        have texts."""
+        """Returns the recall at each k, from 0 to 1: `text_to_image_r1`, `image_to_text_r1` and so on.
+
+        Args:
+          ks: the values of k.
+
+        Returns:
+          Name to share of the texts, or of the images that have texts, whose rank is below k.
+        """
         asked = {"text_to_image": self.text_to_image, "image_to_text": self.image_to_text[self.image_to_text >= 0]}
         return {f"{way}_r{k}": float((ranks < k).mean()) for way, ranks in asked.items() for k in ks}
 
@@ -44,22 +51,26 @@ def retrieval_ranks(
     *,
     block_size: int | None = None,
 ) -> Ranks:
-    """Ranks the right answers of every query, with no more than a block of queries compared at a time.
+    """Ranks the right answers of every query in both directions, one block of queries at a time.
 
     Args:
-      image_embeds, text_embeds: L2-normalised.
-      owners: the number of each text's image; an image may have several texts, or none.
-      block_size: queries compared with all answers at once; by default as many as give `BLOCK` similarities.
+      image_embeds: L2-normalised embeddings of the images, (images, E).
+      text_embeds: L2-normalised embeddings of the texts, (texts, E).
+      owners: index of each text's image, (texts,); an image may have several texts, or none.
+      block_size: number of queries that are compared with all answers at a time; None: as many as yield `BLOCK`
+        similarities.
 
     Raises:
-      ValueError: if there is nothing to compare, an owner is not an image, or an embedding is not finite.
+      ValueError: if there are no images or texts, an owner is not an image, or an embedding is not finite.
     """
     if not len(image_embeds) or not len(text_embeds):
-        raise ValueError(f"retrieval needs images and texts, got {len(image_embeds)} images, {len(text_embeds)} texts")
+        raise ValueError(
+            f"images and texts must be one or more, got {len(image_embeds)} images and {len(text_embeds)} texts"
+        )
     if len(owners) != len(text_embeds) or owners.min() < 0 or owners.max() >= len(image_embeds):
         raise ValueError(
-            f"owners must give each of {len(text_embeds)} texts one of {len(image_embeds)} images, got {len(owners)}"
-            f" from {owners.min(initial=0)} to {owners.max(initial=0)}"
+            f"owners must be {len(text_embeds)} indices from 0 to {len(image_embeds) - 1}, one for each text, "
+            f"got {len(owners)} from {owners.min(initial=0)} to {owners.max(initial=0)}"
         )
     check_finite(image_embeds, "image embeddings")
     check_finite(text_embeds, "text embeddings")
@@ -78,7 +89,7 @@ def _ranks(
     answer_groups: Int[np.ndarray, " m"],
     block_size: int | None,
 ) -> Int[np.ndarray, " n"]:
-    """Returns how many answers of other groups are at least as near as the nearest of the query's own; -1 for none."""
+    """Returns how many answers of other groups are at least as near as the query's nearest own; -1 without own ones."""
     rows = min(block_size or max(1, BLOCK // len(answers)), len(queries))
     fixed = jnp.asarray(answers, jnp.float32), jnp.asarray(answer_groups)
     ranks = np.empty(len(queries), np.int64)

@@ -1,4 +1,4 @@
-"""Zero-shot classification of embeddings: a class is the mean of its sentences, an image gets the nearest."""
+"""Zero-shot classification of embeddings: each image gets the class whose mean prompt embedding is nearest."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -7,17 +7,20 @@ from siglip_jax.evaluation.neighbours import check_finite, nearest_keys
 
 
 def ensemble(text_embeds: Float[np.ndarray, "texts embed"], templates: int) -> Float[np.ndarray, "classes embed"]:
-    """Returns the normalised mean of the normalised embeddings of each class.
+    """Returns the L2-normalised mean of the L2-normalised prompt embeddings of each class.
 
     Args:
-      text_embeds: of the sentences as `prompts` orders them, all of a class together.
-      templates: how many belong to a class.
+      text_embeds: embeddings of the prompts, (classes * templates, E), in the order of `prompts`.
+      templates: number of prompts per class.
+
+    Returns:
+      Embeddings of the classes, (classes, E) float32.
 
     Raises:
-      ValueError: if they are no whole number of classes, or one is not finite.
+      ValueError: if the number of embeddings is not a multiple of `templates`, or an embedding is not finite.
     """
     if templates < 1 or not len(text_embeds) or len(text_embeds) % templates:
-        raise ValueError(f"expected {templates} text embeddings for each class, found {len(text_embeds)} in all")
+        raise ValueError(f"text embeddings must be {templates} for each class, got {len(text_embeds)} in all")
     check_finite(text_embeds, "text embeddings")
     embeds = _normalized(text_embeds.astype(np.float64)).reshape(-1, templates, text_embeds.shape[1])
     return _normalized(embeds.mean(axis=1)).astype(np.float32)
@@ -26,7 +29,16 @@ def ensemble(text_embeds: Float[np.ndarray, "texts embed"], templates: int) -> F
 def classify(
     image_embeds: Float[np.ndarray, "images embed"], class_embeds: Float[np.ndarray, "classes embed"], top: int = 5
 ) -> Int[np.ndarray, "images top"]:
-    """Returns the nearest classes of each image, nearest first, equally near ones in their order; -1: no more."""
+    """Returns the nearest classes of each image.
+
+    Args:
+      image_embeds: L2-normalised embeddings of the images, (images, E).
+      class_embeds: L2-normalised embeddings of the classes, (classes, E).
+      top: number of classes to return for each image.
+
+    Returns:
+      Indices of classes, (images, top), nearest first, -1 where there are no more; ties are broken by index.
+    """
     found = min(top, len(class_embeds))
     ranked = np.full((len(image_embeds), top), -1, np.int64)
     ranked[:, :found] = nearest_keys(image_embeds, class_embeds, found)[1]

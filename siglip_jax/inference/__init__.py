@@ -1,4 +1,4 @@
-"""Inference: `load`, the engine it returns, the pipeline, batching for servers, export, speed."""
+"""Inference: loading, the engine, the pipeline, batching for servers, export, quantization, verification, speed."""
 
 from siglip_jax.inference.batcher import Batcher, QueueFullError
 from siglip_jax.inference.bench import bench

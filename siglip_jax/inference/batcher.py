@@ -1,11 +1,11 @@
-"""Dynamic batching for servers: what many threads ask for at the same time goes through the device together.
+"""Dynamic batching for servers: concurrent requests of many threads share the device's batches.
 
     with Batcher(siglip) as batcher:      # shared by all threads of the server
         embeds = batcher.encode_image(image, timeout=1.0)
 
-Images are decoded, and texts tokenised, by a pool of threads. One more thread hands what is ready to the device, in
-batches of the sizes that the engine uses too, and the next full batch before the last is read. That thread exists only
-while there is something to do, so a batcher that nobody closed neither leaks it nor keeps the interpreter from ending.
+A pool of threads decodes images and tokenises texts. One more thread sends the prepared items to the device, in batches
+of the sizes that the engine uses, and sends the next full batch before it reads the result of the last. That thread
+exists only while there is work, so a batcher that is never closed neither leaks it nor keeps the interpreter alive.
 """
 
 import concurrent.futures
@@ -26,23 +26,44 @@ from siglip_jax.inference.stream import Arrays, as_images, as_texts, batches
 
 
 class QueueFullError(RuntimeError):
-    """Refuses a call for which a `Batcher` has no place; nothing of it was begun."""
+    """Raised by a `Batcher` whose queue has no room for a call; none of the call's items were accepted.
+
+    A server may answer with HTTP status 503, so that the client retries later.
+
+    Example:
+      >>> import siglip_jax
+      >>> with siglip_jax.Batcher(siglip_jax.load(), queue_size=2, max_delay=60.0) as batcher:
+      ...     accepted = batcher.submit_text(["a horse", "a lemon"])  # waits for more texts to fill the batch
+      ...     try:
+      ...         batcher.encode_text("a church")
+      ...     except siglip_jax.QueueFullError as error:
+      ...         print(str(error).partition(";")[0])
+      waiting items must be at most queue_size=2, got 2 and 1 more
+    """
 
 
 class Batcher:
-    """Answers calls of many threads in shared batches, with the embeddings of `Siglip.encode_image` and `encode_text`.
+    """Embeds images and texts for many threads in shared batches, with the results of `Siglip`.
 
     A call brings one item or a few. Its items may go through the device in different batches, together with those of
-    other calls. What is wrong with an item is raised in its own call; an error of the model is raised, as the cause of
-    a `RuntimeError`, in the calls of the batch that it befell.
+    other calls. An error of an item is raised in its own call only. An error of the model is raised in every call of
+    the batch, as a `RuntimeError` whose cause it is.
 
-    The first batch of each size compiles a program: a server that calls `encode_image([image] * n)` for n = 1, 2, 4,
-    ... up to `max_batch_size` before it opens has that behind it.
+    The first batch of each size compiles a program. To compile before it accepts requests, a server calls
+    `encode_image([image] * n)` for n = 1, 2, 4, ... up to `max_batch_size`, and `encode_text` likewise.
 
     Attributes:
-      waiting: items that were accepted and are not on the device yet.
-      batches: batches that the device was given so far.
-      rows: items in them.
+      max_delay: seconds that an idle device waits for more items to fill a batch.
+      queue_size: number of items that may wait.
+      waiting: number of items accepted and not yet on the device.
+      batches: number of batches sent to the device so far.
+      rows: number of items in those batches, without padding.
+
+    Example:
+      >>> import siglip_jax
+      >>> with siglip_jax.Batcher(siglip_jax.load()) as batcher:
+      ...     batcher.encode_text(["a horse", "a lemon"], timeout=60.0).shape
+      (2, 192)
     """
 
     def __init__(
@@ -53,66 +74,147 @@ class Batcher:
         max_delay: float = 0.005,
         queue_size: int = 256,
     ) -> None:
-        """Starts nothing yet.
+        """Builds a batcher; threads start with the first call.
 
         Args:
-          siglip: the model; `load` makes one.
-          max_batch_size: items per batch; by default the engine's, `Siglip.choices`.
-          max_delay: seconds that an idle device waits, after an item is ready, for others to fill the batch.
-          queue_size: items that may wait; a decoded image takes the memory of its pixel values.
+          siglip: model with its processor, as `load` returns it.
+          max_batch_size: largest number of items per batch; None: `siglip.choices.image_batch` and `text_batch`.
+          max_delay: seconds that an idle device waits, after an item is ready, for more items to fill the batch.
+          queue_size: largest number of items that wait for the device; each waiting image occupies the memory of its
+            pixel values.
 
         Raises:
-          ValueError: if a number makes no sense.
+          ValueError: if `max_batch_size` or `queue_size` is below 1, or `max_delay` is negative or infinite.
         """
         check_count("max_batch_size", max_batch_size)
         check_count("queue_size", queue_size)
         if not 0 <= max_delay < float("inf"):
-            raise ValueError(f"max_delay must be a number of seconds, 0 or more, got {max_delay!r}")
+            raise ValueError(f"max_delay must be a finite number of seconds, at least 0, got {max_delay!r}")
         self.max_delay, self.queue_size = max_delay, queue_size
         self.waiting = self.batches = self.rows = 0
         self._images = _Lane("images", siglip.pixels, siglip.image_encoder, max_batch_size)
         self._texts = _Lane("texts", lambda text: (siglip.tokens([text])[0][0],), siglip.text_encoder, max_batch_size)
-        self._changed = threading.Condition()  # guards all that follows, the counts above and the lanes
+        self._changed = threading.Condition()  # guards all attributes below, the counts above and the lanes
         self._closed = False
-        self._runner: threading.Thread | None = None  # while there is something for the device
+        self._runner: threading.Thread | None = None  # set while items are ready for the device
         self._pool = concurrent.futures.ThreadPoolExecutor(siglip.choices.threads, "siglip-batcher")
 
     def encode_image(self, images: Images, *, timeout: float | None = None) -> Float[np.ndarray, "images embed"]:
-        """Returns L2-normalised image embeddings, as `Siglip.encode_image`; blocks until they are there.
+        """Returns L2-normalised embeddings of images; blocks until they are computed.
 
         Args:
-          images: one image or an iterable of a few, at most `queue_size`.
-          timeout: seconds to wait for the answer; None waits as long as it takes. What is given up on is dropped from
-            the queue.
+          images: one image, or an iterable of N images, N at most `queue_size`, each a path, URL, bytes, PIL image or
+            array (height, width, channels).
+          timeout: seconds to wait for the result; None: no limit. After a timeout, items that still wait are dropped
+            from the queue.
+
+        Returns:
+          (N, width) float32 array in host memory, N = 1 for one image.
 
         Raises:
-          FileNotFoundError, ValueError: if an image is missing or cannot be read.
+          FileNotFoundError: if an image does not exist.
+          ValueError: if an image cannot be read, or `images` has more than `queue_size` items.
           QueueFullError: if too many items wait already.
-          TimeoutError: if there is no answer in time.
+          TimeoutError: if the result is not computed in time.
           RuntimeError: if the batcher is closed, or the model failed.
+
+        Example:
+          >>> import siglip_jax
+          >>> with siglip_jax.Batcher(siglip_jax.load()) as batcher:
+          ...     batcher.encode_image(siglip_jax.assets.EXAMPLES / "horse.png", timeout=60.0).shape
+          (1, 192)
         """
         return _answer(self.submit_image(images), timeout)
 
     def encode_text(self, texts: Texts, *, timeout: float | None = None) -> Float[np.ndarray, "texts embed"]:
-        """Returns L2-normalised text embeddings, as `Siglip.encode_text`; see `encode_image` for the rest."""
+        """Returns L2-normalised embeddings of texts; blocks until they are computed.
+
+        Args:
+          texts: one string, or an iterable of M strings, M at most `queue_size`.
+          timeout: seconds to wait for the result; None: no limit. After a timeout, items that still wait are dropped
+            from the queue.
+
+        Returns:
+          (M, width) float32 array in host memory, M = 1 for one string.
+
+        Raises:
+          ValueError: if `texts` is not a string or an iterable of strings, or has more than `queue_size` items.
+          QueueFullError: if too many items wait already.
+          TimeoutError: if the result is not computed in time.
+          RuntimeError: if the batcher is closed, or the model failed.
+
+        Example:
+          >>> import siglip_jax
+          >>> with siglip_jax.Batcher(siglip_jax.load()) as batcher:
+          ...     batcher.encode_text("a horse", timeout=60.0).shape
+          (1, 192)
+        """
         return _answer(self.submit_text(texts), timeout)
 
     def submit_image(self, images: Images) -> concurrent.futures.Future:
-        """Returns at once, with a future of what `encode_image` returns or raises; in `asyncio`, use `wrap_future`.
+        """Returns immediately with a future of the embeddings that `encode_image` returns.
+
+        In `asyncio`, wrap it in `asyncio.wrap_future`. Cancelling it drops the items that still wait from the queue.
+
+        Args:
+          images: one image, or an iterable of N images, N at most `queue_size`, each a path, URL, bytes, PIL image or
+            array (height, width, channels).
+
+        Returns:
+          A future whose result is an (N, width) float32 array; errors of items and of the model are raised by its
+          `result`.
 
         Raises:
+          ValueError: if `images` is neither an image nor an iterable, or has more than `queue_size` items.
           QueueFullError: if too many items wait already.
           RuntimeError: if the batcher is closed.
-          ValueError: if these are no images, or more than `queue_size`.
+
+        Example:
+          >>> import siglip_jax
+          >>> with siglip_jax.Batcher(siglip_jax.load()) as batcher:
+          ...     future = batcher.submit_image(siglip_jax.assets.EXAMPLES / "horse.png")
+          ...     future.result().shape
+          (1, 192)
         """
         return self._submit(self._images, as_images(images))
 
     def submit_text(self, texts: Texts) -> concurrent.futures.Future:
-        """Returns at once, with a future of what `encode_text` returns or raises; see `submit_image` for the rest."""
+        """Returns immediately with a future of the embeddings that `encode_text` returns.
+
+        In `asyncio`, wrap it in `asyncio.wrap_future`. Cancelling it drops the items that still wait from the queue.
+
+        Args:
+          texts: one string, or an iterable of M strings, M at most `queue_size`.
+
+        Returns:
+          A future whose result is an (M, width) float32 array; errors of the tokenizer and of the model are raised by
+          its `result`.
+
+        Raises:
+          ValueError: if `texts` is not a string or an iterable of strings, or has more than `queue_size` items.
+          QueueFullError: if too many items wait already.
+          RuntimeError: if the batcher is closed.
+
+        Example:
+          >>> import siglip_jax
+          >>> with siglip_jax.Batcher(siglip_jax.load()) as batcher:
+          ...     future = batcher.submit_text(["a horse", "a lemon"])
+          ...     future.result().shape
+          (2, 192)
+        """
         return self._submit(self._texts, as_texts(texts))
 
     def close(self) -> None:
-        """Refuses further calls, and returns when all that were accepted are answered; a second time does nothing."""
+        """Refuses further calls and returns when all accepted ones are answered; closing twice is allowed.
+
+        Example:
+          >>> import siglip_jax
+          >>> batcher = siglip_jax.Batcher(siglip_jax.load())
+          >>> future = batcher.submit_text("a horse")
+          >>> batcher.close()
+          >>> future.done()
+          True
+        """
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -121,26 +223,29 @@ class Batcher:
             runner.join()
 
     def __enter__(self) -> "Batcher":
+        """Returns the batcher itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Closes the batcher."""
         self.close()
 
     def _submit(self, lane: "_Lane", items: Iterable[Any]) -> concurrent.futures.Future:
+        """Queues the items of a call for preparation; returns the future of their embeddings."""
         items = list(items)
         if len(items) > self.queue_size:
             raise ValueError(
-                f"a call may bring at most queue_size={self.queue_size} {lane.what}, found {len(items)}; split it, or"
+                f"a call must bring at most queue_size={self.queue_size} {lane.what}, got {len(items)}; split it, or"
                 f" use Siglip.encode_{lane.what[:-1]}"
             )
         call = _Call(len(items), lane.encoder.width)
         with self._changed:
             if self._closed:
-                raise RuntimeError("this Batcher is closed; make a new one")
+                raise RuntimeError("the Batcher must be open, got a closed one; create a new one")
             if self.waiting + len(items) > self.queue_size:
                 raise QueueFullError(
-                    f"{self.waiting} items wait for the device, and {len(items)} more would exceed"
-                    f" queue_size={self.queue_size}; try again later, or allow more"
+                    f"waiting items must be at most queue_size={self.queue_size}, got {self.waiting} and {len(items)}"
+                    " more; try again later, or raise queue_size"
                 )
             for position, item in enumerate(items):
                 self._pool.submit(self._prepare, lane, call, position, item)
@@ -148,7 +253,7 @@ class Batcher:
         return call.future
 
     def _prepare(self, lane: "_Lane", call: "_Call", position: int, item: Any) -> None:
-        """Does what can be done without the device; the pool's threads run it."""
+        """Prepares an item in a thread of the pool and marks it as ready for the device."""
         arrays = None
         if not call.future.done():
             try:
@@ -168,7 +273,7 @@ class Batcher:
                 self._changed.notify()
 
     def _run(self) -> None:
-        """Keeps the device busy until nothing is ready any more."""
+        """Sends batches to the device until no item is ready; one batch is sent ahead of the one being read."""
         on_device: deque[tuple[str, list[_Row], Any]] = deque()
         while (batch := self._next_batch(idle=not on_device)) or on_device:
             if batch:
@@ -177,7 +282,7 @@ class Batcher:
                 _finish(*on_device.popleft())
 
     def _next_batch(self, idle: bool) -> "tuple[_Lane, list[_Row]] | None":
-        """Returns rows for the device, or None if there are none now; an idle one waits for company at most."""
+        """Returns the next batch for the device, or None if none is ready; waits for `max_delay` only if it is idle."""
         with self._changed:
             while True:
                 lanes = sorted((lane for lane in (self._images, self._texts) if lane.ready), key=_Lane.since)
@@ -185,19 +290,21 @@ class Batcher:
                     self._runner = None
                     return None
                 now, due = time.monotonic(), 0.0 if self._closed else self.max_delay
-                # Behind a batch that runs only a full one of what has waited longest, or images could starve texts.
+                # Behind a running batch, only a full batch of the lane that has waited longest is sent: otherwise
+                # images could starve texts.
                 for lane in lanes if idle else lanes[:1]:
                     if len(lane.ready) >= lane.batch_size or (idle and now >= lane.since() + due):
                         rows = self._take(lane)
                         if rows:
                             return lane, rows
-                        break  # all of them were given up: look again
+                        break  # every call was cancelled: look again
                 else:
                     if not idle:
                         return None
                     self._changed.wait(lanes[0].since() + due - now)
 
     def _take(self, lane: "_Lane") -> "list[_Row]":
+        """Removes up to a batch of rows from a lane and returns those whose call still waits for an answer."""
         rows: list[_Row] = []
         while lane.ready and len(rows) < lane.batch_size:
             row = lane.ready.popleft()
@@ -210,7 +317,7 @@ class Batcher:
 
 
 class _Lane:
-    """One of the two ways through the model, and what is ready to go it."""
+    """One tower of the model with the rows that are ready for it."""
 
     def __init__(self, what: str, prepare: Callable[..., Arrays], encoder: Encoder, batch_size: int | None) -> None:
         self.what, self.prepare, self.encoder = what, prepare, encoder
@@ -218,12 +325,12 @@ class _Lane:
         self.ready: deque[_Row] = deque()
 
     def since(self) -> float:
-        """Says since when the first of them has been ready."""
+        """Returns the time at which the oldest row became ready."""
         return self.ready[0].since
 
 
 class _Call:
-    """What one caller waits for. Only the device's thread fills it in."""
+    """The future of one call and the embeddings collected for it; only the device's thread writes them."""
 
     def __init__(self, rows: int, width: int) -> None:
         self.future: concurrent.futures.Future = concurrent.futures.Future()
@@ -232,6 +339,7 @@ class _Call:
             self.future.set_result(self._embeds)
 
     def put(self, position: int, embed: np.ndarray) -> None:
+        """Stores the embedding of one item and completes the future with the last."""
         self._embeds[position] = embed
         self._missing -= 1
         if not self._missing:
@@ -239,11 +347,14 @@ class _Call:
                 self.future.set_result(self._embeds)
 
     def fail(self, error: Exception) -> None:
+        """Completes the future with an error, unless it is done already."""
         with contextlib.suppress(concurrent.futures.InvalidStateError):  # cancelled, or failed already
             self.future.set_exception(error)
 
 
 class _Row(NamedTuple):
+    """A prepared item of a call."""
+
     call: _Call
     position: int
     arrays: Arrays
@@ -251,6 +362,7 @@ class _Row(NamedTuple):
 
 
 def _started(lane: _Lane, rows: list[_Row]) -> tuple[str, list[_Row], Any]:
+    """Sends rows to the device without waiting for the result; an error fails their calls and leaves no rows."""
     try:
         (batch,) = batches((row.arrays for row in rows), len(rows))
         return lane.what, rows, lane.encoder(batch, lane.batch_size)
@@ -260,6 +372,7 @@ def _started(lane: _Lane, rows: list[_Row]) -> tuple[str, list[_Row], Any]:
 
 
 def _finish(what: str, rows: list[_Row], result: Any) -> None:
+    """Waits for the result of a batch and distributes it to the calls."""
     try:
         embeds = np.asarray(result)[: len(rows)]
     except Exception as error:
@@ -270,6 +383,7 @@ def _finish(what: str, rows: list[_Row], result: Any) -> None:
 
 
 def _fail(what: str, rows: list[_Row], error: Exception) -> None:
+    """Fails the calls of a batch with an error of the model."""
     for row in rows:
         failure = RuntimeError(f"the model failed on a batch of {len(rows)} {what}: {type(error).__name__}: {error}")
         failure.__cause__ = error
@@ -277,9 +391,12 @@ def _fail(what: str, rows: list[_Row], error: Exception) -> None:
 
 
 def _answer(future: concurrent.futures.Future, timeout: float | None) -> np.ndarray:
+    """Returns the result of a call; after a timeout it is cancelled."""
     try:
         return future.result(timeout)
     except TimeoutError:
         if future.cancel():
-            raise TimeoutError(f"no answer within {timeout} s; wait longer, or send less at once") from None
-        return future.result()  # it came after all, or an image's URL timed out
+            raise TimeoutError(
+                f"the result must be computed within {timeout} s, got none; raise timeout, or send fewer items"
+            ) from None
+        return future.result()  # the result arrived meanwhile, or the download of an image timed out

@@ -1,4 +1,4 @@
-"""How fast a model is on this machine: loading, preparing images, and each tower by batch size; and peak memory."""
+"""Speed of a model on this machine: loading, image preparation and each tower by batch size, and peak memory."""
 
 import dataclasses
 import functools
@@ -23,21 +23,26 @@ from siglip_jax.inference.load import load
 from siglip_jax.inference.stream import in_threads
 from siglip_jax.models.cost import image_flops, text_flops
 
-FEWEST = 3  # repetitions of a figure, however long they take
-IMAGE_SIZE = (640, 480)  # pixels of the JPEG that is decoded and resized
-IMAGES = 16  # prepared in one repetition
+FEWEST = 3  # least number of repetitions of a measurement, however long they take
+IMAGE_SIZE = (640, 480)  # width and height in pixels of the JPEG that is decoded and resized
+IMAGES = 16  # number of images prepared per repetition
 TEXT = "a photo of a cat and a dog on a sofa"
 
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """How long a batch takes, over the repetitions of a figure.
+    """The time that a batch takes, over the repetitions of a measurement.
 
     Attributes:
-      what: "images" or "texts" embedded by a tower, or "image preparation", decoded and resized.
-      seconds: a batch, the median; `low` and `high` are the quartiles.
-      per_second: rows by the median.
-      gflops_per_second: matrix products of the tower, by the median; None where there is no tower.
+      what: "images" or "texts" (embedded by a tower), or "image preparation" (decoded and resized).
+      batch_size: number of rows of a batch.
+      repetitions: number of batches that were timed.
+      seconds: median time of a batch.
+      low: first quartile of the times of a batch, in seconds.
+      high: third quartile of the times of a batch, in seconds.
+      per_second: rows per second at the median time.
+      gflops_per_second: 10^9 floating-point operations per second of the tower's matrix products at the median time;
+        None for image preparation.
     """
 
     what: str
@@ -59,26 +64,28 @@ def bench(
     seconds: float = 2.0,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Measures a model on this machine: what `siglip-jax bench` does.
+    """Measures the speed of a model on this machine.
 
-    A tower is timed from arrays in host memory to embeddings in host memory.
+    A tower is timed from arrays in host memory to embeddings in host memory. Each measurement is preceded by one
+    untimed call, which compiles.
 
     Args:
-      model: Hub name or directory; None: the bundled model.
-      batch_sizes: rows that a tower is given at once.
-      dtype: dtype of parameters and computation.
-      quantization: "int8", "int4", "nf4" or "fp8" to hold the kernels in; None: floats.
-      seconds: how long each speed is measured.
-      on_progress: called with (speeds measured, speeds in all).
+      model: local directory or weights file, or a Hub name; None: the bundled model.
+      batch_sizes: batch sizes at which each tower is measured; duplicates are measured once.
+      dtype: dtype of the parameters and of the computation, "float32", "bfloat16" or "float16".
+      quantization: number format of the kernels of both towers, "int8", "int4", "nf4" or "fp8"; None: floats.
+      seconds: shortest duration of each measurement, in seconds; at least 3 repetitions are timed.
+      on_progress: called with (measurements done, measurements in total); None: progress is not reported.
 
     Returns:
       A dictionary that JSON can hold: `model`, `dtype`, `quantization`, `load_seconds`, `first_embedding_seconds`
-      (loading and compiling included), `speed` (a `Speed` for the preparation of images and for each tower and batch
-      size), `peak_bytes` and `versions`.
+      (loading and compiling included), `speed` (a list of dictionaries with the fields of `Speed`, one for image
+      preparation and one for each tower and batch size), `peak_bytes` (of the host and, where it is known, the device)
+      and `versions`.
 
     Raises:
       FileNotFoundError: if the checkpoint does not exist.
-      ValueError: if it is not a SigLIP checkpoint, or an option is unknown.
+      ValueError: if it is not a SigLIP checkpoint, or `dtype` or `quantization` is unknown.
 
     Example:
       >>> facts = bench(batch_sizes=[1], seconds=0.01)
@@ -108,14 +115,14 @@ def bench(
 
 
 def first_embedding(siglip: Siglip) -> float:
-    """Returns the seconds to embed one image and wait for it: with a model just loaded, mostly to compile."""
+    """Returns the seconds that embedding one image takes: with a newly loaded model, mostly compilation."""
     start = time.perf_counter()
     siglip.encode_image(PIL.Image.new("RGB", IMAGE_SIZE))
     return time.perf_counter() - start
 
 
 def preparation(siglip: Siglip, seconds: float) -> Speed:
-    """Times decoding and resizing of a JPEG of `IMAGE_SIZE` pixels, in threads as `encode_image` does it."""
+    """Times the decoding and resizing of a JPEG of `IMAGE_SIZE` pixels, in as many threads as `encode_image` uses."""
     file = jpeg()
 
     def prepare() -> None:
@@ -126,16 +133,20 @@ def preparation(siglip: Siglip, seconds: float) -> Speed:
 
 
 def towers(siglip: Siglip, batch_sizes: Sequence[int], seconds: float) -> Iterator[Speed]:
-    """Times each tower at each batch size: arrays in host memory to normalised embeddings in host memory.
+    """Times each tower at each batch size, from arrays in host memory to normalised embeddings in host memory.
 
     Args:
-      batch_sizes: rows that the device is given at once.
-      seconds: how long each figure is measured, not counting one repetition before, which may compile.
+      siglip: model to measure.
+      batch_sizes: numbers of rows of a batch.
+      seconds: shortest duration of each measurement, without one call before it, which may compile.
+
+    Yields:
+      The speed of each tower and batch size, image tower first.
     """
     pixels = siglip.pixels(jpeg())
     ids = siglip.processor(text=[TEXT], max_length=siglip.config.text_config.max_position_embeddings)["input_ids"]
     vision = siglip.config.vision_config
-    tokens = None if pixels[0].ndim == 3 else len(pixels[0])  # of variable resolution: rows of patches
+    tokens = None if pixels[0].ndim == 3 else len(pixels[0])  # variable resolution: rows of patches
     for what, row, embed, flops in (
         ("images", pixels, siglip.embed_pixels, image_flops(vision, tokens)),
         ("texts", (ids[0],), siglip.embed_tokens, text_flops(siglip.config.text_config)),
@@ -147,7 +158,7 @@ def towers(siglip: Siglip, batch_sizes: Sequence[int], seconds: float) -> Iterat
 
 
 def repeated(function: Callable[[], object], seconds: float) -> list[float]:
-    """Calls once, and then again until `seconds` are over and there are `FEWEST`; returns what these took."""
+    """Calls a function once, then at least `FEWEST` times and for `seconds`; returns the times of the later calls."""
     function()
     taken: list[float] = []
     while len(taken) < FEWEST or sum(taken) < seconds:
@@ -158,7 +169,7 @@ def repeated(function: Callable[[], object], seconds: float) -> list[float]:
 
 
 def peak_memory() -> dict[str, int]:
-    """Returns the most bytes that this process had in memory, and where the device counts them, on the device."""
+    """Returns the peak memory of this process in bytes and, if the backend reports it, that of the device."""
     unit = 1 if sys.platform == "darwin" else 1024
     memory = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     used = jax.local_devices()[0].memory_stats()
@@ -166,7 +177,7 @@ def peak_memory() -> dict[str, int]:
 
 
 def jpeg() -> bytes:
-    """Returns an image of edges, gradients and grain as a file of as many bytes as a camera's."""
+    """Returns a JPEG of edges, gradients and grain, about as many bytes as a photograph of that size."""
     rng = np.random.default_rng(0)
     coarse = PIL.Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize(IMAGE_SIZE)
     grain = rng.normal(scale=8, size=(IMAGE_SIZE[1], IMAGE_SIZE[0], 3))
@@ -176,19 +187,21 @@ def jpeg() -> bytes:
 
 
 def _speed(what: str, size: int, taken: list[float], flops: int | None) -> Speed:
+    """Returns the median and the quartiles of the times of a batch of `size` rows of `flops` operations each."""
     low, middle, high = np.quantile(taken, (0.25, 0.5, 0.75)).tolist()
     rate = size / middle
     return Speed(what, size, len(taken), middle, low, high, rate, flops and rate * flops / 1e9)
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions that matter in a bug report, and the devices."""
+    """Returns the versions of Python and of the packages that a bug report needs, and the devices."""
     names = ("siglip_jax", "jax", "jaxlib", "flax", "numpy")
     found = {name: importlib.metadata.version(name) for name in names if _installed(name)}
     return {"python": platform.python_version(), **found, "devices": ", ".join(map(str, jax.devices()))}
 
 
 def _installed(name: str) -> bool:
+    """Returns whether a distribution is installed."""
     try:
         importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""What the engine chooses by device and model, in one place; `siglip-jax info` prints it."""
+"""The choices that the engine makes by device and model; `siglip-jax info` prints them."""
 
 import os
 from typing import NamedTuple
@@ -10,25 +10,30 @@ from jax.typing import DTypeLike
 from siglip_jax.configs.configuration import SiglipConfig, TextConfig, VisionConfig
 from siglip_jax.models.attention import describe_attention
 from siglip_jax.models.products import describe_products
-from siglip_jax.parallel.mesh import batch_shares
+from siglip_jax.parallel.mesh import batch_shards
 
 BATCH = 64
-CPU_BATCH = {"images": 8, "texts": 32}  # at least; small models take up to `BATCH`
-# Numbers between two layers of a CPU's step, tokens times width. Twice as many overflow the caches of some models, and
-# half as many give products that are too small; benchmarks/results/inference-cpu.txt has what was measured.
+CPU_BATCH = {"images": 8, "texts": 32}  # least batch sizes; those of small models are up to `BATCH`
+# Number of activations between two layers of a step on a CPU: rows times tokens times width. With twice as many, some
+# models overflow the caches; with half as many, the products are too small. The measurements are in
+# benchmarks/results/inference-cpu.txt.
 CPU_STEP = 4 * 196 * 768
 
 
 class Choices(NamedTuple):
-    """How a model runs.
+    """How a model runs on this device.
 
     Attributes:
-      device: JAX's name of the backend.
-      image_batch, text_batch: rows of a batch where none is asked for.
-      image_rows, text_rows: at most so many rows go through a tower at a time, larger batches in several steps within
-        the compiled code; None: the whole batch.
-      attention, products: in words.
-      threads: that read and decode images ahead of the device.
+      device: JAX's name of the backend, such as "cpu".
+      image_batch: default number of images per batch.
+      text_batch: default number of texts per batch.
+      image_rows: largest number of images that the tower processes at once; larger batches take several steps within
+        the compiled code. None: the whole batch.
+      text_rows: largest number of texts that the tower processes at once; larger batches take several steps within the
+        compiled code. None: the whole batch.
+      attention: attention implementation, in words.
+      products: dtype and precision of matrix products, in words.
+      threads: number of threads that read and decode images ahead of the device.
     """
 
     device: str
@@ -41,7 +46,7 @@ class Choices(NamedTuple):
     threads: int
 
     def facts(self) -> dict[str, str]:
-        """Returns the same in words, for people."""
+        """Returns the choices in words, for a table."""
         images, texts = (
             f"{batch} {what}" + (f", {rows} at a time" if rows is not None and rows < batch else "")
             for batch, what, rows in (
@@ -61,19 +66,29 @@ class Choices(NamedTuple):
 def choose(
     config: SiglipConfig, dtype: DTypeLike, attn_implementation: str = "auto", mesh: Mesh | None = None
 ) -> Choices:
-    """Returns what the engine does for a model on the default device; over a mesh, all shares of a batch together."""
+    """Returns the choices for a model on the default device.
+
+    Args:
+      config: configuration of the model.
+      dtype: compute dtype.
+      attn_implementation: "auto", "xla", "eager" or "cudnn".
+      mesh: mesh over which batches are sharded; batch sizes are then those of all shards together.
+
+    Raises:
+      ValueError: if the attention implementation is unknown or does not run on this device.
+    """
     device = jax.default_backend()
     vision, text = config.vision_config, config.text_config
     on_cpu = device == "cpu"
-    shares = batch_shares(mesh)
+    shards = batch_shards(mesh)
     rows = {"images": _rows(vision, vision.num_patches), "texts": _rows(text, text.max_position_embeddings)}
     batch = {what: min(max(least, rows[what]), BATCH) if on_cpu else BATCH for what, least in CPU_BATCH.items()}
     return Choices(
         device,
-        shares * batch["images"],
-        shares * batch["texts"],
-        shares * rows["images"] if on_cpu else None,
-        shares * rows["texts"] if on_cpu else None,
+        shards * batch["images"],
+        shards * batch["texts"],
+        shards * rows["images"] if on_cpu else None,
+        shards * rows["texts"] if on_cpu else None,
         describe_attention(attn_implementation, dtype, vision.hidden_size // vision.num_attention_heads),
         describe_products(dtype),
         min(os.cpu_count() or 1, 32),
@@ -81,5 +96,5 @@ def choose(
 
 
 def _rows(tower: TextConfig | VisionConfig, tokens: int) -> int:
-    """Returns the largest power of two of rows that stay within `CPU_STEP`, at least one."""
+    """Returns the largest power of two of rows whose activations fit `CPU_STEP`, at least 1."""
     return 1 << (max(1, CPU_STEP // (tokens * tower.hidden_size)).bit_length() - 1)

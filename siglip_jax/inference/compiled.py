@@ -1,7 +1,7 @@
-"""Compiled code that outlives the process: JAX's persistent compilation cache, switched on where nobody has set it up.
+"""Compiled code that outlives the process: JAX's persistent compilation cache, enabled unless the user configured it.
 
-It saves the one or two seconds that XLA takes for each tower and size of batch. JAX's own settings come first: with
-`JAX_COMPILATION_CACHE_DIR` set the code goes there, with `JAX_ENABLE_COMPILATION_CACHE=false` nothing is kept.
+It saves the one or two seconds that XLA takes for each tower and batch size. JAX's own settings take precedence:
+`JAX_COMPILATION_CACHE_DIR` names another directory, and `JAX_ENABLE_COMPILATION_CACHE=false` keeps nothing.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ import jax
 from siglip_jax._files import user_cache
 
 _CPUINFO = Path("/proc/cpuinfo")
-_WORTH_KEEPING = 0.1  # seconds of compilation; JAX keeps nothing below one second
+_WORTH_KEEPING = 0.1  # seconds of compilation; by default JAX keeps nothing below one second
 
 
 def keep_compiled() -> None:
-    """Switches the cache on for this process, unless it is on already, is switched off, or has no place to be."""
+    """Enables the cache for this process, unless it is enabled or disabled already or its directory is not usable."""
     config: Any = jax.config
     if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
         return
@@ -28,7 +28,7 @@ def keep_compiled() -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK) or (os.name == "posix" and folder.stat().st_mode & 0o022):
-            return  # where others can write, they could have their code run here
+            return  # other users who can write to the directory could have their code run here
     except OSError:
         return
     config.update("jax_compilation_cache_dir", os.fspath(folder))
@@ -37,7 +37,7 @@ def keep_compiled() -> None:
 
 
 def _this_cpu(cpuinfo: Path = _CPUINFO) -> str:
-    """Returns a name for CPUs that run the same code: a home folder may be shared by machines of several kinds."""
+    """Returns a name shared by CPUs that run the same code: different machines may share one home directory."""
     try:
         found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
         instructions = found[1] if found else ""

@@ -1,4 +1,4 @@
-"""A tower as the engine runs it: batches of arrays in, L2-normalised embeddings out, in a few fixed sizes."""
+"""One tower as the engine runs it: batches of a few fixed sizes in, L2-normalised embeddings out."""
 
 import functools
 from collections import deque
@@ -21,10 +21,10 @@ class Encoder(NamedTuple):
     """A jitted tower with its parameters.
 
     Attributes:
-      function: parameters and arrays (rows, ...) to embeddings (rows, width); `jitted` makes one.
-      params: its parameters.
-      width: of the embeddings.
-      batch_size: rows of a batch where none is asked for.
+      function: function from parameters and arrays (rows, ...) to embeddings (rows, width), as `jitted` returns it.
+      params: parameters of the tower, a nested dict of arrays.
+      width: width of an embedding.
+      batch_size: default number of rows of a batch.
     """
 
     function: Callable[..., Array]
@@ -33,21 +33,24 @@ class Encoder(NamedTuple):
     batch_size: int
 
     def rows(self, asked: int | None) -> int:
-        """Returns the rows of a batch, of which `asked` is what the user wants.
+        """Returns the number of rows of a batch.
+
+        Args:
+          asked: batch size that the user passed, ignored where all batches must have one size; None: the default.
 
         Raises:
-          ValueError: if that is no whole number of at least 1.
+          ValueError: if `asked` is not an integer of at least 1.
         """
         check_count("batch_size", asked)
         return self.batch_size if asked is None or _of_one_size() else asked
 
     def __call__(self, batch: Arrays, batch_size: int) -> Float[Array, "padded {self.width}"]:
-        """Returns embeddings that may still be being computed; rows beyond those of the batch are padding."""
+        """Returns the embeddings of a batch without waiting for them; rows beyond those of the batch are padding."""
         fewest = batch_size if _of_one_size() else 1
         return self.function(self.params, *(padded(array, batch_size, fewest) for array in batch))
 
     def run(self, stream: Iterable[Arrays], batch_size: int) -> Float[np.ndarray, "rows {self.width}"]:
-        """Returns the embeddings of a stream of batches; the next is given to the device before the last is read."""
+        """Returns the embeddings of a stream of batches; each batch is sent before the result of the last is read."""
         done = [np.zeros((0, self.width), np.float32)]
         running: deque[tuple[Array, int]] = deque()
         for batch in stream:
@@ -63,13 +66,16 @@ def jitted(model: PretrainedModule, method: str, most: int | None) -> Callable[.
     """Returns the function of an `Encoder`.
 
     Args:
-      method: of the model, from arrays to embeddings.
-      most: rows that go through the tower at a time, larger batches in several steps; None: all.
+      model: module with the tower.
+      method: name of the module's method from arrays to embeddings.
+      most: largest number of rows that the tower processes at once, larger batches in several steps; None: no limit.
     """
     return jax.jit(functools.partial(_embed, model, method, most))
 
 
 def _embed(model: PretrainedModule, method: str, most: int | None, params: dict[str, Any], *inputs: Array) -> Array:
+    """Returns the normalised embeddings of a batch, computed in steps of `most` rows."""
+
     def step(inputs: tuple[Array, ...]) -> Array:
         embeds: Any = model.apply({"params": params}, *inputs, method=method)
         return normalize(embeds)
@@ -79,13 +85,13 @@ def _embed(model: PretrainedModule, method: str, most: int | None, params: dict[
         return step(inputs)
     steps = -(-rows // most)
 
-    def cut(x: Array) -> Array:
+    def split(x: Array) -> Array:
         x = jnp.pad(x, [(0, steps * most - rows)] + [(0, 0)] * (x.ndim - 1))
         return x.reshape(steps, most, *x.shape[1:])
 
-    return jax.lax.map(step, tuple(cut(x) for x in inputs)).reshape(steps * most, -1)[:rows]
+    return jax.lax.map(step, tuple(split(x) for x in inputs)).reshape(steps * most, -1)[:rows]
 
 
 def _of_one_size() -> bool:
-    """Says whether results must not depend, to the bit, on the number of rows in a batch."""
+    """Returns whether all batches must have one size, so that no bit of a result depends on the number of rows."""
     return matmul_precision() in ("highest", "float32")

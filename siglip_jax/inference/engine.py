@@ -1,8 +1,8 @@
 """The inference engine: images and texts in, normalised embeddings, probabilities and ranked labels out.
 
-It has no single counterpart in `transformers`; it does what `AutoProcessor` and `SiglipModel` do together there.
-Everything is batched and jitted, batches have a few fixed sizes so that little is compiled, and images are decoded in
-threads ahead of the device.
+It has no single counterpart in `transformers`, where `AutoProcessor` and `SiglipModel` do this together. Everything is
+batched and jitted, batches have a few fixed sizes so that few programs are compiled, and images are decoded in threads
+ahead of the device.
 """
 
 import functools
@@ -41,27 +41,46 @@ Model = SiglipModel | Siglip2Model
 
 
 class Siglip:
-    """A model with its parameters and its processor; `load` makes one.
+    """A model with its parameters and its processor; `load` returns one.
 
-    Images are a path, URL, bytes, PIL image or array, or an iterable of them. An iterable may be a generator: it is
-    read a few batches ahead, never as a whole. One image, or one string, counts as a list of one, so the first axis
-    of every result is there; only `classify` answers a single image with a single list.
+    An image is a path, a URL, bytes, a PIL image or an array (height, width, channels). Methods accept one image or an
+    iterable of images. The iterable may be a generator: it is read a few batches ahead, never as a whole. One image or
+    one string is treated as a list of one, so results always have a first axis; only `classify` returns a single list
+    for a single image.
 
-    No row depends on what it shares a batch with, but for the rounding of sums: batches of other sizes run other code.
-    Within `jax.default_matmul_precision("highest")`, batches have one size whatever `batch_size` says, and in float32
-    a row is then the same to the bit in any company.
+    A row does not depend on the other rows of its batch, except for the rounding of sums: each batch size runs its own
+    program. Within `jax.default_matmul_precision("highest")` all batches have one size, `batch_size` is ignored, and in
+    float32 a row is then the same to the bit in every batch.
 
     Attributes:
-      model: the module.
-      processor: makes images and texts into arrays.
-      config: of the model.
-      choices: what was chosen for this device.
+      model: linen module, a `SiglipModel` or a `Siglip2Model`.
+      processor: `SiglipProcessor` that turns images and texts into arrays.
+      config: configuration of the model, a `SiglipConfig` or a `Siglip2Config`.
+      choices: batch sizes, attention, matrix products and threads chosen for this device.
+
+    Example:
+      >>> import siglip_jax
+      >>> from siglip_jax.assets import EXAMPLES
+      >>> siglip = siglip_jax.load()
+      >>> print(siglip.similarity(EXAMPLES / "horse.png", ["horse", "lemon"]).round(2))
+      [[0.38 0.  ]]
     """
 
     def __init__(
         self, model: Model, params: dict[str, Any] | Weights, processor: SiglipProcessor, config: SiglipConfig
     ) -> None:
-        """Takes parameters as they are, or `Weights` that come to the device when they are needed."""
+        """Builds the engine; nothing is compiled or moved to the device yet.
+
+        Args:
+          model: linen module to apply, a `SiglipModel` or a `Siglip2Model`; its dtype is the compute dtype.
+          params: parameters of the module, a nested dict of arrays, or `Weights`, which are placed on the device when
+            they are first used.
+          processor: `SiglipProcessor` that turns images and texts into arrays.
+          config: configuration of the model, a `SiglipConfig` or a `Siglip2Config`.
+
+        Raises:
+          ValueError: if the module's attention implementation does not run on this device.
+        """
         self.model, self.processor, self.config = model, processor, config
         self.choices = choose(config, model.dtype, model.attn_implementation, model.mesh)
         self._weights = params if isinstance(params, Weights) else Weights(params)
@@ -69,18 +88,18 @@ class Siglip:
 
     @property
     def params(self) -> dict[str, Any]:
-        """The parameters, a nested dict of arrays on the device."""
+        """The parameters as a nested dict of arrays on the device; reading it loads both towers."""
         return self._weights.all()
 
     @property
     def image_encoder(self) -> Encoder:
-        """The image tower, from arrays to embeddings; `pixels` makes the arrays of an image."""
+        """The image tower as a function from arrays to embeddings; `pixels` returns the arrays of an image."""
         params = self._weights.of("vision_model", *LOGITS)
         return Encoder(self._encode_pixels, params, self.config.vision_config.hidden_size, self.choices.image_batch)
 
     @property
     def text_encoder(self) -> Encoder:
-        """The text tower, from arrays to embeddings; `tokens` makes the array of texts."""
+        """The text tower as a function from token ids to embeddings; `tokens` returns the ids of texts."""
         params = self._weights.of("text_model", *LOGITS)
         return Encoder(self._encode_tokens, params, self.config.text_config.embedding_size, self.choices.text_batch)
 
@@ -92,18 +111,30 @@ class Siglip:
         timeout: float = 10.0,
         on_unreadable: OnUnreadable | None = None,
     ) -> Float[np.ndarray, "images embed"]:
-        """Returns L2-normalised image embeddings; no images give an array of no rows.
+        """Returns L2-normalised embeddings of images.
 
         Args:
-          images: one image or an iterable of N.
-          batch_size: images per step; by default what suits model and device, 8 to 64 (of a mesh, for each share of a
-            batch); `choices` has it.
-          timeout: seconds to wait for a URL.
-          on_unreadable: called with the position and the error of an image that cannot be read, whose row is then NaN;
-            without it the error is raised.
+          images: one image, or an iterable of N images, each a path, URL, bytes, PIL image or array (height, width,
+            channels); an array (N, height, width, channels) is N images.
+          batch_size: number of images per step; None: `choices.image_batch`, 8 to 64 by model and device, times the
+            number of shards that a mesh divides a batch into.
+          timeout: seconds to wait for the download of an image given as a URL.
+          on_unreadable: called with (index of the image, error) for an image that cannot be read, whose row becomes
+            NaN; None: the error is raised.
+
+        Returns:
+          (N, width) float32 array in host memory, N = 1 for one image; (0, width) if there are no images.
 
         Raises:
-          FileNotFoundError, ValueError: if an image is missing or cannot be read.
+          FileNotFoundError: if an image does not exist and `on_unreadable` is None.
+          ValueError: if an image cannot be read and `on_unreadable` is None, `images` is neither an image nor an
+            iterable, or `batch_size` is below 1.
+
+        Example:
+          >>> import siglip_jax
+          >>> from siglip_jax.assets import EXAMPLES
+          >>> siglip_jax.load().encode_image([EXAMPLES / "horse.png", EXAMPLES / "lemon.png"]).shape
+          (2, 192)
         """
         encoder = self.image_encoder
         size = encoder.rows(batch_size)
@@ -131,14 +162,23 @@ class Siglip:
         return every
 
     def encode_text(self, texts: Texts, *, batch_size: int | None = None) -> Float[np.ndarray, "texts embed"]:
-        """Returns L2-normalised text embeddings; texts are padded and truncated to the model's length.
+        """Returns L2-normalised embeddings of texts, which are padded and truncated to the model's length.
 
         Args:
-          texts: one string or an iterable of M.
-          batch_size: texts per step; by default what suits model and device, 32 to 64.
+          texts: one string or an iterable of M strings.
+          batch_size: number of texts per step; None: `choices.text_batch`, 32 to 64 by model and device, times the
+            number of shards that a mesh divides a batch into.
+
+        Returns:
+          (M, width) float32 array in host memory, M = 1 for one string; (0, width) if there are no texts.
 
         Raises:
-          ValueError: if something in `texts` is not a string.
+          ValueError: if `texts` is not a string or an iterable of strings, or `batch_size` is below 1.
+
+        Example:
+          >>> import siglip_jax
+          >>> siglip_jax.load().encode_text(["a horse", "a lemon"]).shape
+          (2, 192)
         """
         found, encoder = as_texts(texts), self.text_encoder
         size = encoder.rows(batch_size)
@@ -147,12 +187,26 @@ class Siglip:
     def embed_pixels(
         self, *arrays: np.ndarray | Array, batch_size: int | None = None
     ) -> Float[np.ndarray, "images embed"]:
-        """Returns L2-normalised embeddings of images that the processor has made into arrays, on the device or not.
+        """Returns L2-normalised embeddings of images that the image processor has already turned into arrays.
 
         Args:
-          *arrays: one for each of the image processor's `model_input_names`, in their order; of a model of fixed
-            resolution the pixel values alone, (N, H, W, C) float32.
-          batch_size: as in `encode_image`.
+          *arrays: one array per name in the image processor's `model_input_names`, in their order, all with N rows, in
+            host memory or on the device. For a model of fixed resolution: the pixel values alone, (N, height, width,
+            channels) float32. For one of variable resolution: patches (N, patches, values), their mask (N, patches) and
+            the grids (N, 2).
+          batch_size: number of images per step; None: `choices.image_batch`.
+
+        Returns:
+          (N, width) float32 array in host memory.
+
+        Raises:
+          ValueError: if `batch_size` is below 1, or the arrays have another shape than the model expects.
+
+        Example:
+          >>> import numpy as np
+          >>> import siglip_jax
+          >>> siglip_jax.load().embed_pixels(np.zeros((3, 64, 64, 3), np.float32)).shape
+          (3, 192)
         """
         encoder = self.image_encoder
         size = encoder.rows(batch_size)
@@ -161,11 +215,24 @@ class Siglip:
     def embed_tokens(
         self, input_ids: Int[np.ndarray | Array, "texts length"], *, batch_size: int | None = None
     ) -> Float[np.ndarray, "texts embed"]:
-        """Returns L2-normalised embeddings of texts that the tokenizer has made into ids, padded to the model's length.
+        """Returns L2-normalised embeddings of texts that the tokenizer has already turned into ids.
 
         Args:
-          input_ids: of M texts.
-          batch_size: as in `encode_text`.
+          input_ids: token ids of M texts, (M, length) integers, padded to the model's length, in host memory or on the
+            device.
+          batch_size: number of texts per step; None: `choices.text_batch`.
+
+        Returns:
+          (M, width) float32 array in host memory.
+
+        Raises:
+          ValueError: if `batch_size` is below 1, or the ids are longer than the model's length.
+
+        Example:
+          >>> import siglip_jax
+          >>> siglip = siglip_jax.load()
+          >>> siglip.embed_tokens(*siglip.tokens(["a horse", "a lemon"])).shape
+          (2, 192)
         """
         encoder = self.text_encoder
         size = encoder.rows(batch_size)
@@ -180,10 +247,35 @@ class Siglip:
         timeout: float = 10.0,
         on_unreadable: OnUnreadable | None = None,
     ) -> Float[np.ndarray, "images texts"]:
-        """Returns the probability that text m describes image n, each pair judged on its own: rows need not sum to one.
+        """Returns the sigmoid probability that each text describes each image.
 
-        The embeddings of the last few lists of texts are remembered, so asking about the same labels again costs only
-        the images. The other arguments are those of `encode_image`.
+        Each pair is scored on its own, so rows need not sum to one. The embeddings of the last 8 lists of texts are
+        cached: repeated labels cost nothing.
+
+        Args:
+          images: one image, or an iterable of N images, each a path, URL, bytes, PIL image or array (height, width,
+            channels).
+          texts: one string or an iterable of M strings.
+          batch_size: number of images per step; None: `choices.image_batch`.
+          timeout: seconds to wait for the download of an image given as a URL.
+          on_unreadable: called with (index of the image, error) for an image that cannot be read, whose row becomes
+            NaN; None: the error is raised.
+
+        Returns:
+          (N, M) float32 array of probabilities in [0, 1].
+
+        Raises:
+          FileNotFoundError: if an image does not exist and `on_unreadable` is None.
+          ValueError: if an image cannot be read and `on_unreadable` is None, `texts` are not strings, or `batch_size`
+            is below 1.
+
+        Example:
+          >>> import siglip_jax
+          >>> from siglip_jax.assets import EXAMPLES
+          >>> images = [EXAMPLES / "horse.png", EXAMPLES / "lemon.png"]
+          >>> print(siglip_jax.load().similarity(images, ["horse", "lemon"]).round(2))
+          [[0.38 0.  ]
+           [0.   0.16]]
         """
         text_embeds = self._remembered_text(as_texts(texts))
         image_embeds = self.encode_image(images, batch_size=batch_size, timeout=timeout, on_unreadable=on_unreadable)
@@ -199,19 +291,35 @@ class Siglip:
         batch_size: int | None = None,
         timeout: float = 10.0,
     ) -> list[Any]:
-        """Ranks labels for an image: a list of `{"label", "score"}`, best first; for an iterable a list of such lists.
+        """Ranks labels by the sigmoid probability that they describe an image.
+
+        Each label is scored on its own, so scores need not sum to one.
 
         Args:
-          images: one image or an iterable of N.
-          labels: one string or several; a repeated label is scored each time.
-          hypothesis_template: a sentence whose `{}` a label takes, such as "This is a photo of {}."; by default the
+          images: one image, or an iterable of N images, each a path, URL, bytes, PIL image or array (height, width,
+            channels).
+          labels: one string or an iterable of strings; a repeated label appears in the result each time.
+          hypothesis_template: sentence in which each label replaces `{}`, such as "This is a photo of {}."; None: the
             labels are used as they are.
-          top_k: how many labels to keep of each list; all by default.
-          batch_size: as in `encode_image`.
-          timeout: as in `encode_image`.
+          top_k: number of labels to keep per image; None: all.
+          batch_size: number of images per step; None: `choices.image_batch`.
+          timeout: seconds to wait for the download of an image given as a URL.
+
+        Returns:
+          For one image, a list of `{"label": str, "score": float}`, highest score first, ties in the order given; for
+          an iterable of images, a list of such lists.
 
         Raises:
-          ValueError: if there are no labels, a label is blank, the template has no `{}`, or `top_k` is below 1.
+          FileNotFoundError: if an image does not exist.
+          ValueError: if an image cannot be read, there are no labels, a label is blank, the template has no `{}`, or
+            `top_k` or `batch_size` is below 1.
+
+        Example:
+          >>> import siglip_jax
+          >>> from siglip_jax.assets import EXAMPLES
+          >>> ranked = siglip_jax.load().classify(EXAMPLES / "horse.png", ["lemon", "horse", "church"], top_k=2)
+          >>> ranked[0]["label"], round(ranked[0]["score"], 2)
+          ('horse', 0.38)
         """
         names = check_labels(labels)
         check_count("top_k", top_k)
@@ -222,26 +330,57 @@ class Siglip:
 
     @property
     def temperature(self) -> float:
-        """The factor of the cosines, exp(logit_scale)."""
+        """The temperature, exp(logit_scale), which cosines are multiplied by."""
         return float(np.exp(np.asarray(self._weights.of("logit_scale")["logit_scale"], np.float32).item()))
 
     @property
     def logit_bias(self) -> float:
-        """The bias, added to every logit."""
+        """The bias that is added to every logit."""
         return float(np.asarray(self._weights.of("logit_bias")["logit_bias"], np.float32).item())
 
     def with_params(self, params: dict[str, Any]) -> "Siglip":
-        """Returns the same model with other parameters of the same shapes; nothing is compiled again."""
+        """Returns an engine with other parameters that shares this one's compiled code.
+
+        Args:
+          params: parameters of the model, a nested dict of arrays with the names and shapes of `self.params`; arrays of
+            other dtypes compile again.
+
+        Returns:
+          A new `Siglip`; this one is unchanged.
+
+        Example:
+          >>> import jax
+          >>> import siglip_jax
+          >>> siglip = siglip_jax.load()
+          >>> halved = siglip.with_params(jax.tree.map(lambda x: x / 2, siglip.params))
+          >>> round(siglip.logit_bias / halved.logit_bias, 2)
+          2.0
+        """
         other = Siglip(self.model, params, self.processor, self.config)
         for name in ("_encode_pixels", "_encode_tokens"):
             other.__dict__[name] = getattr(self, name)
         return other
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Writes the model and the files of its processor, for `load`; float models also for `transformers`.
+        """Writes the model and the files of its processor to a directory that `load` reads.
+
+        `transformers` reads the directory of a float model too; that of a quantized model is a format of its own.
+
+        Args:
+          directory: path of the directory; it is created if it does not exist.
 
         Raises:
-          ValueError: if the model is quantized and the directory holds a float checkpoint, which it must not replace.
+          ValueError: if the model is quantized and the directory holds a float checkpoint, which is not overwritten.
+
+        Example:
+          >>> import tempfile
+          >>> import siglip_jax
+          >>> siglip = siglip_jax.load()
+          >>> with tempfile.TemporaryDirectory() as directory:
+          ...     siglip.save_pretrained(directory)
+          ...     saved = siglip_jax.load(directory)
+          ...     saved.logit_bias == siglip.logit_bias
+          True
         """
         if is_quantized := holds_quantized(self.params):
             quantized.check_directory(Path(directory))  # before anything is written
@@ -253,10 +392,26 @@ class Siglip:
             self.model.save_pretrained(directory, self.params)
 
     def pixels(self, image: Any, timeout: float = 10.0) -> Arrays:
-        """Returns what the image tower takes of one image: an array for each of the processor's `model_input_names`.
+        """Returns the inputs of the image tower for one image, without a batch axis.
+
+        Args:
+          image: path, URL, bytes, PIL image or array (height, width, channels).
+          timeout: seconds to wait for the download of an image given as a URL.
+
+        Returns:
+          One array per name in the image processor's `model_input_names`. For a model of fixed resolution: the pixel
+          values alone, (height, width, channels) float32. For one of variable resolution: patches (patches, values),
+          their mask (patches,) and the grid (2,).
 
         Raises:
-          FileNotFoundError, ValueError: if the image is missing or cannot be read.
+          FileNotFoundError: if the image does not exist.
+          ValueError: if the image cannot be read.
+
+        Example:
+          >>> import siglip_jax
+          >>> (pixel_values,) = siglip_jax.load().pixels(siglip_jax.assets.EXAMPLES / "horse.png")
+          >>> pixel_values.shape
+          (64, 64, 3)
         """
         loaded = load_image(image, timeout=timeout)
         processor = self.processor.image_processor
@@ -264,11 +419,25 @@ class Siglip:
         return tuple(np.asarray(inputs[name])[0] for name in processor.model_input_names)
 
     def tokens(self, texts: Sequence[str]) -> Arrays:
-        """Returns what the text tower takes of texts: their ids, padded and truncated to the model's length."""
+        """Returns the input of the text tower for texts.
+
+        Args:
+          texts: sequence of M strings.
+
+        Returns:
+          A tuple of one array: the token ids, (M, length) int32, padded and truncated to the model's length.
+
+        Example:
+          >>> import siglip_jax
+          >>> (input_ids,) = siglip_jax.load().tokens(["a horse", "a lemon"])
+          >>> input_ids.shape
+          (2, 16)
+        """
         length = self.config.text_config.max_position_embeddings
         return (self.processor(text=list(texts), max_length=length)["input_ids"],)
 
     def _remembered_text(self, texts: tuple[str, ...]) -> Float[np.ndarray, "texts embed"]:
+        """Returns embeddings of texts, from the cache of the last `CACHED_TEXT_LISTS` lists where possible."""
         cache = self._text_cache
         embeds = cache.pop(texts, None)
         if embeds is None:
@@ -280,8 +449,10 @@ class Siglip:
 
     @functools.cached_property
     def _encode_pixels(self) -> Callable[..., Array]:
+        """The jitted image tower; `with_params` shares it."""
         return jitted(self.model, "get_image_features", self.choices.image_rows)
 
     @functools.cached_property
     def _encode_tokens(self) -> Callable[..., Array]:
+        """The jitted text tower; `with_params` shares it."""
         return jitted(self.model, "get_text_features", self.choices.text_rows)

@@ -1,11 +1,11 @@
 """Export: the encoders of a model as `jax.export` artefacts, which run without this package.
 
-An artefact is a program in StableHLO for any number of rows and for several platforms at once. Its first argument are
-the parameters, which lie beside it in a safetensors file: as constants they would make the program as large as the
+An artefact is a StableHLO program for any number of rows and for several platforms at once. Its first argument is the
+parameters, which are stored beside it in a safetensors file: as constants they would make the program as large as the
 model, and more than 2 GB cannot be serialised. `run.py`, a copy of `exported_run`, shows how to use both.
 
-jax promises to run an artefact for six months after the release that wrote it, and that a release runs what was written
-up to three weeks after it ("Compatibility guarantees" in its guide to export). Keep the checkpoint for later.
+jax promises that an artefact runs for six months after the release that wrote it, and that a release runs artefacts
+written up to three weeks after it ("Compatibility guarantees" in its guide to export). Keep the checkpoint.
 """
 
 import functools
@@ -46,28 +46,45 @@ README = """# Encoders exported by siglip_jax
     python run.py IMAGE "a text" "another"
 
 `*_encoder.jaxexport` are programs of `jax.export`, `*_encoder.safetensors` their parameters. A program maps
-(parameters, batch of inputs) to L2-normalised embeddings; `manifest.json` has the shapes, the scale and the bias of the
-logits, and the SHA-256 of every file. `siglip_jax.SiglipProcessor.from_pretrained` reads this directory too.
+(parameters, batch of inputs) to L2-normalised embeddings. `manifest.json` records the shapes, the temperature and the
+bias of the logits, and the SHA-256 of every file. `siglip_jax.SiglipProcessor.from_pretrained` also reads this
+directory.
 """
 
 
 def export(
     siglip: Siglip, directory: str | os.PathLike[str], *, platforms: Sequence[str] = DEFAULT_PLATFORMS
 ) -> dict[str, Any]:
-    """Writes both encoders, the files of the processor, and how to run them into a new directory.
+    """Writes both encoders, the files of the processor and a script that runs them to a new directory.
+
+    The script `run.py` needs jax but not this package. The attention implementation is always "auto", because the
+    others do not run on every platform.
 
     Args:
-      siglip: the model; the artefacts compute in its type.
-      directory: appears whole or not at all.
-      platforms: some of `PLATFORMS`.
+      siglip: model of fixed resolution; the artefacts compute in its dtype.
+      directory: path of the new directory, which is created complete or, after an error, not at all.
+      platforms: platforms that the programs run on, distinct names of "cpu", "cuda", "rocm" and "tpu".
 
     Returns:
-      What `manifest.json` holds.
+      The contents of `manifest.json`: `format`, `jax_version`, `platforms`, `dtype`, `temperature`, `logit_bias`,
+      `encoders` (files, shapes and dtypes), `image` and `text` (the preparation of inputs), and `files` (bytes and
+      SHA-256 of each).
 
     Raises:
-      FileExistsError: if the directory is there already.
-      ValueError: for other platforms, a model of variable resolution, images that are more than resized and
-        normalised, and without `flatbuffers`.
+      FileExistsError: if the directory exists.
+      ValueError: if a platform is unknown or repeated, the model has variable resolution, its image processor does more
+        than resize, rescale and normalise, or `flatbuffers` is not installed.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> import siglip_jax
+      >>> with tempfile.TemporaryDirectory() as parent:
+      ...     manifest = export(siglip_jax.load(), Path(parent) / "exported", platforms=["cpu"])
+      ...     sorted(file.name for file in Path(parent, "exported").glob("*.jaxexport"))
+      ['image_encoder.jaxexport', 'text_encoder.jaxexport']
+      >>> manifest["encoders"]["image"]["input"], manifest["encoders"]["image"]["output"]
+      (['batch', 64, 64, 3], ['batch', 192])
     """
     platforms = tuple(platforms)
     if not platforms or not set(platforms) <= set(PLATFORMS) or len(set(platforms)) < len(platforms):
@@ -95,34 +112,39 @@ def export(
 
 
 def read_encoder(directory: str | os.PathLike[str], name: str) -> Callable[[Any], Float[Array, "rows embed"]]:
-    """Returns an exported encoder as a function of a batch of its inputs; its files are checked first.
+    """Returns an exported encoder as a function from a batch of inputs to L2-normalised embeddings.
 
     Args:
-      directory: what `export` wrote.
+      directory: directory that `export` wrote; the checksums of its files are verified.
       name: "image" or "text".
+
+    Returns:
+      A function of pixel values (rows, height, width, channels) float32, or of token ids (rows, length) int32, that
+      returns (rows, width) float32 embeddings.
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: if a file is not what was written, or without `flatbuffers`.
+      ValueError: if a file has changed since the export, or `flatbuffers` is not installed.
     """
     home = Path(directory)
     if name not in METHODS:
         raise ValueError(f"name must be one of {', '.join(METHODS)}, got {name!r}")
-    manifest = read_json(home / MANIFEST, "it says what was exported")
+    manifest = read_json(home / MANIFEST, "it records what was exported")
     if manifest.get("format") != FORMAT:
-        raise ValueError(f"{home / MANIFEST}: expected the format {FORMAT!r}, found {manifest.get('format')!r}")
+        raise ValueError(f"{home / MANIFEST}: format must be {FORMAT!r}, got {manifest.get('format')!r}; export again")
     program, params = (home / f"{name}_encoder.{kind}" for kind in ("jaxexport", "safetensors"))
     for file in (program, params):
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file; export again")
         if _facts(inside(file)) != manifest.get("files", {}).get(file.name):
-            raise ValueError(f"{file}: its contents are not those that {MANIFEST} names; export or copy it again")
+            raise ValueError(f"{file}: the contents must match {MANIFEST}, got other bytes; export or copy it again")
     exported = _jax_export().deserialize(bytearray(program.read_bytes()))
     arrays = {key: jnp.asarray(tensor.view()) for key, tensor in read_safetensors(params).items()}
     return functools.partial(jax.jit(exported.call), arrays)
 
 
 def _jax_export() -> Any:
+    """Returns the module `jax.export`, which needs `flatbuffers`."""
     import_optional("flatbuffers", "export", "export")
     import jax.export
 
@@ -130,10 +152,10 @@ def _jax_export() -> Any:
 
 
 def _write_encoder(siglip: Siglip, name: str, directory: Path, platforms: tuple[str, ...]) -> dict[str, Any]:
-    """Writes the program and the parameters of one tower; returns what the manifest says of them."""
+    """Writes the program and the parameters of one tower; returns their entry in the manifest."""
     jax_export, c = _jax_export(), siglip.config
     tower = TOWERS[name]
-    model = siglip.model.clone(attn_implementation="auto")  # the others are not for every platform
+    model = siglip.model.clone(attn_implementation="auto")  # the others do not run on every platform
     rest = {key: value for key, value in siglip.params.items() if key not in TOWERS.values()}
     params = flatten(siglip.params[tower])
 
@@ -173,26 +195,27 @@ def _write_encoder(siglip: Siglip, name: str, directory: Path, platforms: tuple[
 
 
 def _image(siglip: Siglip) -> dict[str, Any]:
-    """Returns how an image becomes pixel values, as far as `run.py` can do it.
+    """Returns the manifest's entry on the preparation of images, which `run.py` repeats.
 
     Raises:
-      ValueError: if it cannot.
+      ValueError: if the preparation is one that `run.py` does not implement.
     """
     if isinstance(siglip.config, Siglip2Config):
-        raise ValueError("export needs a model of one resolution, found one of variable resolution; load another")
+        raise ValueError("siglip must be a model of fixed resolution, got one of variable resolution; load another")
     size = siglip.config.vision_config.image_size
     p = siglip.processor.image_processor
     usual = p.do_convert_rgb and p.do_resize and p.do_rescale and p.do_normalize
     if not usual or p.do_pad or p.do_center_crop or p.size != {"height": size, "width": size}:
         raise ValueError(
-            f"export needs images that are resized to {size} x {size}, rescaled and normalised, and nothing else;"
-            f" found {p.to_dict()}"
+            f"the image processor must resize to {size} x {size}, rescale and normalise, and do nothing else, got"
+            f" {p.to_dict()}"
         )
     numbers = {"rescale_factor": p.rescale_factor, "mean": p.image_mean, "std": p.image_std}
     return {"height": size, "width": size, "resample": int(p.resample), **numbers}
 
 
 def _text(siglip: Siglip) -> dict[str, Any]:
+    """Returns the manifest's entry on the preparation of texts."""
     tokenizer = siglip.processor.tokenizer
     return {
         "vocabulary": tokenizer.vocabulary_file,
@@ -203,5 +226,6 @@ def _text(siglip: Siglip) -> dict[str, Any]:
 
 
 def _facts(file: Path) -> dict[str, Any]:
+    """Returns the size and the SHA-256 of a file."""
     with file.open("rb") as stream:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}

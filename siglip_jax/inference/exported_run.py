@@ -1,8 +1,8 @@
-"""Runs exported encoders without siglip_jax: prints the probability of each text for an image.
+"""Runs exported encoders without siglip_jax: prints the probability that each text describes an image.
 
     python run.py IMAGE TEXT [TEXT ...]
 
-It needs jax, flatbuffers, numpy, pillow, safetensors, and sentencepiece or, beside a tokenizer.json, tokenizers.
+It needs jax, flatbuffers, numpy, pillow, safetensors, and tokenizers if there is a tokenizer.json, else sentencepiece.
 """
 
 import json
@@ -20,25 +20,35 @@ HERE = Path(__file__).parent
 
 
 def manifest():
-    """Returns what was exported: shapes, scale and bias of the logits, what images and texts become."""
+    """Returns the manifest: shapes, temperature and bias of the logits, and the preparation of images and texts."""
     return json.loads((HERE / "manifest.json").read_text())
 
 
 def encoder(name):
-    """Returns a function from a batch of inputs to L2-normalised embeddings; `name` is "image" or "text"."""
+    """Returns an encoder as a function from a batch of inputs to L2-normalised embeddings, (batch, width) float32.
+
+    Args:
+      name: "image" (inputs from `pixel_values`) or "text" (inputs from `input_ids`).
+    """
     files = manifest()["encoders"][name]
     exported = export.deserialize(bytearray((HERE / files["program"]).read_bytes()))
     try:
         exported.mlir_module()
     except jax.errors.JaxRuntimeError:
         written = manifest()["jax_version"]
-        sys.exit(f"{files['program']} is of jax {written}; {jax.__version__} cannot read it: install jax>={written}")
+        sys.exit(
+            f"{files['program']}: jax must be at least {written}, got {jax.__version__}; pip install 'jax>={written}'"
+        )
     params = jax.device_put(load_file(HERE / files["params"]))
     return lambda inputs: np.asarray(jax.jit(exported.call)(params, inputs))
 
 
 def pixel_values(images):
-    """Returns images, as paths or open files, as (batch, height, width, 3) float32; what is transparent is white."""
+    """Returns images as pixel values, (batch, height, width, 3) float32; transparency is composited over white.
+
+    Args:
+      images: iterable of paths or open binary files.
+    """
     image = manifest()["image"]
     rows = []
     for file in images:
@@ -49,7 +59,13 @@ def pixel_values(images):
 
 
 def input_ids(texts):
-    """Returns texts as (batch, length) int32, padded and cut to the model's length; "</s>" is no token but text."""
+    """Returns texts as token ids, (batch, length) int32, padded and truncated to the model's length.
+
+    Special tokens within a text, such as "</s>", are tokenised as plain text.
+
+    Args:
+      texts: iterable of strings.
+    """
     text = manifest()["text"]
     if text["vocabulary"] == "tokenizer.json":
         from tokenizers import Tokenizer

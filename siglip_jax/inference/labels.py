@@ -1,4 +1,4 @@
-"""Labels and their scores: checked, put into a template, judged and ranked."""
+"""Labels: validation, templates, probabilities and ranking."""
 
 import numpy as np
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from siglip_jax.inference.stream import as_texts
 def probabilities(
     cosines: Float[np.ndarray, "images texts"], temperature: float, logit_bias: float
 ) -> Float[np.ndarray, "images texts"]:
-    """Returns sigmoid(temperature * cosine + logit_bias) in float32, exact also where it is tiny.
+    """Returns sigmoid(temperature * cosine + logit_bias) in float32, accurate even for tiny probabilities.
 
     Source: "Sigmoid Loss for Language Image Pre-Training" (Zhai et al., 2023), section 3.2.
     """
@@ -19,7 +19,7 @@ def probabilities(
 
 
 def rank(scores: Float[np.ndarray, " labels"], labels: tuple[str, ...], top_k: int | None = None) -> list[dict]:
-    """Pairs labels with their scores, best first, equal scores in the order given."""
+    """Returns the labels with their scores, highest first; ties keep the order given."""
     order = np.argsort(-scores, kind="stable")[:top_k]
     return [{"label": labels[i], "score": float(scores[i])} for i in order]
 
@@ -28,25 +28,25 @@ def check_labels(labels: object) -> tuple[str, ...]:
     """Returns the labels as a tuple.
 
     Raises:
-      ValueError: if there are none, or one is blank or not a string.
+      ValueError: if there are no labels, or one is blank or not a string.
     """
     names = as_texts(labels, "labels")
     if not names:
-        raise ValueError("labels must name at least one label, found none; give labels such as 'a cat' 'a dog'")
+        raise ValueError("labels must name at least one label, got none; give labels such as 'a cat' 'a dog'")
     for i, name in enumerate(names):
         if not name.strip():
-            raise ValueError(f"labels must not be blank, found {name!r} at position {i}; remove it")
+            raise ValueError(f"labels must not be blank, got {name!r} at position {i}; remove it")
     return names
 
 
 def fill_template(template: str | None, labels: tuple[str, ...]) -> tuple[str, ...]:
-    """Puts each label in the place of `{}`; without a template the labels stay as they are.
+    """Returns the template with each label in place of `{}`; without a template, the labels unchanged.
 
     Raises:
-      ValueError: if the template has no `{}`: all labels would get the same score.
+      ValueError: if the template has no `{}`, which would give all labels the same score.
     """
     if template is None:
         return labels
     if "{}" not in template:
-        raise ValueError(f"template must have {{}} where the label goes, found {template!r}; write 'a photo of {{}}'")
+        raise ValueError(f"template must have {{}} where the label goes, got {template!r}; write 'a photo of {{}}'")
     return tuple(template.replace("{}", label) for label in labels)

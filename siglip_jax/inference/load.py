@@ -1,4 +1,4 @@
-"""`load`: from a name, a directory or a file to a model that is ready to use."""
+"""`load`: reads a checkpoint and returns a model that is ready to use."""
 
 import functools
 import os
@@ -31,24 +31,37 @@ def load(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> Siglip:
-    """Loads a model with its processor, ready to use; the weights of a tower are read when it is first used.
+    """Loads a model with its processor, ready for inference.
 
-    Code that is compiled is kept for the next process, unless JAX's settings say otherwise; see `inference.compiled`.
+    The weights of a tower are read when it is first used, so an unused tower costs no memory. Compiled code is kept in
+    the user's cache folder for the next process unless JAX's settings disable that.
 
     Args:
-      name_or_path: a Hub name, a local directory or a weights file; by default the small model inside this package.
-      dtype: the type of the parameters and of the computation; float32 by default.
-      quantization: "int8", "int4", "nf4" or "fp8": how the matrices of both towers are held, see
-        `siglip_jax.quantization.schemes`; float by default. A directory that a quantized model was saved to says itself.
-      attn_implementation: as in `SiglipModel`.
-      mesh: lay the parameters out over it, and cut batches over its axes `data` and `fsdp`.
-      revision: branch, tag or commit on the Hub.
-      local_files_only: never ask the Hub.
+      name_or_path: local directory or weights file, or a Hub name such as "google/siglip-base-patch16-224"; None: the
+        bundled model.
+      dtype: dtype of the parameters and of the computation, such as `jnp.bfloat16` or "bfloat16"; None: float32.
+      quantization: number format of the kernels of both towers, "int8", "int4", "nf4" or "fp8"; None: floats, or the
+        scheme of the checkpoint if that is quantized already.
+      attn_implementation: "auto", "xla", "eager" or "cudnn". "cudnn" needs an NVIDIA GPU; "auto" chooses between "xla"
+        and "eager".
+      mesh: mesh over which the parameters are sharded, and over whose axes `data` and `fsdp` batches are; None: the
+        default device.
+      revision: branch, tag or commit of a Hub repository; None: its `main`.
+      local_files_only: whether to use only files that are already on this machine.
+
+    Returns:
+      A `Siglip`, the model with its parameters and its processor.
 
     Raises:
-      FileNotFoundError: if the checkpoint, or a file it needs, is not there.
-      ValueError: if the checkpoint is not one of SigLIP or is damaged, or `quantization` is unknown or unlike that of a
-        saved one.
+      FileNotFoundError: if the checkpoint, or a file it needs, does not exist.
+      ValueError: if it is not a SigLIP checkpoint or is damaged, `quantization` is unknown or differs from the scheme of
+        a quantized checkpoint, or the package that quantization needs is not installed.
+
+    Example:
+      >>> import siglip_jax
+      >>> siglip = siglip_jax.load()
+      >>> siglip.encode_text("a horse").shape
+      (1, 192)
     """
     keep_compiled()
     if quantization is not None:
@@ -57,16 +70,18 @@ def load(
     settings = read_config(path)
     flexible = settings.get("model_type") == Siglip2Config.model_type
     model_class = Siglip2Model if flexible else SiglipModel
-    (Siglip2Config if flexible else SiglipConfig).from_dict(settings)  # an impossible one is reported before all else
+    (Siglip2Config if flexible else SiglipConfig).from_dict(
+        settings
+    )  # validates the configuration before any other file is read
     processor = SiglipProcessor.from_pretrained(path if path.is_dir() else path.parent)
-    dtype = jnp.dtype(dtype or jnp.float32)  # parameters too, or every step would convert them again
+    dtype = jnp.dtype(dtype or jnp.float32)  # for the parameters too, else each step converts them
     contents = read_contents(path, for_inference=True)
     stored = contents.layout.get("scheme")
     if stored is not None or quantization is not None:
-        qwix()  # reports that it is missing before anything is read
+        qwix()  # raises if it is not installed, before any weights are read
     if stored is not None and quantization not in (None, stored):
         raise ValueError(
-            f"{path}: expected float weights to quantize to {quantization}, found weights of {stored}; load it without"
+            f"{path}: weights must be floats to be quantized to {quantization}, got {stored}; load without"
             " quantization=, or quantize the float checkpoint"
         )
     on_devices = mesh is not None and quantization is None

@@ -1,9 +1,9 @@
 """`pipeline("zero-shot-image-classification")`, the counterpart of the one in `transformers`.
 
-Same arguments, same scores, same order. Differences, all deliberate: texts get the model's own length, so models of 16
-positions work; a lone string is one label, not its characters; a template without `{}` is an error; `top_k` is
-honoured; NumPy arrays are accepted; transparent images are composited on white however they arrive, where the
-reference drops the alpha channel here.
+Arguments, scores and order are the same. Differences, all deliberate: texts are padded to the model's own length, so
+models of 16 positions work; a single string is one label, not its characters; a template without `{}` is an error;
+`top_k` is honoured; NumPy arrays are accepted; transparent images from every source are composited over white, where
+the reference drops the alpha channel.
 """
 
 import dataclasses
@@ -20,7 +20,21 @@ TASKS = ("zero-shot-image-classification",)
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShotImageClassificationPipeline:
-    """Scores labels for images; call it. `batch_size` is the default of every call."""
+    """A callable that scores labels for images, with the interface of the one in `transformers`.
+
+    Source: `ZeroShotImageClassificationPipeline` of `transformers`.
+
+    Attributes:
+      siglip: engine that scores the labels.
+      batch_size: number of images per step of calls that pass none; None: `siglip.choices.image_batch`.
+
+    Example:
+      >>> import siglip_jax
+      >>> classifier = ZeroShotImageClassificationPipeline(siglip_jax.load())
+      >>> image = siglip_jax.assets.EXAMPLES / "horse.png"
+      >>> [entry["label"] for entry in classifier(image, candidate_labels=["lemon", "horse"])]
+      ['horse', 'lemon']
+    """
 
     siglip: Siglip
     batch_size: int | None = None
@@ -36,27 +50,34 @@ class ZeroShotImageClassificationPipeline:
         timeout: float | None = None,
         images: Images | None = None,
     ) -> list[Any]:
-        """Returns a list of `{"score", "label"}`, best first, for one image, and a list of such lists for several.
+        """Ranks the candidate labels for one image or several.
 
-        Scores are sigmoid probabilities: each label is judged on its own and they need not sum to one.
+        Scores are sigmoid probabilities: each label is scored on its own, so they need not sum to one.
 
         Args:
-          image: one image (path, URL, bytes, PIL image, array) or an iterable of them.
-          candidate_labels: the labels to score.
-          hypothesis_template: the sentence whose `{}` a label takes.
-          batch_size: images per step.
-          top_k: how many labels to keep; all by default.
-          timeout: seconds to wait for a URL; 10 by default.
-          images: another name for `image`.
+          image: one image, or an iterable of N images, each a path, URL, bytes, PIL image or array (height, width,
+            channels).
+          candidate_labels: one string or an iterable of strings, the labels to score.
+          hypothesis_template: sentence in which each label replaces `{}`.
+          batch_size: number of images per step; None: the pipeline's `batch_size`.
+          top_k: number of labels to keep per image; None: all.
+          timeout: seconds to wait for the download of an image given as a URL; None: 10.
+          images: another name for `image`, used if that is None.
+
+        Returns:
+          For one image, a list of `{"label": str, "score": float}`, highest score first; for an iterable of images, a
+          list of such lists.
 
         Raises:
-          ValueError: if images or labels are missing, or the template has no `{}`.
+          FileNotFoundError: if an image does not exist.
+          ValueError: if an image cannot be read, images or labels are missing, a label is blank, the template has no
+            `{}`, or `top_k` or `batch_size` is below 1.
         """
         image = images if image is None else image
         if image is None:
-            raise ValueError("image must be an image or an iterable of images, found none; pass image=")
+            raise ValueError("image must be an image or an iterable of images, got None; pass image=")
         if candidate_labels is None:
-            raise ValueError("candidate_labels must name at least one label, found none; pass candidate_labels=[...]")
+            raise ValueError("candidate_labels must name at least one label, got None; pass candidate_labels=[...]")
         return self.siglip.classify(
             image,
             candidate_labels,
@@ -79,10 +100,40 @@ def pipeline(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> ZeroShotImageClassificationPipeline:
-    """Builds a pipeline from a model's name, directory or file, or around a loaded `Siglip`; see `load` for the rest.
+    """Returns a pipeline around a model, as `transformers.pipeline` does.
+
+    All arguments from `dtype` on apply to loading only; they are ignored for a `Siglip`.
+
+    Source: `pipeline` of `transformers`.
+
+    Args:
+      task: "zero-shot-image-classification", the only task.
+      model: local directory or weights file, a Hub name, or a loaded `Siglip`; None: the bundled model.
+      batch_size: number of images per step; None: what suits the model and the device, `Siglip.choices.image_batch`.
+      dtype: dtype of the parameters and of the computation, such as `jnp.bfloat16` or "bfloat16"; None: float32.
+      quantization: number format of the kernels of both towers, "int8", "int4", "nf4" or "fp8"; None: floats, or the
+        scheme of the checkpoint if that is quantized already.
+      attn_implementation: "auto", "xla", "eager" or "cudnn". "cudnn" needs an NVIDIA GPU; "auto" chooses between "xla"
+        and "eager".
+      mesh: mesh over which the parameters are sharded, and over whose axes `data` and `fsdp` batches are; None: the
+        default device.
+      revision: branch, tag or commit of a Hub repository; None: its `main`.
+      local_files_only: whether to use only files that are already on this machine.
+
+    Returns:
+      A `ZeroShotImageClassificationPipeline`; call it with images and labels.
 
     Raises:
-      ValueError: if the task is not one of `TASKS`.
+      FileNotFoundError: if the checkpoint, or a file it needs, does not exist.
+      ValueError: if the task is unknown, or the checkpoint cannot be loaded with these options.
+
+    Example:
+      >>> import siglip_jax
+      >>> classifier = siglip_jax.pipeline("zero-shot-image-classification")
+      >>> image = siglip_jax.assets.EXAMPLES / "horse.png"
+      >>> ranked = classifier(image, candidate_labels=["lemon", "horse"], hypothesis_template="{}")
+      >>> ranked[0]["label"], round(ranked[0]["score"], 2)
+      ('horse', 0.38)
     """
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(map(repr, TASKS))}, got {task!r}")

@@ -1,4 +1,4 @@
-"""Says exactly how images and texts were prepared: it is worth several points, so it belongs to every figure."""
+"""Record of how images and texts are prepared, part of every result: it changes metrics by several points."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,13 +22,15 @@ def describe(
     first_name_only: bool = False,
     texts: bool = True,
 ) -> dict[str, Any]:
-    """Returns what can be written as JSON: model, type, image preparation, and text preparation where texts are used.
+    """Returns the model, its dtype and its preparation of images and texts, as a dictionary that JSON can hold.
 
     Args:
-      model_name: what the user called it.
-      templates: of zero-shot classification.
-      canonicalize, first_name_only: as in `prompts`.
-      texts: whether texts are used at all.
+      siglip: model with its processor.
+      model_name: name of the model, as the user gave it.
+      templates: templates of zero-shot classification; None: there are none.
+      canonicalize: whether prompts are in big_vision's canonical form: lower case, without punctuation.
+      first_name_only: whether only the name of a class before its first comma is used.
+      texts: whether texts are used; otherwise `text` is left out.
     """
     processor = siglip.processor.image_processor
     options = processor.to_dict()
@@ -44,7 +46,7 @@ def describe(
     text: dict[str, Any] = {
         "tokenizer": type(tokenizer).__name__,
         "lower_case": bool(canonicalize or getattr(tokenizer, "do_lower_case", False)),
-        "punctuation": not (canonicalize or isinstance(tokenizer, SiglipTokenizer)),  # whose texts lose theirs
+        "punctuation": not (canonicalize or isinstance(tokenizer, SiglipTokenizer)),  # which removes it
         "canonical": canonicalize,
         "length": siglip.config.text_config.max_position_embeddings,
         "pad_token": tokenizer.pad_token,
@@ -56,7 +58,7 @@ def describe(
 
 
 def lines_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns the facts as names and words, for a table."""
+    """Returns the rows (name, description) of a table of what `describe` returns."""
     image = facts["image"]
     size = image.get("size")
     if size is not None:
@@ -84,5 +86,6 @@ def lines_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _short(values: Any) -> str:
+    """Returns numbers as text, one number if all are equal."""
     values = values if isinstance(values, (list, tuple)) else [values]
     return " ".join(f"{x:g}" for x in (values[:1] if len(set(values)) == 1 else values))

@@ -1,4 +1,4 @@
-"""The plumbing of the engine: what counts as one image, decoding ahead in threads, batches of a few fixed sizes."""
+"""The engine's input stream: one image or many, decoding ahead in threads, batches of a few fixed sizes."""
 
 import concurrent.futures
 import os
@@ -15,11 +15,11 @@ from jaxtyping import Shaped
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Array = np.ndarray | jax.Array
-Arrays = tuple[Array, ...]  # what the model takes of a row, or of a batch of rows
+Arrays = tuple[Array, ...]  # the inputs of the model for a row, or for a batch of rows
 
 
 def is_one_image(images: object) -> bool:
-    """Says whether `images` is a single image: a path, URL, bytes, PIL image, or an array of at most 3 axes."""
+    """Returns whether `images` is a single image: a path, URL, bytes, PIL image, or an array of at most 3 axes."""
     if isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | PIL.Image.Image):
         return True
     kind = getattr(getattr(images, "dtype", None), "kind", None)  # an array of paths is not an image
@@ -27,10 +27,10 @@ def is_one_image(images: object) -> bool:
 
 
 def as_images(images: object) -> Iterable[object]:
-    """Returns an iterable of images, whether one or many were given; an array of 4 axes is a batch.
+    """Returns an iterable of images for one image or many; an array of 4 axes is a batch of images.
 
     Raises:
-      ValueError: if it is neither an image nor an iterable.
+      ValueError: if `images` is neither an image nor an iterable.
     """
     if is_one_image(images):
         return (images,)
@@ -41,10 +41,14 @@ def as_images(images: object) -> Iterable[object]:
 
 
 def as_texts(texts: object, name: str = "texts") -> tuple[str, ...]:
-    """Returns the texts as a tuple; a lone string is one text, not its characters.
+    """Returns the texts as a tuple; a single string is one text, not its characters.
+
+    Args:
+      texts: one string or an iterable of strings.
+      name: name of the argument, for the error.
 
     Raises:
-      ValueError: if it is not a string or an iterable of strings; the message calls it `name`.
+      ValueError: if `texts` is not a string or an iterable of strings.
     """
     if isinstance(texts, str):
         return (texts,)
@@ -60,9 +64,13 @@ def as_texts(texts: object, name: str = "texts") -> tuple[str, ...]:
 def in_threads(
     work: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int
 ) -> Iterator[concurrent.futures.Future[Result]]:
-    """Yields a future of `work(item)` per item, in order, while threads work at most `ahead` items before the consumer.
+    """Yields a future of `work(item)` for each item, in order, while threads work ahead of the consumer.
 
-    `items` may be endless: it is never read further than that.
+    Args:
+      work: function of an item; its exceptions are raised by the future.
+      items: iterable of items, which may be endless: it is read at most `ahead` items before the consumer.
+      workers: number of threads.
+      ahead: largest number of items that are in progress or done before the consumer asks for them.
     """
     pool = concurrent.futures.ThreadPoolExecutor(workers)
     pending: deque[concurrent.futures.Future[Result]] = deque()
@@ -74,12 +82,12 @@ def in_threads(
         while pending:
             yield pending.popleft()
     finally:
-        # Nobody waits: the generator may be closed by the garbage collector, and that in one of the pool's own threads.
+        # Without waiting: the garbage collector may close the generator, even in one of the pool's own threads.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def batches(rows: Iterable[Arrays], batch_size: int) -> Iterator[Arrays]:
-    """Stacks the arrays of `batch_size` rows, each with each; the last batch may be shorter."""
+    """Yields batches of `batch_size` stacked rows; the last batch may be shorter."""
     batch = []
     for row in rows:
         batch.append(row)
@@ -91,21 +99,23 @@ def batches(rows: Iterable[Arrays], batch_size: int) -> Iterator[Arrays]:
 
 
 def slices(arrays: Arrays, batch_size: int) -> Iterator[Arrays]:
-    """Cuts arrays of equally many rows into batches; the last may be shorter."""
+    """Yields batches of `batch_size` rows of arrays with equally many rows; the last batch may be shorter."""
     for start in range(0, len(arrays[0]), batch_size):
         yield tuple(array[start : start + batch_size] for array in arrays)
 
 
 def stacked(rows: list[Arrays]) -> Arrays:
-    """Stacks the arrays of rows, each with each."""
+    """Returns a batch: the corresponding arrays of all rows, stacked on a new first axis."""
     return tuple(np.stack(arrays) for arrays in zip(*rows, strict=True))
 
 
 def padded(batch: Shaped[Array, "rows ..."], batch_size: int, fewest: int = 1) -> Shaped[Array, "padded ..."]:
-    """Appends zero rows up to the next power of two, to `fewest` where that is more, to `batch_size` where less.
+    """Returns a batch with zero rows appended, so that a jitted function sees at most log2(batch_size) + 2 shapes.
 
-    A jitted function then sees at most log2(batch_size) + 2 shapes, whatever the number of rows. An array on a device
-    stays there.
+    Args:
+      batch: array of 1 to `batch_size` rows, in host memory or on a device, where it stays.
+      batch_size: largest number of rows of the result; below it, the next power of two is used.
+      fewest: smallest number of rows of the result.
     """
     size = max(fewest, min(batch_size, 1 << (len(batch) - 1).bit_length()))
     if size == len(batch):

@@ -1,4 +1,4 @@
-"""Does a checkpoint do what the released model does? Its files are checked, and published logits are computed anew."""
+"""Verification of a checkpoint: checks its files and compares its logits with the published ones."""
 
 import dataclasses
 import os
@@ -21,15 +21,21 @@ from siglip_jax.inference.load import load
 
 @dataclasses.dataclass(frozen=True)
 class Verification:
-    """What was checked of a model.
+    """The result of `verify_model`.
 
     Attributes:
-      path: local directory or file.
-      format: format of the checkpoint.
+      path: local directory or file of the checkpoint.
+      format: format of the checkpoint, such as "huggingface".
       variant: name of the released checkpoint of the same sizes; None if there is none.
-      checks: what was checked.
-      comparisons: published answers beside those of the model.
-      not_computed: what published answers need that was not given, a sentence each.
+      checks: the `Check` of every property that was examined.
+      comparisons: logits or probabilities of the model beside the published ones.
+      not_computed: for each published answer that was not computed, a sentence that states what it needs.
+
+    Example:
+      >>> import siglip_jax
+      >>> verification = verify_model(siglip_jax.assets.BUNDLED_MODEL)
+      >>> verification.format, verification.variant, verification.right
+      ('huggingface', None, True)
     """
 
     path: Path
@@ -45,7 +51,17 @@ class Verification:
         return all(check.right for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all of it in types that JSON has."""
+        """Returns the verification as a dictionary that JSON can hold.
+
+        Returns:
+          `path`, `format`, `same_shapes_as` (the variant), `checks`, `answers` (the comparisons), `not_computed` and
+          `right`.
+
+        Example:
+          >>> import siglip_jax
+          >>> verify_model(siglip_jax.assets.BUNDLED_MODEL).to_dict()["checks"][0]["right"]
+          True
+        """
         return {
             "path": str(self.path),
             "format": self.format,
@@ -64,21 +80,23 @@ def verify_model(
     on_progress: OnProgress | None = None,
     on_answer: OnProgress | None = None,
 ) -> Verification:
-    """Checks the files of a checkpoint, and compares its logits with published ones of the same sizes.
+    """Checks the files of a checkpoint and compares its logits with those published for a model of the same sizes.
+
+    A fine-tuned model is expected to differ from the published logits.
 
     Args:
-      name_or_path: local directory or file, or a Hub name.
-      image: the published image, or a .npy of its pixel values (images, height, width, channels); None: only answers to
-        images that are drawn here are computed.
-      on_progress: called with (bytes checked, bytes in all).
-      on_answer: called with (published answers computed, all that will be).
+      name_or_path: local directory or file of the checkpoint, or a Hub name.
+      image: path of the published image, or of a .npy file of floats with its pixel values (images, height, width,
+        channels); None: only published answers to images that can be drawn are computed.
+      on_progress: called with (bytes checked, bytes in total); None: progress is not reported.
+      on_answer: called with (published answers computed, answers to compute); None: progress is not reported.
 
     Returns:
-      The checks and comparisons.
+      A `Verification` with the checks and the comparisons; its `right` is True if every check passed.
 
     Raises:
-      FileNotFoundError: if the checkpoint does not exist.
-      ValueError: if it cannot be read as a checkpoint, or `image` is not one that something is published for.
+      FileNotFoundError: if the checkpoint or the image does not exist.
+      ValueError: if the checkpoint cannot be read, or no logits are published for `image`.
 
     Example:
       >>> import siglip_jax
@@ -106,16 +124,17 @@ def verify_model(
 
 
 def _answers(variant: Variant | None, image: str | None) -> tuple[list[Answer], list[str]]:
-    """Returns the published answers that can be computed with what is given, and what the others need."""
+    """Returns the published answers that can be computed with `image`, and what the others need, in words."""
     published = variant.answers if variant is not None else ()
     form = None if image is None else "pixels" if Path(image).suffix == ".npy" else "image"
     found = [answer for answer in published if answer.given in ("drawn", form)]
     if image is not None and not any(answer.given == form for answer in found):
+        forms = {"image": "the image", "pixels": "a .npy of the pixel values of"}
         known = sorted(
-            {f"the {answer.given}: {', '.join(answer.images)}" for answer in published if answer not in found}
+            {f"{forms[answer.given]} {', '.join(answer.images)}" for answer in published if answer not in found}
         )
         drawn = "the published images are drawn here" if found else "nothing is published for these sizes"
-        raise ValueError(f"--image: expected {' or '.join(known) or f'none, {drawn}'}; found {image}")
+        raise ValueError(f"image must be {' or '.join(known) or f'None ({drawn})'}, got {image}")
     needs = {
         "image": "pass --image with {}",
         "pixels": "pass --image with a .npy of the pixel values of {} ({})",
@@ -131,6 +150,7 @@ def _answers(variant: Variant | None, image: str | None) -> tuple[list[Answer], 
 def _compared(
     contents: Contents, answers: list[Answer], image: str | None, on_answer: OnProgress | None
 ) -> Iterator[Comparison]:
+    """Yields the comparison of each published answer with that of the model."""
     given: Any = None
     if image is not None:
         given = [image] if Path(image).suffix != ".npy" else np.load(image, mmap_mode="r")

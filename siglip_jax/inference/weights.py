@@ -1,4 +1,4 @@
-"""Parameters that come to the device part by part, each when it is first needed: a tower nobody uses costs nothing."""
+"""Lazy parameters: each tower is placed on the device when it is first used, so an unused tower costs nothing."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -8,14 +8,14 @@ Place = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 class Weights:
-    """The parameters of a model by the names of its parts: `text_model`, `vision_model`, `logit_scale`, …"""
+    """The parameters of a model by top-level name: `text_model`, `vision_model`, `logit_scale`, ..."""
 
     def __init__(self, params: Mapping[str, Any], place: Place | None = None) -> None:
-        """Takes parameters.
+        """Keeps the parameters; nothing is placed yet.
 
         Args:
-          params: of all parts; of a checkpoint, views of its file.
-          place: puts a part of them on the device; None where all are there.
+          params: nested dict of all parameters; those of a checkpoint are views of its memory-mapped file.
+          place: function that places a part of them on the device; None: all are on it already.
         """
         self._waiting = dict(params) if place else {}
         self._placed = {} if place else dict(params)
@@ -23,7 +23,10 @@ class Weights:
         self._lock = threading.Lock()
 
     def of(self, *names: str) -> dict[str, Any]:
-        """Returns some parts, on the device.
+        """Returns the named parts, after placing those that are not on the device yet.
+
+        Args:
+          *names: top-level names of parameters.
 
         Raises:
           ValueError: if the file they are read from is damaged.
@@ -36,6 +39,6 @@ class Weights:
         return {name: self._placed[name] for name in names}
 
     def all(self) -> dict[str, Any]:
-        """Returns all parts, on the device: always the same dict, so that what is put into it is used."""
+        """Returns all parts on the device, always as the same dict, so that changes to it take effect."""
         self.of(*self._waiting)
         return self._placed

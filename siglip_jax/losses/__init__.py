@@ -1,4 +1,4 @@
-"""Losses over image and text embeddings: pure functions of arrays."""
+"""Losses of image and text embeddings as pure functions of arrays."""
 
 from siglip_jax.losses.ring import ring_sigmoid_loss
 from siglip_jax.losses.sigmoid import sigmoid_loss

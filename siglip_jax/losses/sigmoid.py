@@ -30,7 +30,7 @@ def pairwise_logits(
     logit_bias: Float[Array, "*one"],
 ) -> Float[Array, "images texts"]:
     """Returns exp(logit_scale) * image · text + logit_bias for every pair, in float32."""
-    # The temperature multiplies every rounding by a hundred: no TF32 or bfloat16 passes here, whatever the default is.
+    # The temperature multiplies rounding errors by a hundred: no TF32 or bfloat16 passes, whatever the default is.
     dtype = common_dtype(image_embeds.dtype, text_embeds.dtype, jnp.float32)
     similarity = jnp.matmul(image_embeds, text_embeds.T, precision="highest", preferred_element_type=dtype)
     scale, bias = (jnp.asarray(x, dtype).reshape(1, 1) for x in (logit_scale, logit_bias))
@@ -40,18 +40,19 @@ def pairwise_logits(
 def sigmoid_loss_of_logits(
     logits: Float[Array, "images texts"], match: Bool[Array, "images texts"] | None = None
 ) -> Float[Array, ""]:
-    """Mean over images of the sum over texts of −log σ(±logit).
+    """Returns the mean over images of the sum over texts of −log σ(±logit).
 
     Args:
-      match: which pairs match; None: those on the diagonal.
+      logits: logit of every pair.
+      match: whether each pair matches; None: the pairs on the diagonal match.
 
     Raises:
-      ValueError: if they are to match by row, and there are not as many texts as images.
+      ValueError: if pairs match by row and the numbers of images and texts differ.
     """
     if match is None:
         if logits.shape[0] != logits.shape[1]:
             raise ValueError(
-                f"the loss needs as many texts as images, matched by row; got {logits.shape[0]} images and"
+                f"texts must be as many as images to match by row, got {logits.shape[0]} images and"
                 f" {logits.shape[1]} texts"
             )
         match = jnp.eye(len(logits), dtype=bool)
@@ -70,34 +71,47 @@ def sigmoid_loss(
     image_groups: Int[Array, " images"] | None = None,
     text_groups: Int[Array, " texts"] | None = None,
 ) -> Float[Array, ""]:
-    """Mean over images of the sum over texts of −log σ(±logit): + for matching texts, − for all others.
+    """Returns the mean over images of the sum over texts of −log σ(±logit): + for matching texts, − for all others.
 
-    For embeddings that are already L2-normalised; temperature and bias are learned with the towers. Every pair of the
-    batch is a binary problem of its own, so the value grows with the batch, unlike that of a softmax loss. Sums and
-    logits are float32 whatever the type of the embeddings.
+    Temperature and bias are learned with the towers. Every pair of the batch is a binary problem of its own, so the
+    value grows with the batch, unlike that of a softmax loss. Sums and logits are float32 whatever the dtype of the
+    embeddings.
 
-    With a block size or a mesh, gradients are made together with the value, in three matrix products, and never more
-    than one tile of logits exists at a time; second derivatives are right, but keep all tiles. `jax.jvp` is refused.
+    With a block size or a mesh, gradients are computed together with the value, in three matrix products, and only one
+    tile of logits exists at a time. Second derivatives are correct, but keep all tiles. `jax.jvp` is not supported.
+
+    Source: Zhai et al. 2023, arXiv 2303.15343, sections 3.2 and 3.3; `SiglipModel` of `transformers` with
+    `return_loss=True`.
 
     Args:
-      image_embeds, text_embeds: matched by row, or by groups.
-      logit_scale: log of the temperature, a scalar or (1,), as in the checkpoints.
-      logit_bias: added to every logit, a scalar or (1,).
-      block_size: rows and columns of the largest tile of logits that is held; None: all at once (with a mesh, one
-        tile for each pair of devices); "auto": chosen for the kind of device.
-      mesh: the devices over whose `axis` the embeddings are cut; texts travel around them as a ring.
-      axis: of the mesh; a tuple if the batch is cut over several, as in `("data", "fsdp")`.
-      image_groups, text_groups: an image and a text of the same group match: several captions for an image, or
-        several images for a caption. None: they match by row.
+      image_embeds: L2-normalised embeddings of the images, (images, embedding).
+      text_embeds: L2-normalised embeddings of the texts, (texts, embedding), matched to the images by row or by groups.
+      logit_scale: logarithm of the temperature, as in checkpoints, a scalar or (1,).
+      logit_bias: bias added to every logit, a scalar or (1,).
+      block_size: rows and columns of the largest tile of logits in memory; None: all logits at once (with a mesh, one
+        tile for each pair of devices); "auto": a size that suits the kind of device.
+      mesh: mesh over whose `axis` the embeddings are sharded; texts are passed around its devices as a ring. None: the
+        loss is computed without `shard_map`.
+      axis: axis of the mesh over which the batch is sharded; a tuple for several, as in `("data", "fsdp")`.
+      image_groups: group id of each image, (images,) integers; an image and a text of the same group are a positive
+        pair, so that an image may have several captions. None: images and texts match by row.
+      text_groups: group id of each text, (texts,) integers; given together with `image_groups`.
 
     Returns:
       A float32 scalar.
 
     Raises:
-      ValueError: if shapes do not fit each other, or the batch cannot be cut evenly over the devices.
+      ValueError: if shapes do not fit each other, only one of both groups is given, or the images or texts are not a
+        multiple of the devices along `axis`.
 
-    References:
-      Zhai et al. 2023, arXiv 2303.15343, sections 3.2 and 3.3; `SiglipModel(return_loss=True)` of `transformers`.
+    Example:
+      Two images, the first with two captions:
+
+      >>> images, texts = jnp.eye(2), jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+      >>> groups = {"image_groups": jnp.array([0, 1]), "text_groups": jnp.array([0, 0, 1])}
+      >>> loss = sigmoid_loss(images, texts, jnp.log(10.0), jnp.array(-10.0), **groups)
+      >>> round(float(loss), 2)
+      1.04
     """
     pairs = make_pairs(image_embeds, text_embeds, logit_scale, logit_bias, image_groups, text_groups)
     if mesh is not None:
@@ -111,6 +125,8 @@ def sigmoid_loss(
 
 @functools.partial(jax.jit, static_argnames=("mesh", "axis", "block_size"))
 def _over_mesh(pairs: Pairs, mesh: Mesh, axis: AxisName, block_size: BlockSize) -> Array:
+    """Returns the loss of pairs whose images and texts are sharded over an axis of a mesh."""
+
     def mean_of_shares(
         images: Array, texts: Array, image_groups: Array, text_groups: Array, scale: Array, bias: Array
     ) -> Array:
@@ -118,24 +134,25 @@ def _over_mesh(pairs: Pairs, mesh: Mesh, axis: AxisName, block_size: BlockSize) 
         share = ring_sigmoid_loss(images, texts, scale, bias, axis_name=axis, block_size=block_size, **groups)
         return lax.pmean(share, axis)
 
-    cut, whole = PartitionSpec(axis), PartitionSpec()
-    specs = (cut, cut, cut, cut, whole, whole)
-    return jax.shard_map(mean_of_shares, mesh=mesh, in_specs=specs, out_specs=whole)(*pairs)
+    sharded, replicated = PartitionSpec(axis), PartitionSpec()
+    specs = (sharded, sharded, sharded, sharded, replicated, replicated)
+    return jax.shard_map(mean_of_shares, mesh=mesh, in_specs=specs, out_specs=replicated)(*pairs)
 
 
 def check_axis(mesh: Mesh, axis: AxisName, images: int, texts: int) -> None:
-    """Refuses a batch that cannot be cut over an axis of a mesh.
+    """Refuses a batch that cannot be sharded evenly over an axis of a mesh.
 
     Raises:
-      ValueError: with the numbers of images, texts and devices.
+      ValueError: if the mesh lacks the axis or has Explicit axes, or the images or texts are not a multiple of the
+        devices along it.
     """
     check_mesh(mesh)
     names = (axis,) if isinstance(axis, str) else tuple(axis)
     if missing := [name for name in names if name not in mesh.shape]:
-        raise ValueError(f"the mesh has the axes {', '.join(mesh.shape)}, not {', '.join(missing)}; pass axis=…")
+        raise ValueError(f"axis must be one of the mesh axes {', '.join(mesh.shape)}, got {', '.join(missing)}")
     devices = math.prod(mesh.shape[name] for name in names)
     if images % devices or texts % devices:
         raise ValueError(
-            f"{images} images and {texts} texts cannot be cut evenly over {devices} devices along {', '.join(names)};"
-            " drop or repeat some"
+            f"images and texts must be multiples of the {devices} devices along {', '.join(names)}, got {images} images"
+            f" and {texts} texts; drop or repeat some"
         )

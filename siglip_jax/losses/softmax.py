@@ -1,4 +1,4 @@
-"""The softmax loss of CLIP, in the interface of the sigmoid loss, to compare the two."""
+"""The softmax loss of CLIP with the interface of the sigmoid loss, for comparisons."""
 
 import functools
 
@@ -22,24 +22,33 @@ def softmax_loss(
     mesh: Mesh | None = None,
     axis: AxisName = "data",
 ) -> Float[Array, ""]:
-    """Mean of the cross-entropy of each image over all texts and of each text over all images.
+    """Returns the mean of the cross-entropy of each image over all texts and of each text over all images.
 
-    The loss that SigLIP's replaces: every pair takes part in two normalisations over the whole batch, so over a mesh
-    the embeddings are gathered on every device. It does not depend on the bias, whose gradient is zero.
+    This is the loss that SigLIP replaces. Every pair takes part in two normalisations over the whole batch, so over a
+    mesh the embeddings are gathered on every device. The loss does not depend on the bias, whose gradient is zero.
+
+    Source: Radford et al. 2021, arXiv 2103.00020, figure 3; Zhai et al. 2023, arXiv 2303.15343, section 3.1.
 
     Args:
-      image_embeds, text_embeds: L2-normalised, matched by row.
-      logit_scale: log of the temperature, a scalar or (1,).
-      logit_bias: a scalar or (1,); of no effect.
-      block_size: rows of logits that are held at a time, and computed again in the backward pass; None: all;
-        "auto": chosen for the kind of device.
-      mesh: the devices over whose `axis` the embeddings are cut.
+      image_embeds: L2-normalised embeddings of the images, (images, embedding).
+      text_embeds: L2-normalised embeddings of the texts, (images, embedding), matched to the images by row.
+      logit_scale: logarithm of the temperature, as in checkpoints, a scalar or (1,).
+      logit_bias: bias added to every logit, a scalar or (1,); it has no effect on the value.
+      block_size: rows of logits in memory at a time, which the backward pass recomputes; None: all rows; "auto": a
+        number that suits the kind of device.
+      mesh: mesh over whose `axis` the embeddings are sharded; None: the loss is computed without `shard_map`.
+      axis: axis of the mesh over which the batch is sharded; a tuple for several, as in `("data", "fsdp")`.
+
+    Returns:
+      A float32 scalar.
 
     Raises:
-      ValueError: if shapes do not fit each other, or the batch cannot be cut evenly over the devices.
+      ValueError: if shapes do not fit each other, or the batch is not a multiple of the devices along `axis`.
 
-    References:
-      Radford et al. 2021, arXiv 2103.00020, figure 3; Zhai et al. 2023, arXiv 2303.15343, section 3.1.
+    Example:
+      >>> embeds = jnp.eye(4)
+      >>> round(float(softmax_loss(embeds, embeds, jnp.log(2.0), jnp.array(0.0))), 2)
+      0.34
     """
     pairs = make_pairs(image_embeds, text_embeds, logit_scale, logit_bias, None, None)
     given = pairs.images, pairs.texts, pairs.scale, pairs.bias
@@ -53,16 +62,17 @@ def softmax_loss(
 def _over_mesh(
     images: Array, texts: Array, scale: Array, bias: Array, mesh: Mesh, axis: AxisName, block_size: BlockSize
 ) -> Array:
-    cut, whole = PartitionSpec(axis), PartitionSpec()
+    """Returns the loss of embeddings that are sharded over an axis of a mesh."""
+    sharded, replicated = PartitionSpec(axis), PartitionSpec()
+    specs = (sharded, sharded, replicated, replicated)
     share = functools.partial(_both_ways, block_size=block_size, axis=axis)
-    return jax.shard_map(share, mesh=mesh, in_specs=(cut, cut, whole, whole), out_specs=whole)(
-        images, texts, scale, bias
-    )
+    return jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=replicated)(images, texts, scale, bias)
 
 
 def _both_ways(
     images: Array, texts: Array, scale: Array, bias: Array, *, block_size: BlockSize, axis: AxisName | None
 ) -> Array:
+    """Returns the mean of the cross-entropies of images over texts and of texts over images."""
     cross_entropy = functools.partial(_cross_entropy, scale=scale, bias=bias, block_size=block_size, axis=axis)
     loss = (cross_entropy(images, texts) + cross_entropy(texts, images)) / 2
     return loss if axis is None else lax.pmean(loss, axis)
@@ -71,7 +81,7 @@ def _both_ways(
 def _cross_entropy(
     queries: Array, keys: Array, scale: Array, bias: Array, block_size: BlockSize, axis: AxisName | None
 ) -> Array:
-    """Returns the mean over the queries of this device; the key of each is in its row."""
+    """Returns the mean cross-entropy of the queries of this device over all keys; query and key match by row."""
     rows = jnp.arange(len(queries))
     if axis is not None:
         rows += lax.axis_index(axis) * len(queries)

@@ -1,9 +1,9 @@
-"""The sum behind the sigmoid loss, over all pairs, one tile of logits at a time.
+"""The sum over all pairs of the sigmoid loss, computed one tile of logits at a time.
 
-The gradients are made in the same pass as the value, while a tile is at hand: three matrix products a tile, nothing is
-computed again in the backward pass, and memory grows with the embeddings and not with the pairs. Over a mesh axis the
-texts travel around the ring of devices, and the sums that will be their gradients with them (section 3.3 of Zhai et al.
-2023, arXiv 2303.15343); nothing is gathered.
+Gradients are computed in the same pass as the value, with three matrix products per tile: the backward pass recomputes
+nothing, and memory grows with the embeddings and not with the pairs. Over a mesh axis the texts are passed around the
+ring of devices together with their gradients so far (section 3.3 of Zhai et al. 2023, arXiv 2303.15343); nothing is
+gathered.
 """
 
 import functools
@@ -20,13 +20,13 @@ Carry = TypeVar("Carry")
 AxisName = str | tuple[str, ...]
 BlockSize = int | str | None
 
-# Rows and columns of a tile of logits, where block_size="auto" runs on an accelerator: matrices that keep it busy.
+# Rows and columns of a tile of logits with block_size="auto" on an accelerator: matrices that keep it busy.
 TILE = 8192  # 256 MiB in float32
-_AUTO = {"cpu": 1024}  # rows and columns: a tile then stays in the cache of a CPU
+_AUTO = {"cpu": 1024}  # rows and columns: such a tile stays in the cache of a CPU
 
 
 class Gradients(NamedTuple):
-    """Of the sum, before the factor exp(logit_scale) of the first three."""
+    """Gradients of the sum; the first three lack the factor exp(logit_scale)."""
 
     images: Float[Array, "images embedding"]
     texts: Float[Array, "texts embedding"]
@@ -35,7 +35,7 @@ class Gradients(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """What is to be compared; pairs of the same group match."""
+    """Embeddings to compare, with temperature and bias; an image and a text of the same group match."""
 
     images: Float[Array, "images embedding"]
     texts: Float[Array, "texts embedding"]
@@ -46,17 +46,17 @@ class Pairs(NamedTuple):
 
 
 def tile_size(block_size: BlockSize, most: int) -> int:
-    """Returns the rows and columns of a tile, at most `most`; None is one tile for all.
+    """Returns the rows and columns of a tile, at most `most`; None stands for a single tile.
 
     Raises:
-      ValueError: if the block size is neither None, "auto" nor a positive whole number.
+      ValueError: if the block size is not None, "auto" or a positive integer.
     """
     if block_size is None:
         return most
     if block_size == "auto":
         block_size = _AUTO.get(jax.default_backend(), TILE)
     if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
-        raise ValueError(f'block_size must be None, "auto" or a whole number of at least 1, got {block_size!r}')
+        raise ValueError(f'block_size must be None, "auto" or an integer of at least 1, got {block_size!r}')
     return min(block_size, most)
 
 
@@ -68,31 +68,32 @@ def make_pairs(
     image_groups: ArrayLike | None,
     text_groups: ArrayLike | None,
 ) -> Pairs:
-    """Checks shapes; without groups, pairs match by row.
+    """Returns checked arrays of a common dtype; without groups, pairs match by row.
 
     Raises:
-      ValueError: with the shapes that do not fit each other.
+      ValueError: if shapes do not fit each other, or only one of both groups is given.
     """
     images, texts = jnp.asarray(image_embeds), jnp.asarray(text_embeds)
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1] or 0 in images.shape + texts.shape:
         raise ValueError(
-            "the loss needs embeddings (images, width) and (texts, width) of one width, at least one of each; got"
+            "embeddings must be (images, width) and (texts, width) of one width, at least one of each, got"
             f" {images.shape} and {texts.shape}"
         )
     if (image_groups is None) != (text_groups is None):
-        raise ValueError("image_groups and text_groups say together which pairs match; got only one of them")
+        given = "image_groups" if text_groups is None else "text_groups"
+        raise ValueError(f"image_groups and text_groups must be given together, got only {given}")
     if image_groups is None or text_groups is None:
         if len(images) != len(texts):
             raise ValueError(
-                f"the loss needs as many texts as images, matched by row; got {len(images)} images and {len(texts)}"
-                " texts: pass image_groups and text_groups to say which match"
+                f"texts must be as many as images to match by row, got {len(images)} images and {len(texts)} texts;"
+                " pass image_groups and text_groups for other matches"
             )
         image_groups = text_groups = jnp.arange(len(images))
     groups = jnp.asarray(image_groups), jnp.asarray(text_groups)
     for name, x, ids in (("image", images, groups[0]), ("text", texts, groups[1])):
         if ids.shape != x.shape[:1] or not jnp.issubdtype(ids.dtype, jnp.integer):
             raise ValueError(
-                f"{name}_groups must be a whole number for each of the {len(x)} {name}s, got shape {ids.shape} of"
+                f"{name}_groups must be an integer for each of the {len(x)} {name}s, got shape {ids.shape} of"
                 f" {ids.dtype}"
             )
     common = common_dtype(images.dtype, texts.dtype)
@@ -102,7 +103,7 @@ def make_pairs(
 
 
 def common_dtype(*dtypes: DTypeLike) -> Any:
-    """Returns the type that holds all of them, also where promotion is set to be strict."""
+    """Returns the dtype to which all dtypes promote, also under strict promotion."""
     with jax.numpy_dtype_promotion("standard"):
         return functools.reduce(jnp.promote_types, dtypes)
 
@@ -113,7 +114,7 @@ def signed_loss(z: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def matching(image_groups: Int[Array, " images"], text_groups: Int[Array, " texts"]) -> Array:
-    """Returns which pairs match, (images, texts)."""
+    """Returns whether each pair matches, (images, texts)."""
     return image_groups[:, None] == text_groups[None, :]
 
 
@@ -122,10 +123,12 @@ def sum_over_pairs(pairs: Pairs, block_size: BlockSize, axis_name: AxisName | No
     """Returns the sum over all pairs of −log σ(±logit), + for those that match.
 
     Args:
-      axis_name: inside `shard_map` or `pmap`, the axis over which images and texts are cut; the sum is then over the
-        images of this device and the texts of all, but the gradients are those of the sum of all devices' sums.
+      pairs: embeddings to compare.
+      block_size: rows and columns of a tile of logits.
+      axis_name: axis of `shard_map` or `pmap` over which images and texts are sharded. The sum is then over the images
+        of this device and the texts of all, and the gradients are those of the total of the sums of all devices.
     """
-    # Nothing, but of a value that varies over the axes of a mesh as the sums will: `shard_map` wants all types alike.
+    # A zero that varies over the axes of a mesh as the sums do: `shard_map` requires loops to keep such types.
     one_of_each = (x.reshape(-1)[0].astype(pairs.scale.dtype) for x in pairs)
     nothing = jnp.zeros_like(functools.reduce(jnp.add, one_of_each))
     if axis_name is not None:
@@ -149,7 +152,7 @@ def _backward(
 ) -> tuple[Pairs]:
     pairs, d = kept
     if axis_name is not None:
-        # The texts' gradients already hold the shares of all devices, with equal weights. Others would be wrong: NaN.
+        # The gradients of the texts already sum the shares of all devices with equal weights; other weights yield NaN.
         least, most = -lax.pmax(-cotangent, axis_name), lax.pmax(cotangent, axis_name)
         cotangent = jnp.where(least == most, cotangent, jnp.nan)
     by_scale = cotangent * jnp.exp(pairs.scale)
@@ -157,7 +160,7 @@ def _backward(
         Pairs(
             images=(by_scale * d.images).astype(pairs.images.dtype),
             texts=(by_scale * d.texts).astype(pairs.texts.dtype),
-            image_groups=None,  # type: ignore[bad-argument-type]  # whole numbers have no gradient
+            image_groups=None,  # type: ignore[bad-argument-type]  # integers have no gradient
             text_groups=None,  # type: ignore[bad-argument-type]
             scale=by_scale * d.scale,
             bias=cotangent * d.bias,
@@ -171,7 +174,7 @@ _sum_over_pairs.defvjp(_forward, _backward)
 def _ring(
     axis_name: AxisName | None, block_size: BlockSize, pairs: Pairs, with_gradients: bool
 ) -> tuple[Array, Gradients | None]:
-    """Compares the resident images with the texts of each device in turn."""
+    """Returns the sum over the images of this device and the texts of each device in turn, and its gradients."""
     size = tile_size(block_size, max(len(pairs.images), len(pairs.texts)))
     count = 1 if axis_name is None else lax.axis_size(axis_name)
     if axis_name is None or count == 1:
@@ -186,7 +189,7 @@ def _ring(
         return _tiles(size, pairs._replace(texts=texts[0], text_groups=texts[1]), with_gradients)
 
     def step(_: Any, carry: Any) -> Any:
-        # The products do not depend on what is sent before them, so that the transfers hide behind them.
+        # The products do not depend on the transfers before them, which can therefore overlap with them.
         texts, so_far = carry
         following, so_far = jax.tree.map(onwards, texts), pass_on(so_far)
         return following, jax.tree.map(jnp.add, compare(texts), so_far)
@@ -195,17 +198,17 @@ def _ring(
     following = jax.tree.map(onwards, texts)
     texts, so_far = lax.fori_loop(1, count - 1, step, (following, compare(texts)))
     so_far = pass_on(so_far)
-    return pass_on(jax.tree.map(jnp.add, compare(texts), so_far))  # the last stop of the texts' gradients is home
+    return pass_on(jax.tree.map(jnp.add, compare(texts), so_far))  # back to the device of the texts
 
 
 def _tiles(size: int, pairs: Pairs, with_gradients: bool) -> tuple[Array, Gradients | None]:
-    """Returns the sum over all tiles, and its gradients."""
+    """Returns the sum over all tiles and its gradients."""
     p = pairs
     dtype = p.scale.dtype
     product = functools.partial(jnp.matmul, precision="highest", preferred_element_type=dtype)
     scale = jnp.exp(p.scale)
     zeros = [jnp.zeros_like(x, dtype) for x in (p.images, p.texts)] if with_gradients else []
-    # Value and derivatives by scale and bias: sums of many terms, with what is lost of each addition beside them.
+    # Value and derivatives by scale and bias: sums of many terms, whose rounding errors are kept beside them.
     sums = jnp.zeros_like(jnp.stack([p.scale] * (3 if with_gradients else 1)))
 
     def tile(carry: tuple[Array, Array, list[Array]], row: Any, rows: int, column: Any, columns: int) -> Any:
@@ -219,7 +222,7 @@ def _tiles(size: int, pairs: Pairs, with_gradients: bool) -> tuple[Array, Gradie
         new = [jnp.sum(signed_loss(z))]
         if with_gradients:
             slope = jax.nn.sigmoid(z)
-            slope = jnp.where(match, -slope, slope)  # of the sum by each logit
+            slope = jnp.where(match, -slope, slope)  # derivative of the sum by each logit
             factor = slope.astype(images.dtype)
             of_images, of_texts = gradients
             of_images = _add_rows(of_images, row, product(factor, texts))
@@ -237,7 +240,7 @@ def _tiles(size: int, pairs: Pairs, with_gradients: bool) -> tuple[Array, Gradie
 
 
 def _compensated(total: Array, lost: Array, term: Array) -> tuple[Array, Array]:
-    """Adds as Neumaier does: `total` + `lost` is the sum to twice the precision."""
+    """Adds a term by Neumaier's summation: `total` + `lost` is the sum to twice the precision."""
     new = total + term
     of_term = (total - new) + term
     of_total = (term - new) + total
@@ -245,12 +248,13 @@ def _compensated(total: Array, lost: Array, term: Array) -> tuple[Array, Array]:
 
 
 def _add_rows(total: Array, start: Any, part: Array) -> Array:
+    """Returns an array with `part` added to its rows from `start` on."""
     old = lax.dynamic_slice_in_dim(total, start, len(part))
     return lax.dynamic_update_slice_in_dim(total, old + part, start, 0)
 
 
 def _each(count: int, size: int, body: Callable[[Carry, Any, int], Carry], carry: Carry) -> Carry:
-    """Runs `body(carry, start, length)` over pieces of `size`, and over what is left."""
+    """Runs `body(carry, start, length)` over blocks of `size`, and over the remainder."""
     full, rest = divmod(count, size)
     if full == 1:
         carry = body(carry, 0, size)

@@ -1,4 +1,4 @@
-"""The linen modules, their outputs, and what they cost."""
+"""Linen modules, their outputs, and their cost in operations and memory."""
 
 from siglip_jax.models.classifier import SiglipForImageClassification
 from siglip_jax.models.naflex import Siglip2ForImageClassification, Siglip2Model, Siglip2TextModel, Siglip2VisionModel

@@ -1,4 +1,4 @@
-"""Multi-head attention with a choice of implementation; serves the encoders and the pooling head.
+"""Multi-head attention with a choice of implementations, for the encoders and the pooling head.
 
 Mirrors `SiglipAttention` and, with queries from the probe, the `nn.MultiheadAttention` of the pooling head, whose
 packed projection is kept as separate `q_proj`, `k_proj`, `v_proj`. The softmax is always float32.
@@ -23,41 +23,48 @@ IMPLEMENTATIONS = ("auto", "xla", "eager", "cudnn")
 def choose_implementation(
     name: str, *, weights: bool, dropout: bool, dtype: DTypeLike, head_width: int
 ) -> Implementation:
-    """Returns the implementation to run for a choice of `IMPLEMENTATIONS`.
+    """Returns the implementation that runs for a choice of `IMPLEMENTATIONS`.
 
-    "auto" is "xla", or "eager" where dropout is active, which only that one has. "xla" too is "eager" on a CPU, where
-    that is faster, and in narrow types, in which jax's own has no gradients under strict promotion.
+    "auto" means "xla", or "eager" with dropout, which no other implements. "xla" becomes "eager" on a CPU, where that
+    is faster, and in dtypes narrower than float32, in which jax's own has no gradients under strict promotion.
+
+    Args:
+      name: one of `IMPLEMENTATIONS`.
+      weights: whether attention weights are returned.
+      dropout: whether attention dropout is active.
+      dtype: compute dtype.
+      head_width: width of a head.
 
     Raises:
-      ValueError: if the choice is unknown or cannot do what is asked.
+      ValueError: if the choice is unknown, or does not support the other arguments.
     """
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"attn_implementation must be one of {IMPLEMENTATIONS}, got {name!r}")
     if weights and name != "eager":
-        raise ValueError(f"output_attentions needs attn_implementation='eager', got {name!r}")
+        raise ValueError(f"attn_implementation must be 'eager' for output_attentions=True, got {name!r}")
     if dropout and name not in ("auto", "eager"):
-        raise ValueError(f"attention dropout needs attn_implementation='eager' or 'auto', got {name!r}")
+        raise ValueError(f"attn_implementation must be 'eager' or 'auto' for attention dropout, got {name!r}")
     if name == "cudnn":
         dtype = jnp.dtype(dtype)
         if jax.default_backend() != "gpu":
             raise ValueError(
-                "attn_implementation='cudnn' needs an NVIDIA GPU, found backend"
+                "backend must be an NVIDIA GPU for attn_implementation='cudnn', got"
                 f" {jax.default_backend()!r}; use 'auto' or 'xla'"
             )
         if dtype not in (jnp.dtype(jnp.float16), jnp.dtype(jnp.bfloat16)) or head_width % 8 or head_width > 128:
             raise ValueError(
-                "attn_implementation='cudnn' needs dtype float16 or bfloat16 and heads of a multiple of 8 up to 128,"
-                f" got dtype={dtype.name}, head width {head_width}; use 'auto' or 'xla'"
+                "dtype must be float16 or bfloat16 and the head width a multiple of 8 up to 128 for"
+                f" attn_implementation='cudnn', got {dtype.name} and {head_width}; use 'auto' or 'xla'"
             )
         return "cudnn"
     return "eager" if name == "eager" or dropout or on_cpu() or jnp.dtype(dtype).itemsize < 4 else "xla"
 
 
 def describe_attention(name: str, dtype: DTypeLike, head_width: int) -> str:
-    """Says in words what runs for a choice of `IMPLEMENTATIONS`, in inference.
+    """Describes the implementation that runs in inference for a choice of `IMPLEMENTATIONS`.
 
     Raises:
-      ValueError: as `choose_implementation` does.
+      ValueError: if the choice is unknown or cannot run here.
     """
     implementation = choose_implementation(name, weights=False, dropout=False, dtype=dtype, head_width=head_width)
     if implementation == "cudnn":
@@ -70,9 +77,9 @@ def describe_attention(name: str, dtype: DTypeLike, head_width: int) -> str:
 def mask_to_bias(
     mask: ArrayLike | None,
 ) -> Float[Array, "batch heads queries keys"] | None:
-    """Turns a mask (batch, keys), 1 = attend, into an additive bias; a 4-D bias passes.
+    """Returns a mask (batch, keys), 1 to attend, as an additive bias; a 4-D bias is returned unchanged.
 
-    The bias of what is masked is the lowest float32 rather than −∞: a row with nothing to attend to stays finite.
+    Masked keys get the lowest float32 rather than −∞, so that a row without any key to attend to stays finite.
 
     Raises:
       ValueError: if the mask has neither 2 nor 4 axes.
@@ -95,8 +102,8 @@ def eager_attention(
     dropout: float = 0.0,
     rng: jax.Array | None = None,
 ) -> tuple[Float[Array, "batch queries heads width"], Float[Array, "batch heads queries keys"]]:
-    """Returns the attention's output and its weights (after dropout, as the reference returns them)."""
-    # Heads first, as matrix products: on a CPU, XLA is faster at these than at the same einsum.
+    """Returns the output of the attention and its weights, after dropout as in the reference."""
+    # Matrix products with the heads first: on a CPU, XLA computes them faster than the same einsum.
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
     scores = float32_matmul(query, jnp.swapaxes(key, -1, -2)) * (1.0 / math.sqrt(query.shape[-1]))
     if bias is not None:
@@ -117,14 +124,14 @@ def jax_attention(
     implementation: Literal["xla", "cudnn"],
 ) -> Float[Array, "batch queries heads width"]:
     """Returns the output of `jax.nn.dot_product_attention`."""
-    if bias is not None:  # the lowest float32 would become -inf in a narrower type
+    if bias is not None:  # the lowest float32 would become -inf in a narrower dtype
         bias = jnp.maximum(bias, float(jnp.finfo(query.dtype).min)).astype(query.dtype)
-    with jax.numpy_dtype_promotion("standard"):  # jax's own code relies on it for narrow types
+    with jax.numpy_dtype_promotion("standard"):  # jax's own code relies on it for narrow dtypes
         return jax.nn.dot_product_attention(query, key, value, bias=bias, implementation=implementation)
 
 
 class Attention(nn.Module):
-    """Projections around the attention. `dropout` is the rate in force now, 0 when deterministic."""
+    """Attention with its projections; `dropout` is the current rate, 0 if deterministic."""
 
     num_heads: int
     kernel_init: Initializer

@@ -1,8 +1,8 @@
-"""Image classification on the image tower, of fixed resolution here; `naflex` has that of variable resolution.
+"""Image classification on the image tower of fixed resolution; `naflex` has the one of variable resolution.
 
-Mirrors `SiglipForImageClassification`: the mean of the patch tokens after the final normalisation goes through a linear
-layer; the pooling head takes no part, though its weights belong to the checkpoint. Differences: the kind of problem is
-not written back into the configuration, and `num_labels=0` gives the mean itself.
+Mirrors `SiglipForImageClassification`: the mean of the patch tokens after the final layer norm enters a linear layer;
+the pooling head is not used, though its weights belong to the checkpoint. Differences: the kind of problem is not
+written back into the configuration, and `num_labels=0` returns the mean itself.
 """
 
 from typing import ClassVar
@@ -19,19 +19,19 @@ from siglip_jax.models.pretrained import PretrainedModule
 from siglip_jax.models.products import Dense
 from siglip_jax.models.vision import ImageTransformer, VisionTransformer, check_pixels
 
-IGNORED_LABEL = -100  # torch's convention: such rows take no part in the loss
+IGNORED_LABEL = -100  # torch's convention: rows with this label take no part in the loss
 
 
 def classification_loss(
     logits: Float[Array, "batch labels"], labels: Shaped[Array, "..."], problem_type: str | None
 ) -> Float[Array, ""]:
-    """The loss the reference picks: by `problem_type`, or by the number of labels and the type of `labels`.
+    """Returns the loss that the reference chooses by `problem_type`, or by the number of labels and their dtype.
 
     One label: mean squared error. Integer `labels` (batch,): cross-entropy. Float `labels` (batch, labels): binary
-    cross-entropy, mean over all entries.
+    cross-entropy, averaged over all entries.
 
     Raises:
-      ValueError: if there are no labels in the model, or their shape does not fit the problem.
+      ValueError: if the model has no labels, or the shape of `labels` does not fit the problem.
     """
     count = logits.shape[1]
     if problem_type is None:
@@ -55,13 +55,14 @@ def classification_loss(
 
 
 class ImageClassifier(PretrainedModule):
-    """A linear layer on the mean of an image tower's patches; each family adds its own `__call__`."""
+    """A linear layer on the mean of an image tower's patches; subclasses add `__call__`."""
 
     config: SiglipConfig
 
     tower_class: ClassVar[type[ImageTransformer]]
 
     def setup(self) -> None:
+        """Builds the image tower, and the linear layer unless `num_labels` is 0."""
         c = self.config
         self.vision_model = self.tower_class(c.vision_config, self.options)
         if c.num_labels:
@@ -71,10 +72,19 @@ class ImageClassifier(PretrainedModule):
     def classify(
         self, out: TowerOutput, mask: ArrayLike | None = None, labels: ArrayLike | None = None
     ) -> ImageClassifierOutput:
-        """Classifies what the tower made of the images; with `labels` also the loss of `classification_loss`.
+        """Returns the logits of images from the output of the tower.
 
         Args:
-          mask: (batch, patches), 1 for what takes part in the mean.
+          out: output of the image tower.
+          mask: (images, patches), 1 for patches that take part in the mean and 0 for padding; None: all patches.
+          labels: (images,) integers, of which -100 takes no part in the loss, or (images, labels) floats for several
+            labels per image; None: no loss.
+
+        Returns:
+          Logits (images, labels), and the loss if `labels` are given.
+
+        Raises:
+          ValueError: if `labels` are given and the model has none, or their shape does not fit the problem.
         """
         if mask is None:
             mean = jnp.mean(out.last_hidden_state, axis=1, dtype=jnp.float32)
@@ -88,13 +98,41 @@ class ImageClassifier(PretrainedModule):
         loss = None
         if labels is not None:
             if not self.config.num_labels:
-                raise ValueError("labels were given, but the model has none (num_labels=0)")
+                raise ValueError("num_labels must be at least 1 where labels are given, got 0; set it in the config")
             loss = classification_loss(logits, jnp.asarray(labels), self.config.problem_type)
         return ImageClassifierOutput(loss, logits, out.hidden_states, out.attentions)
 
 
 class SiglipForImageClassification(ImageClassifier):
-    """A linear classifier on the image tower; see `PretrainedModule` for the fields."""
+    """A linear classifier on the mean of an image's patches, for images of fixed resolution.
+
+    Source: `SiglipForImageClassification` of `transformers`.
+
+    Attributes:
+      config: sizes and number of labels, a `SiglipConfig`; its text tower is not used.
+      dtype: compute dtype; layer norms, softmax and the mean over patches are computed in float32 whatever it is.
+      param_dtype: dtype of freshly initialised parameters.
+      attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
+        NVIDIA GPU, and "auto" chooses between "xla" and "eager".
+      remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
+        products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
+      scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile
+        time does not grow with depth.
+      init_scheme: initialisers of fresh parameters, "paper" (those of big_vision; the last layer starts at zero) or
+        "reference" (those of `transformers`).
+      mesh: mesh over whose axes `data` and `fsdp` the batch is sharded; None: the mesh of `jax.set_mesh`, if any.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import siglip_jax
+      >>> config = siglip_jax.SiglipConfig(vision_config={"num_hidden_layers": 2}, num_labels=5)
+      >>> model = siglip_jax.SiglipForImageClassification(config)
+      >>> images = jnp.zeros((3, 224, 224, 3))
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
+      >>> jax.eval_shape(lambda v: model.apply(v, images).logits, variables).shape
+      (3, 5)
+    """
 
     tower_class = VisionTransformer
 
@@ -107,7 +145,24 @@ class SiglipForImageClassification(ImageClassifier):
         output_attentions: bool = False,
         deterministic: bool = True,
     ) -> ImageClassifierOutput:
-        """Classifies images (batch, height, width, channel); with `labels` also the loss of `classification_loss`."""
+        """Classifies images.
+
+        Args:
+          pixel_values: (images, height, width, channels) floating point, in the range [-1, 1] that the processor makes.
+          labels: (images,) integers, of which -100 takes no part in the loss, or (images, labels) floats for several
+            labels per image; None: no loss.
+          interpolate_pos_encoding: whether to accept images of another size, for which the position table is resized as
+            in the reference.
+          output_hidden_states: whether to return the embeddings and the output of each layer.
+          output_attentions: whether to return the attention weights; needs `attn_implementation="eager"`.
+          deterministic: False switches attention dropout on and needs the random stream "dropout".
+
+        Returns:
+          Logits (images, labels), and the loss if `labels` are given.
+
+        Raises:
+          ValueError: if `pixel_values` or `labels` have the wrong shape or dtype.
+        """
         pixel_values = check_pixels(pixel_values, self.config.vision_config, interpolate_pos_encoding)
         out = self.vision_model(
             pixel_values, interpolate_pos_encoding, output_hidden_states, output_attentions, deterministic

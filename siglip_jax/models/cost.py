@@ -1,6 +1,6 @@
-"""What a mesh costs: the bytes that each device holds for a forward pass and for a training step.
+"""Memory on each device of a mesh for a forward pass and a training step, and operations of a model.
 
-No device is asked for anything, so the mesh may be larger than what is at hand. All devices hold the same.
+Nothing runs on a device, so the mesh may be larger than the machine. All devices hold the same number of bytes.
 """
 
 import dataclasses
@@ -27,24 +27,26 @@ from siglip_jax.params import Shape
 from siglip_jax.rules import Rules
 
 FLOAT32 = 4  # bytes
-EXAMPLES_PER_DEVICE = 32  # of `mesh_memory`, unless a batch is given
-FORWARD_AND_BACKWARD = 3  # the backward pass multiplies twice for each product of the forward pass
+EXAMPLES_PER_DEVICE = 32  # default batch of `mesh_memory`
+FORWARD_AND_BACKWARD = 3  # the backward pass has two products for each product of the forward pass
 
-# Arrays of the MLP's width that a layer keeps. The tanh is counted for jax 0.10; jax 0.12 keeps 5.
+# Arrays of the MLP's width that a layer keeps. The count of the tanh is that of jax 0.10; jax 0.12 keeps 5.
 _MLP_ARRAYS = {"gelu_pytorch_tanh": 6, "gelu_new": 6, "relu": 2}
 _MLP_ARRAYS_ELSE = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on each device, and so on the fullest one.
+    """Bytes on each device.
 
     Attributes:
-      parameters, gradients, moments: in float32; the moments are the two of Adam.
-      batch: pixels in float32, ids in int32.
-      activations: kept for the backward pass.
-      workspace: of the layer at work: its arrays, its weights gathered over `fsdp`, and in training their gradients
-        before these are summed over the devices.
+      parameters: parameters in float32.
+      gradients: gradients in float32.
+      moments: both moments of Adam in float32.
+      batch: pixels in float32 and ids in int32.
+      activations: arrays kept for the backward pass.
+      workspace: arrays of the layer that is being computed, its weights gathered over `fsdp`, and in training the
+        gradients of these before they are summed over the devices.
       loss: embeddings, their gradients, and tiles of logits.
     """
 
@@ -58,13 +60,20 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Sum of all. They are not at their largest at the same moment, so this is rather too much than too little."""
+        """Sum of all fields. They do not peak at the same moment, so it is rather too high than too low."""
         return sum(dataclasses.astuple(self))
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where a parameter lies: `spec` in words, as in "fsdp, tensor" or "whole"; `bytes` on each device, in float32."""
+    """Sharding of a parameter.
+
+    Attributes:
+      path: path of the parameter.
+      shape: shape of the whole parameter.
+      spec: mesh axes of each dimension, as in "fsdp, tensor"; "whole" for a replicated parameter.
+      bytes: bytes on each device, in float32.
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -75,26 +84,28 @@ class Placement:
 def placements(
     shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int], rules: Rules = SHARDING_RULES
 ) -> list[Placement]:
-    """Returns the sharding table: a row for each parameter, in the order given.
+    """Returns the sharding table: one row for each parameter, in the order of `shapes`.
 
     Args:
-      shapes: of the parameters, by path.
-      sizes: devices along "data", "fsdp" and "tensor"; 1 where left out.
+      shapes: shape of each parameter, by path.
+      sizes: number of devices along "data", "fsdp" and "tensor"; 1 for axes that are left out.
+      rules: pairs (pattern over the path of a parameter, mesh axes of its last dimensions), of which the first match
+        wins.
 
     Raises:
       ValueError: if an axis is unknown or not positive, or no rule covers a parameter.
     """
     if any(axis not in AXES or size < 1 for axis, size in sizes.items()):
-        raise ValueError(f"expected positive sizes of the axes {', '.join(AXES)}, got {dict(sizes)}")
+        raise ValueError(f"sizes must be positive numbers of devices along {', '.join(AXES)}, got {dict(sizes)}")
     mesh = AbstractMesh(tuple(sizes.get(axis, 1) for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     table = []
     for path, shape in shapes.items():
         spec = partition(path, shape, mesh, rules)
-        cuts = [(entry,) if isinstance(entry, str) else entry or () for entry in spec]
-        cuts = [[axis for axis in axes if mesh.shape[axis] > 1] for axes in cuts]
-        parts = math.prod(mesh.shape[axis] for axes in cuts for axis in axes)
-        words = ", ".join("+".join(axes) or "-" for axes in cuts) if any(cuts) else "whole"
-        table.append(Placement(path, shape, words, FLOAT32 * math.prod(shape) // parts))
+        dimensions = [(entry,) if isinstance(entry, str) else entry or () for entry in spec]
+        dimensions = [[axis for axis in axes if mesh.shape[axis] > 1] for axes in dimensions]
+        shards = math.prod(mesh.shape[axis] for axes in dimensions for axis in axes)
+        words = ", ".join("+".join(axes) or "-" for axes in dimensions) if any(dimensions) else "whole"
+        table.append(Placement(path, shape, words, FLOAT32 * math.prod(shape) // shards))
     return table
 
 
@@ -110,34 +121,32 @@ def estimate(
 ) -> Memory:
     """Returns the bytes on each device for the embeddings of a batch, or for a step of Adam on its ring loss.
 
-    Parameters, gradients, moments and batch are exact. Activations are what JAX keeps of each layer, the weights of
-    attention included, for a model that knows its mesh, by `mesh=` or `jax.set_mesh`: untold, and with `scan_layers`,
-    XLA holds up to `fsdp` times as much.
+    Parameters, gradients, moments and batch are exact. Activations are the arrays that JAX keeps of each layer,
+    attention weights included, for a model with a mesh, by `mesh=` or `jax.set_mesh`; without one, and with
+    `scan_layers`, XLA holds up to `fsdp` times as much.
 
-    This over XLA's own analysis, without the arguments of the step, for three scanned layers on a CPU, jax 0.10 and
-    0.12: 0.90 to 1.23 in a forward pass; 1.01 to 1.16 in training; 0.89 to 1.35 with remat, most where gradients
-    outweigh activations. Accelerators do without some of what XLA does on a CPU: there bfloat16 is kept as float32,
-    and without a scan remat is undone and a forward pass takes up to four times this.
+    The ratio of this estimate to XLA's own analysis, arguments of the step excluded, for three scanned layers on a CPU
+    with jax 0.10 and 0.12: 0.90 to 1.23 in a forward pass; 1.01 to 1.16 in training; 0.89 to 1.35 with remat, highest
+    where gradients outweigh activations. Accelerators need less than a CPU, where XLA keeps bfloat16 as float32 and,
+    without a scan, undoes remat and takes up to four times the estimate for a forward pass.
 
     Args:
-      config: of a whole model, or of one tower.
-      table: the placements of its parameters.
-      sizes: as of the table.
+      config: configuration of a whole model or of one tower.
+      table: placements of its parameters.
+      sizes: number of devices along "data", "fsdp" and "tensor", as for the table; 1 for axes that are left out.
       batch: image-text pairs over all devices.
-      remat: None or "full".
-      dtype: compute type; parameters are float32.
+      training: whether to estimate a training step instead of a forward pass.
+      remat: what the backward pass recomputes: None (nothing) or "full" (everything).
+      dtype: compute dtype; parameters are float32.
 
     Raises:
-      ValueError: if the batch cannot be cut evenly over the devices, or remat is another.
+      ValueError: if the batch is not a multiple of the devices along `data` and `fsdp`, or `remat` has another value.
     """
     if remat not in (None, "full"):
-        raise ValueError(f"the memory is known for remat None and 'full', got {remat!r}")
+        raise ValueError(f"remat must be None or 'full' for an estimate of memory, got {remat!r}")
     devices = math.prod(sizes.get(axis, 1) for axis in ("data", "fsdp"))
     if batch < devices or batch % devices:
-        raise ValueError(
-            f"a batch of {batch} cannot be cut evenly over {devices} devices along data and fsdp; use a multiple of"
-            f" {devices}"
-        )
+        raise ValueError(f"batch must be a positive multiple of the {devices} devices along data and fsdp, got {batch}")
     parts = {name: getattr(config, f"{name}_config", config) for name in ("text", "vision")}
     present = [c for name, c in parts.items() if any(row.path.startswith(f"{name}_model/") for row in table)]
     itemsize = np.dtype(dtype).itemsize
@@ -148,10 +157,10 @@ def estimate(
         workspace = max(examples * t.widest + t.weights * itemsize for t in towers)
         return Memory(parameters=parameters, batch=inputs, workspace=workspace)
     activations = examples * sum(t.after + t.depth * (t.layer if remat is None else t.stream) for t in towers)
-    if itemsize < FLOAT32 and remat is None:  # kept too: the layers' weights in the compute type
+    if itemsize < FLOAT32 and remat is None:  # the weights of the layers in the compute dtype are kept too
         kernels = (row.bytes for row in table if "/encoder/" in row.path and row.path.endswith("/kernel"))
         activations += sum(kernels) * itemsize // FLOAT32
-    # Of the arrays of a layer a third is at hand while it is differentiated, two thirds if they are computed again.
+    # A third of the arrays of a layer exists while it is differentiated, two thirds if they are recomputed.
     thirds = 1 if remat is None else 2
     workspace = max(examples * thirds * t.layer // 3 + t.weights * (itemsize + FLOAT32) for t in towers)
     loss = FLOAT32 * (7 * examples * towers[-1].width + 3 * min(TILE, examples) ** 2)
@@ -166,24 +175,24 @@ def mesh_memory(
     remat: str | None = None,
     dtype: str = "float32",
 ) -> dict[str, Any]:
-    """Returns the memory that each device of a mesh would hold, and the sharding of every parameter.
+    """Returns the memory on each device of a mesh and the sharding of every parameter.
 
-    No device has to be there. Of a released checkpoint no file is read.
+    The devices need not exist, and no file of a released checkpoint is read.
 
     Args:
       name_or_path: local directory or file, or a Hub name; None: the bundled model.
-      sizes: devices along "data", "fsdp" and "tensor"; 1 where left out.
-      batch: image-text pairs over all devices; None: `EXAMPLES_PER_DEVICE` for each device along data and fsdp.
-      remat: None or "full", as in `estimate`.
+      sizes: number of devices along "data", "fsdp" and "tensor"; 1 for axes that are left out.
+      batch: image-text pairs over all devices; None: `EXAMPLES_PER_DEVICE` for each device along `data` and `fsdp`.
+      remat: what the backward pass recomputes: None (nothing) or "full" (everything).
       dtype: compute dtype.
 
     Returns:
-      A dictionary that JSON can hold: `model`, `mesh`, `devices`, `batch`, `remat`, `dtype`, the bytes on each device
-      in a `forward` pass and in a `training_step`, by kind and in total, and `table`, a row for each parameter.
+      A dictionary that can be written as JSON: `model`, `mesh`, `devices`, `batch`, `remat`, `dtype`, the bytes on each
+      device in a `forward` pass and in a `training_step`, by kind and in total, and `table`, one row per parameter.
 
     Raises:
       FileNotFoundError: if the checkpoint does not exist.
-      ValueError: if it is not a SigLIP checkpoint, an axis is unknown, or the batch cannot be divided evenly.
+      ValueError: if it is not a SigLIP checkpoint, an axis is unknown, or the batch is not a multiple of the devices.
 
     Example:
       >>> facts = mesh_memory("google/siglip-base-patch16-224", {"data": 4, "fsdp": 2}, 1024)
@@ -209,7 +218,7 @@ def mesh_memory(
 
 
 def _shapes_of(name_or_path: str | os.PathLike[str] | None) -> tuple[str, Config, dict[str, Shape]]:
-    """Returns name, configuration and shapes of the parameters; of a released checkpoint no file is read."""
+    """Returns name, configuration and shapes of the parameters, without reading files of released checkpoints."""
     name = None if name_or_path is None else os.fspath(name_or_path)
     variant = None if name is None or Path(name).exists() else NAMES.get(name)
     if variant is not None:
@@ -220,21 +229,22 @@ def _shapes_of(name_or_path: str | os.PathLike[str] | None) -> tuple[str, Config
 
 
 class _Tower(NamedTuple):
-    """Sizes, and bytes for one example on one device."""
+    """Sizes of a tower, and bytes for one example on one device."""
 
     width: int
     depth: int
-    weights: int  # of a layer, cut over `tensor` only
-    inputs: int  # bytes, as all that follow
-    layer: int  # kept of a layer
-    stream: int  # its input
-    after: int  # kept outside the layers
+    weights: int  # parameters of a layer, sharded over `tensor` only
+    inputs: int  # bytes, as are all that follow
+    layer: int  # arrays that a layer keeps
+    stream: int  # input of a layer
+    after: int  # arrays that are kept outside the layers
     widest: int  # arrays of a layer at its widest point, in a forward pass
 
 
 def _tower(c: TextConfig | VisionConfig, tensor: int, itemsize: int) -> _Tower:
-    width, heads = c.hidden_size, _cut(c.num_attention_heads, tensor)
-    mlp, projected = _cut(c.intermediate_size, tensor), width // c.num_attention_heads * heads
+    """Returns the memory of a tower whose layers are sharded over `tensor` devices."""
+    width, heads = c.hidden_size, _per_device(c.num_attention_heads, tensor)
+    mlp, projected = _per_device(c.intermediate_size, tensor), width // c.num_attention_heads * heads
     if isinstance(c, SiglipTextConfig):
         tokens = c.max_position_embeddings
         inputs, after = FLOAT32 * tokens, 2 * width * FLOAT32  # the last norm
@@ -242,7 +252,7 @@ def _tower(c: TextConfig | VisionConfig, tensor: int, itemsize: int) -> _Tower:
         tokens, pixels = c.num_patches, c.patch_size**2 * c.num_channels
         size = getattr(c, "image_size", None)
         inputs = FLOAT32 * (tokens * (pixels + 1) + 2 if size is None else size**2 * c.num_channels)
-        # With its output, the keys and values of the pooling head, and the pixels in the compute type.
+        # Its output, the keys and values of the pooling head, and the pixels in the compute dtype.
         after = 2 * width * FLOAT32 + (width + 2 * projected + pixels) * itemsize
     scores = heads * tokens
     layer = (
@@ -264,7 +274,8 @@ def _tower(c: TextConfig | VisionConfig, tensor: int, itemsize: int) -> _Tower:
     )
 
 
-def _cut(size: int, devices: int) -> int:
+def _per_device(size: int, devices: int) -> int:
+    """Returns the size of a dimension on each device; one that is not a multiple of the devices is replicated."""
     return size // devices if size % devices == 0 else size
 
 
@@ -275,10 +286,11 @@ def layer_flops(tower: TextConfig | VisionConfig, tokens: int) -> int:
 
 
 def image_flops(vision: VisionConfig, tokens: int | None = None) -> int:
-    """Returns those of the image tower for one image, forward.
+    """Returns the floating-point operations of the image tower for one image, forward.
 
     Args:
-      tokens: patches of the image; those of the configuration by default.
+      vision: configuration of the image tower.
+      tokens: patches of the image; None: those of the configuration.
     """
     width, tokens = vision.hidden_size, tokens or vision.num_patches
     patches = 2 * tokens * vision.patch_size**2 * vision.num_channels * width
@@ -290,7 +302,7 @@ def image_flops(vision: VisionConfig, tokens: int | None = None) -> int:
 
 
 def text_flops(text: SiglipTextConfig) -> int:
-    """Returns those of the text tower for one text, forward; looking up embeddings is none."""
+    """Returns the floating-point operations of the text tower for one text, forward; look-ups count as none."""
     tokens = text.max_position_embeddings
     return text.num_hidden_layers * layer_flops(text, tokens) + 2 * text.hidden_size * text.embedding_size
 
@@ -298,10 +310,14 @@ def text_flops(text: SiglipTextConfig) -> int:
 def step_flops(
     config: SiglipConfig, images: int, texts: int, *, image_trained: bool = True, text_trained: bool = True
 ) -> int:
-    """Returns those of a step: a frozen tower runs forward only; what remat computes again is not counted.
+    """Returns the floating-point operations of a training step, without those that remat repeats.
 
     Args:
-      images, texts: in the step, 0 where embeddings are given instead.
+      config: configuration of the model.
+      images: images of the step; 0 if their embeddings are given instead.
+      texts: texts of the step; 0 if their embeddings are given instead.
+      image_trained: whether the image tower is trained; a frozen tower runs forward only.
+      text_trained: whether the text tower is trained; a frozen tower runs forward only.
     """
     image = images * image_flops(config.vision_config) * (FORWARD_AND_BACKWARD if image_trained else 1)
     text = texts * text_flops(config.text_config) * (FORWARD_AND_BACKWARD if text_trained else 1)

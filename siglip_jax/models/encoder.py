@@ -1,7 +1,7 @@
 """The transformer encoder that both towers share: pre-normalisation, attention, MLP.
 
-Mirrors `SiglipEncoder`. With `scan_layers` the layers are one stacked layer run by `lax.scan`: parameters carry a
-leading axis of layers under `layers` instead of `layers_0`, `layers_1`, …, and compilation no longer grows with depth.
+Mirrors `SiglipEncoder`. With `scan_layers` the layers are one stacked layer run by `lax.scan`: the parameters have a
+leading axis of layers under `layers` instead of `layers_0`, `layers_1`, …, and compile time does not grow with depth.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from siglip_jax.configs.configuration import TextConfig, VisionConfig
 from siglip_jax.models.attention import Attention
 from siglip_jax.models.initializers import Initializer, Initializers, initializers
 from siglip_jax.models.products import Dense
-from siglip_jax.parallel.mesh import keep_batch_cut
+from siglip_jax.parallel.mesh import keep_batch_sharded
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
@@ -32,7 +32,7 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "swish": jax.nn.silu,
 }
 
-# Names for `remat`: what is kept from the forward pass; everything else is computed again in the backward pass.
+# Values of `remat`: what is kept from the forward pass; the backward pass recomputes everything else.
 REMAT_POLICIES: dict[str, Callable[..., bool]] = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_saveable,
@@ -42,7 +42,7 @@ REMAT_POLICIES: dict[str, Callable[..., bool]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to run, as against what to run: the fields that every module hands down unchanged."""
+    """The fields that every module passes on unchanged: how to compute, as opposed to what."""
 
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
@@ -54,7 +54,7 @@ class Options:
 
     @property
     def types(self) -> dict[str, Any]:
-        """The two types, as keyword arguments of a linen layer."""
+        """Both dtypes as keyword arguments of a linen layer."""
         return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
     @property
@@ -64,7 +64,7 @@ class Options:
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation in float32 whatever the compute type; parameters `scale` and `bias`.
+    """Layer normalisation in float32 whatever the compute dtype, with parameters `scale` and `bias`.
 
     The variance is that of the centred input: the one-pass formula loses three digits on the outliers of real weights.
     """
@@ -86,7 +86,7 @@ class LayerNorm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A table of rows; only the rows that are asked for are converted to the compute type."""
+    """A table of embeddings; only the rows that are looked up are converted to the compute dtype."""
 
     rows: int
     width: int
@@ -117,7 +117,7 @@ class MLP(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """One layer; returns its output twice over, as a scan wants it: to carry on, and what to collect."""
+    """One layer; returns its output twice, as `lax.scan` needs it: the carry, and the values to collect."""
 
     config: TextConfig | VisionConfig
     options: Options
@@ -164,13 +164,16 @@ class Encoder(nn.Module):
         output_attentions: bool = False,
         deterministic: bool = True,
     ) -> tuple[Array, tuple[Array, ...] | None, tuple[Array, ...] | None]:
-        """Returns the last layer's output, all hidden states (embeddings first) and all attention weights."""
+        """Returns the output of the last layer, the hidden states and the attention weights.
+
+        The hidden states are the embeddings, then the output of each layer, before any final layer norm.
+        """
         remat, scan = self.options.remat, self.options.scan_layers
         layer_class: type[nn.Module] = EncoderLayer
         if remat is not None:
             if remat not in REMAT_POLICIES:
                 raise ValueError(f"remat must be None or one of {tuple(REMAT_POLICIES)}, got {remat!r}")
-            # A scan already keeps XLA from merging the two computations; the barrier would only cost time there.
+            # A scan already keeps XLA from merging both computations; there the barrier would only cost time.
             layer_class = nn.remat(layer_class, policy=REMAT_POLICIES[remat], prevent_cse=not scan)
         fields: dict[str, Any] = {
             "config": self.config,
@@ -180,7 +183,7 @@ class Encoder(nn.Module):
             "output_attentions": output_attentions,
         }
         depth = self.config.num_hidden_layers
-        first = x = keep_batch_cut(x, self.options.mesh)
+        first = x = keep_batch_sharded(x, self.options.mesh)
         hidden: Any
         weights: Any
         if scan and depth:

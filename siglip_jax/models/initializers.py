@@ -1,4 +1,4 @@
-"""The two ways to start: the paper's (big_vision's) initialisation and that of `transformers`.
+"""Initialisation of parameters as in the paper (big_vision) or as in `transformers`.
 
 They differ where `transformers` departs from the code it was ported from: temperature and bias of the loss, the packed
 projection of the pooling head, its probe, and an untruncated "lecun" normal (`SiglipPreTrainedModel._init_weights`).
@@ -13,13 +13,13 @@ from flax import linen as nn
 from flax.linen.initializers import Initializer
 from jax.typing import DTypeLike
 
-# transformers divides by the standard deviation of a normal cut at two sigmas but cuts at the absolute values +-2,
-# which cuts nothing: its "lecun" normal is this much too wide.
+# transformers divides by the standard deviation of a normal truncated at two sigmas but truncates at the absolute
+# values +-2, which has no effect: its "lecun" normal is too wide by the inverse of this factor.
 _UNTRUNCATED = 0.87962566103423978
 
 
 class Initializers(NamedTuple):
-    """One initialiser per kind of parameter; biases not named here start at zero."""
+    """One initialiser per kind of parameter; biases that are not listed start at zero."""
 
     logit_scale: Initializer
     logit_bias: Initializer
@@ -36,10 +36,14 @@ class Initializers(NamedTuple):
 
 
 def initializers(scheme: str, factor: float = 1.0) -> Initializers:
-    """Returns the initialisers of a scheme, "paper" or "reference"; `factor` is the reference's `initializer_factor`.
+    """Returns the initialisers of a scheme.
+
+    Args:
+      scheme: "paper" or "reference".
+      factor: `initializer_factor` of the reference's configuration, which scales its classifier.
 
     Raises:
-      ValueError: for another name.
+      ValueError: if the scheme is unknown.
     """
     if scheme == "paper":
         return Initializers(

@@ -1,10 +1,10 @@
 """SigLIP 2 of variable resolution (NaFlex): each image keeps its proportions and has its own grid of patches.
 
-Mirrors `Siglip2Model`, `Siglip2TextModel`, `Siglip2VisionModel` and `Siglip2ForImageClassification`. Images arrive cut
-into patches and padded to one number of them (`Siglip2ImageProcessor` does both); the position table is resized to each
-image's grid, and padding is masked out of every attention, the pooling and the mean. Differences from the reference are
-those of the modules of fixed resolution. Grids are data, not shapes: one compiled program serves them all, and no side
-is limited below the number of patches.
+Mirrors `Siglip2Model`, `Siglip2TextModel`, `Siglip2VisionModel` and `Siglip2ForImageClassification`. Images arrive as
+patches, padded to one number of patches (`Siglip2ImageProcessor` does both); the position table is resized to the grid
+of each image, and padding is masked out of every attention, the pooling and the mean. Differences from the reference
+are those of the modules of fixed resolution. Grids are data, not shapes: one compiled program serves them all, and a
+side may have as many patches as the whole image.
 """
 
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from siglip_jax.models.vision import ImageTransformer
 
 
 class Patches(NamedTuple):
-    """Images as patches: what `check_patches` returns."""
+    """Images as patches, as `check_patches` returns them."""
 
     pixel_values: Float[Array, "batch patches pixels"]
     mask: Shaped[Array, "batch patches"] | None
@@ -41,25 +41,27 @@ def check_patches(
     """Returns images in patches as jax arrays. Grids are compared with the number of patches unless they are traced.
 
     Raises:
-      ValueError: with what is expected, what was found and what to do.
+      ValueError: if an input is missing, has the wrong shape or dtype, or a grid has more patches than the images.
     """
     given = {"pixel_values": pixel_values, "spatial_shapes": spatial_shapes}
     if missing := [name for name, value in given.items() if value is None]:
-        raise ValueError(f"{' and '.join(missing)} must be given; Siglip2ImageProcessor makes all that the model takes")
+        raise ValueError(
+            f"{' and '.join(missing)} must be given, got None; use Siglip2ImageProcessor, which makes both"
+        )
     p, channels = config.patch_size, config.num_channels
     pixel_values, shape = jnp.asarray(pixel_values), np.shape(pixel_values)
     expected = f"(batch, patches, {p * p * channels}), patches of {p} x {p} pixels by {channels} channels"
     if len(shape) != 3 or shape[-1] != p * p * channels or not shape[1]:
-        raise ValueError(f"pixel_values must be {expected}; got shape {shape}: use Siglip2ImageProcessor")
+        raise ValueError(f"pixel_values must be {expected}, got shape {shape}; use Siglip2ImageProcessor")
     if not jnp.issubdtype(pixel_values.dtype, jnp.floating):
         raise ValueError(f"pixel_values must be floating point, got {pixel_values.dtype}; use Siglip2ImageProcessor")
     if pixel_attention_mask is not None and np.shape(pixel_attention_mask) != shape[:2]:
         found = np.shape(pixel_attention_mask)
-        raise ValueError(f"pixel_attention_mask must be (batch, patches) as pixel_values, {shape[:2]}; got {found}")
+        raise ValueError(f"pixel_attention_mask must be (batch, patches) as pixel_values, {shape[:2]}, got {found}")
     grids = jnp.asarray(spatial_shapes)
     if grids.shape != (shape[0], 2) or not jnp.issubdtype(grids.dtype, jnp.integer):
         raise ValueError(
-            f"spatial_shapes must be (batch, 2) integers, rows and columns of {shape[0]} images; got shape"
+            f"spatial_shapes must be (batch, 2) integers, rows and columns of {shape[0]} images, got shape"
             f" {grids.shape} of {grids.dtype}"
         )
     _check_grids(spatial_shapes, shape[1])
@@ -67,18 +69,19 @@ def check_patches(
 
 
 def _check_grids(spatial_shapes: Any, patches: int) -> None:
+    """Refuses grids that are empty or have more than `patches` patches, if their values are known."""
     if isinstance(spatial_shapes, jax.core.Tracer) or not getattr(spatial_shapes, "is_fully_addressable", True):
         return
     for i, (rows, columns) in enumerate(np.asarray(spatial_shapes).tolist()):
         if rows < 1 or columns < 1 or rows * columns > patches:
             raise ValueError(
-                f"spatial_shapes: expected grids of 1 to {patches} patches, as many as pixel_values has, found"
-                f" {rows} x {columns} for image {i}"
+                f"spatial_shapes must be grids of 1 to {patches} patches, as many as pixel_values has, got"
+                f" {rows} x {columns} for image {i}; use Siglip2ImageProcessor"
             )
 
 
 class FlexibleEmbeddings(nn.Module):
-    """Patches through a linear map, plus the position table resized to the grid of each image."""
+    """Linear projection of patches, plus the position table resized to the grid of each image."""
 
     config: Siglip2VisionConfig
     options: Options
@@ -113,15 +116,77 @@ class FlexibleTransformer(ImageTransformer):
 
 
 class Siglip2TextModel(SiglipTextModel):
-    """The text tower alone, the same as `SiglipTextModel`; its configuration is a `Siglip2TextConfig`."""
+    """The text tower of a model of variable resolution alone; it computes the same as `SiglipTextModel`.
+
+    Source: `Siglip2TextModel` of `transformers`.
+
+    Attributes:
+      config: sizes of the tower, a `Siglip2TextConfig`.
+      dtype: compute dtype; layer norms and softmax are computed in float32 whatever it is.
+      param_dtype: dtype of freshly initialised parameters.
+      attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
+        NVIDIA GPU, and "auto" chooses between "xla" and "eager".
+      remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
+        products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
+      scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile
+        time does not grow with depth.
+      init_scheme: initialisers of fresh parameters, "paper" (those of big_vision) or "reference" (those of
+        `transformers`).
+      mesh: mesh over whose axes `data` and `fsdp` the batch is sharded; None: the mesh of `jax.set_mesh`, if any.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import siglip_jax
+      >>> model = siglip_jax.Siglip2TextModel(siglip_jax.Siglip2TextConfig(num_hidden_layers=2))
+      >>> ids = jnp.ones((3, 64), jnp.int32)
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0), ids)
+      >>> jax.eval_shape(lambda v: model.apply(v, ids).embedding, variables).shape
+      (3, 768)
+    """
 
 
 class Siglip2VisionModel(PretrainedModule):
-    """The image tower of variable resolution alone; see `PretrainedModule` for the fields."""
+    """The image tower of variable resolution alone.
+
+    `last_hidden_state` and `hidden_states` hold one token per patch, row by row from the top left: the patch of row r
+    and column c of an image with the grid (R, C) is token r * C + c. Padding follows from token R * C on. There is no
+    class token.
+
+    Source: `Siglip2VisionModel` of `transformers`; Tschannen et al. 2025, arXiv 2502.14786.
+
+    Attributes:
+      config: sizes of the tower, a `Siglip2VisionConfig`.
+      dtype: compute dtype; layer norms and softmax are computed in float32 whatever it is.
+      param_dtype: dtype of freshly initialised parameters.
+      attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
+        NVIDIA GPU, and "auto" chooses between "xla" and "eager".
+      remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
+        products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
+      scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile
+        time does not grow with depth.
+      init_scheme: initialisers of fresh parameters, "paper" (those of big_vision) or "reference" (those of
+        `transformers`).
+      mesh: mesh over whose axes `data` and `fsdp` the batch is sharded; None: the mesh of `jax.set_mesh`, if any.
+
+    Example:
+      Two images, of 8 x 16 and 16 x 8 patches:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import siglip_jax
+      >>> model = siglip_jax.Siglip2VisionModel(siglip_jax.Siglip2VisionConfig(num_hidden_layers=2))
+      >>> pixels, mask = jnp.zeros((2, 128, 16 * 16 * 3)), jnp.ones((2, 128), jnp.int32)
+      >>> inputs = pixels, mask, jnp.array([(8, 16), (16, 8)])
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+      >>> jax.eval_shape(lambda v: model.apply(v, *inputs).last_hidden_state, variables).shape
+      (2, 128, 768)
+    """
 
     config: Siglip2VisionConfig
 
     def setup(self) -> None:
+        """Builds the tower."""
         self.vision_model = FlexibleTransformer(self.config, self.options)
 
     def __call__(
@@ -133,18 +198,58 @@ class Siglip2VisionModel(PretrainedModule):
         output_attentions: bool = False,
         deterministic: bool = True,
     ) -> TowerOutput:
-        """Encodes images in patches; the arguments are those of `Siglip2Model`.
+        """Encodes images in patches, as `Siglip2ImageProcessor` makes them.
 
-        `pooler_output` is the embedding, not normalised, or None without a pooling head.
+        Args:
+          pixel_values: patches, (images, patches, pixels) floating point. The pixels of a patch are ordered by row,
+            column and channel, the patches row by row from the top left, followed by padding.
+          pixel_attention_mask: (images, patches), 1 for a patch and 0 for padding; None: padding is attended to, as in
+            the reference.
+          spatial_shapes: rows and columns of patches of each image, (images, 2) integers.
+          output_hidden_states: whether to return the embeddings and the output of each layer.
+          output_attentions: whether to return the attention weights; needs `attn_implementation="eager"`.
+          deterministic: False switches attention dropout on and needs the random stream "dropout".
+
+        Returns:
+          The output of the tower; its `pooler_output` is the embedding, (images, embedding), not normalised, or None
+          for a tower without a pooling head.
+
+        Raises:
+          ValueError: if an input is missing or has the wrong shape or dtype.
         """
         patches = check_patches(pixel_values, pixel_attention_mask, spatial_shapes, self.config)
         return self.vision_model(patches, output_hidden_states, output_attentions, deterministic)
 
 
 class Siglip2Model(TwoTowers):
-    """Both towers and the temperature and bias of the sigmoid loss; its configuration is a `Siglip2Config`.
+    """Both towers of variable resolution and the temperature and bias of the sigmoid loss.
 
-    The fields are those of `PretrainedModule`.
+    Source: `Siglip2Model` of `transformers`; Tschannen et al. 2025, arXiv 2502.14786.
+
+    Attributes:
+      config: sizes of both towers, a `Siglip2Config`.
+      dtype: compute dtype of the towers; layer norms, softmax and logits are computed in float32 whatever it is.
+      param_dtype: dtype of freshly initialised parameters; `logit_scale` and `logit_bias` are always float32.
+      attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
+        NVIDIA GPU, and "auto" chooses between "xla" and "eager".
+      remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
+        products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
+      scan_layers: whether the layers of each tower are stacked on a leading axis and run by `lax.scan`, so that compile
+        time does not grow with depth.
+      init_scheme: initialisers of fresh parameters, "paper" (those of big_vision: temperature 10, bias -10) or
+        "reference" (those of `transformers`: temperature 1, bias 0).
+      mesh: mesh over whose axes `data` and `fsdp` the batch is sharded; None: the mesh of `jax.set_mesh`, if any.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import siglip_jax
+      >>> model = siglip_jax.Siglip2Model(siglip_jax.Siglip2Config({"num_hidden_layers": 2}, {"num_hidden_layers": 2}))
+      >>> ids, pixels, mask = jnp.ones((3, 64), jnp.int32), jnp.zeros((2, 128, 768)), jnp.ones((2, 128), jnp.int32)
+      >>> inputs = ids, pixels, mask, jnp.array([(8, 16), (16, 8)])
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+      >>> jax.eval_shape(lambda v: model.apply(v, *inputs).logits_per_image, variables).shape
+      (2, 3)
     """
 
     tower_class = FlexibleTransformer
@@ -165,23 +270,32 @@ class Siglip2Model(TwoTowers):
         """Compares every image with every text.
 
         Args:
-          input_ids: (texts, tokens) integers.
-          pixel_values: (images, patches, pixels) floating point; the pixels of a patch by row, column, channel, the
-            patches by row and column, then padding.
-          pixel_attention_mask: (images, patches), 1 for a patch, 0 for padding; as in the reference, without it the
-            padding is attended to.
-          spatial_shapes: (images, 2) integers, the rows and columns of patches of each image.
-          attention_mask: (texts, tokens), 1 to attend; published models were trained without one.
-          position_ids: (texts or 1, tokens) integers, 0, 1, 2, … if None.
-          return_loss: also the sigmoid loss, with images and texts matched by row.
+          input_ids: token ids, (texts, tokens) integers, padded to the length the model was trained with.
+          pixel_values: patches, (images, patches, pixels) floating point. The pixels of a patch are ordered by row,
+            column and channel, the patches row by row from the top left, followed by padding.
+          pixel_attention_mask: (images, patches), 1 for a patch and 0 for padding; None: padding is attended to, as in
+            the reference.
+          spatial_shapes: rows and columns of patches of each image, (images, 2) integers.
+          attention_mask: (texts, tokens), 1 for tokens to attend to and 0 for others, or an additive bias that
+            broadcasts to (texts, heads, tokens, tokens); None: all tokens. Published models were trained without one.
+          position_ids: position of each token, (texts or 1, tokens) integers; None: 0, 1, 2, ….
+          return_loss: whether to return the sigmoid loss too, with images and texts matched by row.
+          output_hidden_states: whether to return the embeddings and the output of each layer of both towers.
+          output_attentions: whether to return the attention weights; needs `attn_implementation="eager"`.
           deterministic: False switches attention dropout on and needs the random stream "dropout".
 
+        Returns:
+          Logits (images, texts) and (texts, images), normalised embeddings, the outputs of both towers, and the loss if
+          asked for.
+
         Raises:
-          ValueError: if an input is missing or of the wrong shape.
+          ValueError: if an input is missing or has the wrong shape or dtype.
         """
         if input_ids is None or pixel_values is None:
             missing = "input_ids" if input_ids is None else "pixel_values"
-            raise ValueError(f"{missing} is missing; for one tower use get_text_features or get_image_features")
+            raise ValueError(
+                f"{missing} must be given, got None; for one tower use get_text_features or get_image_features"
+            )
         outputs = output_hidden_states, output_attentions, deterministic
         patches = check_patches(pixel_values, pixel_attention_mask, spatial_shapes, self.config.vision_config)
         text = self.encode_text(input_ids, attention_mask, position_ids, *outputs)
@@ -194,15 +308,55 @@ class Siglip2Model(TwoTowers):
         spatial_shapes: ArrayLike | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "images embedding"]:
-        """Returns the pooled embeddings of images in patches, not normalised; the arguments are those of a call."""
+        """Returns the embeddings of images in patches, as `Siglip2ImageProcessor` makes them.
+
+        Args:
+          pixel_values: patches, (images, patches, pixels) floating point. The pixels of a patch are ordered by row,
+            column and channel, the patches row by row from the top left, followed by padding.
+          pixel_attention_mask: (images, patches), 1 for a patch and 0 for padding; None: padding is attended to, as in
+            the reference.
+          spatial_shapes: rows and columns of patches of each image, (images, 2) integers.
+          deterministic: False switches attention dropout on and needs the random stream "dropout".
+
+        Returns:
+          (images, embedding) in the compute dtype, not normalised.
+
+        Raises:
+          ValueError: if an input is missing or has the wrong shape or dtype.
+        """
         patches = check_patches(pixel_values, pixel_attention_mask, spatial_shapes, self.config.vision_config)
         return self.vision_model(patches, deterministic=deterministic).embedding
 
 
 class Siglip2ForImageClassification(ImageClassifier):
-    """A linear classifier on the mean of an image's patches; its configuration is a `Siglip2Config`.
+    """A linear classifier on the mean of an image's patches, padding excluded, for images of variable resolution.
 
-    The fields are those of `PretrainedModule`.
+    Source: `Siglip2ForImageClassification` of `transformers`.
+
+    Attributes:
+      config: sizes and number of labels, a `Siglip2Config`; its text tower is not used.
+      dtype: compute dtype; layer norms, softmax and the mean over patches are computed in float32 whatever it is.
+      param_dtype: dtype of freshly initialised parameters.
+      attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
+        NVIDIA GPU, and "auto" chooses between "xla" and "eager".
+      remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
+        products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
+      scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile
+        time does not grow with depth.
+      init_scheme: initialisers of fresh parameters, "paper" (those of big_vision; the last layer starts at zero) or
+        "reference" (those of `transformers`).
+      mesh: mesh over whose axes `data` and `fsdp` the batch is sharded; None: the mesh of `jax.set_mesh`, if any.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import siglip_jax
+      >>> config = siglip_jax.Siglip2Config(vision_config={"num_hidden_layers": 2}, num_labels=5)
+      >>> model = siglip_jax.Siglip2ForImageClassification(config)
+      >>> inputs = jnp.zeros((2, 128, 768)), jnp.ones((2, 128), jnp.int32), jnp.array([(8, 16), (16, 8)])
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+      >>> jax.eval_shape(lambda v: model.apply(v, *inputs).logits, variables).shape
+      (2, 5)
     """
 
     tower_class = FlexibleTransformer
@@ -217,7 +371,26 @@ class Siglip2ForImageClassification(ImageClassifier):
         output_attentions: bool = False,
         deterministic: bool = True,
     ) -> ImageClassifierOutput:
-        """Classifies images in patches, as `Siglip2Model` takes them; with `labels` also their loss."""
+        """Classifies images in patches, as `Siglip2ImageProcessor` makes them.
+
+        Args:
+          pixel_values: patches, (images, patches, pixels) floating point. The pixels of a patch are ordered by row,
+            column and channel, the patches row by row from the top left, followed by padding.
+          pixel_attention_mask: (images, patches), 1 for a patch and 0 for padding; None: padding is attended to, as in
+            the reference.
+          spatial_shapes: rows and columns of patches of each image, (images, 2) integers.
+          labels: (images,) integers, of which -100 takes no part in the loss, or (images, labels) floats for several
+            labels per image; None: no loss.
+          output_hidden_states: whether to return the embeddings and the output of each layer.
+          output_attentions: whether to return the attention weights; needs `attn_implementation="eager"`.
+          deterministic: False switches attention dropout on and needs the random stream "dropout".
+
+        Returns:
+          Logits (images, labels), and the loss if `labels` are given.
+
+        Raises:
+          ValueError: if an input is missing or has the wrong shape or dtype.
+        """
         patches = check_patches(pixel_values, pixel_attention_mask, spatial_shapes, self.config.vision_config)
         out = self.vision_model(patches, output_hidden_states, output_attentions, deterministic)
         return self.classify(out, patches.mask, labels)

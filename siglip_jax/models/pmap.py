@@ -1,4 +1,4 @@
-"""Forward passes over the devices of this process with `jax.pmap`; new code does better with `jax.jit` over a mesh."""
+"""Forward passes over the devices of this process with `jax.pmap`; new code should use `jax.jit` over a mesh."""
 
 import dataclasses
 import functools
@@ -20,18 +20,28 @@ from siglip_jax.params import flatten
 
 
 def pmap_forward(model: PretrainedModule, method: str | None = None) -> Callable[..., Any]:
-    """Returns `forward(params, *inputs, **inputs)`: `model.apply`, computed on all devices of this process.
+    """Returns a function that computes `model.apply` on all devices of this process.
 
-    Each device takes an equal part of the first dimension of every input; the outputs come back whole. A model of both
+    The first dimension of every input is sharded evenly over the devices and the outputs are gathered. A model of both
     towers still compares all images with all texts, and its loss is that of the whole batch.
 
     Args:
-      model: any of the modules.
-      method: another method of it, as "get_image_features".
+      model: any module of this package.
+      method: name of the method to compute, as "get_image_features"; None: the call itself.
 
-    The returned function takes `params` as they are or with a leading axis of devices, as `flax.jax_utils.replicate`
-    makes them, and inputs as `model.apply` takes them, by position or by name, or cut into (devices, batch of one
-    device, ...) already. It raises a ValueError if a batch cannot be cut evenly over the devices.
+    Returns:
+      `forward(params, *inputs, **inputs)`. It takes `params` as they are or with a leading axis of devices, as
+      `flax.jax_utils.replicate` returns them, and inputs as `model.apply` takes them, by position or by name, or with
+      the leading axes (devices, batch of one device). It raises a ValueError if the batch size is not a multiple of the
+      number of devices.
+
+    Example:
+      >>> import siglip_jax
+      >>> model, params = siglip_jax.SiglipTextModel.from_pretrained(siglip_jax.assets.BUNDLED_MODEL)
+      >>> ids = np.ones((2 * jax.local_device_count(), 16), np.int32)
+      >>> out = pmap_forward(model)(params, ids)
+      >>> out.embedding.shape == (len(ids), 192)
+      True
     """
 
     signature = inspect.signature(getattr(model, method or "__call__"))
@@ -41,7 +51,7 @@ def pmap_forward(model: PretrainedModule, method: str | None = None) -> Callable
         def run(params: Any, inputs: dict[str, Array]) -> Any:
             keywords: dict[str, Any] = {**inputs, **dict(options)}
             out = model.apply({"params": params}, **keywords, method=method)
-            if isinstance(out, SiglipOutput):  # of a part of the batch
+            if isinstance(out, SiglipOutput):  # of one shard of the batch
                 return dataclasses.replace(out, loss=None, logits_per_image=None, logits_per_text=None)
             return dataclasses.replace(out, loss=None) if isinstance(out, ImageClassifierOutput) else out
 
@@ -54,12 +64,12 @@ def pmap_forward(model: PretrainedModule, method: str | None = None) -> Callable
         labels = inputs.pop("labels", None)
         found = [inputs[name] for name in ("input_ids", "pixel_values") if name in inputs]
         if not found:
-            raise ValueError("expected input_ids or pixel_values beside the parameters, got neither")
-        is_cut = found[0].ndim > _dimensions(model, found[0])
-        if not is_cut:
+            raise ValueError("input_ids or pixel_values must be given beside the parameters, got neither")
+        is_sharded = found[0].ndim > _dimensions(model, found[0])
+        if not is_sharded:
             if len(inputs.get("position_ids", ())) == 1:  # the same for all texts
                 inputs["position_ids"] = jnp.repeat(inputs["position_ids"], len(found[0]), axis=0)
-            inputs = jax.tree.map(_cut, inputs)
+            inputs = jax.tree.map(_shard, inputs)
         out = compiled(_params_axis(params), tuple(options.items()))(params, inputs)
         out = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
         if isinstance(out, SiglipOutput):
@@ -68,7 +78,7 @@ def pmap_forward(model: PretrainedModule, method: str | None = None) -> Callable
             loss = sigmoid_loss_of_logits(logits) if options.get("return_loss") else None
             return dataclasses.replace(out, loss=loss, logits_per_image=logits, logits_per_text=logits.T)
         if isinstance(out, ImageClassifierOutput) and labels is not None:
-            labels = labels.reshape(-1, *labels.shape[2:]) if is_cut else labels
+            labels = labels.reshape(-1, *labels.shape[2:]) if is_sharded else labels
             loss = classification_loss(jnp.asarray(out.logits), labels, model.config.problem_type)
             return dataclasses.replace(out, loss=loss)
         return out
@@ -77,20 +87,21 @@ def pmap_forward(model: PretrainedModule, method: str | None = None) -> Callable
 
 
 def _dimensions(model: PretrainedModule, x: Array) -> int:
-    """Returns how many dimensions an input of the model has: token ids, images, or images cut into patches."""
+    """Returns the number of dimensions of an input: token ids, images, or images in patches."""
     if jnp.issubdtype(x.dtype, jnp.integer):
         return 2
     return 3 if isinstance(getattr(model.config, "vision_config", model.config), Siglip2VisionConfig) else 4
 
 
 def _params_axis(params: Any) -> int | None:
-    """Returns 0 for parameters with a leading axis of devices."""
-    final = ("final_layer_norm/scale", "post_layernorm/scale")  # never stacked, so of one dimension
+    """Returns 0 for parameters with a leading axis of devices, else None."""
+    final = ("final_layer_norm/scale", "post_layernorm/scale")  # never stacked over layers, so of one dimension
     return 0 if any(path.endswith(final) and x.ndim == 2 for path, x in flatten(params).items()) else None
 
 
-def _cut(x: Array) -> Array:
+def _shard(x: Array) -> Array:
+    """Splits the first axis into (devices, batch of one device)."""
     devices = jax.local_device_count()
     if len(x) % devices:
-        raise ValueError(f"a batch of {len(x)} cannot be cut evenly over {devices} devices; drop or repeat some")
+        raise ValueError(f"batch size must be a multiple of the {devices} devices, got {len(x)}; drop or repeat some")
     return x.reshape(devices, -1, *x.shape[1:])

@@ -1,7 +1,8 @@
 """Resizing of the image towers' position tables: bicubic for another fixed size, antialiased bilinear for NaFlex.
 
-Both equal torch's interpolation: `interpolate_pos_encoding` of SigLIP and `resize_positional_embeddings` of SigLIP 2,
-but for grids of one column, which torch 2.13 gets wrong on a CPU: there the definition holds, as in big_vision.
+Both equal torch's interpolation, `interpolate_pos_encoding` of SigLIP and `resize_positional_embeddings` of SigLIP 2,
+except for grids of one column, which torch 2.13 computes wrongly on a CPU; these follow the definition, as big_vision
+does.
 """
 
 import math
@@ -15,7 +16,7 @@ from siglip_jax._bicubic import bicubic_matrix
 def resize_position_table(
     table: Float[Array, "positions width"], grid: tuple[int, int]
 ) -> Float[Array, "new_positions width"]:
-    """Resizes a square table of position embeddings, row-major, to another (rows, columns) grid.
+    """Returns a square, row-major table of position embeddings resized to a grid (rows, columns).
 
     Raises:
       ValueError: if the table is not square.
@@ -24,7 +25,7 @@ def resize_position_table(
     rows = jnp.asarray(bicubic_matrix(side, grid[0]), table.dtype)
     columns = jnp.asarray(bicubic_matrix(side, grid[1]), table.dtype)
     square = table.reshape(side, side, table.shape[1])
-    # Exact arithmetic matters more than speed here: this runs once per resolution on a small table.
+    # Accuracy matters more than speed: this runs once per resolution on a small table.
     resized = jnp.einsum("oi,pj,ijd->opd", rows, columns, square, precision="highest")
     return resized.reshape(grid[0] * grid[1], table.shape[1])
 
@@ -32,14 +33,15 @@ def resize_position_table(
 def flexible_positions(
     table: Float[Array, "positions width"], spatial_shapes: Int[Array, "batch 2"], length: int
 ) -> Float[Array, "batch {length} width"]:
-    """Resizes a square table to the grid of each image, row-major, in float32; grids may be traced and of any form.
+    """Returns a square, row-major table resized in float32 to the grid of each image, of any sides and maybe traced.
 
-    Each patch takes its weights over the whole table from its row and column, so the grids need no static size: one
-    matrix product gives all images' positions. Patches beyond an image's grid are padding and take its first position,
-    as in the reference.
+    The weights of a patch over the whole table follow from its row and column, so the grids need no static size, and
+    one matrix product returns the positions of all images. Patches beyond the grid of an image are padding and get its
+    first position, as in the reference.
 
     Args:
-      spatial_shapes: (rows, columns) of each image; below 1, as in a row that only pads the batch, counts as 1.
+      table: position embeddings, (positions, width), with a square number of positions.
+      spatial_shapes: (rows, columns) of each image; values below 1, as in rows that only pad the batch, count as 1.
       length: patches of an image, padding included.
 
     Raises:
@@ -59,8 +61,8 @@ def _weights(
 ) -> Float[Array, "batch length {side}"]:
     """Returns the weights of `side` table entries for entry `index` of an axis resized to `size`.
 
-    A triangle around the entry's place in the table, as wide as the larger of the two steps. Places are counted in
-    units of 1 / (2 * size) of a table entry, where all are whole numbers, so only the last division rounds.
+    They form a triangle around the position of the entry in the table, as wide as the larger of both steps. Positions
+    are counted in units of 1 / (2 * size) of a table entry and are thus integers: only the last division rounds.
     """
     entries = (2 * jnp.arange(side, dtype=jnp.int32) + 1)[None, None, :]
     distance = jnp.abs(entries * size[..., None] - (2 * index[..., None] + 1) * side)
@@ -69,7 +71,8 @@ def _weights(
 
 
 def _side(table: Float[Array, "positions width"]) -> int:
+    """Returns the number of rows, and of columns, of a square position table."""
     side = math.isqrt(table.shape[0])
     if side * side != table.shape[0]:
-        raise ValueError(f"only a square position table can be resized, got {table.shape[0]} positions")
+        raise ValueError(f"position table must be square to be resized, got {table.shape[0]} positions")
     return side

@@ -1,4 +1,4 @@
-"""What all public modules share: their fields, `from_pretrained` and `save_pretrained`."""
+"""The base of all public modules: their fields, `from_pretrained` and `save_pretrained`."""
 
 import dataclasses
 import logging
@@ -32,14 +32,18 @@ class PretrainedModule(nn.Module):
     """A module that loads and saves its parameters.
 
     Attributes:
-      config: sizes; each subclass says which configuration it takes.
-      dtype: compute type of the towers; normalisation, softmax and logits are float32 always.
-      param_dtype: type of freshly initialised parameters; `logit_scale` and `logit_bias` are float32 always.
-      attn_implementation: "auto", "xla", "eager" (the only one that returns attention weights) or "cudnn".
-      remat: None, "full", "dots" or "dots_with_no_batch_dims": what the backward pass computes again.
-      scan_layers: stack the layers of each tower on a leading axis and scan over it.
-      init_scheme: "paper" (big_vision's, temperature 10, bias -10) or "reference" (that of `transformers`).
-      mesh: over whose axes `data` and `fsdp` the examples of a batch are cut; None: that of `jax.set_mesh`, if any.
+      config: sizes of the model; each subclass names the class of its configuration.
+      dtype: compute dtype of the towers; layer norms, softmax and logits are computed in float32 whatever it is.
+      param_dtype: dtype of freshly initialised parameters; `logit_scale` and `logit_bias` are always float32.
+      attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
+        NVIDIA GPU, and "auto" chooses between "xla" and "eager".
+      remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
+        products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
+      scan_layers: whether the layers of each tower are stacked on a leading axis and run by `lax.scan`, so that compile
+        time does not grow with depth.
+      init_scheme: initialisers of fresh parameters, "paper" (those of big_vision: temperature 10, bias -10) or
+        "reference" (those of `transformers`: temperature 1, bias 0).
+      mesh: mesh over whose axes `data` and `fsdp` the batch is sharded; None: the mesh of `jax.set_mesh`, if any.
     """
 
     config: Any
@@ -53,7 +57,7 @@ class PretrainedModule(nn.Module):
 
     @property
     def options(self) -> Options:
-        """The fields that are handed down, as one."""
+        """The fields that every submodule takes unchanged."""
         return Options(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Options)})
 
     @classmethod
@@ -71,21 +75,40 @@ class PretrainedModule(nn.Module):
         revision: str | None = None,
         local_files_only: bool = False,
     ) -> tuple[M, dict[str, Any]]:
-        """Returns the module and its parameters, from a local directory or file or a Hub name, of any format.
+        """Loads a module and its parameters from a checkpoint of any format.
 
-        A tower loads from a whole model's checkpoint too. `SiglipForImageClassification` loads from any SigLIP; without
-        a trained last layer it gets a zero one, and the log says so.
+        A tower also loads from the checkpoint of a whole model. A classifier loads from any checkpoint of its family;
+        where that has no trained last layer, the layer starts at zero and a warning is logged.
 
         Args:
-          dtype: compute type, float32 if None.
-          param_dtype: type of the parameters, as in the file if None; temperature and bias stay as in the file.
-          mesh: lay the parameters out over it; each device reads only its part.
-          sharding_rules: (pattern over the path, axes of the last dimensions), first match wins; those of
-            `siglip_jax.parallel.sharding` if None.
+          name_or_path: local directory or file, or a Hub name.
+          dtype: compute dtype of the module; None: float32.
+          param_dtype: dtype of the parameters except `logit_scale` and `logit_bias`, which keep that of the file; None:
+            the dtype of the file.
+          attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs
+            an NVIDIA GPU, and "auto" chooses between "xla" and "eager".
+          remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
+            products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
+          scan_layers: whether to stack the layers of each tower on a leading axis and run them by `lax.scan`.
+          mesh: mesh over which the parameters are sharded, each device reading only its shard; None: the default
+            device.
+          sharding_rules: pairs (pattern over the path of a parameter, mesh axes of its last dimensions), of which the
+            first match wins; None: `siglip_jax.parallel.SHARDING_RULES`.
+          revision: branch, tag or commit of a Hub repository; None: its `main`.
+          local_files_only: whether to use only files that are already on this machine.
+
+        Returns:
+          The module, and its parameters as a nested dict of jax arrays.
 
         Raises:
           FileNotFoundError: if a file is missing.
-          ValueError: if a file is corrupt or does not hold this model.
+          ValueError: if a file is damaged or does not hold this model.
+
+        Example:
+          >>> import siglip_jax
+          >>> model, params = siglip_jax.SiglipModel.from_pretrained(siglip_jax.assets.BUNDLED_MODEL)
+          >>> sorted(params)
+          ['logit_bias', 'logit_scale', 'text_model', 'vision_model']
         """
         contents = read_contents(name_or_path, revision=revision, local_files_only=local_files_only)
         rules = sharding_rules or SHARDING_RULES
@@ -111,24 +134,37 @@ class PretrainedModule(nn.Module):
         *,
         max_shard_size: int = MAX_SHARD_SIZE,
     ) -> None:
-        """Writes `config.json` and safetensors that `transformers` loads, in the types of the parameters.
+        """Writes `config.json` and safetensors files that `transformers` loads, in the dtypes of the parameters.
 
         Args:
-          params: stacked (`scan_layers`) or not.
-          max_shard_size: bytes; larger checkpoints are split into shards.
+          directory: directory to write to, created if it does not exist.
+          params: parameters of this module, with layers stacked (`scan_layers`) or not.
+          max_shard_size: most bytes of a file; a larger checkpoint is split into several files.
 
         Raises:
-          ValueError: if the parameters are not this module's.
+          ValueError: if the parameters are not those of this module.
+
+        Example:
+          A tower becomes a checkpoint of its own:
+
+          >>> import os, tempfile
+          >>> import siglip_jax
+          >>> tower, params = siglip_jax.SiglipTextModel.from_pretrained(siglip_jax.assets.BUNDLED_MODEL)
+          >>> with tempfile.TemporaryDirectory() as directory:
+          ...     tower.save_pretrained(directory, params)
+          ...     print(sorted(os.listdir(directory)))
+          ['config.json', 'model.safetensors']
         """
         checkpoint = Checkpoint(self.config, dict(params), "huggingface", type(self).__name__)
         write_checkpoint(directory, checkpoint, max_shard_size=max_shard_size)
 
 
 def _with_classifier(checkpoint: Checkpoint, dtype: np.dtype) -> dict[str, Any]:
+    """Returns the parameters of a checkpoint, with a zero last layer for a classifier whose files have none."""
     config, params = checkpoint.config, checkpoint.params
     classifies = checkpoint.architecture.endswith("ForImageClassification") and isinstance(config, SiglipConfig)
     if not classifies or "classifier" in params or not config.num_labels:
         return params
-    logger.warning("the checkpoint has no classifier: starting a zero one of %d labels", config.num_labels)
+    logger.warning("the checkpoint has no classifier; its layer of %d labels starts at zero", config.num_labels)
     width, count = config.vision_config.hidden_size, config.num_labels
     return params | {"classifier": {"kernel": np.zeros((width, count), dtype), "bias": np.zeros(count, dtype)}}

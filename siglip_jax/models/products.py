@@ -1,7 +1,7 @@
-"""Matrix products of bfloat16 and float16 that are fast on a CPU in both directions, with sums in float32.
+"""Matrix products in bfloat16 and float16 that are fast on a CPU forward and backward, with sums in float32.
 
-Left to itself, XLA differentiates such a product on a CPU into loops over single numbers: a training step takes several
-times that of float32. Written as here, the gradient of a product is two more products.
+XLA differentiates such a product on a CPU into loops over single numbers, with which a training step takes several
+times as long as in float32. Here the gradient of a product is two more products.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform
 
 @contextlib.contextmanager
 def computing_for(platform: str) -> Iterator[None]:
-    """Has what is traced in this context suit a platform ("cpu", "cuda", ...) other than that of the default device."""
+    """Traces for a platform ("cpu", "cuda", …) other than that of the default device within this context."""
     token = _PLATFORM.set(platform)
     try:
         yield
@@ -36,13 +36,13 @@ def computing_for(platform: str) -> Iterator[None]:
 
 
 def on_cpu() -> bool:
-    """Says whether what is traced is for a CPU."""
+    """Returns whether the current trace is for a CPU."""
     return (_PLATFORM.get() or jax.default_backend()) == "cpu"
 
 
 @functools.cache
 def cpu_multiplies_bfloat16(cpuinfo: Path = _CPUINFO) -> bool:
-    """Says whether this CPU has instructions for products of bfloat16; where that cannot be found out, it has none."""
+    """Returns whether this CPU has instructions for products of bfloat16; False where that is unknown."""
     try:
         return not _INSTRUCTIONS.isdisjoint(cpuinfo.read_text().split())
     except OSError:
@@ -50,7 +50,7 @@ def cpu_multiplies_bfloat16(cpuinfo: Path = _CPUINFO) -> bool:
 
 
 def float32_matmul(x: Float[Array, "*batch m k"], y: Float[Array, "*batch k n"]) -> Float[Array, "*batch m n"]:
-    """Returns the product of two arrays in float32, or wider as they are; gradients have the types of the arrays."""
+    """Returns the product of two arrays in float32, or in their dtype if wider; gradients have their dtypes."""
     return _narrow_matmul(x, y) if x.dtype.itemsize < 4 else jnp.matmul(x, y)
 
 
@@ -75,7 +75,7 @@ _narrow_matmul.defvjp(_forward, _backward)
 
 
 def _operand(x: Array) -> Array:
-    """Returns what to multiply: float32 on a CPU without the instructions, where anything narrower is slower still."""
+    """Returns an operand in float32 on a CPU without the instructions, where narrower dtypes are slower still."""
     native = x.dtype == jnp.bfloat16 and cpu_multiplies_bfloat16()
     return x.astype(jnp.float32) if _narrow_on_cpu(x) and not native else x
 
@@ -85,12 +85,12 @@ def _narrow_on_cpu(x: Array) -> bool:
 
 
 def matmul_precision() -> str:
-    """Returns JAX's default precision of products as it is set now."""
+    """Returns the current default precision of products in JAX."""
     return jax.config.jax_default_matmul_precision or "default"  # type: ignore[missing-attribute]
 
 
 def describe_products(dtype: DTypeLike) -> str:
-    """Says in words how matrices of a type are multiplied on the default device."""
+    """Describes how matrices of a dtype are multiplied on the default device."""
     dtype = jnp.dtype(dtype)
     if jax.default_backend() != "cpu" or dtype.itemsize >= 4:
         return f"{dtype.name} at {matmul_precision()} precision"
@@ -100,7 +100,7 @@ def describe_products(dtype: DTypeLike) -> str:
 
 
 def matmul(x: Float[Array, "*batch m k"], y: Float[Array, "*batch k n"]) -> Float[Array, "*batch m n"]:
-    """Returns the product of two arrays in their type."""
+    """Returns the product of two arrays in their dtype."""
     return float32_matmul(x, y).astype(x.dtype) if _narrow_on_cpu(x) else jnp.matmul(x, y)
 
 
@@ -111,9 +111,9 @@ def _dense(x: Array, kernel: Array) -> Array:
 
 
 class Dense(nn.Module):
-    """A linear layer; as `flax.linen.Dense`, with products as above, and its kernel may be a quantized one.
+    """A linear layer as `flax.linen.Dense`, with the products of this file and kernels that may be quantized.
 
-    A quantized kernel is given, never initialised. Those of int8 multiply as integers, the others become floats first.
+    A quantized kernel is loaded, never initialised. Kernels of int8 multiply as integers, others are dequantized first.
     """
 
     features: int

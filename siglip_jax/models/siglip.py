@@ -1,7 +1,7 @@
-"""The whole model and its two towers as stand-alone modules, and what they share with those of `naflex`.
+"""The whole model and its two towers as stand-alone modules, and the parts they share with the modules of `naflex`.
 
 Mirrors `SiglipModel`, `SiglipTextModel` and `SiglipVisionModel`. Differences: images are channels last, the methods
-`get_*_features` return arrays, and embeddings are normalised and compared in float32 whatever the compute type.
+`get_*_features` return arrays, and embeddings are normalised and compared in float32 whatever the compute dtype.
 """
 
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ def check_ids(name: str, ids: Any) -> Int[Array, "batch tokens"]:
     """Returns a batch of token or position ids as a jax array.
 
     Raises:
-      ValueError: with the shape and type expected and found.
+      ValueError: if the ids are not (batch, tokens) integers.
     """
     ids = jnp.asarray(ids)
     if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
@@ -31,17 +31,46 @@ def check_ids(name: str, ids: Any) -> Int[Array, "batch tokens"]:
 
 
 def normalize(x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-    """Returns float32 vectors of length 1. As in the reference there is no epsilon: a zero vector gives NaN."""
+    """Returns float32 vectors of length 1. As in the reference there is no epsilon: a zero vector becomes NaN."""
     x = x.astype(jnp.float32)
     return x / jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True))
 
 
 class SiglipTextModel(PretrainedModule):
-    """The text tower alone; see `PretrainedModule` for the fields."""
+    """The text tower alone.
+
+    No mask is causal and padding is attended to, as in training; the embedding is read from the last position.
+
+    Source: `SiglipTextModel` of `transformers`.
+
+    Attributes:
+      config: sizes of the tower, a `SiglipTextConfig`.
+      dtype: compute dtype; layer norms and softmax are computed in float32 whatever it is.
+      param_dtype: dtype of freshly initialised parameters.
+      attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
+        NVIDIA GPU, and "auto" chooses between "xla" and "eager".
+      remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
+        products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
+      scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile time does not
+        grow with depth.
+      init_scheme: initialisers of fresh parameters, "paper" (those of big_vision) or "reference" (those of
+        `transformers`).
+      mesh: mesh over whose axes `data` and `fsdp` the batch is sharded; None: the mesh of `jax.set_mesh`, if any.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import siglip_jax
+      >>> model, params = siglip_jax.SiglipTextModel.from_pretrained(siglip_jax.assets.BUNDLED_MODEL)
+      >>> ids = jnp.ones((3, 16), jnp.int32)
+      >>> jax.eval_shape(lambda: model.apply({"params": params}, ids).embedding).shape
+      (3, 192)
+    """
 
     config: SiglipTextConfig
 
     def setup(self) -> None:
+        """Builds the tower."""
         self.text_model = TextTransformer(self.config, self.options)
 
     def __call__(
@@ -53,7 +82,23 @@ class SiglipTextModel(PretrainedModule):
         output_attentions: bool = False,
         deterministic: bool = True,
     ) -> TowerOutput:
-        """Encodes token ids (batch, tokens); `pooler_output` is the embedding, not normalised."""
+        """Encodes texts.
+
+        Args:
+          input_ids: token ids, (texts, tokens) integers, padded to the length the model was trained with.
+          attention_mask: (texts, tokens), 1 for tokens to attend to and 0 for others, or an additive bias that
+            broadcasts to (texts, heads, tokens, tokens); None: all tokens. Published models were trained without one.
+          position_ids: position of each token, (texts or 1, tokens) integers; None: 0, 1, 2, ….
+          output_hidden_states: whether to return the embeddings and the output of each layer.
+          output_attentions: whether to return the attention weights; needs `attn_implementation="eager"`.
+          deterministic: False switches attention dropout on and needs the random stream "dropout".
+
+        Returns:
+          The output of the tower; its `embedding` is (texts, embedding), not normalised.
+
+        Raises:
+          ValueError: if an input has the wrong shape or dtype, or the texts have more tokens than the model positions.
+        """
         input_ids = check_ids("input_ids", input_ids)
         position_ids = None if position_ids is None else check_ids("position_ids", position_ids)
         return self.text_model(
@@ -62,11 +107,45 @@ class SiglipTextModel(PretrainedModule):
 
 
 class SiglipVisionModel(PretrainedModule):
-    """The image tower alone; see `PretrainedModule` for the fields."""
+    """The image tower of fixed resolution alone.
+
+    `last_hidden_state` and `hidden_states` hold one token per patch, row by row from the top left: the patch of row r
+    and column c of an image of C columns is token r * C + c. There is no class token.
+
+    Source: `SiglipVisionModel` of `transformers`.
+
+    Attributes:
+      config: sizes of the tower, a `SiglipVisionConfig`.
+      dtype: compute dtype; layer norms and softmax are computed in float32 whatever it is.
+      param_dtype: dtype of freshly initialised parameters.
+      attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
+        NVIDIA GPU, and "auto" chooses between "xla" and "eager".
+      remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
+        products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
+      scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile time does not
+        grow with depth.
+      init_scheme: initialisers of fresh parameters, "paper" (those of big_vision) or "reference" (those of
+        `transformers`).
+      mesh: mesh over whose axes `data` and `fsdp` the batch is sharded; None: the mesh of `jax.set_mesh`, if any.
+
+    Example:
+      The features of all patches as a grid, for images of 64 x 64 pixels in patches of 8 x 8:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import siglip_jax
+      >>> model, params = siglip_jax.SiglipVisionModel.from_pretrained(siglip_jax.assets.BUNDLED_MODEL)
+      >>> def grid(images):
+      ...     tokens = model.apply({"params": params}, images).last_hidden_state
+      ...     return tokens.reshape(len(images), 8, 8, -1)
+      >>> jax.eval_shape(grid, jnp.zeros((2, 64, 64, 3))).shape
+      (2, 8, 8, 192)
+    """
 
     config: SiglipVisionConfig
 
     def setup(self) -> None:
+        """Builds the tower."""
         self.vision_model = VisionTransformer(self.config, self.options)
 
     def __call__(
@@ -77,9 +156,22 @@ class SiglipVisionModel(PretrainedModule):
         output_attentions: bool = False,
         deterministic: bool = True,
     ) -> TowerOutput:
-        """Encodes images (batch, height, width, channel).
+        """Encodes images.
 
-        `pooler_output` is the embedding, not normalised, or None without a pooling head.
+        Args:
+          pixel_values: (images, height, width, channels) floating point, in the range [-1, 1] that the processor makes.
+          interpolate_pos_encoding: whether to accept images of another size, for which the position table is resized as
+            in the reference.
+          output_hidden_states: whether to return the embeddings and the output of each layer.
+          output_attentions: whether to return the attention weights; needs `attn_implementation="eager"`.
+          deterministic: False switches attention dropout on and needs the random stream "dropout".
+
+        Returns:
+          The output of the tower; its `pooler_output` is the embedding, (images, embedding), not normalised, or None
+          for a tower without a pooling head.
+
+        Raises:
+          ValueError: if `pixel_values` has the wrong shape or dtype.
         """
         pixel_values = check_pixels(pixel_values, self.config, interpolate_pos_encoding)
         return self.vision_model(
@@ -88,20 +180,22 @@ class SiglipVisionModel(PretrainedModule):
 
 
 class TwoTowers(PretrainedModule):
-    """Both towers and the temperature and bias of the sigmoid loss; each family adds what depends on the image tower.
-
-    The fields are those of `PretrainedModule`.
-    """
+    """Both towers and the temperature and bias of the sigmoid loss; subclasses add the methods that take images."""
 
     config: SiglipConfig
 
     tower_class: ClassVar[type[ImageTransformer]]
 
     def setup(self) -> None:
+        """Builds both towers and the parameters `logit_scale`, the logarithm of the temperature, and `logit_bias`.
+
+        Raises:
+          ValueError: if the image tower has no pooling head.
+        """
         if not self.config.vision_config.vision_use_head:
             name = type(self).__name__
             alone = name.replace("Model", "VisionModel")
-            raise ValueError(f"{name} needs vision_use_head=True, got False; load {alone} instead")
+            raise ValueError(f"vision_use_head must be True for {name}, got False; use {alone} instead")
         inits = self.options.inits
         self.text_model = TextTransformer(self.config.text_config, self.options)
         self.vision_model = self.tower_class(self.config.vision_config, self.options)
@@ -117,7 +211,23 @@ class TwoTowers(PretrainedModule):
         output_attentions: bool = False,
         deterministic: bool = True,
     ) -> TowerOutput:
-        """Returns all that the text tower makes of token ids (texts, tokens)."""
+        """Returns the whole output of the text tower.
+
+        Args:
+          input_ids: token ids, (texts, tokens) integers, padded to the length the model was trained with.
+          attention_mask: (texts, tokens), 1 for tokens to attend to and 0 for others, or an additive bias that
+            broadcasts to (texts, heads, tokens, tokens); None: all tokens. Published models were trained without one.
+          position_ids: position of each token, (texts or 1, tokens) integers; None: 0, 1, 2, ….
+          output_hidden_states: whether to return the embeddings and the output of each layer.
+          output_attentions: whether to return the attention weights; needs `attn_implementation="eager"`.
+          deterministic: False switches attention dropout on and needs the random stream "dropout".
+
+        Returns:
+          The output of the tower; its `embedding` is (texts, embedding), not normalised.
+
+        Raises:
+          ValueError: if an input has the wrong shape or dtype, or the texts have more tokens than the model positions.
+        """
         input_ids = check_ids("input_ids", input_ids)
         position_ids = None if position_ids is None else check_ids("position_ids", position_ids)
         return self.text_model(
@@ -125,7 +235,19 @@ class TwoTowers(PretrainedModule):
         )
 
     def compare(self, text: TowerOutput, vision: TowerOutput, return_loss: bool) -> SiglipOutput:
-        """Compares every image with every text."""
+        """Returns the logits of every pair of an image and a text.
+
+        Args:
+          text: output of the text tower.
+          vision: output of the image tower.
+          return_loss: whether to return the sigmoid loss too, with images and texts matched by row.
+
+        Returns:
+          Logits, normalised embeddings, and the outputs of both towers.
+
+        Raises:
+          ValueError: if the loss is asked for and the numbers of images and texts differ.
+        """
         text_embeds, image_embeds = normalize(text.embedding), normalize(vision.embedding)
         logits_per_image = pairwise_logits(image_embeds, text_embeds, self.logit_scale, self.logit_bias)
         return SiglipOutput(
@@ -145,12 +267,53 @@ class TwoTowers(PretrainedModule):
         position_ids: ArrayLike | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "texts embedding"]:
-        """Returns the pooled embeddings of token ids (texts, tokens), not normalised."""
+        """Returns the embeddings of texts.
+
+        Args:
+          input_ids: token ids, (texts, tokens) integers, padded to the length the model was trained with.
+          attention_mask: (texts, tokens), 1 for tokens to attend to and 0 for others, or an additive bias that
+            broadcasts to (texts, heads, tokens, tokens); None: all tokens. Published models were trained without one.
+          position_ids: position of each token, (texts or 1, tokens) integers; None: 0, 1, 2, ….
+          deterministic: False switches attention dropout on and needs the random stream "dropout".
+
+        Returns:
+          (texts, embedding) in the compute dtype, not normalised.
+
+        Raises:
+          ValueError: if an input has the wrong shape or dtype, or the texts have more tokens than the model positions.
+        """
         return self.encode_text(input_ids, attention_mask, position_ids, deterministic=deterministic).embedding
 
 
 class SiglipModel(TwoTowers):
-    """Both towers and the temperature and bias of the sigmoid loss; the fields are those of `PretrainedModule`."""
+    """Both towers of fixed resolution and the temperature and bias of the sigmoid loss.
+
+    Source: `SiglipModel` of `transformers`; Zhai et al. 2023, arXiv 2303.15343.
+
+    Attributes:
+      config: sizes of both towers, a `SiglipConfig`.
+      dtype: compute dtype of the towers; layer norms, softmax and logits are computed in float32 whatever it is.
+      param_dtype: dtype of freshly initialised parameters; `logit_scale` and `logit_bias` are always float32.
+      attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
+        NVIDIA GPU, and "auto" chooses between "xla" and "eager".
+      remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
+        products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
+      scan_layers: whether the layers of each tower are stacked on a leading axis and run by `lax.scan`, so that compile
+        time does not grow with depth.
+      init_scheme: initialisers of fresh parameters, "paper" (those of big_vision: temperature 10, bias -10) or
+        "reference" (those of `transformers`: temperature 1, bias 0).
+      mesh: mesh over whose axes `data` and `fsdp` the batch is sharded; None: the mesh of `jax.set_mesh`, if any.
+
+    Example:
+      >>> import jax
+      >>> import siglip_jax
+      >>> model, params = siglip_jax.SiglipModel.from_pretrained(siglip_jax.assets.BUNDLED_MODEL)
+      >>> processor = siglip_jax.SiglipProcessor.from_pretrained(siglip_jax.assets.BUNDLED_MODEL)
+      >>> inputs = processor(siglip_jax.assets.EXAMPLES / "horse.png", ["a horse", "a lemon"])
+      >>> logits = jax.jit(lambda p, x: model.apply({"params": p}, **x).logits_per_image)(params, dict(inputs))
+      >>> logits.shape, bool(logits[0, 0] > logits[0, 1])
+      ((1, 2), True)
+    """
 
     tower_class = VisionTransformer
 
@@ -169,20 +332,30 @@ class SiglipModel(TwoTowers):
         """Compares every image with every text.
 
         Args:
-          input_ids: (texts, tokens) integers.
-          pixel_values: (images, height, width, channel), floating point.
-          attention_mask: (texts, tokens), 1 to attend; published models were trained without one.
-          position_ids: (texts or 1, tokens) integers, 0, 1, 2, … if None.
-          return_loss: also the sigmoid loss, with images and texts matched by row.
-          interpolate_pos_encoding: accept images of another size, resizing the position table as the reference does.
+          input_ids: token ids, (texts, tokens) integers, padded to the length the model was trained with.
+          pixel_values: (images, height, width, channels) floating point, in the range [-1, 1] that the processor makes.
+          attention_mask: (texts, tokens), 1 for tokens to attend to and 0 for others, or an additive bias that
+            broadcasts to (texts, heads, tokens, tokens); None: all tokens. Published models were trained without one.
+          position_ids: position of each token, (texts or 1, tokens) integers; None: 0, 1, 2, ….
+          return_loss: whether to return the sigmoid loss too, with images and texts matched by row.
+          interpolate_pos_encoding: whether to accept images of another size, for which the position table is resized as
+            in the reference.
+          output_hidden_states: whether to return the embeddings and the output of each layer of both towers.
+          output_attentions: whether to return the attention weights; needs `attn_implementation="eager"`.
           deterministic: False switches attention dropout on and needs the random stream "dropout".
 
+        Returns:
+          Logits (images, texts) and (texts, images), normalised embeddings, the outputs of both towers, and the loss if
+          asked for.
+
         Raises:
-          ValueError: if one of the two inputs is missing or of the wrong shape.
+          ValueError: if one of the two inputs is missing or an input has the wrong shape or dtype.
         """
         if input_ids is None or pixel_values is None:
             missing = "input_ids" if input_ids is None else "pixel_values"
-            raise ValueError(f"{missing} is missing; for one tower use get_text_features or get_image_features")
+            raise ValueError(
+                f"{missing} must be given, got None; for one tower use get_text_features or get_image_features"
+            )
         outputs = output_hidden_states, output_attentions, deterministic
         pixel_values = check_pixels(pixel_values, self.config.vision_config, interpolate_pos_encoding)
         text = self.encode_text(input_ids, attention_mask, position_ids, *outputs)
@@ -195,6 +368,28 @@ class SiglipModel(TwoTowers):
         interpolate_pos_encoding: bool = False,
         deterministic: bool = True,
     ) -> Float[Array, "images embedding"]:
-        """Returns the pooled embeddings of images (images, height, width, channel), not normalised."""
+        """Returns the embeddings of images.
+
+        Args:
+          pixel_values: (images, height, width, channels) floating point, in the range [-1, 1] that the processor makes.
+          interpolate_pos_encoding: whether to accept images of another size, for which the position table is resized as
+            in the reference.
+          deterministic: False switches attention dropout on and needs the random stream "dropout".
+
+        Returns:
+          (images, embedding) in the compute dtype, not normalised.
+
+        Raises:
+          ValueError: if `pixel_values` has the wrong shape or dtype.
+
+        Example:
+          >>> import jax
+          >>> import jax.numpy as jnp
+          >>> import siglip_jax
+          >>> model, params = siglip_jax.SiglipModel.from_pretrained(siglip_jax.assets.BUNDLED_MODEL)
+          >>> images = jnp.zeros((2, 64, 64, 3))
+          >>> jax.eval_shape(lambda: model.apply({"params": params}, images, method="get_image_features")).shape
+          (2, 192)
+        """
         pixel_values = check_pixels(pixel_values, self.config.vision_config, interpolate_pos_encoding)
         return self.vision_model(pixel_values, interpolate_pos_encoding, deterministic=deterministic).embedding

@@ -1,7 +1,7 @@
 """The text tower.
 
-Mirrors `SiglipTextTransformer`: no causal mask, no mask at all unless one is given, and the embedding is read from the
-last position, padding or not, because that is how the model was trained.
+Mirrors `SiglipTextTransformer`: there is no causal mask, no mask at all unless one is given, and the embedding is read
+from the last position, padding or not, as in training.
 """
 
 import functools
@@ -19,7 +19,7 @@ from siglip_jax.models.products import Dense
 
 
 class TextEmbeddings(nn.Module):
-    """Token plus position embedding."""
+    """Sum of token and position embeddings."""
 
     config: SiglipTextConfig
     options: Options
@@ -36,7 +36,7 @@ class TextEmbeddings(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """Embeddings, encoder, final normalisation, and the linear head on the last position."""
+    """Embeddings, encoder, final layer norm, and the linear head on the last position."""
 
     config: SiglipTextConfig
     options: Options
@@ -54,8 +54,8 @@ class TextTransformer(nn.Module):
         most = self.config.max_position_embeddings
         if input_ids.shape[1] > most:
             raise ValueError(
-                f"input_ids has {input_ids.shape[1]} tokens a text, but the model has {most} positions; truncate to"
-                f" {most} (the processor does by default)"
+                f"input_ids must have at most {most} tokens per text, got {input_ids.shape[1]}; truncate the texts, as"
+                " the processor does by default"
             )
         types, init = self.options.types, self.options.inits.projection
         x = TextEmbeddings(self.config, self.options, name="embeddings")(input_ids, position_ids)

@@ -1,7 +1,8 @@
-"""The image tower of fixed resolution, and what it shares with that of variable resolution in `naflex`.
+"""The image tower of fixed resolution, and the parts it shares with the one of variable resolution in `naflex`.
 
-Mirrors `SiglipVisionTransformer`, with images as (batch, height, width, channel). The embedding is the pooling head's:
-a learned probe attends to all patches, then an MLP with a residual; there is no class token.
+Mirrors `SiglipVisionTransformer`, with images as (batch, height, width, channel). The embedding is the output of the
+pooling head, in which a learned probe attends to all patches, followed by an MLP with a residual; there is no class
+token.
 """
 
 from typing import Any
@@ -21,10 +22,10 @@ from siglip_jax.models.positions import resize_position_table
 def check_pixels(
     pixel_values: ArrayLike, config: SiglipVisionConfig, interpolate: bool
 ) -> Float[Array, "batch height width channel"]:
-    """Returns a float batch of images, in the layout and size of the model, as a jax array.
+    """Returns a batch of images in the layout and size of the model as a jax array.
 
     Raises:
-      ValueError: with the shape expected, the shape found and what to do.
+      ValueError: if the images are not (batch, height, width, channel) floating point of the size of the model.
     """
     pixel_values = jnp.asarray(pixel_values)
     shape, channels, p = pixel_values.shape, config.num_channels, config.patch_size
@@ -34,22 +35,22 @@ def check_pixels(
     if shape[-1] != channels:
         hint = "transpose with (0, 2, 3, 1)" if shape[1] == channels else "use the model's processor"
         found = "channels first" if shape[1] == channels else "another number of channels"
-        raise ValueError(f"pixel_values must be channels last, {expected}; got shape {shape}, {found}: {hint}")
+        raise ValueError(f"pixel_values must be channels last, {expected}, got shape {shape}, {found}; {hint}")
     if not jnp.issubdtype(pixel_values.dtype, jnp.floating):
         raise ValueError(f"pixel_values must be floating point, got {pixel_values.dtype}; use the model's processor")
     rows, columns = shape[1] // p, shape[2] // p
     if not rows or not columns:
-        raise ValueError(f"pixel_values of shape {shape} are smaller than one patch of {p} x {p} pixels")
+        raise ValueError(f"pixel_values must be at least one patch of {p} x {p} pixels, got shape {shape}")
     if not interpolate and rows * columns != config.num_patches:
         raise ValueError(
-            f"pixel_values must be {expected}, that is {config.num_patches} patches; got shape {shape}, that is"
-            f" {rows * columns}: resize the images, or pass interpolate_pos_encoding=True"
+            f"pixel_values must be {expected}, that is {config.num_patches} patches, got shape {shape}, that is"
+            f" {rows * columns}; resize the images, or pass interpolate_pos_encoding=True"
         )
     return pixel_values
 
 
 class VisionEmbeddings(nn.Module):
-    """Patches through a linear map, plus their position embedding."""
+    """Linear projection of patches, row by row from the top left, plus their position embedding."""
 
     config: SiglipVisionConfig
     options: Options
@@ -65,7 +66,7 @@ class VisionEmbeddings(nn.Module):
             c.hidden_size,
             (c.patch_size, c.patch_size),
             strides=(c.patch_size, c.patch_size),
-            padding="VALID",  # pixels beyond a whole number of patches are dropped, as in the reference
+            padding="VALID",  # as in the reference, pixels beyond a whole number of patches are dropped
             kernel_init=inits.patch,
             name="patch_embedding",
             **types,
@@ -95,7 +96,7 @@ class PoolingHead(nn.Module):
             c.num_attention_heads,
             kernel_init=inits.pool_qkv,
             out_kernel_init=inits.pool_out,
-            implementation="xla",  # one query: nothing to gain from another, and the reference has no choice here
+            implementation="xla",  # with one query no other is faster, and the reference offers no choice here
             name="attention",
             **types,
         )
@@ -106,7 +107,7 @@ class PoolingHead(nn.Module):
 
 
 class ImageTransformer(nn.Module):
-    """What both image towers do after the embeddings; each adds its own `__call__`, whose scope the layers are in."""
+    """The part of both image towers after the embeddings; subclasses add `__call__`, whose scope holds the layers."""
 
     config: Any
     options: Options
@@ -119,10 +120,14 @@ class ImageTransformer(nn.Module):
         output_attentions: bool,
         deterministic: bool,
     ) -> TowerOutput:
-        """Applies encoder, final normalisation, and the pooling head unless `vision_use_head` is off.
+        """Applies encoder, final layer norm and, with `vision_use_head`, the pooling head.
 
         Args:
-          mask: (batch, patches), 1 where there is a patch, 0 where padding; None where all are patches.
+          x: embeddings of the patches.
+          mask: (batch, patches), 1 for a patch and 0 for padding; None: all are patches.
+          output_hidden_states: whether to return the embeddings and the output of each layer.
+          output_attentions: whether to return the attention weights.
+          deterministic: False switches attention dropout on.
         """
         bias = mask_to_bias(mask)
         x, hidden_states, attentions = Encoder(self.config, self.options, name="encoder")(

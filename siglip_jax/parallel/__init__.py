@@ -1,4 +1,4 @@
-"""Meshes of devices, sharding rules, and several processes as one program."""
+"""Meshes of devices, sharding of parameters and batches, and programs of several processes."""
 
 from siglip_jax.parallel.mesh import make_mesh
 from siglip_jax.parallel.processes import global_batch, join_processes

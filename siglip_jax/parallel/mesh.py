@@ -1,4 +1,4 @@
-"""The mesh of devices that models and losses run on."""
+"""Meshes of devices for models and losses."""
 
 import math
 
@@ -8,48 +8,61 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")  # those over which examples are cut
+BATCH_AXES = ("data", "fsdp")  # axes over which a batch is sharded
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     """Returns a mesh of all devices with the axes `data`, `fsdp` and `tensor`.
 
-    Its axes are of type Auto: on Explicit ones, today's default of `jax.make_mesh`, linen's modules fail.
+    Its axes are of type Auto: linen modules fail on axes of type Explicit, the current default of `jax.make_mesh`.
 
     Args:
-      data: devices that hold different examples; -1: as many as the others leave.
-      fsdp: devices that hold different examples and different parts of each parameter.
-      tensor: devices that hold different parts of each layer's width.
+      data: number of devices over which the batch alone is sharded; -1: all devices that the other axes leave.
+      fsdp: number of devices over which both the batch and each parameter are sharded; -1: all devices that the other
+        axes leave.
+      tensor: number of devices over which the width of each layer is sharded; -1: all devices that the other axes
+        leave.
+
+    Returns:
+      A mesh of shape (data, fsdp, tensor).
 
     Raises:
-      ValueError: if the product is not the number of devices.
+      ValueError: if the product of the sizes is not the number of devices, or several of them are -1.
+
+    Example:
+      >>> mesh = make_mesh()
+      >>> mesh.axis_names, mesh.shape["data"] == jax.device_count()
+      (('data', 'fsdp', 'tensor'), True)
     """
     devices = jax.devices()
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise ValueError(f"data, fsdp and tensor must be positive, one of them -1, got {data}, {fsdp}, {tensor}")
+        raise ValueError(
+            f"data, fsdp and tensor must be positive, at most one of them -1, got {data}, {fsdp}, {tensor}"
+        )
     if -1 in sizes:
         others = -math.prod(sizes)
         sizes[sizes.index(-1)] = len(devices) // others
     if math.prod(sizes) != len(devices):
         named = " x ".join(f"{name}={size}" for name, size in zip(AXES, (data, fsdp, tensor), strict=True))
-        raise ValueError(f"a mesh must take all {len(devices)} devices, got {named}; change one of them, or use -1")
+        raise ValueError(f"mesh must have all {len(devices)} devices, got {named}; change one of them, or use -1")
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=np.asarray(devices).tolist())
 
 
-def batch_shares(mesh: Mesh | None) -> int:
-    """Returns in how many parts a mesh cuts a batch; one where there is none."""
+def batch_shards(mesh: Mesh | None) -> int:
+    """Returns the number of shards of a batch over a mesh; 1 without a mesh."""
     return 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
 
 
-def keep_batch_cut(x: Array, mesh: Mesh | None) -> Array:
-    """Says to XLA that the first dimension of an array stays cut over `data` and `fsdp`, where the mesh has them.
+def keep_batch_sharded(x: Array, mesh: Mesh | None) -> Array:
+    """Constrains the first dimension of an array to stay sharded over `data` and `fsdp`, where the mesh has them.
 
-    It does not find that out about a scan over layers that are cut over `fsdp` themselves, and then holds the
-    activations of the whole batch on every device.
+    XLA does not infer this for a scan over layers that are themselves sharded over `fsdp`, and without the constraint
+    holds the activations of the whole batch on every device.
 
     Args:
-      mesh: unless `jax.set_mesh` has set one; inside `shard_map` and `pmap` nothing is said.
+      x: array with a leading axis of examples.
+      mesh: mesh to use unless `jax.set_mesh` has set one. Inside `shard_map` and `pmap` the array is returned as it is.
     """
     current = jax.sharding.get_abstract_mesh()
     over = mesh if current.empty else current
@@ -63,13 +76,13 @@ def keep_batch_cut(x: Array, mesh: Mesh | None) -> Array:
 
 
 def check_mesh(mesh: Mesh) -> None:
-    """Refuses a mesh that linen's modules cannot run on.
+    """Refuses a mesh on which linen modules fail.
 
     Raises:
       ValueError: if an axis is of type Explicit.
     """
     if AxisType.Explicit in mesh.axis_types:
         raise ValueError(
-            f"expected a mesh of Auto axes, found {mesh.axis_types}; linen fails on Explicit ones: use"
+            f"mesh must have Auto axes, since linen fails on Explicit ones, got {mesh.axis_types}; use"
             " siglip_jax.make_mesh, or pass axis_types=(jax.sharding.AxisType.Auto, ...) to jax.make_mesh"
         )

@@ -1,8 +1,8 @@
-"""Ordered rules that say how parameters are laid out over a mesh: the first pattern that fits a path decides.
+"""Sharding of parameters over a mesh by ordered rules, of which the first that matches a path wins.
 
-Paths are as in `encoder/layers_0/self_attn/q_proj/kernel`. A rule gives the axes of the last dimensions, so that one
-rule serves layers that are stacked and layers that are not. An axis that does not divide its dimension, or that the
-mesh does not have, is left out.
+Paths look like `encoder/layers_0/self_attn/q_proj/kernel`. A rule lists the mesh axes of the last dimensions, so that
+it serves both stacked and separate layers. An axis that the mesh lacks, or that does not divide its dimension, is left
+out.
 """
 
 import math
@@ -16,7 +16,9 @@ from siglip_jax.parallel.mesh import check_mesh
 from siglip_jax.params import path_of
 from siglip_jax.rules import Rules, match_rule
 
-# kernels are (in, out): the first of two matrices is cut by columns over `tensor`, the second by rows.
+#: Default sharding of all parameters: pairs (pattern over the path, mesh axes of the last dimensions), of which the
+#: first match wins. Kernels are (in, out): the first of two matrices is sharded over `tensor` by columns, the second by
+#: rows.
 SHARDING_RULES: Rules[PartitionSpec] = (
     (r".*token_embedding/embedding", PartitionSpec(("tensor", "fsdp"), None)),  # (vocabulary, width)
     (r".*position_embedding/embedding", PartitionSpec(None, "fsdp")),  # (positions, width)
@@ -32,19 +34,20 @@ SHARDING_RULES: Rules[PartitionSpec] = (
 def partition(
     path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Rules[PartitionSpec] = SHARDING_RULES
 ) -> PartitionSpec:
-    """Returns the axes that each dimension of a parameter is cut over.
+    """Returns the mesh axes over which each dimension of a parameter is sharded.
 
     Raises:
       ValueError: if no rule covers the path, or a rule has more dimensions than the parameter.
     """
     spec = match_rule(rules, path, "sharding rules")
     if len(spec) > len(shape):
-        raise ValueError(f"the sharding rule of {path} has {len(spec)} dimensions, the parameter {len(shape)}")
+        raise ValueError(f"sharding rule of {path} must have at most {len(shape)} dimensions, got {spec}")
     entries = [None] * (len(shape) - len(spec)) + list(spec)
     return PartitionSpec(*(_fitting(entry, size, mesh) for entry, size in zip(entries, shape, strict=True)))
 
 
 def _fitting(entry: Any, size: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...] | None:
+    """Returns the axes of an entry of a rule that the mesh has and that divide the dimension; None without any."""
     axes = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
     kept: tuple[str, ...] = ()
     for axis in axes:
@@ -56,23 +59,52 @@ def _fitting(entry: Any, size: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...
 def shardings(
     shapes: Mapping[str, tuple[int, ...]], mesh: Mesh, rules: Rules[PartitionSpec] = SHARDING_RULES
 ) -> dict[str, NamedSharding]:
-    """Returns where each parameter lies, by path.
+    """Returns the sharding of each parameter, by path.
+
+    Args:
+      shapes: shape of each parameter, by path.
+      mesh: mesh to shard over.
+      rules: pairs (pattern over the path of a parameter, mesh axes of its last dimensions), of which the first match
+        wins.
+
+    Returns:
+      A `NamedSharding` for each path.
 
     Raises:
-      ValueError: if a path is not covered, or the mesh has Explicit axes.
+      ValueError: if no rule covers a path, or the mesh has Explicit axes.
+
+    Example:
+      >>> from siglip_jax.parallel import make_mesh
+      >>> path = "text_model/encoder/layers_0/mlp/fc1/kernel"
+      >>> shardings({path: (768, 3072)}, make_mesh())[path].spec == PartitionSpec(("fsdp",), ("tensor",))
+      True
     """
     check_mesh(mesh)
     return {path: NamedSharding(mesh, partition(path, shape, mesh, rules)) for path, shape in shapes.items()}
 
 
 def shard_params(params: Mapping[str, Any], mesh: Mesh, rules: Rules[PartitionSpec] | None = None) -> dict[str, Any]:
-    """Lays a tree of parameters out over a mesh.
+    """Shards a tree of parameters over a mesh.
 
     Args:
-      rules: (pattern over the path, axes of the last dimensions), first match wins; None: `SHARDING_RULES`.
+      params: nested dict of numpy or jax arrays.
+      mesh: mesh to shard over.
+      rules: pairs (pattern over the path of a parameter, mesh axes of its last dimensions), of which the first match
+        wins; None: `SHARDING_RULES`.
+
+    Returns:
+      The tree with jax arrays that are sharded over the mesh.
 
     Raises:
-      ValueError: if a path is not covered, or the mesh has Explicit axes.
+      ValueError: if no rule covers a path, or the mesh has Explicit axes.
+
+    Example:
+      >>> import numpy as np
+      >>> from siglip_jax.parallel import make_mesh
+      >>> mesh = make_mesh()
+      >>> params = shard_params({"mlp": {"fc1": {"kernel": np.zeros((8, 32), np.float32)}}}, mesh)
+      >>> params["mlp"]["fc1"]["kernel"].sharding.mesh == mesh
+      True
     """
 
     def place(path: tuple[Any, ...], x: Any) -> jax.Array:

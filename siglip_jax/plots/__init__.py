@@ -1,4 +1,4 @@
-"""Plots: a similarity heat map, a contact sheet, and what an evaluation found."""
+"""Plots: a similarity heat map, a contact sheet, and the mistakes of an evaluation."""
 
 from siglip_jax.plots.contact_sheet import contact_sheet, save_contact_sheet
 from siglip_jax.plots.evaluation import plot_evaluation

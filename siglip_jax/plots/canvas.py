@@ -1,4 +1,4 @@
-"""What the plots share: files that can be drawn into, thumbnails, short labels, and figures as bytes."""
+"""Helpers of the plots: checks of output files, thumbnails, short labels, and a matplotlib `Figure` as bytes."""
 
 import io
 import os
@@ -15,49 +15,81 @@ from jaxtyping import UInt8
 from siglip_jax._optional import import_optional
 from siglip_jax.processing import load_image
 
-MOST = 128  # rows or columns: beyond, the numbers could not be read in any image of sensible size
+MOST = 128  # rows or columns; the numbers of more would be illegible in an image of sensible size
 FORMATS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 IMAGE_FORMATS = (".png", ".jpg", ".jpeg", ".webp")
-THUMBNAIL = 96  # pixels
+THUMBNAIL = 96  # width and height in pixels
 
 
 def render(figure: Any, format: str = "png") -> bytes:
-    """Returns a figure as the bytes of a file, with its labels inside."""
+    """Returns a matplotlib `Figure` as the bytes of an image file, with all of its labels inside.
+
+    Args:
+      figure: the `Figure`.
+      format: "png", "pdf", "svg", "jpg", "jpeg" or "webp".
+    """
     buffer = io.BytesIO()
-    with warnings.catch_warnings():  # letters that the font lacks become boxes; no news for whoever wrote the labels
+    with warnings.catch_warnings():  # letters that the font lacks become boxes
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format=format, bbox_inches="tight", pad_inches=0.1)
     return buffer.getvalue()
 
 
 def check_plot(path: str | os.PathLike[str] | None, rows: int, columns: int) -> None:
-    """Refuses what cannot be drawn before anything is computed.
+    """Checks that a plot can be drawn and written, before anything is computed.
+
+    Args:
+      path: file to write the plot to; None: the plot is not written.
+      rows: number of images.
+      columns: number of labels.
 
     Raises:
-      FileNotFoundError: if the folder of `path` is not there.
-      ValueError: if matplotlib is missing, there is nothing or too much to draw, or `path` has an unknown ending.
+      FileNotFoundError: if the folder of `path` does not exist.
+      ValueError: if matplotlib is not installed, `rows` or `columns` is not from 1 to 128, or `path` cannot be written
+        or has an unknown ending.
     """
     import_optional("matplotlib", "a plot", "plot")
     if not 1 <= rows <= MOST or not 1 <= columns <= MOST:
-        raise ValueError(f"a plot shows 1 to {MOST} images and labels, got {rows} images and {columns} labels")
+        raise ValueError(f"a plot must have 1 to {MOST} images and labels, got {rows} images and {columns} labels")
     if path is not None:
         check_file(Path(path), FORMATS)
 
 
 def check_file(path: Path, formats: Sequence[str]) -> None:
-    """Refuses a file that cannot be drawn into; raises what `check_plot` does."""
+    """Checks that a plot can be written to a file.
+
+    Args:
+      path: file to write.
+      formats: endings that are allowed, as in ".png".
+
+    Raises:
+      FileNotFoundError: if the folder of `path` does not exist.
+      ValueError: if `path` has another ending, is a folder, or is in a folder that cannot be written to.
+    """
     if path.suffix.lower() not in formats:
-        raise ValueError(f"{path}: expected a plot ending in one of {' '.join(formats)}, found {path.suffix!r}")
+        raise ValueError(f"{path}: the ending of a plot must be one of {' '.join(formats)}, got {path.suffix!r}")
     if path.is_dir():
-        raise ValueError(f"{path}: expected a file to write the plot to, found a folder; add a name such as plot.png")
+        raise ValueError(f"{path}: the plot must be written to a file, got a folder; add a name such as plot.png")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: no such folder as {path.parent} to write the plot to; make it first")
+        raise FileNotFoundError(
+            f"{path}: the folder of the plot must exist, got no such folder as {path.parent}; make it first"
+        )
     if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"{path}: expected a folder that can be written to, found {path.parent}; choose another")
+        raise ValueError(
+            f"{path}: the folder of the plot must be writable, got {path.parent}, which is not; choose another"
+        )
 
 
 def thumbnail(image: Any, side: int = THUMBNAIL) -> UInt8[np.ndarray, "side side 3"]:
-    """Returns an image, on white, in the middle of a square of at most `side` pixels."""
+    """Returns an image on a white square.
+
+    Args:
+      image: path, URL, bytes, PIL image or array, as `load_image` takes it.
+      side: largest width and height in pixels; smaller images are not enlarged.
+
+    Returns:
+      The centred image, (side, side, 3) uint8.
+    """
     pil = load_image(image).convert("RGBA")
     pil.thumbnail((side, side))
     canvas = PIL.Image.new("RGBA", (max(pil.size),) * 2, "white")
@@ -67,5 +99,11 @@ def thumbnail(image: Any, side: int = THUMBNAIL) -> UInt8[np.ndarray, "side side
 
 
 def shortened(label: str, width: int = 30, lines: int = 2) -> str:
-    """Returns a label broken into lines, the last of which ends in dots where it was longer."""
+    """Returns a label wrapped into lines; the last line ends in an ellipsis if the label is longer.
+
+    Args:
+      label: text to wrap.
+      width: largest number of characters in a line.
+      lines: largest number of lines.
+    """
     return "\n".join(textwrap.wrap(label, width, max_lines=lines, placeholder=" …"))

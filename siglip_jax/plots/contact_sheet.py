@@ -1,4 +1,4 @@
-"""A contact sheet: thumbnails in rows, each with lines of text below it. Needs Pillow only."""
+"""A contact sheet: rows of thumbnails with lines of text below each. Needs Pillow only."""
 
 import io
 from collections.abc import Sequence
@@ -13,20 +13,32 @@ from siglip_jax._files import write_atomically
 from siglip_jax.plots.canvas import thumbnail
 
 COLUMNS = 5
-SIDE, GAP, LINE = 180, 12, 16  # pixels: of a thumbnail, between cells, from line to line
-_SIZE = 13  # of the letters, pixels
+SIDE, GAP, LINE = 180, 12, 16  # pixels: side of a thumbnail, gap between cells, height of a line
+_SIZE = 13  # font size in pixels
 
 
 def contact_sheet(images: Sequence[Any], captions: Sequence[Sequence[str]], title: str = "") -> PIL.Image.Image:
-    """Draws images, at most `COLUMNS` in a row, with their captions.
+    """Draws thumbnails of images with captions, five in a row.
 
     Args:
-      images: as anything `load_image` takes.
-      captions: lines of each image, as many for each; what is too long loses its beginning.
-      title: a line above all.
+      images: paths, URLs, bytes, PIL images or arrays, as `siglip_jax.processing.load_image` takes them.
+      captions: lines of text below each image; a line that is too long loses its beginning, because paths differ at
+        their end.
+      title: line above all images; "": none.
+
+    Returns:
+      The contact sheet, an RGB image.
 
     Raises:
-      OSError, ValueError: if an image cannot be read.
+      OSError: if an image does not exist.
+      ValueError: if an image cannot be read, or there are not as many captions as images.
+
+    Example:
+      >>> import siglip_jax
+      >>> names = ["horse", "lemon", "church"]
+      >>> images = [siglip_jax.assets.EXAMPLES / f"{name}.png" for name in names]
+      >>> contact_sheet(images, [[name] for name in names], title="examples").size
+      (588, 248)
     """
     lines = max((len(caption) for caption in captions), default=0)
     columns = min(COLUMNS, max(len(images), 1))
@@ -44,14 +56,32 @@ def contact_sheet(images: Sequence[Any], captions: Sequence[Sequence[str]], titl
 
 
 def save_contact_sheet(sheet: PIL.Image.Image, path: Path) -> None:
-    """Writes an image, in the format of the ending, which is one of `canvas.IMAGE_FORMATS`."""
+    """Writes a contact sheet to a file, in the format that the file's ending names.
+
+    The file is written under a temporary name and renamed, so that it is never incomplete.
+
+    Args:
+      sheet: image as from `contact_sheet`.
+      path: file to write, ending in .png, .jpg, .jpeg or .webp.
+
+    Raises:
+      OSError: if the file cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> sheet = contact_sheet([PIL.Image.new("RGB", (8, 8), "red")], [["red"]])
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save_contact_sheet(sheet, Path(folder, "sheet.png"))
+      ...     [file.name for file in Path(folder).iterdir()]
+      ['sheet.png']
+    """
     buffer = io.BytesIO()
     sheet.save(buffer, PIL.Image.registered_extensions()[path.suffix.lower()])
     write_atomically(path, buffer.getvalue())
 
 
 def _fitting(text: str, font: Any, width: int) -> str:
-    """Returns as much of the end of a text as is not wider than that: a path differs there."""
+    """Returns the end of a text that is at most `width` pixels wide; paths differ at their end."""
     text = text.replace("\n", " ")
     if font.getlength(text) <= width:
         return text

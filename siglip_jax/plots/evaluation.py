@@ -1,4 +1,4 @@
-"""Images of what went wrong: the classes with the lowest recall, and what queries of a retrieval found."""
+"""Plots of the mistakes of an evaluation: the classes of lowest recall, and the results of retrieval queries."""
 
 import os
 from pathlib import Path
@@ -13,27 +13,46 @@ from siglip_jax.evaluation.neighbours import nearest_keys
 from siglip_jax.evaluation.result import Result
 from siglip_jax.plots.canvas import check_plot, render, shortened, thumbnail
 
-CLASSES, CONFUSED = 8, 4
-QUERIES, FOUND = 8, 5
-RIGHT, WRONG = "#1a9850", "#d73027"
+CLASSES, CONFUSED = 8, 4  # classes shown, and the most that each is confused with
+QUERIES, FOUND = 8, 5  # texts shown, and images that each finds
+RIGHT, WRONG = "#1a9850", "#d73027"  # colours of frames
 CELL, ROW = 1.0, 1.15  # width and height of a cell, in inches
-HALF = 0.43  # of an image's width, in cells
+HALF = 0.43  # half the width of an image, in cells
 
 
 def plot_evaluation(result: Result, source: Source, path: str | os.PathLike[str] | None = None) -> Any:
-    """Draws the result and returns the matplotlib `Figure`.
+    """Draws the mistakes of an evaluation.
 
-    Of a classification the `CLASSES` of lowest recall: an example image, a wrongly named one where there is one, and
-    the classes it is taken for, with an example of each. Of a retrieval `QUERIES` texts and their nearest images, the
-    right one framed.
+    Of a classification the plot shows the eight classes of lowest recall: an image of each, a misclassified one if
+    there is one, and the classes it is confused with, with an example of each. Of a retrieval it shows eight texts
+    and the images nearest to them, with a frame around the right one.
 
     Args:
-      result: of `evaluate_zero_shot`, `knn`, `linear_probe` or `evaluate_retrieval`.
-      source: the images that were evaluated.
-      path: where to write the image too; its ending chooses the format.
+      result: result of `evaluate_zero_shot`, `knn`, `linear_probe` or `evaluate_retrieval`.
+      source: source of the images that were evaluated.
+      path: file to write the plot to, ending in .png, .pdf, .svg, .jpg, .jpeg or .webp; None: the plot is not written.
+
+    Returns:
+      A matplotlib `Figure`, drawn without pyplot.
 
     Raises:
-      ValueError: if matplotlib is missing, or the ending is unknown.
+      FileNotFoundError: if the folder of `path` does not exist.
+      ValueError: if matplotlib is not installed, or `path` cannot be written or has an unknown ending.
+
+    Example:
+      >>> import siglip_jax
+      >>> from siglip_jax.data import Example
+      >>> from siglip_jax.evaluation import evaluate_zero_shot
+      >>> class Two:
+      ...     classes = ("horse", "lemon")
+      ...     def __len__(self): return 2
+      ...     def __getitem__(self, index):
+      ...         file = siglip_jax.assets.EXAMPLES / f"{self.classes[index]}.png"
+      ...         return Example(file.read_bytes(), (), index, file.name)
+      >>> result = evaluate_zero_shot(siglip_jax.load(), Two())
+      >>> figure = plot_evaluation(result, Two())
+      >>> figure.axes[0].get_title(loc="left")
+      'zero-shot: 100.0% right; the 2 classes, lowest recall first'
     """
     check_plot(path, 1, 1)
     figure = _retrieval(result, source) if result.accuracy is None else _confusions(result, source)
@@ -43,6 +62,7 @@ def plot_evaluation(result: Result, source: Source, path: str | os.PathLike[str]
 
 
 def _confusions(result: Result, source: Source) -> Any:
+    """Draws the classes of lowest recall, and those that each is confused with."""
     found = result.accuracy
     assert found is not None and result.ranked is not None
     worst = found.worst[:CLASSES].tolist()
@@ -73,6 +93,7 @@ def _confusions(result: Result, source: Source) -> Any:
 
 
 def _retrieval(result: Result, source: Source) -> Any:
+    """Draws texts and the images nearest to each."""
     assert result.image_embeds is not None and result.text_embeds is not None
     shown = [i * len(result.texts) // QUERIES for i in range(QUERIES)] if len(result.texts) > QUERIES else None
     queries = np.arange(len(result.texts)) if shown is None else np.array(shown)
@@ -98,7 +119,7 @@ def _retrieval(result: Result, source: Source) -> Any:
 
 
 def _canvas(rows: int, columns: int, left: float) -> tuple[Any, Any]:
-    """Returns a figure and axes whose unit is a cell, with room for words at the left."""
+    """Returns a matplotlib `Figure` and axes whose unit is a cell, with `left` inches for words at the left."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -114,7 +135,7 @@ def _canvas(rows: int, columns: int, left: float) -> tuple[Any, Any]:
 def _draw(
     axes: Any, source: Source, result: Result, position: int, row: int, column: int, frame: str | None = None
 ) -> None:
-    """Draws the image at this position of the result, in a frame of this colour."""
+    """Draws the image at a position of the result, with a frame of a colour; None: a thin grey frame."""
     from matplotlib.patches import Rectangle
 
     image = source[int(result.numbers[position])].image

@@ -1,6 +1,6 @@
-"""An image of the image x label matrix: thumbnails beside the rows, labels above the columns, probabilities as colour.
+"""A heat map of the image x label matrix: thumbnails beside the rows, labels above the columns, colours for values.
 
-matplotlib is imported only when an image is drawn, and never through pyplot, so no window system is touched.
+matplotlib is imported only when a plot is drawn, and never through pyplot, so no window system is needed.
 """
 
 import os
@@ -21,16 +21,30 @@ def plot_similarity(
     scores: Float[np.ndarray, "images labels"],
     path: str | os.PathLike[str] | None = None,
 ) -> Any:
-    """Draws probabilities as a heat map and returns the matplotlib `Figure`.
+    """Draws the probabilities of images and labels as a heat map.
 
     Args:
-      images: the N images of the rows, as anything `load_image` takes; transparent ones are shown on white.
-      labels: the M names of the columns; very long ones are shortened.
-      scores: probabilities, drawn on a fixed scale from 0 to 1.
-      path: where to write the image too; its ending chooses the format.
+      images: N images for the rows: paths, URLs, bytes, PIL images or arrays, as `siglip_jax.processing.load_image`
+        takes them; transparent ones are shown on white.
+      labels: M names for the columns; long ones are shortened.
+      scores: probabilities, (N, M) float, drawn on a fixed scale from 0 to 1.
+      path: file to write the plot to, ending in .png, .pdf, .svg, .jpg, .jpeg or .webp; None: the plot is not written.
+
+    Returns:
+      A matplotlib `Figure`, drawn without pyplot.
 
     Raises:
-      ValueError: if matplotlib is missing, the sizes do not match or exceed `MOST`, or the ending is unknown.
+      FileNotFoundError: if an image or the folder of `path` does not exist.
+      ValueError: if matplotlib is not installed, the sizes do not match or are not from 1 to 128, an image cannot be
+        read, or `path` cannot be written or has an unknown ending.
+
+    Example:
+      >>> import siglip_jax
+      >>> images = [siglip_jax.assets.EXAMPLES / f"{name}.png" for name in ("horse", "lemon")]
+      >>> scores = np.array([[0.9, 0.0, 0.1], [0.0, 0.8, 0.2]])
+      >>> figure = plot_similarity(images, ["horse", "lemon", "fruit"], scores)
+      >>> [text.get_text() for text in figure.axes[0].texts]
+      ['0.90', '0', '0.10', '0', '0.80', '0.20']
     """
     check_plot(path, len(scores), len(labels))
     thumbnails = [thumbnail(image) for image in images]
@@ -44,7 +58,7 @@ def plot_similarity(
     cell = 0.72 if max(rows, columns) <= 12 else 0.46  # inches
     figure = Figure(figsize=(cell * (columns + 1), cell * rows), dpi=110)
     FigureCanvasAgg(figure)
-    # Thumbnails are a column of cells of their own, so that they meet their rows whatever the size.
+    # Thumbnails are a column of cells, so that they are aligned with their rows at any size.
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set_xlim(-1.5, columns - 0.5)
     axes.set_ylim(rows - 0.5, -0.5)
@@ -74,6 +88,7 @@ def plot_similarity(
 
 
 def _number(score: float) -> str:
+    """Returns a probability as the text of its cell."""
     if np.isnan(score):
         return "–"
     return f"{score:.2f}" if score >= 0.005 else "0"

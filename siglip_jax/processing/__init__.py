@@ -1,4 +1,4 @@
-"""Images and texts to arrays: tokenizers, image processors, and the processor of both."""
+"""Turns images and texts into arrays: tokenizers, image processors, and processors that combine the two."""
 
 from siglip_jax.processing.batch import Batch
 from siglip_jax.processing.images import (

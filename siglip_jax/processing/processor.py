@@ -1,9 +1,8 @@
-"""Texts and images to the model's inputs in one call; mirrors `transformers.SiglipProcessor` and `Siglip2Processor`.
+"""Turns texts and images into model inputs in one call; mirrors `transformers.SiglipProcessor` and `Siglip2Processor`.
 
-It differs from the references in this: texts are always padded and cut to the model's length unless the call says
-otherwise, because that is how the model was trained, and without an attention mask, because it attends to the padding.
-The length is read from the model's `config.json`, so that a model of 16 positions gets 16. An unknown argument is an
-error.
+Differences from the reference: texts are padded and truncated to the length of the model by default, because the
+model was trained that way, and no attention mask is returned, because the model attends to the padding. The length is
+read from the model's `config.json`, so a model of 16 positions gets 16 tokens. An unknown argument raises an error.
 """
 
 import inspect
@@ -33,10 +32,20 @@ _TEXT = tuple(
 
 
 class SiglipProcessor:
-    """A tokenizer and an image processor.
+    """Combines a tokenizer and an image processor.
 
     Attributes:
-      max_length: what texts are padded and cut to, in tokens.
+      image_processor: the processor of images, such as `SiglipImageProcessor` or `Siglip2ImageProcessor`.
+      tokenizer: the tokenizer of texts, a `SiglipTokenizer` or `Siglip2Tokenizer`.
+      max_length: length in tokens to which texts are padded and truncated by default.
+      model_input_names: names of the arrays that a call with texts and images returns.
+
+    Example:
+      >>> from siglip_jax.assets import BUNDLED_MODEL, EXAMPLES
+      >>> processor = SiglipProcessor.from_pretrained(BUNDLED_MODEL)
+      >>> batch = processor(images=EXAMPLES / "horse.png", text=["a horse", "a bat"])
+      >>> batch.pixel_values.shape, batch.input_ids.shape
+      ((1, 64, 64, 3), (2, 16))
     """
 
     model_input_names = ["pixel_values", "input_ids"]
@@ -48,7 +57,14 @@ class SiglipProcessor:
         *,
         max_length: int | None = None,
     ) -> None:
-        """Keeps both; `max_length` is the tokenizer's own unless given, and 64 if that knows none."""
+        """Stores both parts.
+
+        Args:
+          image_processor: the processor of images.
+          tokenizer: the tokenizer of texts.
+          max_length: length in tokens to which texts are padded and truncated by default; None: the tokenizer's
+            `model_max_length`, or 64 if it has none.
+        """
         self.image_processor = image_processor
         self.tokenizer = tokenizer
         known = tokenizer.model_max_length if 0 < tokenizer.model_max_length < 10**9 else DEFAULT_LENGTH
@@ -64,25 +80,32 @@ class SiglipProcessor:
         images_kwargs: dict[str, Any] | None = None,
         **options: Any,
     ) -> Batch:
-        """Makes the model's inputs of what is given.
+        """Returns the model inputs of images, texts or both.
+
+        One image or one text becomes a batch of one. Images and texts are processed independently and need not be
+        equally many.
 
         Args:
-          images: anything `load_image` takes, or a list of such.
-          text: a text, or a list of texts.
-          return_tensors: `"np"`, `"jax"`, or None for lists.
-          text_kwargs: options of the tokenizer's call, such as `padding`, `truncation`, `max_length`.
-          images_kwargs: options of the image processor, such as `size`, `do_rescale`, `data_format`.
-          **options: of either, flat.
+          images: an image or a list of images, each anything that `load_image` accepts; None: no images.
+          text: a text or a list of texts; None: no texts.
+          return_tensors: kind of the values: "np" for numpy arrays, "jax" for JAX arrays, None for lists.
+          text_kwargs: keyword arguments of the tokenizer's call only, such as `padding`, `truncation` or `max_length`;
+            None: none.
+          images_kwargs: keyword arguments of the image processor's call only, such as `size`, `do_rescale` or
+            `data_format`; None: none.
+          **options: keyword arguments of the tokenizer's or the image processor's call; their names do not overlap.
 
         Returns:
-          `input_ids` (texts, positions) int32, and what the image processor makes: `pixel_values` (images, height,
-          width, channels) float32, or the patches, masks and grids of `Siglip2ImageProcessor`.
+          A `Batch` of `input_ids` (texts, positions) int32 if there are texts, and, if there are images, of
+          `pixel_values` (images, height, width, channels) float32 or the three arrays of `Siglip2ImageProcessor`.
 
         Raises:
-          ValueError: if there is neither, for an unknown option, and for anything that is not a text or an image.
+          FileNotFoundError: if a path or URL of an image does not exist.
+          ValueError: if neither images nor texts are passed, for an unknown option, and for a value that is not a text
+            or an image.
         """
         if images is None and text is None:
-            raise ValueError("SiglipProcessor: expected images or text or both, found neither")
+            raise ValueError("SiglipProcessor: images or text must be given, got neither; pass images, text or both")
         known = self.image_processor.defaults
         refuse_unknown(options, [*_TEXT, *known], "SiglipProcessor")
         for_text = {k: v for k, v in options.items() if k in _TEXT} | (text_kwargs or {})
@@ -102,11 +125,41 @@ class SiglipProcessor:
         return batch
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False, **options: Any) -> Any:
-        """Same as the tokenizer's."""
+        """Returns the text of one row of token ids, or a list of texts of several rows.
+
+        Args:
+          token_ids: token ids, (positions,) or (texts, positions), as an array or lists; or a single id.
+          skip_special_tokens: whether special tokens such as the end of the text and padding are left out.
+          **options: further keyword arguments of the tokenizer's `decode`: `clean_up_tokenization_spaces`.
+
+        Returns:
+          A string for one row, a list of strings for several.
+
+        Raises:
+          ValueError: for an id outside the vocabulary.
+
+        Example:
+          >>> from siglip_jax.assets import BUNDLED_MODEL
+          >>> processor = SiglipProcessor.from_pretrained(BUNDLED_MODEL)
+          >>> processor.decode(processor(text="A horse!").input_ids[0], skip_special_tokens=True)
+          'a horse'
+        """
         return self.tokenizer.decode(token_ids, skip_special_tokens, **options)
 
     def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **options: Any) -> list[str]:
-        """Same as the tokenizer's."""
+        """Returns the texts of several rows of token ids.
+
+        Args:
+          sequences: token ids of each text, (texts, positions), as an array or lists.
+          skip_special_tokens: whether special tokens such as the end of the text and padding are left out.
+          **options: further keyword arguments of the tokenizer's `batch_decode`: `clean_up_tokenization_spaces`.
+
+        Returns:
+          A list with one string per row.
+
+        Raises:
+          ValueError: for an id outside the vocabulary.
+        """
         return self.tokenizer.batch_decode(sequences, skip_special_tokens, **options)
 
     @classmethod
@@ -118,24 +171,31 @@ class SiglipProcessor:
         local_files_only: bool = False,
         backend: str | None = None,
     ) -> "SiglipProcessor":
-        """Reads a directory or Hub repository with a tokenizer and an image processor of version 4 or 5.
+        """Returns the processor of a directory or Hub repository, in the files of `transformers` 4 or 5.
 
         Args:
-          backend: `"pil"` resizes with Pillow, `"jax"` on the accelerator; None takes Pillow where the default device
-            is a CPU. The values are the same. Images of variable resolution always go through Pillow.
+          name_or_path: path of a directory, or a Hub name such as "google/siglip-base-patch16-224".
+          revision: branch, tag or commit of a Hub repository; None: its `main`. A local path has none.
+          local_files_only: whether to use only files in the local Hub cache and make no request.
+          backend: "pil" resizes on the host with Pillow, "jax" on the default device with the same values; None: "pil"
+            if the default device is a CPU, else "jax". Images of variable resolution always go through Pillow.
+
+        Returns:
+          A `SiglipProcessor` whose `max_length` is the number of text positions in `config.json`, or the tokenizer's
+          if that file is missing.
 
         Raises:
-          FileNotFoundError: if a file is missing.
-          ValueError: if a file cannot be made sense of.
+          FileNotFoundError: if the directory, the repository or one of its files is missing.
+          ValueError: if `name_or_path` is a file, a file has invalid contents, or `backend` does not fit the model.
         """
         check_choice("backend", backend, (None, "pil", "jax"))
         directory = hub.resolve(name_or_path, revision=revision, local_files_only=local_files_only)
         if not directory.is_dir():
-            raise ValueError(f"{directory}: expected the directory of a processor, found a file")
+            raise ValueError(f"{directory}: name_or_path must be the directory of a processor, got a file")
         tokenizer, settings = SiglipTokenizer.from_pretrained(directory), read_settings(directory)
         if (kind_of(settings) or "").startswith("Siglip2"):
             if backend == "jax":
-                raise ValueError("backend: expected 'pil' or None for images of variable resolution, found 'jax'")
+                raise ValueError("backend must be 'pil' or None for images of variable resolution, got 'jax'")
             kind: type[ImageProcessor] = Siglip2ImageProcessor
         elif backend == "pil" or backend is None and jax.default_backend() == "cpu":
             kind = SiglipImageProcessorPil
@@ -144,7 +204,13 @@ class SiglipProcessor:
         return cls(kind.from_dict(settings), tokenizer, max_length=text_length(directory))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Writes the tokenizer, `processor_config.json` for version 5, and `preprocessor_config.json` for version 4."""
+        """Writes the files of the tokenizer and the image processor, which `transformers` 4 and 5 read.
+
+        `processor_config.json` is the file that version 5 reads, `preprocessor_config.json` the one of version 4.
+
+        Args:
+          save_directory: path of the directory; it is created if missing.
+        """
         directory = Path(save_directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(directory, model_max_length=self.max_length)

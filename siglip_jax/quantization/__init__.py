@@ -1,4 +1,4 @@
-"""Quantized weights: number formats, and which layers take them."""
+"""Quantized weights: the number formats, and the rules that select the quantized layers."""
 
 from siglip_jax.quantization.layers import QUANTIZATION_RULES, holds_quantized, is_quantized
 from siglip_jax.quantization.schemes import SCHEMES, Quantized, Scheme, dequantize, multiply_int8, quantize

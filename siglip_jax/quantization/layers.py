@@ -1,4 +1,4 @@
-"""Which layers a scheme applies to: the kernels of all dense layers, the pooling head's attention included."""
+"""The layers that are quantized: the kernels of all dense layers, including the attention of the pooling head."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,16 +12,17 @@ QUANTIZATION_RULES: Rules[bool] = (
     (r".*/kernel", True),
     (r".*", False),  # embedding tables, norms, biases, the probe, logit_scale and logit_bias
 )
+"""Whether schemes apply to a parameter, by pattern of its path; the first match wins."""
 
 
 def is_quantized(path: str) -> bool:
-    """Returns whether schemes apply to a parameter.
+    """Returns whether schemes apply to a parameter, by `QUANTIZATION_RULES`.
 
     Args:
-      path: path of the parameter in a tree without stacked layers.
+      path: "/"-separated path of the parameter.
 
     Returns:
-      True for the kernels of dense layers, False for everything else.
+      True for the kernels of dense layers, False for all other parameters.
 
     Example:
       >>> is_quantized("vision_model/encoder/layers_0/mlp/fc1/kernel")
@@ -33,12 +34,18 @@ def is_quantized(path: str) -> bool:
 
 
 def holds_quantized(params: Mapping[str, Any]) -> bool:
-    """Returns whether a tree of parameters is that of a quantized model.
+    """Returns whether a tree of parameters belongs to a quantized model.
 
     Args:
       params: nested dict of arrays and `Quantized` kernels.
 
     Returns:
-      True if a leaf is a `Quantized` kernel.
+      True if any leaf is a `Quantized` kernel.
+
+    Example:
+      >>> import numpy as np
+      >>> kernel = np.ones((4, 2), np.float32)
+      >>> holds_quantized({"head": {"kernel": kernel}})
+      False
     """
     return any(isinstance(x, Quantized) for x in flatten(params).values())

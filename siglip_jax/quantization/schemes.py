@@ -1,16 +1,17 @@
-"""Weights of 8 or 4 bits: how a kernel is stored, made and multiplied with. The arithmetic is that of qwix.
+"""Weights of 8 or 4 bits: storage, quantization and multiplication of a kernel. The arithmetic is that of qwix.
 
-A quantized kernel takes the place of a float one in the tree of parameters. Schemes (bits a weight, scales included):
+A quantized kernel replaces the float one in the tree of parameters. The schemes, with bits per weight including scales:
 
 - int8: round(w / s), s = absmax / 127.5 of an output channel; 8 bits. Inputs are quantized too, each row by its own
   absmax, and multiplied as integers with sums in int32, which is faster than float32 on CPUs with such instructions;
-  int8 weights with float inputs are not. The other schemes are for weights alone.
+  int8 weights with float inputs are not. The other schemes quantize weights only.
 - fp8: float8_e4m3fn(w / s), s = absmax / 448 of an output channel; 8 bits.
 - int4: round(w / s), s = absmax / 7.5 of a block of 32; 5 bits. (Blocks of 64 lost 2.1 points of zero-shot accuracy.)
 - nf4: the nearest of the 16 values of QLoRA (arXiv 2305.14314, appendix E) to w / absmax of a block of 64;
   4.5 bits.
 
-A block is so many inputs of one output channel; the last one is padded with zeros, which both codes hold exactly.
+A block is 32 or 64 consecutive inputs of one output channel; the last block is padded with zeros, which both codes
+represent exactly.
 """
 
 import functools
@@ -28,12 +29,16 @@ from siglip_jax._optional import import_optional
 
 
 class Scheme(NamedTuple):
-    """How codes are stored.
+    """A number format for quantized weights.
 
     Attributes:
-      qtype: the type of a code, in the words of qwix.
-      stored: the type of the array of codes; uint8 where two codes share a byte.
-      block: inputs that share a scale; None: all of them.
+      qtype: type of a code, as qwix names it: a dtype, or "nf4".
+      stored: dtype of the array of codes; uint8 where two codes share a byte.
+      block: number of consecutive inputs that share a scale; None: all inputs of an output channel.
+
+    Example:
+      >>> SCHEMES["int4"].block, SCHEMES["int4"].packed
+      (32, True)
     """
 
     qtype: Any
@@ -52,43 +57,50 @@ SCHEMES = {
     "nf4": Scheme("nf4", np.dtype(np.uint8), 64),
     "fp8": Scheme(jnp.float8_e4m3fn, np.dtype(ml_dtypes.float8_e4m3fn)),
 }
+"""The schemes by name; the module's docstring compares them."""
 
 
 @flax.struct.dataclass
 class Quantized:
-    """A quantized kernel (rows, columns), rows being inputs; a node of a tree, whose leaves are its two arrays.
+    """A quantized kernel of a dense layer; a pytree node whose leaves are `codes` and `scale`.
 
     Attributes:
-      codes: (rows, columns), or (padded rows / 2, columns): rows 2i in the upper four bits, 2i + 1 in the lower.
-      scale: (1 or blocks, columns) float32.
-      scheme: a key of `SCHEMES`.
-      rows: inputs, without padding.
+      codes: (rows, columns) in the dtype of the scheme, rows being inputs; for the schemes of four bits
+        (padded rows / 2, columns) uint8, with row 2i in the upper four bits and row 2i + 1 in the lower.
+      scale: (1, columns) float32, or (blocks, columns) float32 for the schemes with blocks.
+      scheme: scheme of the codes, a key of `SCHEMES`.
+      rows: number of inputs, without padding.
+
+    Example:
+      >>> kernel = quantize(np.ones((100, 8), np.float32), "nf4")
+      >>> kernel.shape, kernel.codes.shape, kernel.scale.shape
+      ((100, 8), (64, 8), (2, 8))
     """
 
-    codes: Any  # arrays, or whatever a transformation of trees puts in their place
+    codes: Any  # arrays, or what a tree transformation replaces them with
     scale: Any
     scheme: str = flax.struct.field(pytree_node=False)
     rows: int = flax.struct.field(pytree_node=False)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Shape of the float kernel."""
+        """Shape of the float kernel, (inputs, outputs)."""
         return self.rows, self.codes.shape[1]
 
     @property
     def nbytes(self) -> int:
-        """Size of codes and scales in bytes."""
+        """Size of the codes and scales in bytes."""
         return self.codes.nbytes + self.scale.nbytes
 
 
 def check_scheme(scheme: object) -> None:
-    """Refuses anything but a key of `SCHEMES`, with a `ValueError`."""
+    """Raises a `ValueError` unless `scheme` is a key of `SCHEMES`."""
     if scheme not in SCHEMES:
-        raise ValueError(f"quantization must be None or one of {', '.join(map(repr, SCHEMES))}; got {scheme!r}")
+        raise ValueError(f"quantization must be None or one of {', '.join(map(repr, SCHEMES))}, got {scheme!r}")
 
 
 def stored_shapes(shape: tuple[int, ...], scheme: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Returns the shapes of `codes` and of `scale` for a kernel of shape (rows, columns)."""
+    """Returns the shapes of `codes` and `scale` for a kernel of shape (rows, columns)."""
     rows, columns = shape
     if not SCHEMES[scheme].packed:
         return (rows, columns), (1, columns)
@@ -97,10 +109,23 @@ def stored_shapes(shape: tuple[int, ...], scheme: str) -> tuple[tuple[int, int],
 
 
 def quantize(kernel: ArrayLike, scheme: str) -> Quantized:
-    """Returns a kernel (rows, columns) of any floating type in the codes of a scheme.
+    """Quantizes the kernel of a dense layer.
+
+    Args:
+      kernel: (inputs, outputs) of any floating dtype; converted to float32 first.
+      scheme: number format, a key of `SCHEMES`: "int8", "int4", "nf4" or "fp8".
+
+    Returns:
+      The codes and scales of the kernel.
 
     Raises:
       ValueError: if the scheme is unknown, or qwix is not installed.
+
+    Example:
+      >>> kernel = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
+      >>> quantized = quantize(kernel, "int8")
+      >>> str(quantized.codes.dtype), quantized.nbytes
+      ('int8', 24)
     """
     check_scheme(scheme)
     rows = np.shape(kernel)[0]
@@ -109,14 +134,43 @@ def quantize(kernel: ArrayLike, scheme: str) -> Quantized:
 
 
 def dequantize(kernel: Quantized) -> Float[Array, "rows columns"]:
-    """Returns the float32 kernel that the codes stand for."""
+    """Returns the float kernel that quantized codes represent.
+
+    Args:
+      kernel: quantized kernel of any scheme.
+
+    Returns:
+      (inputs, outputs) float32.
+
+    Example:
+      >>> kernel = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
+      >>> error = dequantize(quantize(kernel, "int8")) - kernel
+      >>> bool(abs(error).max() < 0.01)
+      True
+    """
     return qwix().dequantize(_qarray(kernel))[: kernel.rows]
 
 
 def multiply_int8(x: Float[Array, "*batch rows"], kernel: Quantized) -> Float[Array, "*batch columns"]:
-    """Returns the product with an int8 kernel in the type of `x`; each row of `x` is rounded to int8 on the way."""
+    """Multiplies inputs by an int8 kernel in integer arithmetic.
+
+    Each row of the inputs is quantized to int8 by its own absmax; products are summed in int32.
+
+    Args:
+      x: inputs, (..., inputs) of any floating dtype.
+      kernel: quantized kernel of the scheme "int8".
+
+    Returns:
+      The product, (..., outputs) in the dtype of `x`.
+
+    Example:
+      >>> kernel = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
+      >>> y = multiply_int8(jnp.ones((2, 4)), quantize(kernel, "int8"))
+      >>> y.shape, bool(abs(y - kernel.sum(0, keepdims=True)).max() < 0.05)
+      ((2, 3), True)
+    """
     flat = x.reshape(-1, kernel.rows).astype(jnp.float32)
-    with jax.numpy_dtype_promotion("standard"):  # qwix's own code relies on it
+    with jax.numpy_dtype_promotion("standard"):  # qwix relies on it
         inputs = qwix().quantize(flat, jnp.int8, channelwise_axes=(0,))
         y = qwix().dot_general(inputs, _qarray(kernel), (((1,), (0,)), ((), ())))
     return y.astype(x.dtype).reshape(*x.shape[:-1], -1)
@@ -124,16 +178,12 @@ def multiply_int8(x: Float[Array, "*batch rows"], kernel: Quantized) -> Float[Ar
 
 @functools.cache
 def qwix() -> Any:
-    """Returns the library.
-
-    Raises:
-      ValueError: if it is not installed.
-    """
+    """Imports qwix; raises a `ValueError` if it is not installed."""
     return import_optional("qwix", "quantization", "quant")
 
 
 def _blocks(rows: int, scheme: str) -> tuple[int, int]:
-    """Returns the size of a block, and the number of rows with padding."""
+    """Returns the number of rows of a block, and of all rows with padding."""
     block = min(SCHEMES[scheme].block or rows, rows + rows % 2)
     return block, -(-rows // block) * block
 

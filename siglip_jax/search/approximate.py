@@ -1,6 +1,6 @@
-"""Approximate search with usearch: a graph of the embeddings, built once and kept beside them as two files.
+"""Approximate search with usearch: a graph of the embeddings, built once and stored beside them in two files.
 
-`index.json` says of which collection the graph in `index.usearch` is, and how much of an exact search it finds.
+`index.usearch` holds the graph; `index.json` records which collection it was built from, and its recall.
 """
 
 import dataclasses
@@ -18,17 +18,18 @@ from siglip_jax.search.collection import Collection
 from siglip_jax.search.nearest import nearest
 
 INDEX, FACTS = "index.usearch", "index.json"
-DTYPE = "f16"  # half the memory of float32; what is found is scored with the embeddings themselves
+DTYPE = "f16"  # half the memory of float32; the rows it finds are scored with the float32 embeddings
 EXPANSION = 128  # candidates kept while the graph is built or searched
-QUERIES, K = 100, 10  # rows that serve as queries, and how many neighbours of each are compared
+QUERIES, K = 100, 10  # the recall is measured on the K nearest rows of QUERIES rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Approximate:
-    """An index of a collection.
+    """An index of a collection, which finds most of the nearest rows without comparing all; `open_index` makes one.
 
     Attributes:
-      recall: the share of the `K` nearest rows of `QUERIES` rows that it finds.
+      collection: collection that the index was built from.
+      recall: share of the 10 nearest rows that it finds, from 0 to 1, measured on 100 rows of the collection.
     """
 
     collection: Collection
@@ -38,33 +39,70 @@ class Approximate:
     def search(
         self, query: Float32[np.ndarray, " embed"], k: int
     ) -> tuple[Float32[np.ndarray, " found"], Int64[np.ndarray, " found"]]:
-        """Returns the highest cosines among the rows that the index finds, highest first, and these rows."""
+        """Returns the rows that the index finds near a query, and their cosines.
+
+        The index holds float16 copies; cosines are computed with the float32 embeddings of the rows it finds.
+
+        Args:
+          query: L2-normalised embedding, (E,) float32.
+          k: number of rows to find; all rows if the collection has fewer.
+
+        Returns:
+          Cosines (found,) float32, largest first, and row indices (found,) int64; ties are broken by row index.
+
+        Example:
+          >>> import siglip_jax, tempfile
+          >>> from siglip_jax.search import embed, open_collection, open_index
+          >>> with tempfile.TemporaryDirectory() as out:
+          ...     _ = embed(siglip_jax.assets.EXAMPLES / "labels.txt", out)
+          ...     index = open_index(open_collection(out))
+          ...     cosines, rows = index.search(index.collection.embeddings(0)[5], 3)
+          >>> rows.shape, int(rows[0]), round(float(cosines[0]), 2)
+          ((3,), 5, 1.0)
+        """
         return _search(self._index, self.collection, query, k)
 
 
 def open_index(collection: Collection, *, on_progress: OnProgress | None = None) -> Approximate:
-    """Opens the index of a collection, which is built first where there is none, or one of other embeddings.
+    """Opens the index of a collection; builds it first if there is none, or only one of other embeddings.
+
+    The index is stored in the directory of the collection, as `index.usearch` and `index.json`, and memory-mapped.
 
     Args:
-      on_progress: called while it is built with the rows added and the number of all.
+      collection: collection to index.
+      on_progress: called with (rows added, rows in all) while the index is built; None: nothing is called.
+
+    Returns:
+      The index.
 
     Raises:
-      OSError: if it cannot be written.
-      ValueError: if usearch is missing, or an index is damaged.
+      OSError: if the index cannot be written.
+      ValueError: if usearch is not installed, or the stored index is damaged.
+
+    Example:
+      >>> import siglip_jax, tempfile
+      >>> from siglip_jax.search import embed, open_collection
+      >>> with tempfile.TemporaryDirectory() as out:
+      ...     _ = embed(siglip_jax.assets.EXAMPLES / "labels.txt", out)
+      ...     index = open_index(open_collection(out))
+      >>> index.recall > 0.9
+      True
     """
     path, facts_path = collection.directory / INDEX, collection.directory / FACTS
     checksum = collection.checksum
-    facts = read_json(facts_path, "it belongs to the index") if facts_path.is_file() else {}
+    facts = read_json(facts_path, "it describes the index") if facts_path.is_file() else {}
     if facts.get("collection") != checksum or not path.is_file():
         facts = {"collection": checksum} | _build(collection, path, Counter(on_progress, len(collection)))
         write_atomically(facts_path, json.dumps(facts, indent=2).encode() + b"\n")
     if path.stat().st_size != facts.get("bytes") or not isinstance(facts.get("recall"), float):
-        raise ValueError(f"{path}: expected {facts.get('bytes')} bytes, found {path.stat().st_size}; remove {FACTS}")
+        raise ValueError(
+            f"{path}: the index must have {facts.get('bytes')} bytes, got {path.stat().st_size}; remove {FACTS}"
+        )
     return Approximate(collection, facts["recall"], _restored(path))
 
 
 def _build(collection: Collection, path: Path, counter: Counter) -> dict[str, Any]:
-    """Writes the graph and returns what is said of it."""
+    """Writes the graph and returns the facts about it that `index.json` records."""
     index = _usearch().Index(
         ndim=collection.manifest.layout["width"],
         metric="ip",
@@ -84,6 +122,7 @@ def _build(collection: Collection, path: Path, counter: Counter) -> dict[str, An
 
 
 def _recall(index: Any, collection: Collection) -> float:
+    """Returns the share of the exact `K` nearest rows that the index finds, over `QUERIES` rows as queries."""
     sample = np.unique(np.linspace(0, len(collection) - 1, QUERIES).round().astype(np.int64))
     queries = collection.rows(sample)
     _, exact = nearest(queries, map(collection.embeddings, range(collection.manifest.parts)), K)
@@ -94,7 +133,7 @@ def _recall(index: Any, collection: Collection) -> float:
 def _search(index: Any, collection: Collection, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     rows = index.search(query, min(k, len(collection))).keys.astype(np.int64)
     cosines = (collection.rows(rows) @ query).astype(np.float32)
-    order = np.lexsort((rows, -cosines))  # of equal ones the lower row first
+    order = np.lexsort((rows, -cosines))  # ties are broken by row index
     return cosines[order], rows[order]
 
 
@@ -103,7 +142,9 @@ def _restored(path: Path) -> Any:
     try:
         return _usearch().Index.restore(inside(path), view=True, **options)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{path}: expected an index of usearch, found no such ({error}); remove {FACTS}") from None
+        raise ValueError(
+            f"{path}: the file must be an index of usearch, got another ({error}); remove {FACTS}"
+        ) from None
 
 
 def _usearch() -> Any:

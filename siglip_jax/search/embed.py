@@ -1,4 +1,4 @@
-"""Embeds images or texts into a collection: what `siglip-jax embed` does, as a function."""
+"""Embeds images or texts into a collection: the job of `siglip-jax embed`, as a function."""
 
 import dataclasses
 import os
@@ -27,6 +27,11 @@ class EmbedResult:
       parts_left: parts that other processes have not done yet; 0 once the collection is complete.
       rows: embeddings in the complete collection; None while parts are left.
       all_unreadable: unreadable items in the complete collection, listed in `errors.jsonl`; None while parts are left.
+
+    Example:
+      >>> result = EmbedResult(Path("out"), "images", items=10, embedded=9, unreadable=1, seconds=0.5, parts_left=0)
+      >>> f"{result.embedded / result.seconds:.0f} images/s"
+      '18 images/s'
     """
 
     out: Path
@@ -74,11 +79,11 @@ def embed(
       batch_size: items of a step; None: what suits model and device.
       image_key: column, key or ending of the images; None: one of the usual names.
       split: split of the data set to take; None: "train" where there are splits.
-      on_progress: called with (items done, items that this call has to do).
+      on_progress: called with (items done, items that this call has to do); None: nothing is called.
       on_unreadable: called with (index of an item, error); None: unreadable items are only listed.
 
     Returns:
-      What was done.
+      Counts of the items done by this call, and of the rows of the collection once it is complete.
 
     Raises:
       OSError: if the source does not exist or `out` cannot be written.

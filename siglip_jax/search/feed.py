@@ -1,6 +1,6 @@
-"""Batches of items through a model in one stream: read and prepared in threads ahead of the device, which never waits.
+"""Embeds batches of items as one stream: threads read and prepare them ahead of the device, so that it never waits.
 
-A batch is computed the same way whatever came before it, so its bits do not depend on where a stream began.
+A batch is computed the same way whatever precedes it, so its bits do not depend on where the stream began.
 """
 
 import itertools
@@ -20,12 +20,12 @@ Batches = Iterable[Sequence[int]]
 
 
 class Rows(NamedTuple):
-    """What came of a batch.
+    """The result of a batch.
 
     Attributes:
-      embeds: L2-normalised, of the items that could be read.
-      numbers: of these.
-      errors: of the others, by number.
+      embeds: L2-normalised embeddings of the readable items, (rows, E) float32.
+      numbers: indices of the readable items, one for each row.
+      errors: errors of the unreadable items, by index.
     """
 
     embeds: Float[np.ndarray, "rows embed"]
@@ -34,19 +34,27 @@ class Rows(NamedTuple):
 
 
 class _Ready(NamedTuple):
-    arrays: Arrays | None  # None where nothing could be read
+    """A batch that is prepared for the device."""
+
+    arrays: Arrays | None  # None if no item could be read
     numbers: list[int]
     errors: dict[int, Exception]
 
 
 def embed_batches(siglip: Siglip, items: Items, batches: Batches, batch_size: int) -> Iterator[Rows]:
-    """Yields the embeddings of batches of items; the next batch is given to the device before one is waited for.
+    """Yields the embeddings of batches of items; each batch is dispatched before the previous one is waited for.
 
     Args:
-      batches: numbers of items, at most `batch_size` in each.
+      siglip: model to embed with.
+      items: images or texts to embed.
+      batches: indices of the items of each batch, at most `batch_size`.
+      batch_size: rows of the compiled program; a smaller batch is padded.
+
+    Yields:
+      The result of each batch, in order.
 
     Raises:
-      ValueError: if the model gives embeddings that are not finite.
+      ValueError: if an embedding is not finite.
     """
     if items.kind == TEXTS:
         encoder = siglip.text_encoder
@@ -69,6 +77,8 @@ def embed_batches(siglip: Siglip, items: Items, batches: Batches, batch_size: in
 def _prepared(
     prepare: Callable[[int], Any], stack: Callable[[list[Any]], Arrays], batches: Batches, batch_size: int, workers: int
 ) -> Iterator[_Ready]:
+    """Yields batches of read, prepared and stacked items."""
+
     def attempt(task: tuple[int, int]) -> tuple[int, int, Any, Exception | None]:
         batch, number = task
         try:
@@ -87,8 +97,9 @@ def _prepared(
 
 
 def _rows(result: Any, ready: _Ready, width: int) -> Rows:
+    """Waits for a batch and returns its result without the rows of padding."""
     embeds = np.zeros((0, width)) if result is None else np.asarray(result)[: len(ready.numbers)]
     embeds = embeds.astype(np.float32)
     if not np.isfinite(embeds).all():
-        raise ValueError("expected finite embeddings of the model, found others; a dtype of more range may help")
+        raise ValueError("embeddings of the model must be finite, got NaN or infinity; use a dtype of a larger range")
     return Rows(embeds, ready.numbers, ready.errors)

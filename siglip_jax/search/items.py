@@ -1,4 +1,4 @@
-"""What is to be embedded: images of a folder or a data set, or the lines of a text file, each with a lasting name."""
+"""Items to embed: images of a folder or a data set, or lines of a text file, each with a stable name."""
 
 import functools
 import hashlib
@@ -11,12 +11,24 @@ IMAGES, TEXTS = "images", "texts"
 
 @runtime_checkable
 class Items(Protocol):
-    """Images or texts in a fixed order.
+    """Images or texts in a fixed order: what `embed` reads. `open_items` opens the usual sources.
+
+    An object with these members can be embedded too; no base class is needed.
 
     Attributes:
-      kind: `IMAGES` or `TEXTS`.
-      path: where they lie, absolute.
-      options: what else chose them, as JSON takes it.
+      kind: "images" or "texts".
+      path: absolute path of the source.
+      options: further arguments that chose the items, by name; JSON must be able to hold them.
+
+    Example:
+      >>> class Colours:
+      ...     kind, path, options, fingerprint = "texts", "/colours", {}, "1"
+      ...     names = ["red", "lime"]
+      ...     def __len__(self): return len(self.names)
+      ...     def name(self, index): return f"colour:{index}"
+      ...     def read(self, index): return self.names[index]
+      >>> isinstance(Colours(), Items)
+      True
     """
 
     kind: str
@@ -24,46 +36,59 @@ class Items(Protocol):
     options: dict[str, str | None]
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Returns the number of items."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Differs where the items do."""
+        """A string that differs if the items do."""
         ...
 
     def name(self, index: int) -> str:
-        """Returns what one is called: "cats/one.png", "shard-000.tar:0017.jpg", "queries.txt:12"."""
+        """Returns the name of an item, which is stable between runs.
+
+        Args:
+          index: index of the item, from 0.
+
+        Returns:
+          The name, as in "cats/one.png", "shard-000.tar:0017.jpg" or "queries.txt:12".
+        """
         ...
 
     def read(self, index: int) -> Any:
-        """Returns one: a string, or an image as `load_image` takes it.
+        """Reads an item.
+
+        Args:
+          index: index of the item, from 0.
+
+        Returns:
+          A string, or an image as `siglip_jax.processing.load_image` takes it: a path, bytes, PIL image or array.
 
         Raises:
-          OSError, ValueError: if it cannot be read.
+          OSError: if the item cannot be read.
+          ValueError: if the item is not text in UTF-8, or not an image.
         """
         ...
 
 
 class Images:
-    """Those of a folder, tar shards, Parquet, Arrow, or a table beside images.
-
-    The fingerprint is one of names, sizes and times of the files.
-    """
+    """Images of a folder, tar shards, Parquet, Arrow, or a table beside images."""
 
     kind = IMAGES
 
     def __init__(self, path: str, image_key: str | None = None, split: str | None = None) -> None:
-        """Lists them.
+        """Lists the images of a source.
 
         Args:
-          image_key, split: as in `siglip_jax.data.open.open_source`.
+          path: folder, file or pattern of the images.
+          image_key: column, key or ending of the images; None: one of the usual names.
+          split: split to take where folders or files are named after splits; None: "train" there.
 
         Raises:
-          OSError: if there is nothing.
-          ValueError: if nothing is recognised, or pyarrow is missing.
+          OSError: if the path does not exist.
+          ValueError: if no format is recognised, or pyarrow is not installed.
         """
-        from siglip_jax.data.open import open_source  # needs the extra `data`, which a file of texts does not
+        from siglip_jax.data.open import open_source  # needs the extra `data`, unlike a text file
 
         self._source = open_source(path, image_key=image_key, split=split, images_only=True)
         self.path, self.options = os.path.abspath(path), {"image_key": image_key, "split": split}
@@ -73,7 +98,7 @@ class Images:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Differs where names, sizes or times of the files do; asks the file system for each of them."""
+        """SHA-256 of the names, sizes and modification times of the files, each of which is looked up."""
         digest = hashlib.sha256()
         for name, path in self._source.files():
             digest.update(f"{name}\0{_state(path)}\n".encode("utf-8", "surrogateescape"))
@@ -89,21 +114,28 @@ class Images:
 
 
 class Texts:
-    """The lines of a text file in UTF-8; blank ones do not count. The fingerprint is one of its contents."""
+    """Lines of a text file in UTF-8; blank lines are skipped.
+
+    Attributes:
+      fingerprint: SHA-256 of the contents of the file.
+    """
 
     kind = TEXTS
     options: dict[str, str | None] = {}
 
     def __init__(self, path: str) -> None:
-        """Finds the lines; memory is needed for their places only.
+        """Finds the lines and keeps only their offsets in memory.
+
+        Args:
+          path: path of the text file.
 
         Raises:
-          OSError: if it cannot be read.
-          ValueError: if there are no lines.
+          OSError: if the file cannot be read.
+          ValueError: if every line is blank.
         """
         self.path = os.path.abspath(path)
         self._file = os.path.basename(path)
-        self._places = array("q")  # of each line: its number, counted from 1, where it begins, and its length, in bytes
+        self._places = array("q")  # of each line: number, from 1; offset and length in bytes
         digest, start = hashlib.sha256(), 0
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
@@ -113,7 +145,7 @@ class Texts:
                 start += len(line)
         self.fingerprint = digest.hexdigest()
         if not self._places:
-            raise ValueError(f"{path}: expected a text in each line, found none")
+            raise ValueError(f"{path}: the file must have a line of text, got none")
 
     def __len__(self) -> int:
         return len(self._places) // 3
@@ -131,31 +163,47 @@ class Texts:
         try:
             return data.decode("utf-8").removeprefix("\ufeff").strip()
         except UnicodeDecodeError:
-            raise ValueError(f"{self.name(index)}: expected text in UTF-8, found other bytes") from None
+            raise ValueError(f"{self.name(index)}: the text must be UTF-8, got other bytes") from None
 
 
 def open_items(path: str | os.PathLike[str], *, image_key: str | None = None, split: str | None = None) -> Items:
-    """Opens what lies at a path: the texts of a `.txt`, or else images.
+    """Opens the items at a path: the lines of a `.txt` file, or else images.
 
     Args:
-      image_key: the column, key or ending of the images; by default the usual names are looked for.
-      split: the part to take, where folders or files are named after parts.
+      path: a `.txt` file with a text on each line, or images: a folder, tar shards, Parquet, Arrow, or JSON lines or
+        CSV beside images.
+      image_key: column, key or ending of the images; None: one of the usual names.
+      split: split to take where folders or files are named after splits; None: "train" for a data set in files, and
+        all images of a folder.
+
+    Returns:
+      The items.
 
     Raises:
-      OSError: if there is nothing, or it cannot be read.
-      ValueError: if nothing is recognised, an option does not fit, or a package is missing.
+      OSError: if the path does not exist or cannot be read.
+      ValueError: if no format is recognised, an argument does not fit the source, or a package is not installed.
+
+    Example:
+      >>> import siglip_jax
+      >>> items = open_items(siglip_jax.assets.EXAMPLES / "labels.txt")
+      >>> len(items), items.kind, items.name(26), items.read(26)
+      (64, 'texts', 'labels.txt:27', 'fog')
     """
     name = os.fspath(path)
     if not name.lower().endswith(".txt"):
         return Images(name, image_key, split)
     if image_key is not None or split is not None:
-        raise ValueError(f"{name}: a text file has neither images nor parts; leave image_key and split out")
+        raise ValueError(
+            f"{name}: image_key and split must be None for a text file, got {image_key!r} and {split!r}; leave"
+            " image_key and split out"
+        )
     return Texts(name)
 
 
 def _state(path: str) -> str:
+    """Returns the size and the modification time of a file as a string."""
     try:
         found = os.stat(path)
-    except (OSError, ValueError):  # missing, or no path at all: said when the item is read
+    except (OSError, ValueError):  # reported when the item is read
         return "missing"
     return f"{found.st_size} {found.st_mtime_ns}"

@@ -1,4 +1,4 @@
-"""The manifest of a collection: which model made which embeddings of what, so that nothing else is mixed in."""
+"""The manifest of a collection: which model made which embeddings of what, so that no others are mixed in."""
 
 import dataclasses
 import hashlib
@@ -21,7 +21,7 @@ from siglip_jax.search.items import IMAGES, TEXTS, Items
 
 MANIFEST = "manifest.json"
 FORMATS = ("npy", "parquet")
-_SAME = {  # what a run that goes on must share with the one that began, and what is said of a difference
+_SAME = {  # fields that must be the same for a collection to be resumed, and what a difference means
     "model": "another model made it",
     "preprocessing": "images or texts were prepared in another way",
     "items": "the data was changed, or is other data",
@@ -31,17 +31,18 @@ _SAME = {  # what a run that goes on must share with the one that began, and wha
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a collection holds.
+    """The contents of `manifest.json`.
 
     Attributes:
-      model: `name`, None for the embedded one; checksums of its `config` and of the parts of its `weights`; `dtype`;
+      model: `name`, None for the bundled model; SHA-256 of its `config` and of each subtree of its `weights`; `dtype`;
         `quantization`.
-      preprocessing: of images and texts; see `siglip_jax.inference.preprocessing.describe`.
+      preprocessing: preparation of images and texts; see `siglip_jax.inference.preprocessing.describe`.
       items: `kind`, `count`, `fingerprint` and `options` of `Items`.
       layout: `format`; `part_size`, items of a part; `batch_size`, items of a step; `width` of an embedding.
-      source: where the items lay.
-      version: of this package when the collection was begun.
-      done: None, or of a whole collection `rows`, `unreadable`, and `checksum`, that of the records of all parts.
+      source: path of the items when the collection was begun.
+      version: version of this package when the collection was begun.
+      done: None until the collection is complete; then numbers of `rows` and of `unreadable` items, and `checksum`,
+        the SHA-256 of the records of all parts.
     """
 
     model: dict[str, Any]
@@ -54,40 +55,50 @@ class Manifest:
 
     @property
     def key(self) -> str:
-        """What the records of parts that belong to it carry."""
+        """SHA-256 that the records of this collection's parts carry."""
         return hashlib.sha256(json.dumps(self._shared(), sort_keys=True).encode()).hexdigest()
 
     @property
     def parts(self) -> int:
-        """How many there are."""
+        """Number of parts."""
         return -(-self.items["count"] // self.layout["part_size"])
 
     def range_of(self, part: int) -> range:
-        """Returns the numbers of the items of a part."""
+        """Returns the indices of the items of a part.
+
+        Args:
+          part: index of the part, from 0.
+        """
         start = part * self.layout["part_size"]
         return range(start, min(start + self.layout["part_size"], self.items["count"]))
 
     def check_same(self, wanted: "Manifest", directory: Path) -> None:
-        """Refuses to put what is wanted into this collection if that is anything else.
+        """Checks that a call would add to this collection what it already holds.
+
+        Args:
+          wanted: manifest of the collection that the call would begin.
+          directory: directory of the collection, for the message.
 
         Raises:
-          ValueError: with the first difference.
+          ValueError: if they differ; the message names the first difference.
         """
         here, there = _flat(self._shared()), _flat(wanted._shared())
         for name in [*here, *there]:
             if here.get(name) != there.get(name):
                 reason, found, asked = _SAME[name.partition(".")[0]], str(here.get(name)), str(there.get(name))
-                differs = f"{name} was {found:.16}, is now {asked:.16}"  # sums are recognised by their beginning
-                raise ValueError(
-                    f"{directory}: cannot go on with this collection: {reason} ({differs}); give another directory"
-                )
+                differs = f"{name} must be {found:.16}, got {asked:.16}"  # 16 digits identify a checksum
+                raise ValueError(f"{directory}: to resume this collection, {differs}: {reason}; give another directory")
 
     def write(self, directory: Path) -> None:
-        """Writes it."""
+        """Writes `manifest.json`.
+
+        Args:
+          directory: directory of the collection.
+        """
         write_atomically(directory / MANIFEST, json.dumps(dataclasses.asdict(self), indent=2).encode() + b"\n")
 
     def _shared(self) -> dict[str, Any]:
-        """Returns what has to be the same: a model may be called by another name, and data may lie elsewhere."""
+        """Returns the fields that must be the same; the name of the model and the path of the data may change."""
         shared = {name: getattr(self, name) for name in _SAME}
         return shared | {"model": {name: value for name, value in self.model.items() if name != "name"}}
 
@@ -95,10 +106,18 @@ class Manifest:
 def new_manifest(
     siglip: Siglip, items: Items, *, model_name: str | None, format: str, part_size: int, batch_size: int
 ) -> Manifest:
-    """Returns the manifest of a collection that is begun.
+    """Returns the manifest of a new collection.
 
     Args:
-      model_name: what `load` takes; None for the embedded model.
+      siglip: model to embed with.
+      items: images or texts to embed.
+      model_name: name or path of the model for `load`; None: the bundled model.
+      format: "npy" or "parquet".
+      part_size: items of a part.
+      batch_size: items of a step.
+
+    Returns:
+      The manifest, with `done=None`.
     """
     model = {
         "name": model_name,
@@ -122,18 +141,19 @@ def new_manifest(
 
 
 def config_checksum(siglip: Siglip) -> str:
-    """Returns the SHA-256 of a configuration."""
+    """Returns the SHA-256 of a model's configuration."""
     return hashlib.sha256(json.dumps(siglip.config.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def weights_checksums(params: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the SHA-256 of each part of a model's parameters: `text_model`, `vision_model`, `logit_scale`, …"""
-    return {name: _checksum(part) for name, part in params.items()}
+    """Returns the SHA-256 of each subtree of a model's parameters: `text_model`, `vision_model`, `logit_scale`, …"""
+    return {name: _checksum(subtree) for name, subtree in params.items()}
 
 
-def _checksum(part: Any) -> str:
+def _checksum(tree: Any) -> str:
+    """Returns the SHA-256 of the paths, dtypes, shapes and values of a tree of arrays."""
     digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(part):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         values = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {values.dtype} {values.shape}\n".encode())
         digest.update(np.ascontiguousarray(values).view(np.uint8))
@@ -143,27 +163,36 @@ def _checksum(part: Any) -> str:
 def read_manifest(directory: Path) -> Manifest:
     """Reads the manifest of a collection.
 
+    Args:
+      directory: directory of the collection.
+
+    Returns:
+      The manifest; every value that other code relies on is checked.
+
     Raises:
-      FileNotFoundError: if there is none.
-      ValueError: if it is not one.
+      FileNotFoundError: if the directory has no manifest.
+      ValueError: if the manifest is damaged.
     """
     path = directory / MANIFEST
     found = read_json(path, "it makes a folder a collection of embeddings; siglip-jax embed writes it")
     names = {field.name for field in dataclasses.fields(Manifest)}
     if set(found) != names:
-        raise ValueError(f"{path}: expected {', '.join(sorted(names))}, found {', '.join(sorted(found)) or 'nothing'}")
+        raise ValueError(
+            f"{path}: the fields must be {', '.join(sorted(names))}, got {', '.join(sorted(found)) or 'none'};"
+            " remove it and embed again"
+        )
     if wrong := next(_mistakes(found), None):
-        raise ValueError(f"{path}: {wrong}; write the collection anew")
+        raise ValueError(f"{path}: {wrong}; remove it and embed again")
     return Manifest(**found)
 
 
 def _mistakes(found: dict[str, Any]) -> Iterator[str]:
-    """Yields what is wrong in a manifest, as far as anything relies on it."""
+    """Yields the mistakes in those values of a manifest that other code relies on."""
     kinds = dict.fromkeys(_SAME, dict) | {"source": str, "version": str, "done": dict | None}
     for name, kind in kinds.items():
         if not isinstance(found[name], kind):
             words = "a string" if kind is str else "an object"
-            yield f"expected {name} to be {words}, found a {type(found[name]).__name__}"
+            yield f"{name} must be {words}, got a {type(found[name]).__name__}"
             return
     counts = {("items", "count"): 1, ("layout", "part_size"): 1, ("layout", "batch_size"): 1, ("layout", "width"): 1}
     if found["done"] is not None:
@@ -171,13 +200,14 @@ def _mistakes(found: dict[str, Any]) -> Iterator[str]:
     for (group, name), least in counts.items():
         value = found[group].get(name)
         if type(value) is not int or value < least:
-            yield f"expected {name} in {group} to be a whole number of at least {least}, found {value!r}"
+            yield f"{name} in {group} must be an integer of at least {least}, got {value!r}"
     for group, name, known in (("layout", "format", FORMATS), ("items", "kind", (IMAGES, TEXTS))):
         if (value := found[group].get(name)) not in known:
-            yield f"expected {name} in {group} to be one of {', '.join(known)}, found {value!r}"
+            yield f"{name} in {group} must be one of {', '.join(known)}, got {value!r}"
 
 
 def _flat(tree: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Returns the leaves of nested dicts by their dotted names."""
     flat = {}
     for name, value in tree.items():
         flat |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
@@ -185,5 +215,5 @@ def _flat(tree: dict[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def _as_json(value: Any) -> Any:
-    """Returns what is read back after it was written as JSON: lists for tuples."""
+    """Returns a value as it is read back from JSON, with lists for tuples."""
     return json.loads(json.dumps(value))

@@ -1,6 +1,6 @@
 """Exact search: the largest cosines among any number of embeddings, in blocks of one shape on the device.
 
-Memory is that of one part and a few blocks, however many embeddings there are; a memory-mapped part is not copied.
+Memory is that of one part and a few blocks, whatever the number of embeddings; a memory-mapped part is not copied.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float32, Int32, Int64
 
 QUERIES = 1024  # rows of a block of queries
-BLOCK = 2048  # rows of a block of embeddings: with the queries 8 MiB of cosines
+BLOCK = 2048  # rows of a block of embeddings; its cosines with a block of queries take 8 MiB
 
 
 def nearest(
@@ -35,6 +35,8 @@ def nearest(
       is k, or the number of all rows if there are fewer.
 
     Example:
+      >>> import numpy as np
+      >>> from siglip_jax.search import nearest
       >>> rows = np.eye(3, dtype=np.float32)
       >>> cosines, indices = nearest(rows[:1], [rows], 2)
       >>> indices.tolist()
@@ -56,7 +58,7 @@ def nearest(
 
 
 def _padded(x: np.ndarray, rows: int) -> np.ndarray:
-    """Returns an array of so many rows, always the same shape: compiled once."""
+    """Returns an array padded with zeros to `rows` rows, so that one compiled program serves all."""
     if len(x) == rows:
         return x
     return np.concatenate([x, np.zeros((rows - len(x), x.shape[1]), x.dtype)])
@@ -95,7 +97,7 @@ def merged(
 
 
 def _blocks(parts: Iterable[np.ndarray], width: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields arrays of `size` rows and how many of these are used: views of the parts as far as possible."""
+    """Yields arrays of `size` rows, views of the parts where possible, and the number of rows that are used."""
     block, filled = np.zeros((size, width), np.float32), 0
     for part in parts:
         done = 0
@@ -107,9 +109,9 @@ def _blocks(parts: Iterable[np.ndarray], width: int, size: int) -> Iterator[tupl
             taken = min(size - filled, len(part) - done)
             block[filled : filled + taken] = part[done : done + taken]
             filled, done = filled + taken, done + taken
-            # At the end of a part half a block is enough, so that the next part can be used as it is.
+            # At the end of a part half a block is enough, so that the next part needs no copy.
             if filled == size or (done == len(part) and 2 * filled >= size):
                 yield block, filled
-                block, filled = np.zeros((size, width), np.float32), 0  # the device may still read the other
+                block, filled = np.zeros((size, width), np.float32), 0  # the device may still read the old one
     if filled:
         yield block, filled

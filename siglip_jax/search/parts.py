@@ -1,7 +1,8 @@
-"""The numbered parts of a collection: files of embeddings and names, and a record that is written when both are whole.
+"""The numbered parts of a collection: files of embeddings and names, and a record that is written after both.
 
 Part 17 is `part-000017.npy` with `part-000017.ids.json`, or `part-000017.parquet`, and the record `part-000017.json`.
-Every file is written aside and renamed, and none depends on the time or on what was there before.
+Every file is written under a temporary name and renamed; none depends on the time or on earlier contents of the
+directory.
 """
 
 import hashlib
@@ -18,13 +19,13 @@ from siglip_jax.search.manifest import Manifest
 
 
 class Record(NamedTuple):
-    """What is said of a part.
+    """The record of a complete part.
 
     Attributes:
-      collection: the key of the manifest that it belongs to.
-      rows: embeddings.
-      unreadable: `position`, `id` and `error` of items that could not be read, and have no row.
-      files: SHA-256 of each file by name.
+      collection: `Manifest.key` of the collection that the part belongs to.
+      rows: number of embeddings.
+      unreadable: `position`, `id` and `error` of each item that could not be read and has no row.
+      files: SHA-256 of each file, by name.
     """
 
     collection: str
@@ -46,7 +47,16 @@ def write_part(
     ids: list[str],
     unreadable: list[dict[str, Any]],
 ) -> None:
-    """Writes a part, its record last."""
+    """Writes a part, its record last, so that a part with a record is complete.
+
+    Args:
+      directory: directory of the collection.
+      manifest: manifest of the collection.
+      part: index of the part, from 0.
+      embeds: L2-normalised embeddings of the readable items, (rows, E) float32.
+      ids: names of the readable items, one for each row.
+      unreadable: `position`, `id` and `error` of each unreadable item.
+    """
     name, files = record_path(directory, part).stem, {}
     if manifest.layout["format"] == "npy":
         files[f"{name}.npy"] = _write_array(directory / f"{name}.npy", embeds)
@@ -62,30 +72,48 @@ def write_part(
 def read_record(directory: Path, part: int) -> Record:
     """Reads the record of a part.
 
+    Args:
+      directory: directory of the collection.
+      part: index of the part, from 0.
+
+    Returns:
+      The record.
+
     Raises:
-      FileNotFoundError: if there is none.
-      ValueError: if it is not one.
+      FileNotFoundError: if the part has no record.
+      ValueError: if the record is damaged.
     """
     path = record_path(directory, part)
-    found = read_json(path, "it is written when the part is whole; run the same siglip-jax embed again")
+    found = read_json(path, "it is written when the part is complete; run the same siglip-jax embed again")
     collection, rows, unreadable, files = (found.get(name) for name in Record._fields)
     lost = isinstance(unreadable, list) and all(isinstance(entry, dict) for entry in unreadable)
     if not (lost and isinstance(collection, str) and type(rows) is int and rows >= 0 and isinstance(files, dict)):
-        raise ValueError(f"{path}: expected the record of a part, found something else; remove it and embed again")
+        raise ValueError(
+            f"{path}: the file must be the record of a part, got something else; remove it and embed again"
+        )
     return Record(collection, rows, unreadable, files)
 
 
 def fault_of(directory: Path, manifest: Manifest, part: int) -> str | None:
-    """Returns what is wrong with a part, None if nothing is: all its files are read."""
+    """Returns what is wrong with a part, after comparing all of its files with their checksums.
+
+    Args:
+      directory: directory of the collection.
+      manifest: manifest of the collection.
+      part: index of the part, from 0.
+
+    Returns:
+      One line; None if the part is complete and undamaged.
+    """
     try:
         record = read_record(directory, part)
     except (OSError, ValueError) as error:
         return str(error)
     if record.collection != manifest.key:
-        return f"{record_path(directory, part)}: of another collection"
+        return f"{record_path(directory, part)}: the part must be of this collection, got one of another collection"
     if record.rows + len(record.unreadable) != len(manifest.range_of(part)):
         counted = f"{record.rows} embeddings and {len(record.unreadable)} unreadable items"
-        return f"{record_path(directory, part)}: expected {len(manifest.range_of(part))} items, found {counted}"
+        return f"{record_path(directory, part)}: the part must have {len(manifest.range_of(part))} items, got {counted}"
     endings = (".npy", ".ids.json") if manifest.layout["format"] == "npy" else (".parquet",)
     for ending in endings:
         name = f"{record_path(directory, part).stem}{ending}"
@@ -95,19 +123,25 @@ def fault_of(directory: Path, manifest: Manifest, part: int) -> str | None:
         except (OSError, ValueError) as error:
             return f"{directory / name}: cannot be read ({error})"
         if found != expected:
-            return f"{directory / name}: expected the SHA-256 {expected}, found {found}; it was changed"
+            return f"{directory / name}: the SHA-256 must be {expected}, got {found}; the file was changed"
     return None
 
 
 def read_embeddings(directory: Path, manifest: Manifest, part: int, rows: int) -> Float32[np.ndarray, "rows embed"]:
-    """Returns the embeddings of a part, mapped into memory.
+    """Returns the embeddings of a part, memory-mapped.
 
     Args:
-      rows: how many its record names.
+      directory: directory of the collection.
+      manifest: manifest of the collection.
+      part: index of the part, from 0.
+      rows: number of rows in its record.
+
+    Returns:
+      L2-normalised embeddings, (rows, E) float32.
 
     Raises:
-      OSError: if they cannot be read.
-      ValueError: if the file is not what the manifest says.
+      OSError: if the file cannot be read.
+      ValueError: if the file does not hold embeddings of the recorded shape.
     """
     name = record_path(directory, part).stem
     path = inside(directory / f"{name}.{manifest.layout['format']}")
@@ -118,8 +152,8 @@ def read_embeddings(directory: Path, manifest: Manifest, part: int, rows: int) -
         embeds = column.flatten().to_numpy().reshape(len(column), -1)
     width = manifest.layout["width"]
     if embeds.shape != (rows, width) or embeds.dtype != np.float32:
-        found = f"{embeds.shape} of {embeds.dtype}"
-        raise ValueError(f"{path}: expected embeddings {(rows, width)} of float32, found {found}; embed again")
+        found = f"{embeds.shape} {embeds.dtype}"
+        raise ValueError(f"{path}: the embeddings must be {(rows, width)} float32, got {found}; embed again")
     return embeds
 
 
@@ -127,20 +161,28 @@ def read_ids(directory: Path, manifest: Manifest, part: int, rows: int) -> list[
     """Returns the names of the items of a part that have a row, in the order of the rows.
 
     Args:
-      rows: how many its record names.
+      directory: directory of the collection.
+      manifest: manifest of the collection.
+      part: index of the part, from 0.
+      rows: number of rows in its record.
+
+    Returns:
+      A name for each row.
 
     Raises:
-      OSError: if they cannot be read.
-      ValueError: if the file is not what the manifest says.
+      OSError: if the file cannot be read.
+      ValueError: if the file does not hold that many names.
     """
     ending = ".ids.json" if manifest.layout["format"] == "npy" else ".parquet"
     path = inside(directory / f"{record_path(directory, part).stem}{ending}")
     try:
         ids = json.loads(path.read_bytes()) if ending == ".ids.json" else _read_parquet(path, "id").to_pylist()
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected names, found something else ({error}); embed again") from None
+        raise ValueError(
+            f"{path}: the file must hold a list of names, got something else ({error}); embed again"
+        ) from None
     if not isinstance(ids, list) or len(ids) != rows or not all(isinstance(name, str) for name in ids):
-        raise ValueError(f"{path}: expected a list of {rows} names, found something else; embed again")
+        raise ValueError(f"{path}: the file must hold a list of {rows} names, got something else; embed again")
     return ids
 
 
@@ -151,6 +193,7 @@ def sum_of(path: Path) -> str:
 
 
 def _write_array(path: Path, embeds: np.ndarray) -> str:
+    """Writes an array and returns the SHA-256 of the file."""
     with written_aside(path) as aside:
         with aside.open("wb") as file:
             np.save(file, embeds, allow_pickle=False)
@@ -158,6 +201,7 @@ def _write_array(path: Path, embeds: np.ndarray) -> str:
 
 
 def _write_parquet(path: Path, embeds: np.ndarray, ids: list[str]) -> str:
+    """Writes the columns `id` and `embedding` and returns the SHA-256 of the file."""
     pa, pq = _pyarrow()
     lists = pa.FixedSizeListArray.from_arrays(pa.array(embeds.reshape(-1)), embeds.shape[1])
     table = pa.table({"id": pa.array(ids, pa.string()), "embedding": lists})
@@ -167,11 +211,12 @@ def _write_parquet(path: Path, embeds: np.ndarray, ids: list[str]) -> str:
 
 
 def _read_parquet(path: Path, column: str) -> Any:
+    """Returns a column of a Parquet file, memory-mapped."""
     pa, pq = _pyarrow()
     try:
         return pq.read_table(path, columns=[column], memory_map=True, partitioning=None).column(column)
     except (pa.ArrowInvalid, KeyError) as error:
-        raise ValueError(f"{path}: expected Parquet with a column {column!r}, found something else ({error})") from None
+        raise ValueError(f"{path}: the file must be Parquet with a column {column!r}, got another ({error})") from None
 
 
 def _pyarrow() -> tuple[Any, Any]:

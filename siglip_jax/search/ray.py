@@ -2,8 +2,8 @@
 
     python -m siglip_jax.search.ray SRC DIR [--model M] [--workers N]
 
-An example to start from: each worker loads the model once and does whole parts as `embed_collection` does, so what it
-writes is the same to the byte, and either goes on with what the other began. Needs the extra `ray`.
+An example to start from: each worker loads the model once and embeds whole parts as `embed_collection` does. The files
+are the same to the byte, and each of the two resumes what the other began. Needs the extra `ray`.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from siglip_jax.search.items import open_items
 from siglip_jax.search.manifest import read_manifest
 from siglip_jax.search.parts import fault_of
 
-PARTS = 4  # that a worker takes at a time, as one stream
+PARTS = 4  # parts that a worker embeds at a time, as one stream
 
 
 class _Worker:
-    """Does parts; one lives in each process."""
+    """Embeds parts; each process has one."""
 
     def __init__(self, source: str, out: str, model: str | None) -> None:
         self._siglip, self._items = load(model), open_items(source)
@@ -39,14 +39,21 @@ class _Worker:
 def embed_with_ray(
     source: str, out: str, *, model: str | None = None, workers: int = 2, part_size: int | None = None
 ) -> int:
-    """Embeds what is missing, in that many processes; returns how many parts are left, which is 0.
+    """Embeds the missing parts of a collection in several processes.
 
     Args:
-      source, model: as in `open_items` and `load`; absolute paths, that all machines have.
-      out, part_size: as in `embed_collection`.
+      source: absolute path of the items, which every machine has.
+      out: absolute path of the collection's directory, which all machines share.
+      model: Hub name, or absolute path that every machine has; None: the bundled model.
+      workers: number of processes; each holds a copy of the model.
+      part_size: items of a part; None: that of the collection, or 2048.
+
+    Returns:
+      The number of parts left, which is 0 unless a worker failed.
 
     Raises:
-      OSError, ValueError: as `embed_collection` does.
+      OSError: if the source does not exist or `out` cannot be written.
+      ValueError: if `out` holds another collection, an argument is impossible, or Ray is not installed.
     """
     data: Any = import_optional("ray.data", "embedding with Ray", "ray")
     directory = Path(out)
@@ -61,7 +68,7 @@ def embed_with_ray(
 
 
 def main() -> None:
-    """Runs it from the command line."""
+    """Runs `embed_with_ray` with the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source")
     parser.add_argument("out")

@@ -1,4 +1,4 @@
-"""Finds the nearest items of a collection to a text or an image."""
+"""Search: the items of a collection that are nearest to a text or an image."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,14 +15,20 @@ from siglip_jax.search.nearest import nearest
 
 
 class Match(NamedTuple):
-    """An item that was found.
+    """An item that a search found.
 
     Attributes:
-      rank: counted from 1.
-      id: its name.
-      score: cosine.
-      probability: that the text describes the image; None where the query is of the same kind as the items.
-      position: its number among the items.
+      rank: place in the result, from 1 for the nearest.
+      id: name of the item, as in "cats/one.png" or "queries.txt:12".
+      score: cosine of the item and the query, from -1 to 1.
+      probability: sigmoid probability that the text describes the image, from 0 to 1; None if query and items are both
+        texts or both images, which the model's temperature and bias do not apply to.
+      position: index of the item in its source, which counts unreadable items too.
+
+    Example:
+      >>> match = Match(rank=1, id="cats/one.png", score=0.25, probability=0.75, position=0)
+      >>> f"{match.rank}. {match.id} {match.score:.2f}"
+      '1. cats/one.png 0.25'
     """
 
     rank: int
@@ -35,30 +41,47 @@ class Match(NamedTuple):
 def load_for(
     collection: Collection, name_or_path: str | None = None, *, kinds: Sequence[str] = (TEXTS, IMAGES)
 ) -> Siglip:
-    """Loads the model that a collection was made with.
+    """Loads the model that made a collection, with the same dtype and quantization.
+
+    Embeddings of different models do not share a space, so the checksums of the configuration and the weights are
+    compared with those in the manifest.
 
     Args:
-      name_or_path: where it is; by default where it was then.
-      kinds: what the queries will be; only the towers for these are read and compared.
+      collection: collection to search.
+      name_or_path: Hub name, directory or weights file of the model; None: the one that the manifest names.
+      kinds: kinds of the queries to come, "texts", "images" or both; only the towers for these are read and compared.
+
+    Returns:
+      The model, ready to encode queries.
 
     Raises:
-      OSError: if it is not there.
-      ValueError: if that is another model.
+      OSError: if the model does not exist.
+      ValueError: if it is another model than the one that made the collection.
+
+    Example:
+      >>> import siglip_jax, tempfile
+      >>> from siglip_jax.search import embed, open_collection
+      >>> with tempfile.TemporaryDirectory() as out:
+      ...     _ = embed(siglip_jax.assets.EXAMPLES / "labels.txt", out)
+      ...     siglip = load_for(open_collection(out), kinds=["texts"])
+      >>> siglip.encode_text("a horse").shape
+      (1, 192)
     """
     made = collection.manifest.model
     name = made.get("name") if name_or_path is None else name_or_path
     siglip = load(name, dtype=made.get("dtype"), quantization=made.get("quantization"))
     encoders = {TEXTS: "text_encoder", IMAGES: "image_encoder"}
-    parts = {name: part for kind in kinds for name, part in getattr(siglip, encoders[kind]).params.items()}
-    own = {"config": config_checksum(siglip)} | weights_checksums(parts)
-    then = made.get("weights")
-    then = {"config": made.get("config")} | (then if isinstance(then, dict) else {})
+    params = {name: subtree for kind in kinds for name, subtree in getattr(siglip, encoders[kind]).params.items()}
+    own = {"config": config_checksum(siglip)} | weights_checksums(params)
+    recorded = made.get("weights")
+    recorded = {"config": made.get("config")} | (recorded if isinstance(recorded, dict) else {})
     for what in own:
-        if own[what] != then.get(what):
-            expected, found = (f"{name or 'the embedded model'}" for name in (made.get("name"), name))
+        if own[what] != recorded.get(what):
+            expected, found = (f"{name or 'the bundled model'}" for name in (made.get("name"), name))
             raise ValueError(
-                f"{collection.directory}: expected the model that made it, {expected}, found {found}, of another {what}"
-                f" ({str(then.get(what)):.16}, {own[what]:.16}); name the other, or embed again"
+                f"{collection.directory}: the model must be the one that made the collection, {expected} with {what}"
+                f" {str(recorded.get(what)):.16}, got {found} with {what} {own[what]:.16}; give the former, or embed"
+                " again"
             )
     return siglip
 
@@ -66,16 +89,22 @@ def load_for(
 def open_source_of(collection: Collection) -> Items:
     """Opens the images that a collection was made of.
 
+    Args:
+      collection: collection of embeddings of images.
+
+    Returns:
+      The images, in the order of the positions that `Match` carries.
+
     Raises:
-      OSError, ValueError: if they are not there any more, or it was made of texts.
+      ValueError: if the collection is one of texts, or its images are no longer at their path.
     """
     manifest = collection.manifest
     if manifest.items["kind"] != IMAGES:
-        raise ValueError(f"{collection.directory}: expected embeddings of images, found those of {TEXTS}")
+        raise ValueError(f"{collection.directory}: the collection must be of images, got one of {TEXTS}")
     try:
         return open_items(manifest.source, **manifest.items["options"])
     except (OSError, ValueError) as error:
-        missing = f"the images that {collection.directory} was made of cannot be opened"
+        missing = f"{collection.directory}: the images of the collection cannot be opened"
         raise ValueError(f"{missing}: {error}; put them back where they were") from error
 
 
@@ -88,19 +117,40 @@ def search(
     kind: str = TEXTS,
     approximate: Approximate | None = None,
 ) -> list[Match]:
-    """Returns the items nearest to a query, nearest first; equally near ones in the order of the items.
+    """Returns the items of a collection that are nearest to a query, nearest first.
+
+    The search compares the query with every embedding, in blocks on the device, unless an index is given. Ties are
+    broken by position.
 
     Args:
-      query: a string, or an image as `Siglip.encode_image` takes it.
-      kind: `TEXTS` or `IMAGES`: what the query is.
-      approximate: an index to search instead of all embeddings.
+      siglip: model that made the collection, as from `load_for`.
+      collection: collection to search.
+      query: a string, or an image as `Siglip.encode_image` takes it: a path, URL, bytes, PIL image or array.
+      top_k: number of items to return; the whole collection if it has fewer.
+      kind: "texts" or "images", the kind of the query.
+      approximate: index of the collection to search, as from `open_index`; None: exact search.
+
+    Returns:
+      At most `top_k` items.
 
     Raises:
-      OSError, ValueError: if an image cannot be read, or the collection is empty.
+      OSError: if the query is an image that does not exist.
+      ValueError: if the query is an image that cannot be read, `top_k` is less than 1, or the collection is empty.
+
+    Example:
+      >>> import siglip_jax, tempfile
+      >>> from siglip_jax.search import embed, open_collection
+      >>> with tempfile.TemporaryDirectory() as out:
+      ...     siglip = siglip_jax.load()
+      ...     _ = embed(siglip_jax.assets.EXAMPLES / "labels.txt", out, siglip)
+      ...     horse = siglip_jax.assets.EXAMPLES / "horse.png"
+      ...     matches = search(siglip, open_collection(out), horse, kind="images", top_k=3)
+      >>> [match.rank for match in matches], matches[0].id
+      ([1, 2, 3], 'labels.txt:32')
     """
     check_count("top_k", top_k)
     if not len(collection):
-        raise ValueError(f"{collection.directory}: expected embeddings to search, found none")
+        raise ValueError(f"{collection.directory}: the collection must have an embedding to search, got none")
     embeds = siglip.encode_text([query]) if kind == TEXTS else siglip.encode_image([query])
     if approximate is not None:
         scores, rows = approximate.search(embeds[0], top_k)

@@ -1,6 +1,6 @@
-"""Training: `train` does what `siglip-jax train` does; its parts can be used alone.
+"""Training: `train` does the job of `siglip-jax train`; recipes and objectives can be used alone.
 
-The extra `train` installs what training needs.
+The extra `train` installs the packages that training needs.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""optax, which the extra `train` installs: one import, with the message that says so."""
+"""Imports Optax, or fails with a message that names the extra `train`, which installs it."""
 
 from siglip_jax._optional import import_optional
 

@@ -1,7 +1,7 @@
-"""Checkpoints of a run, by step, with orbax: the whole state, and what a resumed run needs to know besides it.
+"""Checkpoints of a run, by step, with Orbax: the whole state, and the facts that a resumed run needs besides it.
 
-A checkpoint is written aside and renamed, in the background. It does not depend on the devices: a run goes on on
-another number of them.
+A checkpoint is written in the background under a temporary name and renamed. It does not depend on the devices: a run
+resumes on any number of them.
 """
 
 import json
@@ -18,19 +18,20 @@ State = TypeVar("State")
 
 
 class Saver:
-    """The checkpoints of one directory: the last few, and the best one if there is a figure to judge by."""
+    """The checkpoints in a directory: the latest ones, and the one where a metric is highest."""
 
     def __init__(self, directory: Path, keep: int = 2, best: str | None = None):
-        """Opens the directory, or makes it.
+        """Opens the directory, which is made if need be.
 
         Args:
-          keep: of the last checkpoints, how many stay.
-          best: the name of a figure; the checkpoint where it is highest stays too.
+          directory: directory of the checkpoints.
+          keep: number of latest checkpoints to keep.
+          best: name of a metric; the checkpoint where it is highest is kept too. None: only the latest are kept.
         """
         policies: list[Any] = [LatestN(keep)]
         if best is not None:
             policies.append(
-                BestN(get_metric_fn=lambda figures: figures[best], n=1, keep_checkpoints_without_metrics=False)
+                BestN(get_metric_fn=lambda metrics: metrics[best], n=1, keep_checkpoints_without_metrics=False)
             )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(policies),
@@ -42,25 +43,31 @@ class Saver:
 
     @property
     def latest(self) -> int | None:
-        """The step of the last whole checkpoint; None if there is none."""
+        """The step of the latest complete checkpoint; None if there is none."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, facts: Mapping[str, Any], figures: Mapping[str, float]) -> None:
-        """Copies the state and writes it in the background.
+    def save(self, step: int, state: Any, facts: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Copies the state to the host and writes a checkpoint in the background.
 
         Args:
-          facts: anything JSON holds.
-          figures: what the checkpoint is judged by.
+          step: number of steps done.
+          state: tree of arrays.
+          facts: further values that JSON can hold.
+          metrics: results of an evaluation of the state; empty if it was not evaluated.
         """
         args = ocp.args.Composite(state=ocp.args.StandardSave(_leaves(state)), facts=ocp.args.JsonSave(dict(facts)))
-        judged = dict(figures) if self._best in figures else None
+        judged = dict(metrics) if self._best in metrics else None
         self._manager.save(step, args=args, metrics=judged, force=True)
 
     def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
-        """Returns the state of a step, laid out as `like` is, and the facts saved with it.
+        """Returns the state of a step and the facts that were saved with it.
+
+        Args:
+          step: step of the checkpoint.
+          like: state with the structure, shapes, dtypes and shardings that the result has.
 
         Raises:
-          ValueError: if the checkpoint is that of another model or optimizer, or cannot be read.
+          ValueError: if the checkpoint is unreadable, or is of another model or optimizer.
         """
         wanted = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
@@ -72,14 +79,14 @@ class Saver:
         except (ValueError, KeyError, OSError, json.JSONDecodeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(
-                f"{self._manager.directory / str(step)}: expected a checkpoint of this run, found one that does not fit"
-                f" ({reason}); give another output directory"
+                f"{self._manager.directory / str(step)}: the checkpoint must be one of this run, got one that does not"
+                f" fit ({reason}); give another output directory"
             ) from error
         leaves = [found["state"][name] for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), found["facts"]
 
     def wait(self) -> None:
-        """Returns when everything is on disk."""
+        """Waits until all checkpoints are on disk."""
         self._manager.wait_until_finished()
 
     def __enter__(self) -> "Saver":
@@ -90,5 +97,5 @@ class Saver:
 
 
 def _leaves(tree: Any) -> dict[str, jax.Array]:
-    """Returns the arrays of a tree by where they are: names that last where types of tuples may not."""
+    """Returns the arrays of a tree by their paths, which are stable where the types of its tuples may change."""
     return {jax.tree_util.keystr(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}

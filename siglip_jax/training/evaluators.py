@@ -1,4 +1,4 @@
-"""Evaluations of a run's weights of the moment: compiled once, called at every checkpoint."""
+"""Evaluations of the current weights of a run: compiled once, called at every checkpoint."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,22 +14,26 @@ from siglip_jax.evaluation.result import Options
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.training.objective import Objective
 
-BATCH = 64  # images
+BATCH = 64  # images of a step
 
-Figures = dict[str, float]
-Evaluation = Callable[[Mapping[str, Any]], Figures]
+Metrics = dict[str, float]
+Evaluation = Callable[[Mapping[str, Any]], Metrics]
 
 
 def pairs_evaluation(siglip: Siglip, source: Source, limit: int | None = None) -> Evaluation:
-    """Returns a function from parameters to figures: zero-shot accuracy where there are classes, else retrieval.
+    """Returns the evaluation of a model of pairs: zero-shot accuracy if the source has classes, else retrieval.
 
     Args:
-      siglip: a model whose parameters have the right shapes.
-      limit: images to take, at even distances; None: all.
+      siglip: model with parameters of the right shapes.
+      source: data to evaluate on.
+      limit: number of images to take, at even distances; None: all.
+
+    Returns:
+      A function from the parameters of the model to metrics by name.
     """
     options = Options(limit=limit)
 
-    def evaluate(params: Mapping[str, Any]) -> Figures:
+    def evaluate(params: Mapping[str, Any]) -> Metrics:
         current = siglip.with_params(dict(params))
         if source.classes:
             result = evaluate_zero_shot(current, source, options=options)
@@ -41,18 +45,23 @@ def pairs_evaluation(siglip: Siglip, source: Source, limit: int | None = None) -
 
 
 def labels_evaluation(objective: Objective, classes: Sequence[str], source: Source, transform: Transform) -> Evaluation:
-    """Returns a function from a classifier's parameters to the share of images that it labels right.
+    """Returns the evaluation of a classifier: the share of images that it labels right.
 
     Args:
-      classes: in the order of the classifier's outputs.
-      transform: gives images and labels, without augmentation.
+      objective: objective of the classifier.
+      classes: names of the classes, in the order of the classifier's logits.
+      source: data with classes to evaluate on.
+      transform: makes images and labels of examples, without augmentation.
+
+    Returns:
+      A function from the parameters of the classifier to its `accuracy`.
 
     Raises:
-      ValueError: if the source has a class that the classifier has not.
+      ValueError: if the source has no classes, or one that the classifier lacks.
     """
     unknown = [name for name in source.classes if name not in classes]
     if unknown or not source.classes:
-        raise ValueError(f"expected data with classes among {', '.join(classes)}, found {unknown or 'none'}")
+        raise ValueError(f"the classes of the data must be among {', '.join(classes)}, got {unknown or 'none'}")
     number = np.array([list(classes).index(name) for name in source.classes])
 
     @jax.jit
@@ -60,7 +69,7 @@ def labels_evaluation(objective: Objective, classes: Sequence[str], source: Sour
         batch = {"pixels": pixels}
         return jax.numpy.argmax(objective.embed(params, batch, jax.random.key(0)), axis=1)
 
-    def evaluate(params: Mapping[str, Any]) -> Figures:
+    def evaluate(params: Mapping[str, Any]) -> Metrics:
         right = total = 0
         for batch in ordered(source, transform, BATCH):
             pixels, label = batch.arrays["pixels"], batch.arrays["label"]

@@ -1,4 +1,4 @@
-"""The training loop: steps, figures, checkpoints, and going on as if nothing had happened after any interruption."""
+"""The training loop: steps, metrics, checkpoints, and resuming after any interruption to the same result."""
 
 import contextlib
 import dataclasses
@@ -19,38 +19,47 @@ from siglip_jax.training.checkpointing import Saver
 from siglip_jax.training.log import Log, OnMetrics, Window
 from siglip_jax.training.step import TrainState
 
-PATIENCE = 10  # steps in a row that are not finite, before the run goes back to its last checkpoint
-ROLLBACKS = 3  # times it does so without having reached a further checkpoint
-IN_FLIGHT = 2  # steps handed to the devices and not yet done
+PATIENCE = 10  # steps in a row that are not finite, after which the run goes back to its last checkpoint
+ROLLBACKS = 3  # times that it goes back without reaching another checkpoint
+IN_FLIGHT = 2  # steps dispatched to the devices and not yet done
 
 Evaluate = Callable[[TrainState], Mapping[str, float]]
 
 
 @runtime_checkable
 class Data(Protocol):
-    """Batches as a function of their number alone, as of `siglip_jax.data.pipeline.Pipeline`."""
+    """Batches that depend on their index alone, like those of `siglip_jax.data.pipeline.Pipeline`.
 
-    fingerprint: str  # changes if the batches do
+    Attributes:
+      fingerprint: string that differs if the batches do.
+    """
+
+    fingerprint: str
 
     def batches(self, start: int = 0) -> Iterator[Any]:
-        """Yields the batches from number `start` on, without end.
+        """Yields batches without end.
 
-        Each has `arrays`, this process's rows by name, and `skipped`, what could not be read, with the reasons.
+        Args:
+          start: index of the first batch.
+
+        Yields:
+          Objects with `arrays`, this process's rows of each array by name, and `skipped`, the unreadable examples with
+          the reasons.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopOptions:
-    """Where a run is kept and what it says; nothing that changes its result.
+    """Options of a run that do not change its result: where it is stored, and what it logs.
 
     Attributes:
-      directory: for checkpoints and log.
-      save_every: steps between checkpoints; each is evaluated, if there is anything to evaluate with.
-      keep: the last checkpoints that stay.
-      best: name of the figure whose highest checkpoint stays too.
+      directory: directory of checkpoints and log.
+      save_every: steps between checkpoints; each checkpoint is evaluated if there is an evaluation.
+      keep: number of latest checkpoints to keep.
+      best: name of a metric of the evaluation; the checkpoint where it is highest is kept too. None: only the latest.
       log_every: steps between lines of the log.
-      tensorboard: write TensorBoard's files too.
+      tensorboard: whether to write TensorBoard files too.
     """
 
     directory: Path
@@ -62,7 +71,13 @@ class LoopOptions:
 
 
 class Outcome(NamedTuple):
-    """How a run ended: its state, the steps done, and whether a signal stopped it before its end."""
+    """How a run ended.
+
+    Attributes:
+      state: state after the last step.
+      steps: number of steps done.
+      stopped: whether a signal stopped the run before its end.
+    """
 
     state: TrainState
     steps: int
@@ -83,25 +98,29 @@ def run_loop(
     on_metrics: OnMetrics | None = None,
     on_progress: OnProgress | None = None,
 ) -> Outcome:
-    """Runs what is left of a run, from its last checkpoint if there is one.
+    """Runs the remaining steps of a run, from its last checkpoint if there is one.
 
-    SIGTERM and Ctrl-C save and return. A step that is not finite changes nothing (see `Step`); after `PATIENCE` of them
-    in a row the run goes back to its last checkpoint and on with the data that come next.
+    SIGTERM and Ctrl-C save a checkpoint and return. A step that is not finite changes no parameter (see `Step`); after
+    ten of them in a row the run goes back to its last checkpoint and continues with data that it has not seen.
 
     Args:
-      step: as from `make_step`; it is given `state` away.
-      state: before the first step.
-      data: batches by their number.
-      steps: of the whole run.
-      identity: JSON that must be the same for a checkpoint to be this run's: the recipe.
+      step: jitted step, as from `make_step`, which donates its input state.
+      state: state before the first step.
+      data: batches by index.
+      steps: steps of the whole run.
+      options: where the run is stored, and what it logs.
+      identity: values that JSON can hold and that must equal those of the run being resumed: the recipe.
       more_metrics: function from (steps done, steps per second) to further metrics for the log.
-      evaluate: from a state to figures; called at every checkpoint.
-      mesh: to cut batches over; None on one device.
-      on_metrics: called with each line of the log, a dict with "step" and metrics.
-      on_progress: called with (steps done, steps in all), as often as the log is written to.
+      evaluate: function from a state to metrics, called at every checkpoint; None: nothing is evaluated.
+      mesh: mesh over whose `data` and `fsdp` axes batches are sharded; None: one device.
+      on_metrics: called with each line of the log, a dict with "step" and metrics; None: nothing is called.
+      on_progress: called with (steps done, steps in all) as often as the log is written; None: nothing is called.
+
+    Returns:
+      The last state, the number of steps done, and whether a signal stopped the run.
 
     Raises:
-      ValueError: if the directory holds a run of another identity or data, or the loss stays not finite.
+      ValueError: if the directory holds a run of another identity or other data, or the loss stays not finite.
     """
     options.directory.mkdir(parents=True, exist_ok=True)
     with (
@@ -117,6 +136,8 @@ def run_loop(
 
 @dataclasses.dataclass
 class _Loop:
+    """A run and what it counts; see `run_loop`."""
+
     step: Callable[..., Any]
     data: Data
     steps: int
@@ -129,14 +150,15 @@ class _Loop:
     on_progress: OnProgress | None
 
     opened: contextlib.ExitStack  # closes the data, whose workers would outlive an error
-    offset: int = 0  # batches that were passed over by going back
-    unreadable: int = 0  # examples
-    seconds: float = 0.0  # of earlier sessions
-    rollbacks: int = 0  # since the last checkpoint
+    offset: int = 0  # batches that were skipped by going back
+    unreadable: int = 0  # unreadable examples so far
+    seconds: float = 0.0  # time that the run took up to its last checkpoint
+    rollbacks: int = 0  # times that the run went back since its last checkpoint
 
     def run(self, state: TrainState, saver: Saver, asked_to_stop: Callable[[int], bool]) -> Outcome:
+        """Runs the remaining steps."""
         if saver.latest is None:
-            self._save(saver, 0, state)  # a directory that cannot be written to is found out now
+            self._save(saver, 0, state)  # fails now if the directory cannot be written to
         else:
             state = self._restore(saver, state)
         done = int(state.step)
@@ -153,7 +175,7 @@ class _Loop:
                     batch = next(batches)
                 window.unreadable(batch.skipped)
                 self.unreadable += len(batch.skipped)
-                arrays = {name: x for name, x in batch.arrays.items() if name != "index"}  # no step asks for that
+                arrays = {name: x for name, x in batch.arrays.items() if name != "index"}  # not used by a step
                 arrays = arrays if self.mesh is None else global_batch(arrays, self.mesh)
                 state, metrics = self.step(state, arrays)
                 done += 1
@@ -177,20 +199,20 @@ class _Loop:
                     log.write(done, line)
                     self._report(done)
                     window = Window(done)
-                if last or (save_due and not bad):  # to go back to before what is going wrong
+                if last or (save_due and not bad):  # no checkpoint amid steps that are not finite
                     self.seconds = time.monotonic() - began
-                    # Whoever stops a program waits only so long: no evaluation then.
+                    # No evaluation after a signal: a process that stops slowly is killed.
                     judged = self._save(saver, done, state, judge=not stop)
                     if judged:
                         log.write(done, judged)
-                    window = Window(done)  # saving and evaluating are not training
+                    window = Window(done)  # leaves out the time of saving and evaluating
                 if stop:
                     break
             saver.wait()
         return Outcome(state, done, done < self.steps)
 
     def _batches(self, done: int) -> Iterator[Any]:
-        """Returns the batches from the one after `done` steps on; those before them are let go of."""
+        """Returns the batches after `done` steps, and closes the iterator of the earlier ones."""
         self.opened.close()
         batches = self.data.batches(done + self.offset)
         close = getattr(batches, "close", None)
@@ -199,7 +221,7 @@ class _Loop:
         return batches
 
     def _log(self, done: int) -> Log:
-        """Opens the log; processes other than the first keep theirs beside it, for what only they can see."""
+        """Opens the log; each process but the first has its own in a folder beside it, with its own unreadable examples."""
         directory = self.options.directory
         if jax.process_index():
             directory = directory / f"process-{jax.process_index()}"
@@ -207,13 +229,16 @@ class _Loop:
         return Log(directory, done, self.options.tensorboard and not jax.process_index(), self.on_metrics)
 
     def _report(self, done: int) -> None:
+        """Calls `on_progress`."""
         if self.on_progress is not None:
             self.on_progress(done, self.steps)
 
     def _counts(self, state: TrainState) -> dict[str, int]:
+        """Returns the metrics that count over the whole run."""
         return {"skipped_steps": int(state.skipped), "unreadable_examples": self.unreadable}
 
     def _save(self, saver: Saver, done: int, state: TrainState, judge: bool = False) -> Mapping[str, float]:
+        """Evaluates the state if asked to, saves it and returns the metrics of the evaluation."""
         judged = self.evaluate(state) if self.evaluate is not None and judge else {}
         facts = {"identity": self.identity, "data": self.data.fingerprint, "offset": self.offset}
         saver.save(done, state, facts | {"unreadable": self.unreadable, "seconds": self.seconds}, judged)
@@ -222,10 +247,11 @@ class _Loop:
         return judged
 
     def _restore(self, saver: Saver, like: TrainState) -> TrainState:
+        """Returns the state of the last checkpoint, and restores the counts."""
         saver.wait()
         step = saver.latest
         if step is None:
-            raise ValueError(f"{self.options.directory}: expected a checkpoint to go on from, found none")
+            raise ValueError(f"{self.options.directory}: the run must have a checkpoint to resume from, got none")
         state, facts = saver.restore(step, like)
         check_same_run(self.options.directory, facts, self.identity, self.data.fingerprint)
         self.offset, self.unreadable = facts["offset"], facts["unreadable"]
@@ -233,46 +259,52 @@ class _Loop:
         return state
 
     def _go_back(self, saver: Saver, state: TrainState, done: int, log: Log) -> tuple[TrainState, int]:
+        """Returns the state and the step of the last checkpoint, and skips the batches since."""
         self.rollbacks += 1
         if self.rollbacks > ROLLBACKS:
             raise ValueError(
-                f"the loss was not finite in {PATIENCE} steps in a row, {self.rollbacks} times since the last"
-                f" checkpoint; the run is kept in {self.options.directory}: lower the rate, or look at the data"
+                f"{self.options.directory}: the loss must be finite, got NaN or infinity in {PATIENCE} steps in a row,"
+                f" {self.rollbacks} times since the last checkpoint; lower the rate, or look at the data"
             )
         passed = done + self.offset
         rollbacks = self.rollbacks
         state = self._restore(saver, state)
         self.rollbacks = rollbacks
         back = int(state.step)
-        self.offset = passed - back  # on with data not seen yet
+        self.offset = passed - back  # continues with data not seen yet
         log.write(done, {"rolled_back_to": back})
         return state, back
 
 
 def check_same_run(directory: Path, facts: Mapping[str, Any], identity: Mapping[str, Any], data: str) -> None:
-    """Refuses to go on with a run of another recipe or other data.
+    """Checks that a checkpoint belongs to this run.
+
+    Args:
+      directory: directory of the run, for the message.
+      facts: facts that were saved with the checkpoint.
+      identity: values that must be the same: the recipe.
+      data: fingerprint of the data.
 
     Raises:
-      ValueError: with what differs.
+      ValueError: if the recipe or the data differ; the message names what differs.
     """
     found = facts["identity"]
     differing = [
-        f"{name} (there {found.get(name)!r}, here {identity.get(name)!r})"
+        f"{name} must be {found.get(name)!r}, got {identity.get(name)!r}"
         for name in sorted(found.keys() | identity.keys())
         if found.get(name) != identity.get(name)
     ]
     if facts["data"] != data:
-        differing.append("the data")
+        differing.append("the data must be those of this run, got others")
     if differing:
         raise ValueError(
-            f"{directory} holds a run with another {', '.join(differing)}; give another output directory, or the same"
-            " options"
+            f"{directory}: to resume the run, {', '.join(differing)}; give another output directory, or the same options"
         )
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[Callable[[int], bool]]:
-    """Yields what says whether to stop after a step; a second Ctrl-C does not wait for that."""
+    """Yields a function of the step that returns whether to stop after it; a second Ctrl-C stops at once."""
     asked = False
 
     def note(number: int, frame: Any) -> None:
@@ -286,7 +318,7 @@ def _signals() -> Iterator[Callable[[int], bool]]:
         return
     try:
         before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not in the main thread, as in a notebook's worker: signals are none of our business
+    except ValueError:  # handlers can be set in the main thread only, and a notebook may use another
         yield lambda step: False
         return
     try:

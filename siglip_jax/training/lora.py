@@ -1,7 +1,7 @@
 """LoRA: low-rank additions to the frozen matrices of a model (Hu et al. 2021, arXiv 2106.09685).
 
-The additions are a tree of their own, with `a` (in, rank) and `b` (rank, out) where a dense layer is, and act on the
-activations, so that no gradient of a frozen matrix is ever made. `merge` folds them into the matrices for good.
+The additions are a separate tree with `a` (in, rank) and `b` (rank, out) at the path of each dense layer. They act on
+the activations, so that the gradient of a frozen matrix is never computed. `merge` folds them into the matrices.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,10 +20,18 @@ from siglip_jax.training.recipe import Lora
 
 
 def init_lora(key: Key[Array, ""], options: Lora, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns additions that change nothing yet: `a` random, `b` zero.
+    """Returns initial additions, which leave the model unchanged: `a` is random, `b` is zero.
+
+    Args:
+      key: random key of `a`.
+      options: rank of the additions, and the pattern of the layers that get one.
+      params: parameters of the model, a nested dict without stacked layers.
+
+    Returns:
+      A nested dict with `a` (in, rank) and `b` (rank, out) float32 for each layer.
 
     Raises:
-      ValueError: if the pattern fits no dense layer.
+      ValueError: if the pattern matches no dense layer.
     """
     found: dict[str, Array] = {}
     flat = flatten(params)
@@ -39,7 +47,12 @@ def init_lora(key: Key[Array, ""], options: Lora, params: Mapping[str, Any]) -> 
 
 
 def added(options: Lora, additions: Mapping[str, Any]) -> AbstractContextManager[None]:
-    """Within the returned context, dense layers of linen modules add their low-rank part to what they give."""
+    """Returns a context within which dense layers of linen modules add the low-rank product to their outputs.
+
+    Args:
+      options: scale of the additions.
+      additions: nested dict with `a` and `b` for each layer, as from `init_lora`.
+    """
     scale, parts = options.alpha / options.rank, flatten(additions)
 
     def intercept(
@@ -59,7 +72,13 @@ def added(options: Lora, additions: Mapping[str, Any]) -> AbstractContextManager
 
 
 def merge(options: Lora, params: Mapping[str, Any], additions: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns parameters that do without the additions what they do with them."""
+    """Returns parameters with the additions folded into the matrices, for a model without LoRA.
+
+    Args:
+      options: scale of the additions.
+      params: parameters of the model, a nested dict.
+      additions: nested dict with `a` and `b` for each layer.
+    """
     flat, parts = flatten(params), flatten(additions)
     for layer in (path.removesuffix("/a") for path in parts if path.endswith("/a")):
         kernel: Float[Array, "rows columns"] = flat[f"{layer}/kernel"]

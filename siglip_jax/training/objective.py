@@ -1,7 +1,7 @@
-"""What a training step minimises, in two parts: embeddings of each example alone, and a loss over those of the batch.
+"""Objectives of training, in two parts: embeddings of each example alone, and a loss over those of the whole batch.
 
-Only the first part costs memory in proportion to the model, and it can be done a few examples at a time; the second
-sees the whole batch. That is what makes exact gradient accumulation possible (see `step`).
+Only the first part takes memory in proportion to the model, and it can be computed a few examples at a time; the second
+sees the whole batch. This split makes exact gradient accumulation possible (see `step`).
 """
 
 import contextlib
@@ -23,20 +23,39 @@ from siglip_jax.parallel.mesh import BATCH_AXES
 from siglip_jax.training.lora import added
 from siglip_jax.training.recipe import Lora
 
-Batch = Mapping[str, Any]  # arrays by name, of jax or numpy
+Batch = Mapping[str, Any]  # JAX or NumPy arrays by name
 Metrics = dict[str, Array]
-Prepare = Callable[[Key[Array, ""], UInt8[Array, "..."]], Float[Array, "..."]]  # images of a batch to model input
+Prepare = Callable[
+    [Key[Array, ""], UInt8[Array, "..."]], Float[Array, "..."]
+]  # maps the images of a batch to model input
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Shared by both tasks.
+    """Base class of what a training step minimises: `embed` for each example alone, then `loss` over the whole batch.
+
+    A subclass implements both; `embed` is called for each micro-batch, `loss` once for a step.
 
     Attributes:
-      module: `SiglipModel` for pairs, `SiglipForImageClassification` for labels; its parameters may have a tree of
-        low-rank additions beside them, under "lora".
-      prepare: from a key and the images of a batch, uint8, to what the module takes; augmentation belongs here.
-      lora: how the additions act.
+      module: `SiglipModel` for pairs, `SiglipForImageClassification` for labels.
+      prepare: function from (key, images (n, h, w, 3) uint8) to the pixels that the module takes; random augmentation
+        belongs here.
+      lora: scale of the low-rank additions, which are under "lora" in the parameters.
+
+    Example:
+      >>> import dataclasses, jax, jax.numpy as jnp
+      >>> from flax import linen as nn
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class Regression(Objective):
+      ...     def embed(self, params, batch, key):
+      ...         return self.apply(params, batch["x"])
+      ...     def loss(self, params, embeds, batch):
+      ...         return jnp.mean((embeds - batch["y"]) ** 2), {}
+      >>> batch, key = {"x": jnp.ones((2, 3)), "y": jnp.zeros((2, 1))}, jax.random.key(0)
+      >>> objective = Regression(nn.Dense(1), prepare=lambda key, pixels: pixels)
+      >>> params = {"kernel": jnp.ones((3, 1)), "bias": jnp.zeros(1)}
+      >>> float(objective.loss(params, objective.embed(params, batch, key), batch)[0])
+      9.0
     """
 
     module: nn.Module
@@ -44,34 +63,79 @@ class Objective:
     lora: Lora = Lora()
 
     def apply(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Runs the module, with the low-rank additions if there are any."""
+        """Runs the module, with the low-rank additions if the parameters have any.
+
+        Args:
+          params: parameters of the module, a nested dict; low-rank additions under "lora".
+          *args: arguments of the module.
+          **kwargs: keyword arguments of `Module.apply`, as in `method="get_text_features"`.
+
+        Returns:
+          The output of the module.
+        """
         params = dict(params)
         additions = params.pop("lora", None)
         with added(self.lora, additions) if additions else contextlib.nullcontext():
             return self.module.apply({"params": params}, *args, **kwargs)
 
     def embed(self, params: Mapping[str, Any], batch: Batch, key: Key[Array, ""]) -> Any:
-        """Returns a tree of arrays, each with a row for an example."""
+        """Returns the embeddings of a batch or micro-batch; each row depends on its example alone.
+
+        Args:
+          params: parameters of the module, a nested dict.
+          batch: arrays by name, each with a row for an example.
+          key: random key for augmentation.
+
+        Returns:
+          A tree of arrays, each with a row for an example.
+        """
         raise NotImplementedError
 
     def loss(self, params: Mapping[str, Any], embeds: Any, batch: Batch) -> tuple[Float[Array, ""], Metrics]:
-        """Returns the loss of the whole batch, and figures worth logging."""
+        """Returns the loss of the whole batch.
+
+        Args:
+          params: parameters of the module, a nested dict.
+          embeds: embeddings of the whole batch, as from `embed`.
+          batch: arrays of the whole batch by name.
+
+        Returns:
+          The loss, a float32 scalar, and scalar metrics to log by name.
+        """
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class Pairs(Objective):
-    """Image-text pairs, matched by row.
+    """Contrastive objective of image-text pairs, matched by row or by groups.
 
-    Of the batch: `pixels` (n, h, w, 3) uint8, or `image_embeds` (n, E) made before; `input_ids` (m, T); where m is not
-    n, or several match, `image_groups` (n,) and `text_groups` (m,).
+    A batch has `pixels` (n, h, w, 3) uint8, or precomputed `image_embeds` (n, E) float32; `input_ids` (m, T) int32; and
+    optionally `image_groups` (n,) int32 and `text_groups` (m,) int32: an image and a text of the same group are a
+    positive pair. Without groups n is m, and images and texts of the same row are the positive pairs.
 
     Attributes:
-      contrast: "sigmoid" or "softmax".
-      equal_texts_match: of the sigmoid loss: an image matches every text of the batch with the token ids of its own,
-        unless the batch says by groups what matches.
-      mesh: over which the batch is cut; None on one device.
-      block_size: of the loss.
+      module: `SiglipModel`.
+      prepare: function from (key, images (n, h, w, 3) uint8) to the pixels that the module takes.
+      lora: scale of the low-rank additions, which are under "lora" in the parameters.
+      contrast: loss, "sigmoid" or "softmax".
+      equal_texts_match: whether an image matches every text whose token ids equal those of its own; sigmoid loss only,
+        and only for batches without groups.
+      mesh: mesh over whose `data` and `fsdp` axes the batch is sharded; None: one device.
+      block_size: rows and columns of the largest tile of logits that the loss holds; None: the whole matrix; "auto":
+        chosen for the device.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, siglip_jax
+      >>> from siglip_jax.training import Pairs
+      >>> siglip = siglip_jax.load()
+      >>> objective = Pairs(siglip.model, prepare=lambda key, pixels: pixels / 127.5 - 1)
+      >>> (input_ids,) = siglip.tokens(["a horse", "a lemon"])
+      >>> image_embeds = siglip.encode_text(["one horse", "one lemon"])
+      >>> batch = {"image_embeds": jnp.asarray(image_embeds), "input_ids": input_ids}
+      >>> embeds = objective.embed(siglip.params, batch, jax.random.key(0))
+      >>> loss, metrics = objective.loss(siglip.params, embeds, batch)
+      >>> loss.shape, sorted(metrics)
+      ((), ['bias', 'loss_negative', 'loss_positive', 'temperature'])
     """
 
     contrast: str = "sigmoid"
@@ -80,7 +144,16 @@ class Pairs(Objective):
     block_size: BlockSize = "auto"
 
     def embed(self, params: Mapping[str, Any], batch: Batch, key: Key[Array, ""]) -> dict[str, Array]:
-        """Returns L2-normalised `images` (n, E) and `texts` (m, E)."""
+        """Returns the embeddings of the images and texts of a batch or micro-batch.
+
+        Args:
+          params: parameters of the module, a nested dict; low-rank additions under "lora".
+          batch: `pixels` (n, h, w, 3) uint8 or `image_embeds` (n, E) float32, and `input_ids` (m, T) int32.
+          key: random key for augmentation.
+
+        Returns:
+          L2-normalised `images` (n, E) and `texts` (m, E).
+        """
         if "image_embeds" in batch:
             images = batch["image_embeds"].astype(jnp.float32)
         else:
@@ -92,7 +165,17 @@ class Pairs(Objective):
         }
 
     def loss(self, params: Mapping[str, Any], embeds: Any, batch: Batch) -> tuple[Float[Array, ""], Metrics]:
-        """Returns the sigmoid or softmax loss; of the sigmoid loss also the parts of matching and other pairs."""
+        """Returns the sigmoid or softmax loss of the whole batch.
+
+        Args:
+          params: parameters of the module; `logit_scale` and `logit_bias` are used.
+          embeds: L2-normalised `images` (n, E) and `texts` (m, E), as from `embed`.
+          batch: arrays of the whole batch; groups and `input_ids` are used.
+
+        Returns:
+          The loss, a float32 scalar, and the metrics `temperature`, `bias` and, for the sigmoid loss without groups,
+          `loss_positive` and `loss_negative`: the terms of positive and negative pairs, which sum to the loss.
+        """
         given = embeds["images"], embeds["texts"], params["logit_scale"], params["logit_bias"]
         over = {"block_size": self.block_size, "mesh": self.mesh, "axis": BATCH_AXES if self.mesh else "data"}
         scale, bias = params["logit_scale"][0], params["logit_bias"][0]
@@ -111,10 +194,17 @@ class Pairs(Objective):
 
 
 def fingerprints(ids: Int32[Array, "rows positions"]) -> Int32[Array, " rows"]:
-    """Returns a number for each row: the same for equal rows, and for others in one of four billion cases."""
+    """Returns a hash of each row, equal for equal rows and for one in four billion pairs of unequal ones.
+
+    Args:
+      ids: token ids, (rows, positions) int32.
+
+    Returns:
+      Hashes, (rows,) int32.
+    """
     ids = jnp.asarray(ids).astype(jnp.uint32)
     found = jnp.zeros(len(ids), jnp.uint32)
-    for position in range(ids.shape[1]):  # MurmurHash3's mixing of a word at a time
+    for position in range(ids.shape[1]):  # mixes in one word as MurmurHash3 does
         word = ids[:, position] * jnp.uint32(0xCC9E2D51)
         found = found ^ (_rotated(word, 15) * jnp.uint32(0x1B873593))
         found = _rotated(found, 13) * jnp.uint32(5) + jnp.uint32(0xE6546B64)
@@ -129,14 +219,50 @@ def _rotated(x: Array, by: int) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Labels(Objective):
-    """Images with labels: `pixels` (n, h, w, 3) uint8 and `label` (n,)."""
+    """Objective of a classifier: softmax cross-entropy of images with labels.
+
+    A batch has `pixels` (n, h, w, 3) uint8 and `label` (n,) int32.
+
+    Attributes:
+      module: `SiglipForImageClassification`.
+      prepare: function from (key, images (n, h, w, 3) uint8) to the pixels that the module takes.
+      lora: scale of the low-rank additions, which are under "lora" in the parameters.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import linen as nn
+      >>> from siglip_jax.training import Labels
+      >>> objective = Labels(nn.Dense(2), prepare=lambda key, pixels: pixels)
+      >>> logits, batch = jnp.array([[2.0, 0.0], [0.0, 2.0]]), {"label": jnp.array([0, 0])}
+      >>> loss, metrics = objective.loss({}, logits, batch)
+      >>> round(float(loss), 3), float(metrics["accuracy"])
+      (1.127, 0.5)
+    """
 
     def embed(self, params: Mapping[str, Any], batch: Batch, key: Key[Array, ""]) -> Array:
-        """Returns the logits (n, classes)."""
+        """Returns the logits of a batch or micro-batch.
+
+        Args:
+          params: parameters of the module, a nested dict; low-rank additions under "lora".
+          batch: `pixels`, images (n, h, w, 3) uint8.
+          key: random key for augmentation.
+
+        Returns:
+          Logits, (n, classes).
+        """
         return self.apply(params, self.prepare(key, batch["pixels"])).logits
 
     def loss(self, params: Mapping[str, Any], embeds: Any, batch: Batch) -> tuple[Float[Array, ""], Metrics]:
-        """Returns the mean cross-entropy, and the share of the examples whose label has the largest logit."""
+        """Returns the mean cross-entropy of the whole batch.
+
+        Args:
+          params: not used.
+          embeds: logits, (n, classes), as from `embed`.
+          batch: `label`, class index of each image, (n,) int32.
+
+        Returns:
+          The loss, a float32 scalar, and `accuracy`, the share of images whose label has the largest logit.
+        """
         logits, label = embeds.astype(jnp.float32), batch["label"]
         own = jnp.take_along_axis(logits, label[:, None], axis=1)[:, 0]
         accuracy = jnp.mean((jnp.argmax(logits, axis=1) == label).astype(jnp.float32))

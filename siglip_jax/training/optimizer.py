@@ -1,8 +1,10 @@
 """Optimizers with the semantics of big_vision, where SigLIP was trained: rates, decay and freezing by ordered rules.
 
-An update is schedule · (rate · factor · direction + weight_decay · factor · parameter), and is subtracted. So the
-weight decay is the share of a parameter that a step takes off, whatever the rate: the paper's rate 1e-3 with decay 1e-4
-is what `optax.adamw` calls `weight_decay=0.1`. Mirrors `big_vision/optax.py:make`.
+An update is schedule · (rate · factor · direction + weight_decay · factor · parameter), and is subtracted. The weight
+decay is thus the share of a parameter that a step subtracts, whatever the rate: the paper's rate 1e-3 and decay 1e-4
+are `weight_decay=0.1` in `optax.adamw`.
+
+Source: `big_vision/optax.py:make`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,43 +22,58 @@ from siglip_jax.training.recipe import Optimizer, Schedule, steps_of
 # big_vision's variant of Adafactor ("Scaling Vision Transformers", Zhai et al. 2021, section 3.4).
 ADAFACTOR_EXPONENT = 0.8
 ADAFACTOR_SMALLEST = 32  # a dimension below this is not factored
-MUON_SMALLEST = 64  # matrices with a side below this are Adam's
+MUON_SMALLEST = 64  # matrices with a side below this are updated by Adam
 
 
 class Treatment(NamedTuple):
-    """What the rules say of one parameter: factors of the rate and of the weight decay; a rate of 0 freezes it."""
+    """How one parameter is trained, by the rules.
+
+    Attributes:
+      rate: factor of the learning rate; 0 freezes the parameter.
+      decay: factor of the weight decay.
+    """
 
     rate: float
     decay: float
 
     @property
     def frozen(self) -> bool:
-        """Whether the parameter never changes."""
+        """Whether the parameter is frozen."""
         return self.rate == 0
 
 
 def treatments(options: Optimizer, paths: Iterable[str]) -> dict[str, Treatment]:
-    """Returns what the rules say of every parameter.
+    """Returns how every parameter is trained.
+
+    Args:
+      options: optimizer with rules for the rate and the weight decay.
+      paths: paths of all parameters.
+
+    Returns:
+      The treatment of each parameter, by path.
 
     Raises:
-      ValueError: if a parameter is covered by no rule, a pattern fits nothing, or all are frozen.
+      ValueError: if no rule matches a parameter, a pattern matches none, or all parameters are frozen.
     """
     paths = list(paths)
     rates = match_rules(options.rates, paths, "optimizer.rates")
     decays = match_rules(options.decays, paths, "optimizer.decays")
     table = {path: Treatment(rates[path], 0.0 if rates[path] == 0 else decays[path]) for path in paths}
     if all(entry.frozen for entry in table.values()):
-        raise ValueError("optimizer.rates: every parameter has the factor 0, so nothing would be trained")
+        raise ValueError(
+            "optimizer.rates must give some parameter a factor other than 0, got 0 for all; nothing would be trained"
+        )
     return table
 
 
 def make_schedule(options: Schedule, *, steps: int, batch_size: int, examples: int) -> Callable[[Any], Any]:
-    """Returns the function from the number of steps done to the factor, in [0, 1], of rate and weight decay.
+    """Returns the function from the number of steps done to the factor of rate and weight decay, from 0 to 1.
 
     Args:
-      steps: of the whole run.
+      options: shape, warm-up and cool-down.
+      steps: steps of the whole run.
       batch_size: examples of a step.
-      examples: of an epoch.
+      examples: examples of an epoch.
 
     Raises:
       ValueError: if warm-up and cool-down are longer than the run.
@@ -89,6 +106,8 @@ def make_schedule(options: Schedule, *, steps: int, batch_size: int, examples: i
 
 
 def _adafactor(options: Optimizer) -> optax.GradientTransformation:
+    """Returns big_vision's variant of Adafactor: factored second moments and a bfloat16 first moment."""
+
     def decay(step: Any, exponent: Any) -> Array:
         done = jnp.asarray(step).astype(jnp.float32) + 1.0
         return jnp.minimum(options.beta2, 1.0 - done ** (-exponent))
@@ -102,7 +121,7 @@ def _adafactor(options: Optimizer) -> optax.GradientTransformation:
 
 
 def _muon_dimensions(params: Any) -> Any:
-    """Muon for dense kernels, single or stacked; Adam (None) for tables, the patches, norms, biases and small heads."""
+    """Selects Muon for dense kernels, single or stacked, and Adam (None) for all else, small kernels included."""
 
     def choose(keys: tuple[Any, ...], leaf: Any) -> Any:
         path, depth = path_of(keys), len(leaf.shape) - 2
@@ -115,6 +134,7 @@ def _muon_dimensions(params: Any) -> Any:
 
 
 def _direction(options: Optimizer) -> optax.GradientTransformation:
+    """Returns the transformation of gradients into directions, before rate and decay."""
     if options.name == "adamw":
         return optax.scale_by_adam(options.beta1, options.beta2, options.epsilon)
     if options.name == "adafactor":
@@ -128,18 +148,23 @@ def _direction(options: Optimizer) -> optax.GradientTransformation:
             eps=options.epsilon,
             muon_weight_dimension_numbers=_muon_dimensions,
         )
-        return optax.chain(muon, optax.scale(-1.0))  # it ends with the minus of a learning rate
+        return optax.chain(muon, optax.scale(-1.0))  # undoes the minus of its learning rate
     raise ValueError(f"optimizer.name must be 'adamw', 'adafactor' or 'muon', got {options.name!r}")
 
 
 def make_optimizer(
     options: Optimizer, table: Mapping[str, Treatment], schedule: Callable[[Any], Any]
 ) -> optax.GradientTransformation:
-    """Returns the optimizer of what is trained; its updates are added to the parameters.
+    """Returns the optimizer of the trained parameters; its updates are added to them.
 
     Args:
-      table: as from `treatments`; the trees that the optimizer is given hold exactly the paths that are not frozen.
-      schedule: as from `make_schedule`.
+      options: kind of optimizer, rate, weight decay and clipping.
+      table: treatment of each parameter by path, as from `treatments`; the optimizer is called with trees of exactly
+        the paths that are not frozen.
+      schedule: function from steps done to the factor of rate and decay, as from `make_schedule`.
+
+    Raises:
+      ValueError: if the kind of optimizer is unknown.
     """
     parts = [] if options.clip_norm is None else [optax.clip_by_global_norm(options.clip_norm)]
     parts += [_direction(options), _rates_and_decay(options, table), optax.scale_by_schedule(schedule)]
@@ -147,7 +172,7 @@ def make_optimizer(
 
 
 def _unstrict(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """optax relies on implicit promotion, which a user may have switched off."""
+    """Allows implicit dtype promotion within an optimizer: Optax relies on it, and users may have disabled it."""
 
     def init(params: Any) -> Any:
         with jax.numpy_dtype_promotion("standard"):
@@ -161,9 +186,11 @@ def _unstrict(optimizer: optax.GradientTransformation) -> optax.GradientTransfor
 
 
 def _rates_and_decay(options: Optimizer, table: Mapping[str, Treatment]) -> optax.GradientTransformation:
+    """Returns the transformation that applies each parameter's rate and weight decay."""
+
     def update(updates: Any, params: Any) -> Any:
         if params is None:
-            raise ValueError("the optimizer needs the parameters beside their gradients, got None")
+            raise ValueError("params must be the parameters of the gradients, got None")
 
         def one(update: Array, param: Array, entry: Treatment) -> Array:
             scaled = options.rate * entry.rate * update

@@ -20,7 +20,7 @@ from siglip_jax.configs.configuration import SiglipConfig
 from siglip_jax.data.transform import Transform, normalize_pixels
 from siglip_jax.models import SiglipForImageClassification, SiglipModel
 from siglip_jax.models.placement import place_params
-from siglip_jax.parallel.mesh import batch_shares, make_mesh
+from siglip_jax.parallel.mesh import batch_shards, make_mesh
 from siglip_jax.parallel.sharding import shard_params
 from siglip_jax.params import LOGITS, flatten, unflatten
 from siglip_jax.processing import SiglipProcessor
@@ -60,7 +60,7 @@ def mesh_of(recipe: Recipe) -> Mesh | None:
     """
     shape = recipe.mesh
     mesh = make_mesh(shape.data, shape.fsdp, shape.tensor)
-    holders = batch_shares(mesh)
+    holders = batch_shards(mesh)
     if recipe.batch_size % (holders * recipe.micro_batches):
         raise ValueError(
             f"batch_size must be a multiple of {holders} devices x {recipe.micro_batches} micro-batches, got"

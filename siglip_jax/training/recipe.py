@@ -1,7 +1,7 @@
-"""Everything the result of a training run depends on, besides the data: frozen dataclasses, to be changed by `replace`.
+"""Everything but the data that the result of a training run depends on: frozen dataclasses, changed by `replace`.
 
-The command line shows every field as an option, so each has its meaning and unit beside it. Named recipes are in
-`siglip_jax.training.recipes`.
+The command line shows every field as an option; its help is the text under `Attributes`, whose lines must begin with a
+letter to be joined, or else the comment beside the field. Named recipes are in `siglip_jax.training.recipes`.
 """
 
 import dataclasses
@@ -19,71 +19,175 @@ _UNITS = {"step": "steps", "epoch": "epochs", "example": "examples", "percent": 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """How a gradient becomes an update."""
+    """How gradients become updates, with the semantics of big_vision.
+
+    The weight decay is the share of a parameter that a step at the schedule's peak subtracts, whatever the rate: the
+    rate 1e-3 and decay 1e-4 of the paper are `weight_decay=0.1` in `optax.adamw`.
+
+    Source: `big_vision/optax.py:make`.
+
+    Attributes:
+      name: "adamw", "muon", or "adafactor": the variant of "Scaling Vision Transformers" (Zhai et al. 2021, section
+        3.4).
+      rate: peak learning rate.
+      rates: pairs (regular expression for the whole path of a parameter, factor of the rate); the first match wins, and
+        the factor 0 freezes.
+      weight_decay: share of a parameter that a step at the schedule's peak subtracts.
+      decays: pairs (regular expression for the whole path of a parameter, factor of the weight decay); the first match
+        wins. By default kernels only.
+      beta1: decay of the mean of the gradients per step, and of Muon's momentum.
+      beta2: decay of the mean of the squared gradients per step; with "adafactor" the value that it grows to.
+      epsilon: term added to the root of the mean square, with "adamw" and where "muon" uses Adam.
+      clip_norm: largest global norm of the gradient of the trained parameters; None: not clipped.
+      average: decay of a moving average of the weights per step; None: no average is kept.
+
+    Example:
+      >>> from siglip_jax.training import Optimizer
+      >>> optimizer = Optimizer(rate=1e-5, rates=(("vision_model/.*", 0.0), (".*", 1.0)))
+      >>> optimizer.name, optimizer.decays
+      ('adamw', (('.*/kernel', 1.0), ('.*', 0.0)))
+    """
 
     name: Literal["adamw", "adafactor", "muon"] = "adamw"  # adafactor: the variant of "Scaling Vision Transformers"
     rate: float = 1e-3  # peak learning rate
-    rates: Rules[float] = EVERYTHING  # (pattern over the path, factor of the rate), first match wins; 0 freezes
-    weight_decay: float = 1e-4  # share of a parameter taken off a step at the schedule's peak, whatever the rate
-    decays: Rules[float] = KERNELS  # (pattern over the path, factor of the weight decay), first match wins
-    beta1: float = 0.9  # decay of the mean of the gradients, per step; of Muon's momentum too
-    beta2: float = 0.95  # decay of the mean of their squares, per step; for adafactor the most it grows to
-    epsilon: float = 1e-8  # added to the root of the mean square (adamw, and muon where it falls back to it)
-    clip_norm: float | None = 1.0  # largest norm of the gradient of all that is trained; None: any
-    average: float | None = None  # decay of a moving average of the weights, per step; None: none is kept
+    rates: Rules[float] = EVERYTHING  # (pattern for the path, factor of the rate), first match wins; 0 freezes
+    weight_decay: float = 1e-4  # share of a parameter that a step at the schedule's peak subtracts, whatever the rate
+    decays: Rules[float] = KERNELS  # (pattern for the path, factor of the weight decay), first match wins
+    beta1: float = 0.9  # decay of the mean of the gradients per step, and of Muon's momentum
+    beta2: float = 0.95  # decay of the mean of the squared gradients per step; with adafactor the value it grows to
+    epsilon: float = 1e-8  # term added to the root of the mean square, with adamw and where muon uses Adam
+    clip_norm: float | None = 1.0  # largest global norm of the gradient of the trained parameters; None: not clipped
+    average: float | None = None  # decay of a moving average of the weights per step; None: no average is kept
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """What the rate and the weight decay are multiplied by, from 0 to 1."""
+    """The factor of the rate and the weight decay, from 0 to 1, as a function of the step.
 
-    shape: Literal["cosine", "linear", "rsqrt", "constant"] = "cosine"  # between warm-up and cool-down
-    warmup: str = "0 steps"  # linear, from 0
-    cooldown: str = "0 steps"  # linear, to 0
-    final: float = 0.0  # what cosine and linear end at
-    timescale: float = 10_000.0  # steps; of rsqrt
+    Durations are strings of a number and a unit: "500 steps", "2 epochs", "1e6 examples" or "5 percent" of the run.
+
+    Attributes:
+      shape: "cosine", "linear", "rsqrt" or "constant", between warm-up and cool-down.
+      warmup: duration of the linear rise from 0 at the start.
+      cooldown: duration of the linear fall to 0 at the end.
+      final: factor that "cosine" and "linear" end at.
+      timescale: time constant of "rsqrt" in steps; n steps after warm-up the factor is
+        sqrt(timescale / (timescale + n)).
+
+    Example:
+      >>> from siglip_jax.training import Schedule
+      >>> Schedule("linear", warmup="5 percent").final
+      0.0
+    """
+
+    shape: Literal["cosine", "linear", "rsqrt", "constant"] = "cosine"  # curve between warm-up and cool-down
+    warmup: str = "0 steps"  # duration of the linear rise from 0; steps, epochs, examples or percent of the run
+    cooldown: str = "0 steps"  # duration of the linear fall to 0; steps, epochs, examples or percent of the run
+    final: float = 0.0  # factor that cosine and linear end at
+    timescale: float = 10_000.0  # time constant of rsqrt, in steps
 
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """Low-rank additions to frozen matrices (Hu et al. 2021, arXiv 2106.09685)."""
+    """Low-rank additions to frozen matrices.
 
-    rank: int = 0  # 0: none
-    alpha: float = 16.0  # the addition is multiplied by alpha / rank
-    where: str = r".*/(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"  # pattern over the paths of dense layers
+    Source: Hu et al. 2021, arXiv 2106.09685.
+
+    Attributes:
+      rank: rank of the additions; 0: there are none.
+      alpha: the additions are multiplied by `alpha / rank`.
+      where: regular expression for the whole path of each dense layer that gets an addition.
+
+    Example:
+      >>> from siglip_jax.training import Lora
+      >>> lora = Lora(rank=8)
+      >>> lora.alpha / lora.rank
+      2.0
+    """
+
+    rank: int = 0  # rank of the additions; 0: none
+    alpha: float = 16.0  # the additions are multiplied by alpha / rank
+    where: str = r".*/(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"  # pattern for the paths of dense layers
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-    """Devices along each axis; see `siglip_jax.make_mesh`."""
+    """Number of devices along each axis of the mesh that `siglip_jax.make_mesh` makes.
 
-    data: int = -1  # different examples; -1: as many as the others leave
-    fsdp: int = 1  # different examples, and different parts of each parameter
-    tensor: int = 1  # different parts of each layer's width
+    Attributes:
+      data: devices along `data`, over which the batch is sharded; -1: all that the other axes leave.
+      fsdp: devices along `fsdp`, over which the batch and each parameter are sharded.
+      tensor: devices along `tensor`, over which the width of each layer is sharded.
+
+    Example:
+      >>> from siglip_jax.training import MeshShape, Recipe
+      >>> Recipe(mesh=MeshShape(data=2, fsdp=4)).mesh.tensor
+      1
+    """
+
+    data: int = -1  # devices over which the batch is sharded; -1: all that the other axes leave
+    fsdp: int = 1  # devices over which the batch and each parameter are sharded
+    tensor: int = 1  # devices over which the width of each layer is sharded
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A training run."""
+    """A training run: everything but the data and the checkpoint that its result depends on.
+
+    Attributes:
+      task: "pairs" for image-text pairs, "labels" for images with labels.
+      loss: loss of pairs, "sigmoid" or "softmax"; labels have cross-entropy.
+      equal_texts_match: whether an image of a batch matches every caption that is equal to its own, with the sigmoid
+        loss.
+      fresh: regular expression for the whole path of each parameter that starts from random values; None: all come from
+        the checkpoint.
+      resolution: width and height of images in pixels; None: that of the checkpoint.
+      augment: augmentation of images, "none", "flip", "crop" or "crop_flip".
+      batch_size: examples of a step, over all devices.
+      micro_batches: number of pieces that a step is computed in, to save memory; the gradient is that of the whole
+        batch.
+      duration: length of the run, as in "5000 steps", "10 epochs" or "1e6 examples".
+      optimizer: how gradients become updates.
+      schedule: factor of the rate and the weight decay over the run.
+      lora: low-rank additions to train; none by default.
+      locked_images: whether to embed each image once, before the first step, and train on the embeddings (LiT); the
+        image tower must be frozen.
+      dtype: compute dtype, "float32" or "bfloat16"; the weights are float32.
+      remat: what the backward pass recomputes to save memory: None (nothing), "full" (everything), "dots" or
+        "dots_with_no_batch_dims" (everything but such matrix products).
+      scan_layers: whether to compile one layer and scan over all.
+      mesh: number of devices along each axis.
+      seed: seed of fresh weights, order of the examples and augmentation.
+
+    Raises:
+      ValueError: if a value is impossible, or two do not fit together.
+
+    Example:
+      >>> import dataclasses
+      >>> from siglip_jax.training import RECIPES, Recipe
+      >>> recipe = dataclasses.replace(RECIPES["finetune"], batch_size=64, duration="3 epochs")
+      >>> isinstance(recipe, Recipe), recipe.optimizer.weight_decay
+      (True, 0.0)
+    """
 
     task: Literal["pairs", "labels"] = "pairs"  # image-text pairs, or images with labels
-    loss: Literal["sigmoid", "softmax"] = "sigmoid"  # of pairs; labels have cross-entropy
-    equal_texts_match: bool = False  # whether equal captions in a batch match each other's images too (sigmoid)
-    fresh: str | None = None  # pattern over the paths of parameters that start anew, not from the checkpoint
-    resolution: int | None = None  # pixels; None: that of the checkpoint
-    augment: Literal["none", "flip", "crop", "crop_flip"] = "none"
+    loss: Literal["sigmoid", "softmax"] = "sigmoid"  # loss of pairs; labels have cross-entropy
+    equal_texts_match: bool = False  # whether an image matches every caption equal to its own in the batch (sigmoid)
+    fresh: str | None = None  # pattern for the paths of parameters that start from random values
+    resolution: int | None = None  # width and height of images in pixels; None: that of the checkpoint
+    augment: Literal["none", "flip", "crop", "crop_flip"] = "none"  # augmentation of images
     batch_size: int = 256  # examples of a step, over all devices
-    micro_batches: int = 1  # parts that a step is computed in, for less memory; the gradient is that of the whole
-    duration: str = "10 epochs"  # steps, epochs or examples
+    micro_batches: int = 1  # pieces a step is computed in, to save memory; the gradient is that of the whole batch
+    duration: str = "10 epochs"  # length of the run in steps, epochs or examples
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     lora: Lora = Lora()
-    locked_images: bool = False  # embed each image once, and train the rest on that (LiT); nothing of the image tower
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; the weights are float32
-    remat: Literal["full", "dots", "dots_with_no_batch_dims"] | None = None  # what is computed twice to save memory
-    scan_layers: bool = False  # one layer compiled for all
+    locked_images: bool = False  # embed each image once and train on the embeddings (LiT); needs a frozen image tower
+    dtype: Literal["float32", "bfloat16"] = "float32"  # compute dtype; the weights are float32
+    remat: Literal["full", "dots", "dots_with_no_batch_dims"] | None = None  # what is recomputed to save memory
+    scan_layers: bool = False  # whether to compile one layer and scan over all
     mesh: MeshShape = MeshShape()
-    seed: int = 0  # of fresh weights, order and augmentation
+    seed: int = 0  # seed of fresh weights, order of the examples and augmentation
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batches"):
@@ -96,26 +200,37 @@ class Recipe:
             )
         if self.equal_texts_match and (self.task, self.loss) != ("pairs", "sigmoid"):
             raise ValueError(
-                "equal_texts_match is for pairs with the sigmoid loss, got"
+                "equal_texts_match must be False unless task='pairs' and loss='sigmoid', got True with"
                 f" task={self.task!r} and loss={self.loss!r}; change one of them"
             )
         if self.locked_images and self.task != "pairs":
-            raise ValueError(f"locked_images is for pairs, got task={self.task!r}; freeze with optimizer.rates instead")
+            raise ValueError(
+                f"locked_images must be False unless task='pairs', got True with task={self.task!r}; freeze with"
+                " optimizer.rates instead"
+            )
         if self.locked_images and self.augment != "none":
-            raise ValueError(f"locked_images embeds each image once, so augment must be 'none', got {self.augment!r}")
+            raise ValueError(
+                f"augment must be 'none' with locked_images, which embeds each image once, got {self.augment!r}"
+            )
         if self.lora.rank < 0:
             raise ValueError(f"lora.rank must be 0 or more, got {self.lora.rank}")
         if self.lora.rank and self.scan_layers:
-            raise ValueError("lora needs scan_layers=False: stacked layers have no paths of their own")
+            raise ValueError("scan_layers must be False with lora, got True; stacked layers have no paths of their own")
         for text in (self.duration, self.schedule.warmup, self.schedule.cooldown):
             parse_duration(text)
 
 
 def parse_duration(text: str) -> tuple[Fraction, str]:
-    """Returns the amount and the unit of a duration: "5000 steps", "10 epochs", "1e6 examples", "3 percent".
+    """Returns the amount and the unit of a duration.
+
+    Args:
+      text: a number and a unit, as in "5000 steps", "10 epochs", "1e6 examples", "3 percent" or "3 %".
+
+    Returns:
+      The amount, and "steps", "epochs", "examples" or "percent".
 
     Raises:
-      ValueError: if it is none of them.
+      ValueError: if the text is not a duration.
     """
     m = re.fullmatch(r"\s*([0-9.]+(?:[eE]\+?[0-9]+)?)\s*(steps?|epochs?|examples?|percent|%)\s*", text)
     try:
@@ -123,26 +238,26 @@ def parse_duration(text: str) -> tuple[Fraction, str]:
     except ValueError:
         amount = None
     if m is None or amount is None:
-        raise ValueError(f"expected a duration such as '5000 steps', '10 epochs' or '1e6 examples', found {text!r}")
+        raise ValueError(f"a duration must be like '5000 steps', '10 epochs' or '1e6 examples', got {text!r}")
     return amount, _UNITS[m[2].rstrip("s")]
 
 
 def steps_of(text: str, *, batch_size: int, examples: int, total: int | None = None) -> int:
-    """Returns a duration in steps, rounded to the nearest, at least 1 unless it is 0.
+    """Returns a duration in steps, rounded to the nearest, at least 1 unless the duration is 0.
 
     Args:
-      text: see `parse_duration`.
+      text: a number and a unit, as in "5000 steps", "10 epochs", "1e6 examples" or "3 percent".
       batch_size: examples of a step.
-      examples: of an epoch.
-      total: steps that "percent" is of.
+      examples: examples of an epoch.
+      total: steps of the run, which "percent" refers to; None: "percent" is not allowed.
 
     Raises:
-      ValueError: if it is no duration, or a percentage of nothing.
+      ValueError: if the text is not a duration, or is a percentage without a total.
     """
     amount, unit = parse_duration(text)
     if unit == "percent":
         if total is None:
-            raise ValueError(f"the duration of a run is given in steps, epochs or examples, found {text!r}")
+            raise ValueError(f"the duration of a run must be in steps, epochs or examples, got {text!r}")
         steps = amount * total / 100
     elif unit == "steps":
         steps = amount

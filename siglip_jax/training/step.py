@@ -1,8 +1,8 @@
-"""The training step: gradient, exact accumulation, update, moving average, and what is worth logging, in one program.
+"""The training step: gradient, exact accumulation, update, moving average and metrics, in one program.
 
-Accumulation is that of GradCache (Gao et al. 2021, arXiv 2101.06983): embed all parts without gradients; take the
-gradient of the loss of the whole batch with respect to the embeddings; then go through each part again and pull its
-share back to the parameters. The sum is the gradient of the large batch, temperature and bias included.
+Accumulation is that of GradCache (Gao et al. 2021, arXiv 2101.06983): embed all micro-batches without gradients; take
+the gradient of the loss of the whole batch with respect to the embeddings; then embed each micro-batch again and pull
+its cotangents back to the parameters. The sum is the gradient of the whole batch, temperature and bias included.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32, Key
 
-from siglip_jax.parallel.mesh import BATCH_AXES, batch_shares
+from siglip_jax.parallel.mesh import BATCH_AXES, batch_shards
 from siglip_jax.parallel.sharding import SHARDING_RULES, partition
 from siglip_jax.params import flatten, group_of, path_of, unflatten
 from siglip_jax.training._optax import optax
@@ -22,16 +22,16 @@ from siglip_jax.training.objective import Batch, Metrics, Objective
 
 
 class TrainState(NamedTuple):
-    """Everything a step changes, and the frozen parameters.
+    """Everything that a step changes, and the frozen parameters.
 
     Attributes:
-      step: steps done, those that were skipped included.
-      trained: the parameters that the rules let move, a nested dict.
-      frozen: the others.
-      average: the moving average of `trained`; empty if none is kept.
-      optimizer: the optimizer's state.
-      skipped: steps whose loss or gradient was not finite, and that changed nothing.
-      skipped_in_a_row: those of them since the last good step.
+      step: number of steps done, skipped ones included, an int32 scalar.
+      trained: parameters that the rules do not freeze, a nested dict of float32 arrays.
+      frozen: parameters that the rules freeze, a nested dict.
+      average: moving average of `trained`; empty if none is kept.
+      optimizer: state of the optimizer.
+      skipped: number of steps whose loss or gradient was not finite and that changed no parameter, an int32 scalar.
+      skipped_in_a_row: number of skipped steps since the last finite one, an int32 scalar.
     """
 
     step: Int32[Array, ""]
@@ -44,17 +44,17 @@ class TrainState(NamedTuple):
 
     @property
     def params(self) -> dict[str, Any]:
-        """All parameters, as the module takes them."""
+        """All parameters, a nested dict that the module takes."""
         return merge(self.trained, self.frozen)
 
     @property
     def average_params(self) -> dict[str, Any]:
-        """All parameters, the trained ones averaged over time; those of now if no average is kept."""
+        """All parameters, the trained ones as their moving average; the current ones if no average is kept."""
         return merge(self.average or self.trained, self.frozen)
 
 
 def merge(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
-    """Puts the two parts of a nested dict together again."""
+    """Returns one nested dict of the trained and the frozen parameters."""
     return unflatten(flatten(frozen) | flatten(trained))
 
 
@@ -65,21 +65,24 @@ def init_state(
     average: bool,
     mesh: Mesh | None = None,
 ) -> TrainState:
-    """Returns the state before the first step; it takes `params` over, which the first step gives away.
+    """Returns the state before the first step.
+
+    The state takes ownership of `params`, whose buffers the first step donates.
 
     Args:
-      params: on their devices already; what is trained must be float32.
-      frozen: whether the parameter of a path never changes.
+      params: parameters, a nested dict of arrays on their devices; trained ones must be float32.
+      frozen: function from the path of a parameter to whether it is frozen.
+      optimizer: optimizer of the trained parameters, as from `make_optimizer`.
       average: whether to keep a moving average.
-      mesh: lays the optimizer's state out like the parameters; None on one device.
+      mesh: mesh over which the parameters are sharded, and the optimizer's state with them; None: one device.
 
     Raises:
-      ValueError: if something that is trained is not float32: small steps would be lost.
+      ValueError: if a trained parameter is not float32, because small updates would be lost.
     """
     flat = flatten(params)
     for path, x in flat.items():
         if not frozen(path) and x.dtype != jnp.float32:
-            raise ValueError(f"expected float32 parameters to train, found {path} in {x.dtype}; convert them first")
+            raise ValueError(f"trained parameters must be float32, got {path} in {x.dtype}; convert them first")
     trained = unflatten({path: x for path, x in flat.items() if not frozen(path)})
     rest = unflatten({path: x for path, x in flat.items() if frozen(path)})
 
@@ -93,10 +96,11 @@ def init_state(
 
 
 def state_shardings(shapes: Any, mesh: Mesh) -> Any:
-    """Returns where each array of a state lies: moments like their parameters, everything else on every device.
+    """Returns the sharding of each array of a state: moments like their parameters, other arrays replicated.
 
     Args:
-      shapes: a tree whose dictionaries have the structure of the parameters.
+      shapes: tree of arrays or shapes, whose dictionaries have the structure of the parameters.
+      mesh: mesh over which the parameters are sharded.
     """
 
     def place(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -112,15 +116,15 @@ def state_shardings(shapes: Any, mesh: Mesh) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A step; call it under `jax.jit` as `step(state, batch)`, or get it compiled from `make_step`.
+    """A training step, called under `jax.jit` as `step(state, batch)`; `make_step` compiles it.
 
     Attributes:
-      objective: what is minimised.
-      optimizer: as from `make_optimizer`.
-      micro_batches: parts that the gradient is computed in.
-      average: decay of the moving average per step, or None.
-      seed: of the augmentation.
-      mesh: over which the batch is cut; None on one device.
+      objective: objective to minimise.
+      optimizer: optimizer of the trained parameters, as from `make_optimizer`.
+      micro_batches: number of micro-batches that the gradient is computed in, one after the other.
+      average: decay of the moving average per step; None: no average is kept.
+      seed: seed of the augmentation.
+      mesh: mesh over whose `data` and `fsdp` axes the batch is sharded; None: one device.
     """
 
     objective: Objective
@@ -131,7 +135,16 @@ class Step:
     mesh: Mesh | None = None
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """Returns the next state and the step's figures; a step that is not finite changes nothing but the counts."""
+        """Returns the next state and the metrics of a step; a step that is not finite changes only the counts.
+
+        Args:
+          state: state before the step.
+          batch: arrays by name, each with a row for an example.
+
+        Returns:
+          The state after the step, and scalar metrics by name: `loss`, those of the objective, and the norms of
+          gradient, update and parameters of each part of the model.
+        """
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         loss, metrics, gradients = self.gradients(state.trained, state.frozen, batch, key)
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.trained)
@@ -139,7 +152,7 @@ class Step:
         average = state.average
         if average:
             done = (state.step + 1).astype(jnp.float32)
-            # The average of a young run must not remember its start.
+            # Early in a run the decay is smaller, so that the average forgets the initial weights.
             decay = jnp.minimum(jnp.float32(self.average), done / (done + 10))
             average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, trained)
         metrics |= {"loss": loss}
@@ -156,10 +169,17 @@ class Step:
     def gradients(
         self, trained: Any, frozen: Any, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics, Any]:
-        """Returns the loss of the batch, its figures, and the gradient of what is trained."""
+        """Returns the loss of the whole batch, its metrics, and the gradient of the trained parameters.
 
-        def embed(trained: Any, part: Batch, number: Int32[Array, ""]) -> Any:
-            return self.objective.embed(merge(trained, frozen), part, jax.random.fold_in(key, number))
+        Args:
+          trained: parameters to differentiate with respect to, a nested dict.
+          frozen: the other parameters, a nested dict.
+          batch: arrays by name, each with a row for an example.
+          key: random key for augmentation; each micro-batch gets its own.
+        """
+
+        def embed(trained: Any, examples: Batch, number: Int32[Array, ""]) -> Any:
+            return self.objective.embed(merge(trained, frozen), examples, jax.random.fold_in(key, number))
 
         def loss_of(trained: Any, embeds: Any) -> tuple[Array, Metrics]:
             return self.objective.loss(merge(trained, frozen), embeds, batch)
@@ -172,58 +192,61 @@ class Step:
             (loss, metrics), gradients = jax.value_and_grad(whole, has_aux=True)(trained)
             return loss, metrics, gradients
 
-        parts = jax.tree.map(self._cut, dict(batch)), jnp.arange(self.micro_batches, dtype=jnp.int32)
-        embeds = jax.lax.map(lambda part: embed(trained, *part), parts)
+        micro = jax.tree.map(self._split, dict(batch)), jnp.arange(self.micro_batches, dtype=jnp.int32)
+        embeds = jax.lax.map(lambda one: embed(trained, *one), micro)
         both = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
         (loss, metrics), (direct, cotangents) = both(trained, jax.tree.map(self._join, embeds))
 
-        def add(sum_so_far: Any, part: Any) -> tuple[Any, None]:
-            (examples, number), cotangent = part
+        def add(sum_so_far: Any, one: Any) -> tuple[Any, None]:
+            (examples, number), cotangent = one
             _, pull_back = jax.vjp(lambda trained: embed(trained, examples, number), trained)
             return jax.tree.map(jnp.add, sum_so_far, pull_back(cotangent)[0]), None
 
-        gradients, _ = jax.lax.scan(add, direct, (parts, jax.tree.map(self._cut, cotangents)))
+        gradients, _ = jax.lax.scan(add, direct, (micro, jax.tree.map(self._split, cotangents)))
         return loss, metrics, gradients
 
-    def _cut(self, x: Array) -> Array:
-        """From (rows, ...) to (parts, rows / parts, ...): of each device's rows the same share goes into each part."""
-        devices, parts = self._devices, self.micro_batches
-        if len(x) % (devices * parts):
+    def _split(self, x: Array) -> Array:
+        """Reshapes (rows, ...) to (n, rows / n, ...), an equal share of each device's rows in each micro-batch."""
+        devices, n = self._devices, self.micro_batches
+        if len(x) % (devices * n):
             raise ValueError(
-                f"a batch of {len(x)} rows cannot be cut into {parts} micro-batches over {devices} devices; change"
-                " batch_size or micro_batches"
+                f"the rows of a batch must be a multiple of {devices} devices x {n} micro-batches, got {len(x)};"
+                " change batch_size or micro_batches"
             )
-        x = x.reshape(devices, parts, -1, *x.shape[1:]).swapaxes(0, 1)
-        return self._kept(x.reshape(parts, -1, *x.shape[3:]), None, BATCH_AXES)
+        x = x.reshape(devices, n, -1, *x.shape[1:]).swapaxes(0, 1)
+        return self._kept(x.reshape(n, -1, *x.shape[3:]), None, BATCH_AXES)
 
     def _join(self, x: Array) -> Array:
-        """The inverse of `_cut`."""
-        devices, parts = self._devices, self.micro_batches
-        x = x.reshape(parts, devices, -1, *x.shape[2:]).swapaxes(0, 1)
+        """The inverse of `_split`."""
+        devices, n = self._devices, self.micro_batches
+        x = x.reshape(n, devices, -1, *x.shape[2:]).swapaxes(0, 1)
         return self._kept(x.reshape(-1, *x.shape[3:]), BATCH_AXES)
 
     @property
     def _devices(self) -> int:
-        return batch_shares(self.mesh)
+        """Number of devices over which the batch is sharded."""
+        return batch_shards(self.mesh)
 
     def _kept(self, x: Array, *spec: Any) -> Array:
+        """Constrains the sharding of an array on a mesh."""
         if self.mesh is None:
             return x
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*spec)))
 
 
 def make_step(step: Step, state: TrainState) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Returns the step, compiled when first called; the state passed in is given away, the next lies where it lay.
+    """Returns the step as a jitted function, which donates the input state and keeps its sharding.
 
     Args:
-      state: one to say where its arrays lie.
+      step: step to compile.
+      state: state whose arrays have the sharding that the function keeps.
     """
     where = None if step.mesh is None else (jax.tree.map(lambda x: x.sharding, state), None)
     return jax.jit(step.__call__, donate_argnums=0, out_shardings=where)
 
 
 def _norms(tree: Any) -> dict[str, Float[Array, ""]]:
-    """Returns the norm of each part of the model (see `group_of`)."""
+    """Returns the global norm of each part of the model, by the name that `group_of` gives it."""
     groups: dict[str, list[Array]] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
         groups.setdefault(group_of(path_of(keys)), []).append(leaf)

@@ -118,11 +118,11 @@ def test_a_fresh_classifier_is_written_and_loads(checkpoint, tmp_path):
 def test_what_cannot_be_changed_is_refused(checkpoint):
     with pytest.raises(ValueError, match="rule must be one of"):
         surgery.with_resolution(checkpoint, 48, rule="nearest")
-    with pytest.raises(ValueError, match="length of at least 2"):
+    with pytest.raises(ValueError, match="text length must be at least 2, got 1"):
         surgery.with_text_length(checkpoint, 1)
     config = SiglipConfig.from_variant("siglip2-base-patch16-naflex")
     naflex = siglip_jax.Checkpoint(config, {}, "huggingface", "Siglip2Model")
-    with pytest.raises(ValueError, match="fixed resolution, found a Siglip2Model"):
+    with pytest.raises(ValueError, match="must have an image tower of fixed resolution, got a Siglip2Model"):
         surgery.with_resolution(naflex, 48)
 
 

@@ -1,13 +1,13 @@
-"""`siglip-jax bench`: what it prints, and mistakes."""
+"""`siglip-jax bench`: its output, and mistakes."""
 
 import json
 
 import pytest
 
-QUICK = ("--seconds", "0.001", "--batch-sizes", "1", "1")  # the same one: it is measured once
+QUICK = ("--seconds", "0.001", "--batch-sizes", "1", "1")  # the same size, measured once
 
 
-def test_json_has_the_figures(run, checkpoint):
+def test_json_has_the_measurements(run, checkpoint):
     ran = run("bench", "--model", checkpoint, *QUICK, "--json")
     assert (ran.status, ran.err) == (0, "")
     facts = json.loads(ran.out)

@@ -1,4 +1,4 @@
-"""`siglip-jax classify`: what it prints, and that it is what the engine says."""
+"""`siglip-jax classify`: its output, which equals that of the engine."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def test_json_is_what_the_engine_says(run, checkpoint, pictures):
         assert set(entry) == {"image", "scores"}
         assert [e["label"] for e in entry["scores"]] == [e["label"] for e in scores]
         assert [e["score"] for e in entry["scores"]] == pytest.approx([e["score"] for e in scores], abs=1e-6)
-    assert ran.err == f"siglip-jax: {pictures}: 2 of 5 files are not images and were left out\n"
+    assert ran.err == f"siglip-jax: {pictures}: 2 of 5 files are not images and were skipped\n"
 
 
 def test_plain_bars_without_a_terminal(run, checkpoint, pictures):
@@ -77,7 +77,7 @@ def test_folders_within_folders(run, checkpoint, pictures):
 
 
 def test_the_others_are_done(run, checkpoint, pictures, tmp_path):
-    """One line for each image that is no use, results for the rest, and a status that says so."""
+    """One line for each unusable image, results for the others, and exit status 2."""
     (pictures / "aa.png").write_bytes(b"no image")
     options = ("--labels", "a cat", "--model", checkpoint, "--json")
     ran = run("classify", tmp_path / "missing.png", pictures, *options)
@@ -94,7 +94,7 @@ def test_save_plot(run, checkpoint, pictures, tmp_path):
     (pictures / "aa.png").write_bytes(b"no image")
     plot = tmp_path / "plot.png"
     ran = run("classify", pictures, "--labels", *LABELS, "--model", checkpoint, "--save-plot", plot)
-    assert ran.status == 2  # one image could not be read; the plot shows the others
+    assert ran.status == 2  # one image is unreadable; the plot shows the others
     with PIL.Image.open(plot) as drawn:
         assert drawn.format == "PNG"
         assert drawn.height > 200

@@ -63,14 +63,17 @@ def test_changes_on_the_way(run, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("x.bin", "--to", "big_vision"), "expected the name of an .npz file"),
+        (
+            ("x.bin", "--to", "big_vision"),
+            "x.bin: the destination must be an .npz file for big_vision, got suffix '.bin'",
+        ),
         (("x", "--to", "torch"), "invalid choice"),
         (("x", "--to", "huggingface", "--resolution", "4"), "patch_size must be at most image_size"),
         (
             ("x", "--to", "huggingface", "--labels-from", "nowhere.txt"),
-            "nowhere.txt: expected a text file of labels, one a line, found no such file",
+            "nowhere.txt: no such file; pass a text file of labels, one per line",
         ),
-        ((".", "--to", "huggingface"), "expected another place than the source"),
+        ((".", "--to", "huggingface"), "the destination must not be the source, got the same path"),
     ],
 )
 def test_mistakes_are_told_in_one_line(run, checkpoint, arguments, words, monkeypatch):
@@ -142,8 +145,8 @@ def test_quantization_says_what_it_saves_and_costs(run, checkpoint, pictures, tm
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "--to with one of"),
-        (("--quantization", "int8", "--to", "orbax"), "found it with --to"),
+        ((), "--to must be one of"),
+        (("--quantization", "int8", "--to", "orbax"), "--quantization must be used alone, got --to too"),
         (("--quantization", "int3"), "int3"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`siglip-jax embed` and `siglip-jax search`: killed and shared runs, what they print, and how they take mistakes."""
+"""`siglip-jax embed` and `siglip-jax search`: killed and sharded runs, their output, and mistakes."""
 
 import functools
 import json
@@ -81,7 +81,7 @@ def test_a_run_that_is_asked_to_stop_says_how_to_go_on(folder, tmp_path):
         process.send_signal(signal.SIGTERM)
         errors = process.communicate()[1]
     assert process.returncode == 143
-    assert errors.endswith(f"siglip-jax: stopped; what is done is in {out}, and the same command goes on\n")
+    assert errors.endswith(f"siglip-jax: stopped; finished parts are in {out}, and the same command resumes the run\n")
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
 
 
@@ -100,7 +100,7 @@ def test_shards(run, folder, tmp_path):
 def test_in_words(run, folder, tmp_path):
     out = tmp_path / "out"
     left = run("embed", folder, "--out", out, "--part-size", "64", "--shard", "1/2")
-    assert left.out.splitlines()[-1].split() == ["left", "2", "parts,", "for", "other", "shards", "to", "do"]
+    assert left.out.splitlines()[-1].split() == ["left", "2", "parts,", "for", "other", "shards"]
     ran = run("embed", folder, "--out", out)
     assert ran.status == 0
     facts = dict(re.split("  +", line, maxsplit=1) for line in ran.out.splitlines())
@@ -108,7 +108,7 @@ def test_in_words(run, folder, tmp_path):
     assert facts["done now"].startswith("128 in ")
     assert facts["unreadable"] == f"1, listed in {out / 'errors.jsonl'}"
     assert facts["complete"] == f"239 embeddings in {out}"
-    assert left.err == "siglip-jax: 100.png: bytes: not an image, or of a kind that Pillow cannot read\n"
+    assert left.err == "siglip-jax: 100.png: bytes: data must be an image that Pillow can read, got other bytes\n"
 
 
 def test_texts_are_found_by_a_picture(run, folder, tmp_path):
@@ -122,7 +122,7 @@ def test_texts_are_found_by_a_picture(run, folder, tmp_path):
     assert found["query"] == {"image": str(folder / "001.png")}
     ran = run("search", tmp_path / "out", "a square", "--contact-sheet", tmp_path / "sheet.png")
     assert (ran.status, ran.err.count("\n")) == (2, 1)
-    assert "expected embeddings of images, found those of texts" in ran.err
+    assert "the collection must be of images, got one of texts" in ran.err
 
 
 def test_search_prints_a_table_json_and_a_contact_sheet(run, embedded, folder, tmp_path):
@@ -164,18 +164,27 @@ def test_nothing_that_can_be_read_is_status_2(run, tmp_path):
 
 MISTAKES = {
     "no source": (("embed", "{tmp}/none", "--out", "{tmp}/o"), "no such file or folder"),
-    "shard": (("embed", "{tmp}", "--out", "{tmp}/o", "--shard", "4/4"), "expected I/N with I from 0 to N - 1"),
+    "shard": (
+        ("embed", "{tmp}", "--out", "{tmp}/o", "--shard", "4/4"),
+        "a shard must be I/N with I from 0 to N - 1, got '4/4'",
+    ),
     "changed data": (("embed", "{few}", "--out", "{out}"), "the data was changed"),
-    "other options": (("embed", "{few}", "--out", "{out}", "--part-size", "3"), "part_size was 2048, is now 3"),
-    "other model": (("search", "{out}", "x", "--model", "{model}"), "expected the model that made it"),
-    "no query": (("search", "{out}"), "--image FILE to look for, found none"),
+    "other options": (("embed", "{few}", "--out", "{out}", "--part-size", "3"), "part_size must be 2048, got 3"),
+    "other model": (
+        ("search", "{out}", "x", "--model", "{model}"),
+        "the model must be the one that made the collection, the bundled model with .*, got ",
+    ),
+    "no query": (("search", "{out}"), "the query must be a text or --image FILE, got none"),
     "two queries": (
         ("search", "{out}", "x", "--image", "{few}/000.png"),
-        "expected a text or --image FILE.*found both",
+        "the query must be a text or --image FILE, got both",
     ),
     "no collection": (("search", "{few}", "x"), "siglip-jax embed writes it"),
     "no image": (("search", "{out}", "--image", "{few}/none.png"), "no such image file"),
-    "sheet": (("search", "{out}", "x", "--contact-sheet", "{tmp}/a.doc"), "expected a plot ending in"),
+    "sheet": (
+        ("search", "{out}", "x", "--contact-sheet", "{tmp}/a.doc"),
+        "the ending of a plot must be one of .*, got '.doc'",
+    ),
     "moved": (("search", "{moved}", "x", "--contact-sheet", "{tmp}/a.png"), "cannot be opened.*put them back"),
 }
 

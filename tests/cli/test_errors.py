@@ -1,6 +1,6 @@
-"""Every mistake a user can make on the command line: status 2, one line on stderr, and no traceback.
+"""Mistakes on the command line: status 2, one line on stderr, and no traceback.
 
-The line says what was expected, what was found, or what to do: the words each case asks for.
+Each case lists words of the line: what must hold, what was found, what to do.
 """
 
 import json
@@ -44,7 +44,10 @@ def cut(file: Path, size: int) -> None:
 
 DAMAGE = {
     "no config.json": (lambda d: (d / "config.json").unlink(), ["config.json", "no such file"]),
-    "no weights": (lambda d: (d / "model.safetensors").unlink(), ["model.safetensors", "expected", "found"]),
+    "no weights": (
+        lambda d: (d / "model.safetensors").unlink(),
+        ["the directory must hold", "model.safetensors", "got none of them"],
+    ),
     "no vocabulary": (lambda d: (d / "spiece.model").unlink(), ["spiece.model"]),
     "no image processor": (lambda d: (d / "preprocessor_config.json").unlink(), ["preprocessor_config.json"]),
     "only tokenizer.json": (
@@ -52,30 +55,36 @@ DAMAGE = {
         ["tokenizer.json", "expected", "found"],
     ),
     "corrupt vocabulary": (lambda d: (d / "spiece.model").write_bytes(b"not a model"), ["spiece.model"]),
-    "config is no JSON": (lambda d: (d / "config.json").write_text("{,"), ["config.json", "expected", "found"]),
-    "config is a list": (lambda d: (d / "config.json").write_text("[]"), ["config.json", "expected", "found a list"]),
+    "config is no JSON": (
+        lambda d: (d / "config.json").write_text("{,"),
+        ["config.json: the file must hold a JSON object", "got invalid JSON"],
+    ),
+    "config is a list": (
+        lambda d: (d / "config.json").write_text("[]"),
+        ["config.json: the file must hold a JSON object", "got a list"],
+    ),
     "clip": (
         lambda d: change_config(d, lambda c: c.update(model_type="clip")),
-        ["expected", "'siglip'", "found 'clip'"],
+        ["model_type must be 'siglip'", "got 'clip'"],
     ),
     "bert": (
         lambda d: change_config(d, lambda c: c.update(model_type="bert")),
-        ["expected", "'siglip'", "found 'bert'"],
+        ["model_type must be 'siglip'", "got 'bert'"],
     ),
     "siglip2": (
         lambda d: change_config(d, lambda c: c.update(model_type="siglip2")),
-        ["expected model_type 'siglip2_text_model'", "found 'siglip_text_model'", "SiglipTextConfig"],
+        ["model_type must be 'siglip2_text_model'", "got 'siglip_text_model'", "SiglipTextConfig"],
     ),
     "truncated weights": (lambda d: cut(d / "model.safetensors", 50_000), ["model.safetensors", "truncated"]),
-    "truncated header": (lambda d: cut(d / "model.safetensors", 100), ["model.safetensors", "expected", "found"]),
-    "empty weights": (lambda d: cut(d / "model.safetensors", 0), ["model.safetensors", "expected", "found"]),
+    "truncated header": (lambda d: cut(d / "model.safetensors", 100), ["model.safetensors: the file must be", "got a"]),
+    "empty weights": (lambda d: cut(d / "model.safetensors", 0), ["model.safetensors: the file must be", "got a"]),
     "corrupt weights": (
         lambda d: (d / "model.safetensors").write_bytes(b"\xff" * 4096),
-        ["model.safetensors", "expected", "found"],
+        ["model.safetensors: the file must be", "got a truncated or corrupt one"],
     ),
     "another width": (
         lambda d: change_config(d, lambda c: c["vision_config"].update(intermediate_size=96)),
-        ["expected", "found", "fc1", "96", "64"],
+        ["must hold the parameters of the configuration", "of the wrong shape", "fc1", "96", "64"],
     ),
     "impossible heads": (
         lambda d: change_config(d, lambda c: c["vision_config"].update(num_attention_heads=5)),
@@ -95,7 +104,7 @@ DAMAGE = {
     ),
     "whole numbers for weights": (
         lambda d: change_tensors(d, lambda t: t.update(logit_bias=np.zeros(1, np.int32))),
-        ["expected", "logit_bias", "int32"],
+        ["dtypes must be among", "got logit_bias: int32"],
     ),
 }
 
@@ -137,38 +146,53 @@ def test_models_that_are_not_there(run, pictures, name, words):
 
 
 MISTAKES = {
-    "no command": ([], ["expected a command", "classify", "--help"]),
+    "no command": ([], ["the command must be one of", "classify", "got none", "--help"]),
     "unknown command": (["frobnicate"], ["frobnicate", "choose from", "--help"]),
     "unknown option": (["classify", "IMAGE", "--labels", "a", "--frobnicate"], ["--frobnicate", "--help"]),
     "abbreviated option": (["classify", "IMAGE", "--label", "a"], ["--label", "--help"]),
-    "no images": (["classify", "--labels", "a cat"], ["expected images, found none", "before --labels"]),
-    "image after the labels": (["classify", "--labels", "a cat", "IMAGE"], ["expected images", "before --labels"]),
-    "no labels": (["classify", "IMAGE"], ["expected labels, found none", "--labels-from"]),
+    "no images": (["classify", "--labels", "a cat"], ["images must not be empty, got none", "before --labels"]),
+    "image after the labels": (
+        ["classify", "--labels", "a cat", "IMAGE"],
+        ["images must not be empty, got none", "before --labels"],
+    ),
+    "no labels": (["classify", "IMAGE"], ["labels must not be empty, got none", "--labels-from"]),
     "no value for labels": (["classify", "IMAGE", "--labels"], ["--labels", "expected at least one"]),
     "blank label": (["classify", "IMAGE", "--labels", "a", " "], ["must not be blank", "position 1"]),
-    "no such labels file": (["classify", "IMAGE", "--labels-from", "TMP/no.txt"], ["no.txt", "expected", "found no"]),
+    "no such labels file": (
+        ["classify", "IMAGE", "--labels-from", "TMP/no.txt"],
+        ["no.txt: no such file; pass a text file of labels"],
+    ),
     "empty labels file": (
         ["classify", "IMAGE", "--labels-from", "TMP/empty.txt"],
-        ["empty.txt", "expected labels, one a line, found an empty file"],
+        ["empty.txt", "the file must hold labels, one per line, got an empty file"],
     ),
-    "labels not in UTF-8": (["classify", "IMAGE", "--labels-from", "TMP/latin.txt"], ["latin.txt", "UTF-8"]),
-    "labels file is a folder": (["classify", "IMAGE", "--labels-from", "TMP"], ["expected a text file"]),
+    "labels not in UTF-8": (
+        ["classify", "IMAGE", "--labels-from", "TMP/latin.txt"],
+        ["latin.txt: labels must be text in UTF-8"],
+    ),
+    "labels file is a folder": (["classify", "IMAGE", "--labels-from", "TMP"], ["pass a text file of labels"]),
     "template without a place": (
         ["classify", "IMAGE", "--labels", "a", "--template", "a photo"],
-        ["must have {}", "found 'a photo'", "write"],
+        ["must have {}", "got 'a photo'", "write"],
     ),
-    "top-k zero": (["classify", "IMAGE", "--labels", "a", "--top-k", "0"], ["--top-k", "at least 1", "found '0'"]),
-    "top-k word": (["classify", "IMAGE", "--labels", "a", "--top-k", "x"], ["--top-k", "whole number", "found 'x'"]),
-    "batch size negative": (["classify", "IMAGE", "--labels", "a", "--batch-size=-3"], ["--batch-size", "found '-3'"]),
+    "top-k zero": (["classify", "IMAGE", "--labels", "a", "--top-k", "0"], ["--top-k", "at least 1", "got '0'"]),
+    "top-k word": (["classify", "IMAGE", "--labels", "a", "--top-k", "x"], ["--top-k", "whole number", "got 'x'"]),
+    "batch size negative": (["classify", "IMAGE", "--labels", "a", "--batch-size=-3"], ["--batch-size", "got '-3'"]),
     "batch size fraction": (["classify", "IMAGE", "--labels", "a", "--batch-size", "1.5"], ["--batch-size", "'1.5'"]),
-    "missing image": (["classify", "TMP/no.png", "--labels", "a"], ["no.png", "no such file", "check"]),
+    "missing image": (
+        ["classify", "TMP/no.png", "--labels", "a"],
+        ["no.png", "must be an image or a folder, got no such file", "check"],
+    ),
     "image that is none": (["classify", "TMP/empty.txt", "--labels", "a"], ["empty.txt"]),
     "text for an image": (["classify", "TMP/latin.txt", "--labels", "a"], ["latin.txt"]),
     "truncated image": (["classify", "TMP/cut.jpg", "--labels", "a"], ["cut.jpg"]),
-    "folder without images": (["classify", "TMP/bare", "--labels", "a"], ["bare", "found none among 1 files"]),
+    "folder without images": (
+        ["classify", "TMP/bare", "--labels", "a"],
+        ["bare", "must hold images, got none among 1 files"],
+    ),
     "plot of unknown kind": (
         ["classify", "IMAGE", "--labels", "a", "--save-plot", "TMP/plot.xyz"],
-        ["plot.xyz", "expected", ".png"],
+        ["plot.xyz", "must be one of .png", "got '.xyz'"],
     ),
     "plot in no folder": (
         ["classify", "IMAGE", "--labels", "a", "--save-plot", "TMP/no/plot.png"],
@@ -176,7 +200,7 @@ MISTAKES = {
     ),
     "plot over a folder": (
         ["classify", "IMAGE", "--labels", "a", "--save-plot", "TMP/folder.png"],
-        ["folder.png", "expected a file", "found a folder"],
+        ["folder.png", "must be written to a file", "got a folder"],
     ),
     "plot of too many labels": (
         ["classify", "IMAGE", "--labels-from", "TMP/many.txt", "--save-plot", "TMP/plot.png"],

@@ -1,4 +1,4 @@
-"""`siglip-jax eval`: what it says of the embedded model and the example images, and how it takes mistakes."""
+"""`siglip-jax eval`: its results for the bundled model and the example images, and its mistakes."""
 
 import functools
 import json
@@ -60,7 +60,7 @@ def facts_of(out: str) -> dict[str, str]:
     return {name: said.strip() for name, said in (line.split("  ", 1) for line in out.split("\n\n")[0].splitlines())}
 
 
-def test_the_embedded_model_reaches_the_figure_of_its_card(run, pictograms):
+def test_the_bundled_model_reaches_the_accuracy_of_its_card(run, pictograms):
     ran = run("eval", "zero-shot", pictograms, "--json")
     assert (ran.status, ran.err) == (0, "")
     found = json.loads(ran.out)
@@ -71,7 +71,7 @@ def test_the_embedded_model_reaches_the_figure_of_its_card(run, pictograms):
     assert sum(confusion["examples"] for confusion in found["confusions"]) == 13
     text = found["preprocessing"]["text"]
     assert (text["templates"], text["length"], text["pad_id"], text["canonical"]) == (["{}"], 16, 1, True)
-    assert found["preprocessing"]["model"] == "the embedded model"
+    assert found["preprocessing"]["model"] == "the bundled model"
 
 
 def test_in_words(run, few):
@@ -82,7 +82,7 @@ def test_in_words(run, few):
     assert ran.err.count("\n") == 1
     assert ran.err.startswith(f"siglip-jax: {FEW[3]}/zero.png")
     facts = facts_of(ran.out)
-    assert facts["images"] == "5, 1 more could not be read"
+    assert facts["images"] == "5, 1 more unreadable"
     assert facts["top1"] == "80.0 %"
     assert facts["mean per class"] == "87.5 %"
     assert PREPARED[0] in facts["prepared: images"]
@@ -141,24 +141,36 @@ def test_nothing_that_can_be_read(run, few):
     ran = run("eval", "zero-shot", few)
     assert (ran.status, ran.out) == (2, "")
     assert len(ran.err.splitlines()) == 5
-    assert "expected images that can be read, found none among 4" in ran.err.splitlines()[-1]
+    assert "one or more images must be readable, got none among 4" in ran.err.splitlines()[-1]
 
 
 MISTAKES = {
     "no data": (["zero-shot"], "DATA"),
     "unknown task": (["segmentation", "x"], "'segmentation'"),
     "no such folder": (["zero-shot", "nowhere"], "nowhere: no such file or folder"),
-    "no training set": (["knn", "{few}"], "add --train"),
-    "training set of zero-shot": (["zero-shot", "{few}", "--train", "x"], "--train goes with linear-probe and knn"),
-    "k of a probe": (["linear-probe", "{few}", "--train", "{few}", "--k", "3"], "--k goes with knn"),
-    "templates of retrieval": (["retrieval", "{few}", "--templates", "photo"], "--templates goes with zero-shot"),
+    "no training set": (["knn", "{few}"], "--train must name the training set of knn, got none; add --train"),
+    "training set of zero-shot": (
+        ["zero-shot", "{few}", "--train", "x"],
+        "--train must be used with linear-probe or knn, got zero-shot; leave it out",
+    ),
+    "k of a probe": (
+        ["linear-probe", "{few}", "--train", "{few}", "--k", "3"],
+        "--k must be used with knn, got linear-probe",
+    ),
+    "templates of retrieval": (
+        ["retrieval", "{few}", "--templates", "photo"],
+        "--templates must be used with zero-shot, got retrieval",
+    ),
     "unknown templates": (["zero-shot", "{few}", "--templates", "imagenet"], "one of names, photo, clip"),
     "too many neighbours": (["knn", "{few}", "--train", "{few}"], "k must be from 1"),
-    "one image a class": (["linear-probe", "{few}", "--train", "{few}"], "no class has two images"),
-    "no captions": (["retrieval", "{few}"], "retrieval needs texts"),
-    "temperature of zero": (["knn", "{few}", "--temperature", "0"], "above 0, found '0'"),
+    "one image a class": (["linear-probe", "{few}", "--train", "{few}"], "a class must have two images or more"),
+    "no captions": (["retrieval", "{few}"], "images must have texts for retrieval"),
+    "temperature of zero": (["knn", "{few}", "--temperature", "0"], "the value must be a number above 0, got '0'"),
     "unknown plot": (["zero-shot", "{few}", "--save-plot", "plot.txt"], "found '.txt'"),
-    "names that are too few": (["zero-shot", "{few}", "--classes", "{few}/one.txt"], "each of 4 classes, found 1"),
+    "names that are too few": (
+        ["zero-shot", "{few}", "--classes", "{few}/one.txt"],
+        "names must be one for each of 4 classes, got 1",
+    ),
 }
 
 

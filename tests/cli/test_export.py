@@ -22,7 +22,7 @@ def test_export(run, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--out", "."), "expected no such file or directory yet, found one; name another"),
+        (("--out", "."), "the destination must not exist yet, got an existing one; choose another"),
         (("--out", "x", "--platforms", "gpu"), "invalid choice: 'gpu'"),
         (("--out", "x", "--model", "nowhere"), "nowhere"),
         ((), "--out"),

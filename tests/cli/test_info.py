@@ -1,4 +1,4 @@
-"""`siglip-jax info`: what it says about a checkpoint."""
+"""`siglip-jax info`: the facts about a checkpoint."""
 
 import json
 import math
@@ -40,7 +40,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def put_in_cache(cache: Path, name: str, files: Path) -> Path:
-    """Lays files out as `huggingface_hub` does and returns where they lie."""
+    """Lays files out as `huggingface_hub` does and returns their directory."""
     repository = cache / f"models--{name.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(COMMIT)
@@ -150,7 +150,7 @@ def test_variants_on_a_narrow_terminal_keep_their_names(run_on_terminal):
 def test_variants_of_a_model(run):
     ran = run("info", NAME, "--variants")
     assert (ran.status, ran.out) == (2, "")
-    assert ran.err == f"siglip-jax: expected a model or --variants, found both; leave out {NAME!r} or --variants\n"
+    assert ran.err == f"siglip-jax: info must have a model or --variants, got both; leave out {NAME!r} or --variants\n"
 
 
 @pytest.mark.parametrize("name", [NAME, "siglip-base-patch16-224", "webli_en_b16_224_63724782.npz"])

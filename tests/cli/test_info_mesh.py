@@ -1,4 +1,4 @@
-"""`siglip-jax info --mesh`: what it says a mesh would cost, and how it takes mistakes."""
+"""`siglip-jax info --mesh`: the memory of a mesh, and mistakes."""
 
 import json
 import math
@@ -101,7 +101,7 @@ def test_table(run):
     assert mebibytes(" ".join(rows["total"].split()[1:])) == pytest.approx(4 * 877_960_498 / 8 / 2**20, rel=0.02)
 
 
-def test_of_a_checkpoint_and_of_the_embedded_model(run, checkpoint, tmp_path):
+def test_of_a_checkpoint_and_of_the_bundled_model(run, checkpoint, tmp_path):
     whole = json.loads(run("info", checkpoint, "--mesh", "data=2", "--json").out)
     assert whole["model"] == str(checkpoint)
     assert whole["batch"] == 64
@@ -132,20 +132,20 @@ def test_on_a_narrow_terminal(run_on_terminal):
 
 
 MISTAKES = {
-    "no number": (["--mesh", "data=x"], ["--mesh", "data=4,fsdp=2", "found 'data=x'"]),
-    "unknown axis": (["--mesh", "foo=2"], ["data, fsdp, tensor", "found 'foo=2'"]),
-    "negative": (["--mesh", "data=-1"], ["at least 1", "found 'data=-1'"]),
-    "zero": (["--mesh", "data=0"], ["at least 1", "found 'data=0'"]),
-    "an axis twice": (["--mesh", "data=2,data=2"], ["found 'data=2,data=2'"]),
-    "no axis": (["--mesh", ""], ["found ''"]),
+    "no number": (["--mesh", "data=x"], ["--mesh", "axes must be sizes", "got 'data=x'; write data=4,fsdp=2"]),
+    "unknown axis": (["--mesh", "foo=2"], ["data, fsdp, tensor", "got 'foo=2'; write data=4,fsdp=2"]),
+    "negative": (["--mesh", "data=-1"], ["at least 1", "got 'data=-1'; write data=4,fsdp=2"]),
+    "zero": (["--mesh", "data=0"], ["at least 1", "got 'data=0'; write data=4,fsdp=2"]),
+    "an axis twice": (["--mesh", "data=2,data=2"], ["got 'data=2,data=2'; write data=4,fsdp=2"]),
+    "no axis": (["--mesh", ""], ["got ''; write data=4,fsdp=2"]),
     "batch that does not divide": (["--mesh", "data=4,fsdp=2", "--batch", "12"], ["batch of 12", "8 devices"]),
-    "batch of no pair": (["--mesh", "data=2", "--batch", "0"], ["--batch", "at least 1", "found '0'"]),
-    "batch without a mesh": (["--batch", "8"], ["--batch goes with --mesh", "data=4,fsdp=2"]),
-    "remat without a mesh": (["--remat", "full"], ["--remat goes with --mesh"]),
-    "type without a mesh": (["--dtype", "float32"], ["--dtype goes with --mesh"]),
-    "table without a mesh": (["--table"], ["--table goes with --mesh"]),
+    "batch of no pair": (["--mesh", "data=2", "--batch", "0"], ["--batch", "at least 1", "got '0'"]),
+    "batch without a mesh": (["--batch", "8"], ["--batch must be used with --mesh, got it alone", "data=4,fsdp=2"]),
+    "remat without a mesh": (["--remat", "full"], ["--remat must be used with --mesh"]),
+    "type without a mesh": (["--dtype", "float32"], ["--dtype must be used with --mesh"]),
+    "table without a mesh": (["--table"], ["--table must be used with --mesh"]),
     "unknown remat": (["--mesh", "data=2", "--remat", "dots"], ["--remat", "'dots'", "full"]),
-    "mesh of the list": (["--variants", "--mesh", "data=2"], ["--mesh or --variants, found both"]),
+    "mesh of the list": (["--variants", "--mesh", "data=2"], ["--mesh or --variants, got both; leave one out"]),
     "no such model": (["nowhere", "--mesh", "data=2"], ["nowhere", "no such file or directory"]),
 }
 

@@ -1,4 +1,4 @@
-"""`siglip-jax train`: what it prints, what it writes, and one line for every mistake."""
+"""`siglip-jax train`: what it prints, what it writes, and one line for each mistake."""
 
 import json
 
@@ -52,14 +52,14 @@ def test_trains_evaluates_and_leaves_a_model(run, checkpoint, pairs, tmp_path):
     again = run(*words)
     assert again.status == 0 and json.loads(again.out)["steps"] == 4
     other = run(*words, "--seed", 1)
-    assert other.status == 2 and "another seed (there 0, here 1)" in other.err
+    assert other.status == 2 and "to resume the run, seed must be 0, got 1" in other.err
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("train",), "expected a recipe, one of classification, finetune, high-resolution"),
-        (("train", "finetun"), "found 'finetun'"),
+        (("train",), "the recipe must be one of classification, finetune, high-resolution, linear-probe"),
+        (("train", "finetun"), "got 'finetun'; see siglip-jax train --help"),
         (("train", "finetune"), "Missing from siglip-jax train finetune"),
         (("train", "finetune", "--data", "nowhere.jsonl", "--model", "{m}", "--out", "o"), "nowhere.jsonl"),
         (("train", "finetune", "--data", "{d}", "--model", "nowhere", "--out", "o"), "nowhere: no such"),

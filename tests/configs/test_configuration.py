@@ -46,7 +46,7 @@ def test_towers_come_out_of_a_whole_model_s_file(tmp_path):
     assert SiglipVisionConfig.from_pretrained(tmp_path) == config.vision_config
     config.text_config.save_pretrained(tmp_path)
     assert SiglipTextConfig.from_pretrained(tmp_path) == config.text_config
-    with pytest.raises(ValueError, match="expected model_type 'siglip', found 'siglip_text_model'"):
+    with pytest.raises(ValueError, match="model_type must be 'siglip', got 'siglip_text_model'.*SiglipTextConfig"):
         SiglipConfig.from_pretrained(tmp_path)
 
 
@@ -105,7 +105,7 @@ def test_configurations_are_immutable_and_comparable():
 @pytest.mark.parametrize("text", ["[1]", "{", ""])
 def test_a_file_that_is_no_object_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match="expected a JSON object"):
+    with pytest.raises(ValueError, match="config.json: the file must hold a JSON object, got"):
         SiglipConfig.from_pretrained(tmp_path)
 
 
@@ -135,8 +135,8 @@ for d in (
         "image_size must be an integer of at least 1, got [224, 224]",
         "attention_dropout must be a number in [0, 1.0), got None",
         "text_config must be a SiglipTextConfig or a dict, got list",
-        "id2label must map numbers to names, got ['a']",
-        "id2label must map numbers to names, got {'first': 'a'}",
-        "num_labels must be 0 or more, got 2.5",
-        "expected the fields of a siglip configuration, found a list",
+        "id2label must be a dict of names by integer index, got ['a']",
+        "id2label must be a dict of names by integer index, got {'first': 'a'}",
+        "num_labels must be an integer of at least 0, got 2.5",
+        "a siglip configuration must be a dict of its fields, got list",
     ]

@@ -179,7 +179,7 @@ def test_every_name_finds_its_variant(variant):
     ],
 )
 def test_unknown_names_get_the_closest(name, closest):
-    with pytest.raises(ValueError, match="expected a released SigLIP checkpoint, found") as caught:
+    with pytest.raises(ValueError, match="name must be a released SigLIP checkpoint, got") as caught:
         find(name)
     message = str(caught.value)
     assert repr(name) in message and closest in message

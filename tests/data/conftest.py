@@ -1,4 +1,4 @@
-"""Small data sets of every kind, and the processor of a tiny model."""
+"""The processor of a tiny model."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Batches: the same whatever the workers, the processes and the place to start; bad examples replaced and named."""
+"""Batches do not depend on workers, processes or start; unreadable examples are replaced and named."""
 
 import itertools
 import multiprocessing
@@ -97,7 +97,7 @@ def test_workers_change_nothing_and_end(transform, monkeypatch, workers, shared_
     if shared_memory:
         batches.close()
     else:
-        del batches  # letting go is as good
+        del batches  # releasing it is enough
     assert alive(0)
     same(taken, threads)
     assert all(type(array) is np.ndarray for batch in taken for array in batch.arrays.values())
@@ -143,7 +143,10 @@ def test_one_good_example_among_many_is_found(transform):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_no_good_example_at_all(transform, workers):
     source = Memory(300, bad=range(300), path="/somewhere/shards")
-    with pytest.raises(ValueError, match=r"shards: none of 100 examples can be used; the last: memory:\d+: broken"):
+    with pytest.raises(
+        ValueError,
+        match=r"^shards: one of 100 examples must be readable, got errors for all; the last: memory:\d+: broken",
+    ):
         first(Pipeline([(source, 1.0)], transform, batch_size=5, workers=workers), 1)
 
 
@@ -167,11 +170,11 @@ def test_fingerprint(transform):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size"),
-        ({"batch_size": 3, "process_count": 2}, "multiple of the 2 processes, found 3"),
-        ({"process_index": 2, "process_count": 2}, "expected 0 to 1, found 2"),
-        ({"seed": -1}, "seed"),
-        ({"workers": -1}, "workers"),
+        ({"batch_size": 0}, "batch_size must be a multiple of the 1 processes, got 0"),
+        ({"batch_size": 3, "process_count": 2}, "batch_size must be a multiple of the 2 processes, got 3; it counts"),
+        ({"process_index": 2, "process_count": 2}, "process_index must be from 0 to 1, got 2"),
+        ({"seed": -1}, "workers and seed must be 0 or more, got 0 and -1"),
+        ({"workers": -1}, "workers and seed must be 0 or more, got -1 and 0"),
     ],
 )
 def test_impossible_numbers(transform, options, message):
@@ -180,14 +183,14 @@ def test_impossible_numbers(transform, options, message):
 
 
 def test_impossible_sources(transform):
-    with pytest.raises(ValueError, match="at least one source"):
+    with pytest.raises(ValueError, match=r"sources must be one or more, each with examples, got the lengths \[\]"):
         Pipeline([], transform, batch_size=4)
-    with pytest.raises(ValueError, match="lengths"):
+    with pytest.raises(ValueError, match=r"got the lengths \[0\]"):
         Pipeline([(Memory(0), 1.0)], transform, batch_size=4)
     for weight in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="weights"):
+        with pytest.raises(ValueError, match="weights must be finite and above 0, got"):
             Pipeline([(Memory(4), weight)], transform, batch_size=4)
-    with pytest.raises(ValueError, match="start"):
+    with pytest.raises(ValueError, match="start must be a step of 0 or more, got -1"):
         Pipeline([(Memory(4), 1.0)], transform, batch_size=4).batches(-1)
 
 
@@ -207,7 +210,9 @@ def test_ordered(processor):
         4,
         1,
     ]
-    with pytest.raises(ValueError, match="memory: none of 3 examples can be used; the last: memory:2: broken"):
+    with pytest.raises(
+        ValueError, match="memory: one of 3 examples must be readable, got errors for all; the last: memory:2: broken"
+    ):
         list(ordered(Memory(3, bad=range(3)), transform, 4))
 
 

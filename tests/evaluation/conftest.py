@@ -1,4 +1,4 @@
-"""The embedded model, loaded and compiled once for all these tests."""
+"""The bundled model, loaded and compiled once for all these tests."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is counted, on answers written by hand."""
+"""Metrics of a classification, on hand-written predictions."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,14 @@ def test_all_right_has_no_confusions():
     assert (found.top1, found.confusions.shape) == (1.0, (0, 3))
 
 
-@pytest.mark.parametrize(("labels", "message"), [([], "at least one image"), ([0, 2], "from 0 to 1"), ([-1, 0], "-1")])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([], "images with a label must be one or more, got none"),
+        ([0, 2], "labels must be from 0 to 1, got 0 to 2"),
+        ([-1, 0], "labels must be from 0 to 1, got -1 to 0"),
+    ],
+)
 def test_labels_that_are_no_classes(labels, message):
     with pytest.raises(ValueError, match=message):
         accuracy(np.zeros((len(labels), 1), int), np.array(labels, int), 2)
@@ -39,7 +46,7 @@ class TestZeroShot:
 
     @pytest.mark.parametrize("templates", [0, 3, 5])
     def test_not_whole_classes(self, templates):
-        with pytest.raises(ValueError, match="for each class, found 4"):
+        with pytest.raises(ValueError, match=f"text embeddings must be {templates} for each class, got 4 in all"):
             ensemble(np.ones((4, 2), np.float32), templates)
 
     def test_fewer_classes_than_places(self):

@@ -1,4 +1,4 @@
-"""The evaluations of a whole model: the embedded one on the example images, with figures known from elsewhere."""
+"""The evaluations of the bundled model on the example images, against metrics computed by other means."""
 
 import json
 
@@ -38,7 +38,7 @@ def mixed(source):
 
 def test_zero_shot_is_what_the_card_and_the_engine_say(siglip, source):
     result = evaluate_zero_shot(siglip, source)
-    assert round(result.metrics["top1"] * 64) >= 51  # the card; tests/test_embedded.py allows 50
+    assert round(result.metrics["top1"] * 64) >= 51  # the card; tests/assets/test_bundled_model.py allows 50
     answers = siglip.classify([example.image for example in source.examples], source.classes, top_k=5)
     ranked = [[source.classes[i] for i in row] for row in result.ranked]
     assert ranked == [[entry["label"] for entry in answer] for answer in answers]
@@ -55,7 +55,7 @@ def test_zero_shot_with_templates_and_names(siglip, source):
     raw = evaluate_zero_shot(siglip, source, classes=shouted, templates=TEMPLATES["photo"], canonicalize=False)
     assert (raw.ranked != plain.ranked).any()  # the underscores are pieces of their own
     assert evaluate_zero_shot(siglip, source, templates=TEMPLATES["clip"]).metrics["top1"] > 0.5
-    with pytest.raises(ValueError, match="a name for each of 64 classes, found 1"):
+    with pytest.raises(ValueError, match="names must be one for each of 64 classes, got 1"):
         evaluate_zero_shot(siglip, source, classes=["a"])
 
 
@@ -71,7 +71,7 @@ def test_retrieval(siglip, source):
     result = evaluate_retrieval(siglip, several, ks=(1,))
     assert result.labels.tolist() == [0, 0, 1, 2]
     assert result.settings["texts"] == 4
-    with pytest.raises(ValueError, match="images without any"):
+    with pytest.raises(ValueError, match="images must have texts for retrieval, got images without any; .*text_key"):
         evaluate_retrieval(siglip, Listed([source.examples[0]._replace(texts=())]))
 
 
@@ -92,9 +92,11 @@ def test_nearest_and_linear_on_what_they_have_seen(siglip, source):
         assert result.preprocessing["model"] == "this model"
         assert "text" not in result.preprocessing
         json.dumps(result.to_dict(), allow_nan=False)
-    with pytest.raises(ValueError, match="found 1 others: something else"):
+    with pytest.raises(
+        ValueError, match="classes must be among those of the training set, got 1 others: something else"
+    ):
         same_classes(turned, source)
-    with pytest.raises(ValueError, match="to choose from, 64; got 65"):
+    with pytest.raises(ValueError, match="k must be from 1 to 64, the number of embeddings to choose from, got 65"):
         knn(siglip, source, turned, k=65)
     with pytest.raises(ValueError, match="probe must be one of logistic, ridge, got 'svm'"):
         linear_probe(siglip, source, turned, probe="svm")
@@ -122,22 +124,26 @@ def test_what_cannot_be_read_is_counted_and_named(siglip, source, mixed):
 
 def test_nothing_can_be_read(siglip):
     broken = Listed([OSError("disk"), Example(b"no image", (), 0, "x.png")], ("a",))
-    with pytest.raises(ValueError, match="found none among 2; the first says: disk"):
+    with pytest.raises(
+        ValueError, match="one or more images must be readable, got none among 2; the first error: disk"
+    ):
         evaluate_zero_shot(siglip, broken)
-    with pytest.raises(ValueError, match="with classes, found none"):
+    with pytest.raises(ValueError, match="a data set must have classes, got none"):
         evaluate_zero_shot(siglip, Listed(broken.examples))
-    with pytest.raises(ValueError, match="found none among 0"):
+    with pytest.raises(ValueError, match="one or more images must be readable, got none among 0"):
         evaluate_retrieval(siglip, Listed([]))
 
 
 def test_no_labels(siglip, source):
-    with pytest.raises(ValueError, match="images with labels, found none among 1"):
+    with pytest.raises(ValueError, match="images must have labels, got none among 1 images"):
         evaluate_zero_shot(siglip, Listed([source.examples[0]._replace(label=None)], ("a",)))
 
 
-def test_a_model_that_has_diverged_gives_no_figures(siglip, source):
+def test_a_model_that_has_diverged_has_no_metrics(siglip, source):
     params = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), siglip.params)
-    with pytest.raises(ValueError, match="embeddings: expected finite embeddings"):
+    with pytest.raises(
+        ValueError, match="the model's image embeddings must be finite, got NaN or infinity in 2 of 2 rows"
+    ):
         evaluate_zero_shot(siglip.with_params(params), Listed(source.examples[:2], source.classes))
 
 
@@ -159,9 +165,9 @@ def test_pixels_and_batches(siglip, source):
     files = Listed([example for example in source.examples[:5]])
     pixels = []
     for example in files.examples:
-        with PIL.Image.open(io.BytesIO(example.image)) as picture:
-            flat = PIL.Image.new("RGBA", picture.size, "white")
-            flat.alpha_composite(picture)
+        with PIL.Image.open(io.BytesIO(example.image)) as image:
+            flat = PIL.Image.new("RGBA", image.size, "white")
+            flat.alpha_composite(image)
             pixels.append(example._replace(image=np.asarray(flat.convert("RGB"))))
     by_file = embed_examples(siglip, files, batch_size=2).embeds
     np.testing.assert_allclose(embed_examples(siglip, files, batch_size=8).embeds, by_file, atol=1e-6)
@@ -178,7 +184,7 @@ def test_texts_are_embedded_once_each(siglip):
 
 
 class TestPreprocessing:
-    def test_of_the_embedded_model(self, siglip):
+    def test_of_the_bundled_model(self, siglip):
         facts = describe(siglip, model_name="m", templates=("{}",), canonicalize=True, first_name_only=True)
         assert facts["dtype"] == "float32"
         image = facts["image"]

@@ -45,12 +45,12 @@ def test_all_negative_products_are_not_beaten_by_padding(monkeypatch):
 
 def test_refusals():
     one = np.ones((1, 2), np.float32)
-    with pytest.raises(ValueError, match="from 1 to the number of embeddings to choose from, 1; got 2"):
+    with pytest.raises(ValueError, match="k must be from 1 to 1, the number of embeddings to choose from, got 2"):
         nearest_keys(one, one, 2)
-    with pytest.raises(ValueError, match="keys: .* NaN or infinity in 1 of 1 rows"):
+    with pytest.raises(ValueError, match="keys must be finite, got NaN or infinity in 1 of 1 rows"):
         nearest_keys(one, one * np.nan, 1)
     assert nearest_keys(np.zeros((0, 2), np.float32), one, 1)[1].shape == (0, 1)
-    with pytest.raises(ValueError, match="temperature must be above 0"):
+    with pytest.raises(ValueError, match="temperature must be above 0, or None for equal votes, got 0.0"):
         vote(one, one.astype(int), temperature=0.0)
 
 

@@ -104,7 +104,9 @@ class TestChoice:
     def test_one_strength_needs_nothing_held_out(self):
         features = np.eye(2, dtype=np.float32)
         assert choose(fit_ridge, features, np.array([0, 1]), 2, (1.0,)).tried == {}
-        with pytest.raises(ValueError, match="no class has two images"):
+        with pytest.raises(
+            ValueError, match="a class must have two images or more .*, got one of each class; pass one strength"
+        ):
             choose(fit_ridge, features, np.array([0, 1]), 2, (1.0, 0.1))
 
     def test_every_class_keeps_examples(self):
@@ -124,11 +126,14 @@ class TestChoice:
 def test_refusals(fit):
     features, labels = np.eye(2, dtype=np.float32), np.array([0, 1])
     for arguments, message in (
-        ((features, labels[:1], 2, [1.0]), "got 2 and 1"),
-        ((features, labels, 1, [1.0]), "from 0 to 0, found 0 to 1"),
-        ((features, labels, 2, [0.0]), "above 0"),
-        ((features, labels, 2, []), "above 0"),
-        ((features * np.nan, labels, 2, [1.0]), "NaN"),
+        (
+            (features, labels[:1], 2, [1.0]),
+            "features must be one or more, with a label each, got 2 features and 1 labels",
+        ),
+        ((features, labels, 1, [1.0]), "labels must be from 0 to 0, got 0 to 1"),
+        ((features, labels, 2, [0.0]), r"strengths must be above 0, got \(0.0,\)"),
+        ((features, labels, 2, []), r"strengths must be above 0, got \(\)"),
+        ((features * np.nan, labels, 2, [1.0]), "features must be finite, got NaN or infinity in 2 of 2 rows"),
     ):
         with pytest.raises(ValueError, match=message):
             fit(*arguments)

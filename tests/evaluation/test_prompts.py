@@ -1,4 +1,4 @@
-"""Sentences of zero-shot classification."""
+"""Prompts of zero-shot classification."""
 
 import pytest
 
@@ -23,11 +23,11 @@ def test_prompts_stand_class_by_class():
 @pytest.mark.parametrize(
     ("classes", "templates", "message"),
     [
-        ([], ["{}"], "0 classes"),
-        (["a"], [], "0 templates"),
-        (["a"], ["a photo"], "write 'a photo of {}'"),
-        (["a", "?!"], ["{}"], r"found '\?!'"),
-        ([", a"], ["{}"], "found ', a'"),
+        ([], ["{}"], "classes and templates must be one or more, got 0 classes and 1 templates"),
+        (["a"], [], "classes and templates must be one or more, got 1 classes and 0 templates"),
+        (["a"], ["a photo"], "must have {} in the place of the name, got 'a photo'; write 'a photo of {}'"),
+        (["a", "?!"], ["{}"], r"class names must not be blank, got '\?!'"),
+        ([", a"], ["{}"], "class names must not be blank, got ', a'"),
     ],
 )
 def test_what_makes_no_sentence(classes, templates, message):
@@ -41,10 +41,13 @@ def test_templates_by_name_and_from_a_file(tmp_path):
     file = tmp_path / "templates.txt"
     file.write_bytes("\ufeffa drawing of {}\r\n\r\n  {} \n".encode())
     assert find_templates(str(file)) == ("a drawing of {}", "{}")
-    with pytest.raises(FileNotFoundError, match="one of names, photo, clip, or a file"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="templates must be one of names, photo, clip, or a file with one template per line, got 'imagenet'",
+    ):
         find_templates("imagenet")
     file.write_text("\n\n")
-    with pytest.raises(ValueError, match="found an empty file"):
+    with pytest.raises(ValueError, match="one per line, got an empty file"):
         find_templates(file)
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="UTF-8"):

@@ -67,16 +67,21 @@ def test_nothing_as_large_as_all_pairs_is_held():
 
 
 @pytest.mark.parametrize(
-    ("owners", "message"), [([0], "each of 2 texts"), ([0, 3], "from 0 to 3"), ([-1, 0], "from -1 to 0")]
+    ("owners", "message"),
+    [
+        ([0], "owners must be 2 indices from 0 to 2, one for each text, got 1 from 0 to 0"),
+        ([0, 3], "owners must be 2 indices from 0 to 2, one for each text, got 2 from 0 to 3"),
+        ([-1, 0], "owners must be 2 indices from 0 to 2, one for each text, got 2 from -1 to 0"),
+    ],
 )
-def test_owners_that_are_no_pictures(owners, message):
+def test_owners_that_are_no_images(owners, message):
     with pytest.raises(ValueError, match=message):
         retrieval_ranks(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)[:2], np.array(owners))
 
 
 def test_nan_is_refused_for_it_would_be_perfect():
     bad = np.full((2, 3), np.nan, np.float32)
-    with pytest.raises(ValueError, match="image embeddings: .* 2 of 2 rows"):
+    with pytest.raises(ValueError, match="image embeddings must be finite, got NaN or infinity in 2 of 2 rows"):
         retrieval_ranks(bad, bad, np.arange(2))
-    with pytest.raises(ValueError, match="got 0 images"):
+    with pytest.raises(ValueError, match="images and texts must be one or more, got 0 images and 2 texts"):
         retrieval_ranks(bad[:0], bad, np.arange(2))

@@ -89,7 +89,7 @@ def test_pictures_and_pixels(fixed, tmp_path):
     values = 1 / (1 + np.exp(-np.asarray(out.logits_per_image[:1], np.float64)))
     answer = dataclasses.replace(CATS, kind="probabilities", values=rows(values), tolerance=1e-6)
     assert compare(siglip, answer, [tmp_path / "cats.png"]).right
-    with pytest.raises(ValueError, match="expected 1 images .*, found 2"):
+    with pytest.raises(ValueError, match=r"images must be 1 \(COCO .*\), got 2"):
         compare(siglip, answer, images)
 
     pixels = np.asarray(inputs["pixel_values"])
@@ -98,7 +98,8 @@ def test_pictures_and_pixels(fixed, tmp_path):
     answer = dataclasses.replace(APPLES, values=rows(out.logits_per_image))
     assert compare(siglip, answer, pixels).right and compare(siglip, answer, pixels.transpose(0, 3, 1, 2)).right
     with pytest.raises(
-        ValueError, match=r"expected the pixel values of apple-ipod.jpg .*\(2, 32, 32, 3\).*found \(1, 32"
+        ValueError,
+        match=r"values of apple-ipod.jpg .* must be floats of shape \(2, 32, 32, 3\), got float32 of shape \(1, 32",
     ):
         compare(siglip, answer, pixels[:1])
 
@@ -158,13 +159,16 @@ def test_verify_takes_the_published_picture_or_its_pixels(fixed, released, tmp_p
 
 def test_an_image_that_nothing_is_published_for_is_refused(flexible, fixed, released, tmp_path, capsys):
     assert main(["verify", str(fixed), "--image", "x.png"]) == 2
-    assert "expected none, nothing is published for these sizes; found x.png" in capsys.readouterr().err
+    assert "image must be None (nothing is published for these sizes), got x.png" in capsys.readouterr().err
     released("siglip2-base-patch16-naflex", DISCS)
     assert main(["verify", str(flexible), "--image", "x.png"]) == 2
-    assert "expected none, the published images are drawn here; found x.png" in capsys.readouterr().err
+    assert "image must be None (the published images are drawn here), got x.png" in capsys.readouterr().err
     released("siglip-base-patch16-224", APPLES)
     assert main(["verify", str(fixed), "--image", "x.png"]) == 2
-    assert "--image: expected the pixels: apple-ipod.jpg, apple-blank.jpg; found x.png" in capsys.readouterr().err
+    assert (
+        "image must be a .npy of the pixel values of apple-ipod.jpg, apple-blank.jpg, got x.png"
+        in capsys.readouterr().err
+    )
     released("siglip-base-patch16-224", APPLES, CATS)
     assert main(["verify", str(fixed), "--image", str(tmp_path / "none.png")]) == 2
     assert "none.png" in capsys.readouterr().err

@@ -133,11 +133,11 @@ def test_a_full_queue_refuses(siglip):
         running = batcher.submit_image(PICTURES[0])
         device.entered()
         waiting = [batcher.submit_image(PICTURES[1]), batcher.submit_image(PICTURES[:2])]
-        with pytest.raises(QueueFullError, match="3 items wait for the device, and 1 more .* queue_size=3; try again"):
+        with pytest.raises(QueueFullError, match="must be at most queue_size=3, got 3 and 1 more; try again"):
             batcher.encode_image(PICTURES[0])
         with pytest.raises(QueueFullError):
             batcher.submit_text("a cat")
-        with pytest.raises(ValueError, match="at most queue_size=3 images, found 4; split it"):
+        with pytest.raises(ValueError, match="a call must bring at most queue_size=3 images, got 4; split it"):
             batcher.encode_image(PICTURES[:4])
         assert batcher.encode_image([]).shape == (0, 32)  # nothing needs no place
         device.free.set()
@@ -151,7 +151,7 @@ def test_a_call_that_gives_up_leaves_the_queue(siglip):
     with Batcher(siglip, max_batch_size=1) as batcher:
         running = batcher.submit_image(PICTURES[0])
         device.entered()
-        with pytest.raises(TimeoutError, match="no answer within 0.05 s"):
+        with pytest.raises(TimeoutError, match="the result must be computed within 0.05 s, got none; raise timeout"):
             batcher.encode_image(PICTURES[1:4], timeout=0.05)
         device.free.set()
         assert len(running.result(30)) == 1
@@ -197,7 +197,7 @@ def test_close_answers_what_was_accepted_and_refuses_the_rest(siglip):
     assert all(future.done() for future in futures)
     np.testing.assert_allclose(futures[-1].result(), siglip.encode_text(SENTENCES[-1]), atol=1e-6)
     for call in (lambda: batcher.encode_image(PICTURES[0]), lambda: batcher.encode_text([])):
-        with pytest.raises(RuntimeError, match="closed; make a new one"):
+        with pytest.raises(RuntimeError, match="must be open, got a closed one; create a new one"):
             call()
     batcher.close()
     assert batcher_threads() == []
@@ -237,7 +237,7 @@ threading.Thread(target=ask).start()
     [
         ({"max_batch_size": 0}, "max_batch_size must be an integer of at least 1"),
         ({"queue_size": 0}, "queue_size must be an integer of at least 1"),
-        ({"max_delay": -1.0}, "max_delay must be a number of seconds, 0 or more, got -1.0"),
+        ({"max_delay": -1.0}, "max_delay must be a finite number of seconds, at least 0, got -1.0"),
         ({"max_delay": float("nan")}, "max_delay"),
     ],
 )

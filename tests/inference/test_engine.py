@@ -209,12 +209,12 @@ def test_rank_keeps_the_order_of_equal_scores():
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (lambda s: check_labels([]), "at least one label, found none; give"),
-        (lambda s: check_labels(["a", " "]), "must not be blank, found ' ' at position 1"),
+        (lambda s: check_labels([]), "at least one label, got none; give"),
+        (lambda s: check_labels(["a", " "]), "must not be blank, got ' ' at position 1"),
         (lambda s: check_labels(["a", 3]), "must be strings, got int 3 at position 1"),
         (lambda s: check_labels(3), "must be a string or an iterable of strings, got int"),
-        (lambda s: fill_template("a photo", ("a",)), "must have {} where the label goes, found 'a photo'; write"),
-        (lambda s: check_count("top_k", 0), "top_k must be an integer of at least 1, or None; got 0"),
+        (lambda s: fill_template("a photo", ("a",)), "must have {} where the label goes, got 'a photo'; write"),
+        (lambda s: check_count("top_k", 0), "top_k must be an integer of at least 1 or None, got 0"),
         (lambda s: check_count("top_k", True), "got True"),
         (lambda s: s.encode_image([picture(0)], batch_size=-1), "batch_size must be an integer of at least 1"),
         (lambda s: s.encode_text(["a"], batch_size=0), "batch_size must be an integer of at least 1"),

@@ -89,8 +89,10 @@ runpy.run_path({str(exported / "run.py")!r}, run_name="__main__")
 """
     ran = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=120)
     assert ran.returncode == 1 and ran.stdout == ""
-    message = f"image_encoder.jaxexport is of jax {jax.__version__}; {jax.__version__} cannot read it: install jax>="
-    assert ran.stderr.splitlines() == [message + jax.__version__]
+    message = (
+        f"image_encoder.jaxexport: jax must be at least {jax.__version__}, got {jax.__version__}; pip install 'jax>="
+    )
+    assert ran.stderr.splitlines() == [f"{message}{jax.__version__}'"]
 
 
 def test_the_manifest_says_what_is_there(exported, shared_siglip):
@@ -155,11 +157,17 @@ def no_manifest(directory):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (damage_program, "text_encoder.jaxexport: its contents are not those that manifest.json names"),
-        (cut_params, "text_encoder.safetensors: its contents are not those that manifest.json names"),
+        (
+            damage_program,
+            "text_encoder.jaxexport: the contents must match manifest.json, got other bytes; export or copy it again",
+        ),
+        (
+            cut_params,
+            "text_encoder.safetensors: the contents must match manifest.json, got other bytes; export or copy it again",
+        ),
         (remove_params, "text_encoder.safetensors: no such file; export again"),
-        (another_manifest, "expected the format 'siglip_jax export 1', found 'another'"),
-        (no_manifest, "manifest.json: no such file; it says what was exported"),
+        (another_manifest, "manifest.json: format must be 'siglip_jax export 1', got 'another'; export again"),
+        (no_manifest, "manifest.json: no such file; it records what was exported"),
     ],
 )
 def test_damage_is_noticed(exported, tmp_path, damage, message):
@@ -170,18 +178,18 @@ def test_damage_is_noticed(exported, tmp_path, damage, message):
 
 
 def test_what_cannot_be_exported_is_refused_and_nothing_is_left(shared_siglip, tmp_path, monkeypatch):
-    with pytest.raises(FileExistsError, match="expected no such file or directory yet"):
+    with pytest.raises(FileExistsError, match="the destination must not exist yet, got an existing one"):
         export(shared_siglip, tmp_path)
     for platforms in ((), ("cpu", "cpu"), ("gpu",)):
         with pytest.raises(ValueError, match="platforms must be some of cpu, cuda, rocm, tpu, each once"):
             export(shared_siglip, tmp_path / "x", platforms=platforms)
     processor, config = shared_siglip.processor, tiny_config(60, flexible=True)
     flexible = Siglip(shared_siglip.model, shared_siglip.params, processor, config)
-    with pytest.raises(ValueError, match="needs a model of one resolution, found one of variable resolution"):
+    with pytest.raises(ValueError, match="must be a model of fixed resolution, got one of variable resolution"):
         export(flexible, tmp_path / "x")
     with monkeypatch.context() as patched:
         patched.setitem(shared_siglip.processor.image_processor._options, "do_pad", True)
-        with pytest.raises(ValueError, match="needs images that are resized to 32 x 32"):
+        with pytest.raises(ValueError, match="image processor must resize to 32 x 32, .*, got {.*'do_pad': True"):
             export(shared_siglip, tmp_path / "x")
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "flatbuffers", None)

@@ -90,7 +90,7 @@ def test_models_of_16_positions(tmp_path, pictures):
     ("call", "words"),
     [
         (lambda pipe: pipe(candidate_labels=["a"]), "image must be an image"),
-        (lambda pipe: pipe(picture(0)), "candidate_labels must name at least one label"),
+        (lambda pipe: pipe(picture(0)), "candidate_labels must name at least one label, got None"),
         (lambda pipe: pipe(picture(0), candidate_labels=[]), "labels must name at least one label"),
         (lambda pipe: pipe(picture(0), ["a"], hypothesis_template="a photo"), "template must have {}"),
     ],

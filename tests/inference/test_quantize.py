@@ -210,12 +210,15 @@ class TestFiles:
         }
 
     def test_another_scheme(self, saved):
-        self.refused(lambda: siglip_jax.load(saved, quantization="int8"), "to int8, found weights of int4")
+        self.refused(
+            lambda: siglip_jax.load(saved, quantization="int8"),
+            "weights must be floats to be quantized to int8, got int4",
+        )
         assert siglip_jax.load(saved, quantization="int4").encode_text("a cat").shape == (1, 32)
 
     def test_an_unknown_scheme(self, checkpoint):
         self.refused(
-            lambda: siglip_jax.load(checkpoint, quantization="int3"), "'int8', 'int4', 'nf4', 'fp8'; got 'int3'"
+            lambda: siglip_jax.load(checkpoint, quantization="int3"), "'int8', 'int4', 'nf4', 'fp8', got 'int3'"
         )
 
     def test_readers_of_floats_say_what_it_is(self, saved):
@@ -231,7 +234,7 @@ class TestFiles:
         weights.write_bytes(data.replace(b"q_proj.kernel.codes", b"x_proj.kernel.codes"))
         self.refused(lambda: siglip_jax.load(saved), "missing", "x_proj")
         weights.write_bytes(data.replace(b'"dtype":"U8"', b'"dtype":"I8"'))
-        self.refused(lambda: siglip_jax.load(saved), "expected tensors of int4", "int8")
+        self.refused(lambda: siglip_jax.load(saved), "dtypes must be those of int4, got", "int8")
 
     @pytest.mark.parametrize(
         "section", [None, 3, {}, {"quant_method": "bitsandbytes", "scheme": "int4"}, {"scheme": []}]
@@ -249,7 +252,10 @@ class TestFiles:
     def test_float_weights_are_not_replaced(self, checkpoint, saved, tmp_path):
         home = Path(shutil.copytree(checkpoint, tmp_path / "floats"))
         before = {path.name: path.read_bytes() for path in home.iterdir()}
-        self.refused(lambda: siglip_jax.load(saved).save_pretrained(home), "holds a float checkpoint")
+        self.refused(
+            lambda: siglip_jax.load(saved).save_pretrained(home),
+            "the directory must not hold float weights, got a float checkpoint",
+        )
         assert {path.name: path.read_bytes() for path in home.iterdir()} == before
 
     def test_a_float_model_takes_the_place_of_a_quantized_one(self, shared_siglip, saved):
@@ -265,4 +271,4 @@ class TestFiles:
 
     def test_float_parameters_are_not_written_as_quantized(self, shared_siglip, tmp_path):
         floats = Checkpoint(shared_siglip.config, shared_siglip.params, "quantized", "SiglipModel")
-        self.refused(lambda: write_checkpoint(tmp_path, floats), "of one scheme; found []")
+        self.refused(lambda: write_checkpoint(tmp_path, floats), "of one scheme, got []")

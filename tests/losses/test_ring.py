@@ -30,14 +30,14 @@ def arrays(*values):
 def test_over_a_mesh(devices, block_size):
     images, texts = embeddings(24, alike=0.5)
     mesh = mesh_of(devices)
-    cut = jax.device_put(arrays(images, texts), NamedSharding(mesh, PartitionSpec("data")))
+    sharded = jax.device_put(arrays(images, texts), NamedSharding(mesh, PartitionSpec("data")))
     loss = functools.partial(sigmoid_loss, mesh=mesh, block_size=block_size)
     compiled, alone = jax.jit(jax.value_and_grad(loss, EVERY)), jax.jit(loss)
     for scale, bias in TEMPERATURES:
-        value, gradients = compiled(*cut, *arrays(scale, bias))
+        value, gradients = compiled(*sharded, *arrays(scale, bias))
         check((value, gradients), truth(images, texts, scale, bias))
-        assert gradients[1].sharding.is_equivalent_to(cut[1].sharding, 2)
-        np.testing.assert_allclose(alone(*cut, *arrays(scale, bias)), value, rtol=1e-6)  # without gradients
+        assert gradients[1].sharding.is_equivalent_to(sharded[1].sharding, 2)
+        np.testing.assert_allclose(alone(*sharded, *arrays(scale, bias)), value, rtol=1e-6)  # without gradients
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_inside_pmap(block_size):
         return lax.pmean(value, "devices"), (*gradients[:2], *lax.pmean(gradients[2:], "devices"))
 
     one, two, scale, bias = arrays(images, texts, np.log(30), -12.0)
-    cut = one.reshape(8, 6, -1), two.reshape(8, 6, -1)
+    sharded = one.reshape(8, 6, -1), two.reshape(8, 6, -1)
     values, (*of_embeddings, of_scale, of_bias) = jax.pmap(step, "devices", in_axes=(0, 0, None, None))(
-        *cut, scale, bias
+        *sharded, scale, bias
     )
     # Inside pmap each device differentiates the sum of all shares: eight times their mean.
     of_embeddings = [g.reshape(48, -1) / 8 for g in of_embeddings]
@@ -83,13 +83,13 @@ def test_inside_pmap(block_size):
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_inside_shard_map(check_vma):
     images, texts = embeddings(16)
-    cut, whole = PartitionSpec("data"), PartitionSpec()
+    sharded, whole = PartitionSpec("data"), PartitionSpec()
 
     def share(*given):
         return lax.pmean(ring_sigmoid_loss(*given, axis_name="data", block_size="auto"), "data")
 
     loss = jax.shard_map(
-        share, mesh=mesh_of(4), in_specs=(cut, cut, whole, whole), out_specs=whole, check_vma=check_vma
+        share, mesh=mesh_of(4), in_specs=(sharded, sharded, whole, whole), out_specs=whole, check_vma=check_vma
     )
     found = jax.jit(jax.value_and_grad(loss, EVERY))(*arrays(images, texts, np.log(10), -10.0))
     check(found, truth(images, texts, np.log(10), -10.0))
@@ -98,12 +98,12 @@ def test_inside_shard_map(check_vma):
 def test_the_local_loss_inside_shard_map():
     """Blocked, but without a ring: each device has a loss of its own, as under the reference's data parallelism."""
     images, texts = embeddings(16)
-    cut, whole = PartitionSpec("data"), PartitionSpec()
+    sharded, whole = PartitionSpec("data"), PartitionSpec()
 
     def local(*given):
         return lax.pmean(sigmoid_loss(*given, block_size=3), "data")
 
-    loss = jax.shard_map(local, mesh=mesh_of(4), in_specs=(cut, cut, whole, whole), out_specs=whole)
+    loss = jax.shard_map(local, mesh=mesh_of(4), in_specs=(sharded, sharded, whole, whole), out_specs=whole)
     value, slope = jax.jit(jax.value_and_grad(loss, 2))(*arrays(images, texts, 1.0, -3.0))
     parts = [truth(images[i : i + 4], texts[i : i + 4], 1.0, -3.0) for i in range(0, 16, 4)]
     np.testing.assert_allclose(value, np.mean([part[0] for part in parts]), rtol=1e-6)
@@ -119,10 +119,10 @@ def test_shares_of_unequal_weight_give_no_wrong_gradient():
 
         return jax.grad(loss)(texts)
 
-    cut = images.reshape(8, 2, -1), texts.reshape(8, 2, -1)
+    sharded = images.reshape(8, 2, -1), texts.reshape(8, 2, -1)
     one_device = (jnp.arange(8) == 0).astype(jnp.float32)
-    assert jnp.isnan(jax.pmap(gradient, "devices")(*cut, one_device)).all()
-    equal = jax.pmap(gradient, "devices")(*cut, jnp.full(8, 0.5))
+    assert jnp.isnan(jax.pmap(gradient, "devices")(*sharded, one_device)).all()
+    equal = jax.pmap(gradient, "devices")(*sharded, jnp.full(8, 0.5))
     np.testing.assert_allclose(equal.reshape(16, -1) / 4, truth(*embeddings(16), 1.0, -3.0)[1][1], rtol=1e-4, atol=1e-6)
 
 
@@ -138,8 +138,8 @@ def test_second_derivatives_of_the_ring():
 def test_what_it_costs():
     """Eight devices, B = 32,768, E = 768 in float32: big_vision's formula takes 1.6 GiB a device and an all-gather."""
     mesh = make_mesh()
-    cut, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
-    x = jax.ShapeDtypeStruct((32768, 768), jnp.float32, sharding=cut)
+    sharded, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    x = jax.ShapeDtypeStruct((32768, 768), jnp.float32, sharding=sharded)
     one = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
     loss = functools.partial(sigmoid_loss, mesh=mesh, block_size="auto")
     compiled = jax.jit(jax.value_and_grad(loss, EVERY)).lower(x, x, one, one).compile()
@@ -154,12 +154,12 @@ def test_what_it_costs():
 
 
 def test_sends_come_before_the_product_they_hide_behind():
-    cut, whole = PartitionSpec("data"), PartitionSpec()
+    sharded, whole = PartitionSpec("data"), PartitionSpec()
 
     def share(*given):
         return ring_sigmoid_loss(*given, axis_name="data")[None]
 
-    shares = jax.shard_map(share, mesh=mesh_of(4), in_specs=(cut, cut, whole, whole), out_specs=cut)
+    shares = jax.shard_map(share, mesh=mesh_of(4), in_specs=(sharded, sharded, whole, whole), out_specs=sharded)
     order = re.findall(r" (ppermute|dot_general)\[", str(jax.make_jaxpr(shares)(*arrays(*embeddings(16), 1.0, -3.0))))
     send = ["ppermute", "ppermute"]  # texts and their groups
     first, last, loop = [*send, "dot_general"], ["dot_general"], [*send, "dot_general"]
@@ -169,9 +169,9 @@ def test_sends_come_before_the_product_they_hide_behind():
 @pytest.mark.parametrize(
     ("images", "texts", "options", "message"),
     [
-        (12, 12, {}, "12 images and 12 texts cannot be cut evenly over 8 devices along data"),
-        (8, 12, {"image_groups": np.arange(8), "text_groups": np.arange(12)}, "8 images and 12 texts cannot be cut"),
-        (8, 8, {"axis": "model"}, "the mesh has the axes data, fsdp, tensor, not model"),
+        (12, 12, {}, "multiples of the 8 devices along data, got 12 images and 12 texts"),
+        (8, 12, {"image_groups": np.arange(8), "text_groups": np.arange(12)}, "8 devices .* 8 images and 12 texts"),
+        (8, 8, {"axis": "model"}, "axis must be one of the mesh axes data, fsdp, tensor, got model"),
         (8, 16, {}, "got 8 images and 16 texts"),
     ],
 )

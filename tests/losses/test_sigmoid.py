@@ -158,7 +158,7 @@ def test_the_blocked_loss_never_holds_all_pairs():
         ({"text_embeds": np.zeros((3, 5))}, r"got \(3, 4\) and \(3, 5\)"),
         ({"image_embeds": np.zeros(4)}, r"got \(4,\) and \(3, 4\)"),
         ({"image_embeds": np.zeros((0, 4)), "text_embeds": np.zeros((0, 4))}, "at least one"),
-        ({"image_groups": np.arange(3)}, "got only one of them"),
+        ({"image_groups": np.arange(3)}, "must be given together, got only image_groups"),
         ({"image_groups": np.arange(4), "text_groups": np.arange(3)}, r"each of the 3 images, got shape \(4,\)"),
         ({"image_groups": np.arange(3), "text_groups": np.zeros(3)}, "texts, got shape .* of float32"),
         ({"block_size": 0}, "at least 1, got 0"),

@@ -18,7 +18,7 @@ from siglip_jax.models.cost import estimate, placements
 from siglip_jax.parallel.sharding import shardings
 from siglip_jax.params import flatten, unflatten
 
-AXES, CUT, EXAMPLES = ("data", "fsdp", "tensor"), PartitionSpec(("data", "fsdp")), 8
+AXES, SHARDED, EXAMPLES = ("data", "fsdp", "tensor"), PartitionSpec(("data", "fsdp")), 8
 ODD = {"hidden_size": 144, "intermediate_size": 538, "num_attention_heads": 2, "num_hidden_layers": 3}
 WIDE = ODD | {"intermediate_size": 16}
 LONG = ODD | {"hidden_size": 48, "intermediate_size": 16, "num_attention_heads": 6}
@@ -46,9 +46,9 @@ def shapes_of(config):
 def abstract(model, mesh, batch):
     """Returns parameters and inputs that are nowhere but know where they would be."""
     text, vision = model.config.text_config, model.config.vision_config
-    cut, size = NamedSharding(mesh, CUT), vision.image_size
-    ids = jax.ShapeDtypeStruct((batch, text.max_position_embeddings), jnp.int32, sharding=cut)
-    pixels = jax.ShapeDtypeStruct((batch, size, size, vision.num_channels), jnp.float32, sharding=cut)
+    sharded, size = NamedSharding(mesh, SHARDED), vision.image_size
+    ids = jax.ShapeDtypeStruct((batch, text.max_position_embeddings), jnp.int32, sharding=sharded)
+    pixels = jax.ShapeDtypeStruct((batch, size, size, vision.num_channels), jnp.float32, sharding=sharded)
     flat = flatten(jax.eval_shape(model.init, jax.random.key(0), ids, pixels)["params"])
     where = shardings({path: x.shape for path, x in flat.items()}, mesh)
     params = {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where[path]) for path, x in flat.items()}
@@ -179,7 +179,7 @@ def test_the_batch_of_a_model_of_variable_resolution():
     assert memory.batch == 4 * (patches + mask + grids + ids)
 
 
-def test_the_table_says_how_parameters_are_cut():
+def test_the_table_lists_how_parameters_are_sharded():
     shapes = shapes_of(CONFIGS["odd"])
     table = {row.path: row for row in placements(shapes, {"fsdp": 4, "tensor": 2})}
     assert list(table) == list(shapes)
@@ -193,7 +193,7 @@ def test_the_table_says_how_parameters_are_cut():
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.short_name)
-def test_every_released_model_is_cut_evenly(variant):
+def test_every_released_model_is_sharded_evenly(variant):
     table = placements(shapes_of(SiglipConfig.from_variant(variant.name)), {"fsdp": 8})
     share = 4 * variant.parameters / 8
     assert sum(row.bytes for row in table) < 1.10 * share
@@ -204,10 +204,10 @@ def test_every_released_model_is_cut_evenly(variant):
 def test_what_cannot_be_estimated():
     config = CONFIGS["odd"]
     for batch in (0, 4, 12):
-        with pytest.raises(ValueError, match=f"batch of {batch} cannot be cut evenly over 8 devices"):
+        with pytest.raises(ValueError, match=f"multiple of the 8 devices along data and fsdp, got {batch}"):
             estimated(config, (4, 2, 2), batch, training=True)
-    with pytest.raises(ValueError, match="None and 'full', got 'dots'"):
+    with pytest.raises(ValueError, match="remat must be None or 'full' .* got 'dots'"):
         estimated(config, (1, 1, 1), 1, training=True, remat="dots")
     for sizes in ({"model": 2}, {"data": 0}, {"fsdp": -1}):
-        with pytest.raises(ValueError, match="expected positive sizes of the axes data, fsdp, tensor, got"):
+        with pytest.raises(ValueError, match="positive numbers of devices along data, fsdp, tensor, got {"):
             placements({}, sizes)

@@ -195,7 +195,7 @@ def test_cudnn_without_a_gpu_says_so(inputs):
         model = SiglipTextModel(TEXT, attn_implementation="cudnn")  # float32: refused on a GPU too
     else:
         model = SiglipTextModel(TEXT, attn_implementation="cudnn", dtype=jnp.bfloat16)
-    with pytest.raises(ValueError, match="attn_implementation='cudnn' needs .*use 'auto' or 'xla'"):
+    with pytest.raises(ValueError, match="must be .* for attn_implementation='cudnn', got .*; use 'auto' or 'xla'"):
         model.init(jax.random.key(0), inputs["input_ids"])
 
 
@@ -205,10 +205,10 @@ def test_without_a_pooling_head(inputs):
     params = model.init(jax.random.key(0), inputs["pixel_values"])["params"]
     out = model.apply({"params": params}, inputs["pixel_values"])
     assert "head" not in params["vision_model"] and out.pooler_output is None
-    with pytest.raises(ValueError, match="no pooling head"):
+    with pytest.raises(ValueError, match="vision_use_head must be True for an embedding, got False; .*pooling head"):
         _ = out.embedding
     whole = SiglipModel(CONFIG.replace(vision_config=config))
-    with pytest.raises(ValueError, match="vision_use_head=True"):
+    with pytest.raises(ValueError, match="must be True for SiglipModel, got False; use SiglipVisionModel"):
         whole.init(jax.random.key(0), inputs["input_ids"], inputs["pixel_values"])
 
 
@@ -219,14 +219,18 @@ def pixels(*shape, dtype=jnp.float32):
 @pytest.mark.parametrize(
     ("args", "kwargs", "words"),
     [
-        ((None, pixels(1, 32, 32, 3)), {}, ["input_ids is missing"]),
-        ((jnp.ones((1, 16), jnp.int32),), {}, ["pixel_values is missing"]),
-        ((jnp.ones((1, 17), jnp.int32), pixels(1, 32, 32, 3)), {}, ["17", "16", "truncate"]),
+        ((None, pixels(1, 32, 32, 3)), {}, ["input_ids must be given, got None", "get_image_features"]),
+        ((jnp.ones((1, 16), jnp.int32),), {}, ["pixel_values must be given, got None", "get_text_features"]),
+        ((jnp.ones((1, 17), jnp.int32), pixels(1, 32, 32, 3)), {}, ["at most 16 tokens", "got 17", "truncate"]),
         ((jnp.ones((1, 16), jnp.int32), pixels(1, 3, 32, 32)), {}, ["(1, 3, 32, 32)", "transpose with (0, 2, 3, 1)"]),
         ((jnp.ones((1, 16), jnp.int32), pixels(1, 32, 32, 1)), {}, ["(1, 32, 32, 1)", "(batch, 32, 32, 3)"]),
         ((jnp.ones((1, 16), jnp.int32), pixels(32, 32, 3)), {}, ["(32, 32, 3)", "batch axis"]),
         ((jnp.ones((1, 16), jnp.int32), pixels(1, 40, 40, 3)), {}, ["25", "16", "interpolate_pos_encoding"]),
-        ((jnp.ones((1, 16), jnp.int32), pixels(1, 4, 40, 3)), {"interpolate_pos_encoding": True}, ["one patch of 8"]),
+        (
+            (jnp.ones((1, 16), jnp.int32), pixels(1, 4, 40, 3)),
+            {"interpolate_pos_encoding": True},
+            ["one patch of 8", "got shape"],
+        ),
         ((jnp.ones((2, 16), jnp.int32), pixels(1, 32, 32, 3)), {"return_loss": True}, ["1 images", "2 texts"]),
         (
             (jnp.ones((1, 16), jnp.int32), pixels(1, 32, 32, 3)),
@@ -262,5 +266,5 @@ def test_a_classifier_without_labels_gives_the_mean(inputs):
     out = model.apply({"params": params}, inputs["pixel_values"], output_hidden_states=True)
     tower = SiglipVisionModel(VISION).apply({"params": params}, inputs["pixel_values"])
     np.testing.assert_allclose(out.logits, tower.last_hidden_state.mean(1), rtol=1e-6, atol=1e-6)
-    with pytest.raises(ValueError, match="num_labels=0"):
+    with pytest.raises(ValueError, match="num_labels must be at least 1 where labels are given, got 0"):
         model.apply({"params": params}, inputs["pixel_values"], labels=jnp.zeros(3, jnp.int32))

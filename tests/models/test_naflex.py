@@ -227,16 +227,16 @@ PIXELS, MASK, GRID = np.zeros((2, 24, 48), np.float32), np.ones((2, 24), np.int3
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((None, MASK, GRID), "pixel_values must be given; Siglip2ImageProcessor makes all"),
-        ((PIXELS, MASK, None), "spatial_shapes must be given"),
+        ((None, MASK, GRID), "pixel_values must be given, got None; use Siglip2ImageProcessor"),
+        ((PIXELS, MASK, None), "spatial_shapes must be given, got None"),
         ((PIXELS.reshape(2, 24, 16, 3), MASK, GRID), r"must be \(batch, patches, 48\).*got shape \(2, 24, 16, 3\)"),
-        ((PIXELS[..., :47], MASK, GRID), r"patches of 4 x 4 pixels by 3 channels; got shape \(2, 24, 47\)"),
+        ((PIXELS[..., :47], MASK, GRID), r"patches of 4 x 4 pixels by 3 channels, got shape \(2, 24, 47\)"),
         ((PIXELS.astype(np.int32), MASK, GRID), "must be floating point, got int32"),
-        ((PIXELS, MASK[:, :20], GRID), r"as pixel_values, \(2, 24\); got \(2, 20\)"),
-        ((PIXELS, MASK, GRID[:1]), r"columns of 2 images; got shape \(1, 2\)"),
+        ((PIXELS, MASK[:, :20], GRID), r"as pixel_values, \(2, 24\), got \(2, 20\)"),
+        ((PIXELS, MASK, GRID[:1]), r"columns of 2 images, got shape \(1, 2\)"),
         ((PIXELS, MASK, GRID.astype(np.float32)), "integers.*float32"),
-        ((PIXELS, MASK, np.array([(4, 6), (5, 5)])), "found 5 x 5 for image 1"),
-        ((PIXELS, MASK, np.array([(0, 6), (5, 4)])), "found 0 x 6 for image 0"),
+        ((PIXELS, MASK, np.array([(4, 6), (5, 5)])), "grids of 1 to 24 patches.* got 5 x 5 for image 1"),
+        ((PIXELS, MASK, np.array([(0, 6), (5, 4)])), "grids of 1 to 24 patches.* got 0 x 6 for image 0"),
     ],
 )  # fmt: skip
 def test_wrong_inputs_are_refused_in_one_line(arguments, message):

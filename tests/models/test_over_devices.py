@@ -114,10 +114,10 @@ def test_methods_and_options_under_pmap():
 
 @pytest.mark.parametrize("name", ["SiglipModel", "Siglip2ForImageClassification"])
 def test_what_pmap_users_have(name):
-    """Parameters replicated by flax, and inputs that are cut already."""
+    """Parameters replicated by flax, and inputs that are sharded already."""
     model, params, batch, options = setting(name)
-    cut = {name: x.reshape(8, 1, *x.shape[1:]) for name, x in batch.items()}
-    assert_same(pmap_forward(model)(jax_utils.replicate(params), **cut, **options), expected_of(name))
+    sharded = {name: x.reshape(8, 1, *x.shape[1:]) for name, x in batch.items()}
+    assert_same(pmap_forward(model)(jax_utils.replicate(params), **sharded, **options), expected_of(name))
 
 
 def test_by_position_as_by_name():
@@ -131,14 +131,14 @@ def test_by_position_as_by_name():
 
 def test_uneven_batches_are_refused():
     model, params, batch, _ = setting("SiglipVisionModel")
-    with pytest.raises(ValueError, match="a batch of 6 cannot be cut evenly over 8 devices"):
+    with pytest.raises(ValueError, match="batch size must be a multiple of the 8 devices, got 6; drop or repeat"):
         pmap_forward(model)(params, batch["pixel_values"][:6])
     whole, params, both, _ = setting("SiglipModel")
-    with pytest.raises(ValueError, match="a batch of 1 cannot be cut"):  # one image, eight texts
+    with pytest.raises(ValueError, match="must be a multiple of the 8 devices, got 1"):  # one image, eight texts
         pmap_forward(whole)(params, input_ids=both["input_ids"], pixel_values=both["pixel_values"][:1])
-    with pytest.raises(ValueError, match="got neither"):
+    with pytest.raises(ValueError, match="input_ids or pixel_values must be given .* got neither"):
         pmap_forward(whole)(params, return_loss=True)
-    with pytest.raises(ValueError, match="6 examples on each of 1 processes .* over 4 parts along data"):
+    with pytest.raises(ValueError, match="multiple of the 4 devices along data, got 6 examples on each of 1 processes"):
         global_batch(np.zeros((6, 2)), make_mesh(data=4, fsdp=2), "data")
 
 
@@ -153,7 +153,7 @@ def test_as_many_texts_as_one_likes():
 
 
 def test_parameters_placed_once_stay_where_they_are():
-    """Parameters that lie on all devices already are not sent again."""
+    """Parameters that are placed on all devices already are not copied again."""
     model, params, batch, _ = setting("SiglipVisionModel")
     mesh = make_mesh()
     placed = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))

@@ -78,7 +78,7 @@ def test_meshes_that_cannot_be(directory):
     assert make_mesh(data=2, fsdp=-1).shape == {"data": 2, "fsdp": 4, "tensor": 1}
     with pytest.raises(ValueError, match="all 8 devices, got data=3"):
         make_mesh(data=3)
-    with pytest.raises(ValueError, match="one of them -1"):
+    with pytest.raises(ValueError, match="at most one of them -1, got -1, -1, 1"):
         make_mesh(data=-1, fsdp=-1)
     explicit = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
     with pytest.raises(ValueError, match="Auto axes"):

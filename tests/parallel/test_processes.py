@@ -45,5 +45,5 @@ def test_a_program_joins_others_only_if_launched_with_them(environment, several)
 
 def test_what_names_the_others_belongs_together():
     assert not join_processes(environment={})
-    with pytest.raises(ValueError, match="belong together; got 'localhost:1', None, 0"):
+    with pytest.raises(ValueError, match="must be given together, got 'localhost:1', None, 0"):
         join_processes("localhost:1", None, 0)

@@ -1,4 +1,4 @@
-"""Images of results: that they are drawn, of the right images, and refused in time."""
+"""Plots of results: they show the right images, and unknown endings are refused in time."""
 
 import PIL.Image
 import pytest
@@ -58,5 +58,5 @@ def test_what_texts_find(siglip, tmp_path):
 
 def test_an_unknown_ending_is_refused(siglip, tmp_path):
     source = Listed(pictograms().examples[:2])
-    with pytest.raises(ValueError, match="found '.txt'"):
+    with pytest.raises(ValueError, match="the ending of a plot must be one of .*, got '.txt'"):
         plot_evaluation(evaluate_retrieval(siglip, source), source, tmp_path / "x.txt")

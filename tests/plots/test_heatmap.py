@@ -1,4 +1,4 @@
-"""The image of a similarity matrix."""
+"""The heat map of a similarity matrix."""
 
 import io
 
@@ -55,7 +55,7 @@ def test_transparent_thumbnails_are_on_white():
 @pytest.mark.parametrize(
     ("path", "rows", "columns", "words"),
     [
-        ("out.xyz", 1, 1, "expected a plot ending in one of .png"),
+        ("out.xyz", 1, 1, "the ending of a plot must be one of .png .pdf .svg .jpg .jpeg .webp, got '.xyz'"),
         ("no/such/folder/out.png", 1, 1, "no such folder"),
         ("out.png", 200, 1, "1 to 128 images and labels, got 200"),
         ("out.png", 1, 0, "0 labels"),

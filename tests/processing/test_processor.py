@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,7 +50,7 @@ class TestCall:
         assert list(processor(text="a cat")) == ["input_ids"]
         assert processor(text="a cat").input_ids.shape == (1, 64)
         assert list(processor(noise(20, 30))) == ["pixel_values"]
-        with pytest.raises(ValueError, match="expected images or text or both, found neither"):
+        with pytest.raises(ValueError, match="images or text must be given, got neither"):
             processor()
 
     def test_options_flat_and_nested(self, processor):
@@ -133,7 +134,7 @@ class TestLength:
         shutil.copy(spiece, tmp_path / "spiece.model")
         SiglipImageProcessorPil().save_pretrained(tmp_path)
         (tmp_path / "config.json").write_text('{"text_config": {"max_position_embeddings": "64"}}')
-        with pytest.raises(ValueError, match="max_position_embeddings: expected a whole number above 0, found '64'"):
+        with pytest.raises(ValueError, match="max_position_embeddings must be an integer of at least 1, got '64'"):
             SiglipProcessor.from_pretrained(tmp_path)
 
 
@@ -144,7 +145,7 @@ class TestFiles:
         ours.save_pretrained(tmp_path)
         image = PIL.Image.fromarray(noise(50, 40))
         with quiet_reference():
-            reference = transformers.SiglipProcessor.from_pretrained(tmp_path, backend="pil")
+            reference: Any = transformers.SiglipProcessor.from_pretrained(tmp_path, backend="pil")
             expected = reference(
                 text=[*TEXTS, "a <x>"], images=image, padding="max_length", truncation=True, return_tensors="np"
             )
@@ -160,7 +161,7 @@ class TestFiles:
         image = PIL.Image.fromarray(noise(50, 40))
         with quiet_reference():
             images = transformers.SiglipImageProcessorPil(size={"height": 20, "width": 24}, do_normalize=False)
-            reference = transformers.SiglipProcessor(images, transformers.SiglipTokenizer(str(spiece)))
+            reference: Any = transformers.SiglipProcessor(images, transformers.SiglipTokenizer(str(spiece)))
             reference.save_pretrained(tmp_path)
             expected = reference(text=TEXTS, images=image, padding="max_length", truncation=True, return_tensors="np")
         ours = SiglipProcessor.from_pretrained(tmp_path, backend=backend)
@@ -184,7 +185,7 @@ class TestFiles:
         shutil.copy(spiece, tmp_path / "spiece.model")
         with pytest.raises(FileNotFoundError, match=r"no preprocessor_config\.json"):
             SiglipProcessor.from_pretrained(tmp_path)
-        with pytest.raises(ValueError, match="expected the directory of a processor, found a file"):
+        with pytest.raises(ValueError, match="name_or_path must be the directory of a processor, got a file"):
             SiglipProcessor.from_pretrained(tmp_path / "spiece.model")
         with pytest.raises(ValueError, match="backend must be one of None, 'pil', 'jax'"):
             SiglipProcessor.from_pretrained(tmp_path, backend="torchvision")

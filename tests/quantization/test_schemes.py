@@ -155,7 +155,7 @@ def test_a_kernel_is_a_node_of_a_tree():
 
 
 def test_an_unknown_scheme():
-    with pytest.raises(ValueError, match="'int8', 'int4', 'nf4', 'fp8'; got 'int3'"):
+    with pytest.raises(ValueError, match="must be None or one of 'int8', 'int4', 'nf4', 'fp8', got 'int3'"):
         quantize(np.ones((2, 2), np.float32), "int3")
 
 

@@ -71,7 +71,7 @@ def test_embeddings_are_those_of_the_engine(siglip, folder, whole):
     np.testing.assert_array_equal(opened.rows(rows), found[rows])
     (entry,) = map(json.loads, (whole / "errors.jsonl").read_text().splitlines())
     assert (entry["position"], entry["id"]) == (BAD, str(sorted(folder.rglob("*.png"))[BAD].relative_to(folder)))
-    assert "not an image" in entry["error"]
+    assert "data must be an image" in entry["error"]
     assert verify_collection(whole) == []
 
 
@@ -136,7 +136,7 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_bytes(siglip, folder, who
         except KeyboardInterrupt:
             stops += 1
             assert verify_collection(out)[-1].endswith("run the same siglip-jax embed again")
-            with pytest.raises(ValueError, match="not complete"):
+            with pytest.raises(ValueError, match="the collection must be complete, got an unfinished one"):
                 open_collection(out)
     assert stops >= 5
     assert contents(out) == contents(whole)
@@ -169,10 +169,10 @@ def test_what_is_there_is_not_done_again_and_what_is_damaged_is(siglip, folder, 
 def test_a_record_that_was_changed_is_found_by_the_manifest(whole, tmp_path):
     out = shutil.copytree(whole, tmp_path / "out")
     record = out / "part-000001.json"
-    record.write_text(record.read_text().replace("not an image", "a fine image"))
+    record.write_text(record.read_text().replace("must be an image", "must be a number"))
     (fault,) = verify_collection(out)
     assert "checksum" in fault
-    with pytest.raises(ValueError, match="its parts were changed"):
+    with pytest.raises(ValueError, match="the parts must be those that manifest.json records, got others"):
         open_collection(out)
 
 
@@ -214,19 +214,21 @@ def test_another_collection_is_not_gone_on_with(siglip, shared_siglip, folder, t
     before = contents(out)
     changed = shutil.copytree(folder, tmp_path / "changed")
     cases = [
-        (siglip, texts, {}, "the data was changed.*items.kind was images, is now texts"),
-        (siglip, changed, {}, r"the data was changed.*items.fingerprint was \w{16}, is now \w{16}"),
-        (shared_siglip, folder, {}, "another model made it.*model.config"),
-        (siglip, folder, {"format": "parquet"}, "layout.format was npy, is now parquet"),
-        (siglip, folder, {"part_size": 17}, "part_size was 16, is now 17"),
-        (siglip, folder, {"batch_size": 4}, "batch_size was 8, is now 4"),
+        (siglip, texts, {}, "items.kind must be images, got texts: the data was changed"),
+        (siglip, changed, {}, r"items.fingerprint must be \w{16}, got \w{16}: the data was changed"),
+        (shared_siglip, folder, {}, r"model.config must be \w{16}, got \w{16}: another model made it"),
+        (siglip, folder, {"format": "parquet"}, "layout.format must be npy, got parquet"),
+        (siglip, folder, {"part_size": 17}, "part_size must be 16, got 17"),
+        (siglip, folder, {"batch_size": 4}, "batch_size must be 8, got 4"),
     ]
     (changed / "0" / "00.png").write_bytes(b"other")
     for model, source, options, said in cases:
         with pytest.raises(ValueError, match=said):
             embed_collection(model, open_items(source), out, **options)
     params = dict(siglip.params, logit_scale=-siglip.params["logit_scale"])
-    with pytest.raises(ValueError, match="another model made it.*model.weights"):
+    with pytest.raises(
+        ValueError, match=r"model.weights.logit_scale must be \w{16}, got \w{16}: another model made it"
+    ):
         embed_collection(siglip.with_params(params), open_items(folder), out)
     assert contents(out) == before
 
@@ -240,12 +242,12 @@ def test_quantized_models_are_told_apart_and_found_again(texts, tmp_path):
 
 
 def test_records_of_another_collection_do_not_count(siglip, folder, whole, tmp_path):
-    """As where two runs of different data began in one directory at the same moment."""
+    """As if two runs of different data began in one directory at the same moment."""
     out = shutil.copytree(whole, tmp_path / "out")
     record = out / "part-000001.json"
     record.write_text(record.read_text().replace(read_manifest(out).key, "0" * 64))
     (fault,) = verify_collection(out)
-    assert "of another collection" in fault
+    assert "the part must be of this collection, got one of another collection" in fault
     assert embed_collection(siglip, open_items(folder), out).embedded == PART - 1
     assert contents(out) == contents(whole)
 
@@ -253,7 +255,7 @@ def test_records_of_another_collection_do_not_count(siglip, folder, whole, tmp_p
 def test_mistakes_are_said_clearly(siglip, texts, whole, tmp_path):
     items = open_items(texts)
     for options, said in (
-        ({"shard": (2, 2)}, "shard: expected i/n with i from 0 to n - 1, found 2/2"),
+        ({"shard": (2, 2)}, "shard must be i/n with i from 0 to n - 1, got 2/2"),
         ({"part_size": 0}, "part_size must be"),
         ({"batch_size": -1}, "batch_size must be"),
         ({"format": "csv"}, "format must be one of 'npy', 'parquet', got 'csv'"),
@@ -264,11 +266,11 @@ def test_mistakes_are_said_clearly(siglip, texts, whole, tmp_path):
     with pytest.raises(FileNotFoundError, match="siglip-jax embed writes it"):
         open_collection(tmp_path)
     for change, said in (
-        (lambda d: d.pop("layout"), "expected done, items, layout"),
-        (lambda d: d["layout"].update(part_size=0), "expected part_size in layout to be a whole number of at least 1"),
-        (lambda d: d["items"].update(count="many"), "expected count in items to be"),
-        (lambda d: d["layout"].update(format="../x"), "expected format in layout to be one of npy, parquet"),
-        (lambda d: d.update(model=[]), "expected model to be an object, found a list"),
+        (lambda d: d.pop("layout"), "the fields must be done, items, layout, .*, got done, items, model"),
+        (lambda d: d["layout"].update(part_size=0), "part_size in layout must be an integer of at least 1, got 0"),
+        (lambda d: d["items"].update(count="many"), "count in items must be an integer of at least 1, got 'many'"),
+        (lambda d: d["layout"].update(format="../x"), "format in layout must be one of npy, parquet, got '../x'"),
+        (lambda d: d.update(model=[]), "model must be an object, got a list"),
     ):
         out = shutil.copytree(whole, tmp_path / "copy")
         facts = json.loads((out / "manifest.json").read_text())
@@ -283,10 +285,10 @@ def test_arrays_are_checked_before_they_are_used(whole, tmp_path):
     out = shutil.copytree(whole, tmp_path / "out")
     opened = open_collection(out)
     np.save(out / "part-000000.npy", np.zeros((3, 5), np.float32))
-    with pytest.raises(ValueError, match=r"expected embeddings \(16, \d+\) of float32, found \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"the embeddings must be \(16, \d+\) float32, got \(3, 5\) float32"):
         opened.embeddings(0)
     (out / "part-000000.ids.json").write_text("[1]")
-    with pytest.raises(ValueError, match="expected a list of 16 names"):
+    with pytest.raises(ValueError, match="must hold a list of 16 names"):
         opened.ids(0)
 
 

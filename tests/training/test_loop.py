@@ -141,11 +141,11 @@ def test_data_that_are_never_finite_end_the_run_with_advice(tmp_path):
 
 def test_another_recipe_or_other_data_are_refused_by_name(tmp_path):
     run(tmp_path, Data(), steps=5)
-    with pytest.raises(ValueError, match=r"another seed \(there 0, here 1\); give another output directory"):
+    with pytest.raises(ValueError, match="to resume the run, seed must be 0, got 1; give another output directory"):
         run(tmp_path, Data(), identity={"seed": 1})
     other = Data()
     other.fingerprint = "letters"
-    with pytest.raises(ValueError, match="another the data"):
+    with pytest.raises(ValueError, match="the data must be those of this run, got others"):
         run(tmp_path, other)
 
 
@@ -173,5 +173,5 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path):
     run(tmp_path, Data(), steps=5)
     for path in (tmp_path / "checkpoints" / "5" / "facts").iterdir():
         path.write_text("{")
-    with pytest.raises(ValueError, match="expected a checkpoint of this run"):
+    with pytest.raises(ValueError, match="the checkpoint must be one of this run, got one that does not fit"):
         run(tmp_path, Data())

@@ -165,7 +165,7 @@ def test_schedules(options, expected):
         ((("vision_model/.*", 1.0),), "must match every parameter, got no rule for text_model/b; end the rules with"),
         ((("encoder/.*", 1.0), (".*", 1.0)), r"optimizer.rates: 'encoder/.\*' matches no parameter"),
         (((".*[", 1.0),), "optimizer.rates must be regular expressions, got"),
-        (((".*", 0.0),), "nothing would be trained"),
+        (((".*", 0.0),), "must give some parameter a factor other than 0, got 0 for all; nothing would be trained"),
     ],
 )
 def test_rules_that_cannot_be_meant_are_refused(rules, said):

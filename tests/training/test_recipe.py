@@ -19,13 +19,13 @@ def test_durations(text, steps):
 def test_a_percentage_is_of_the_run():
     assert steps_of("5 percent", batch_size=8, examples=100, total=200) == 10
     assert steps_of("2.5%", batch_size=8, examples=100, total=200) == 5
-    with pytest.raises(ValueError, match="in steps, epochs or examples, found '5 %'"):
+    with pytest.raises(ValueError, match="must be in steps, epochs or examples, got '5 %'"):
         steps_of("5 %", batch_size=8, examples=100)
 
 
 @pytest.mark.parametrize("text", ["5", "five steps", "5 parsecs", "-1 steps", "1.2.3 steps", ""])
 def test_what_is_no_duration_is_refused(text):
-    with pytest.raises(ValueError, match="expected a duration such as"):
+    with pytest.raises(ValueError, match=f"a duration must be like '5000 steps'.*, got {text!r}"):
         Recipe(duration=text)
 
 
@@ -34,11 +34,17 @@ def test_what_is_no_duration_is_refused(text):
     [
         ({"batch_size": 10, "micro_batches": 4}, "micro_batches must divide batch_size, got 4 and 10"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"locked_images": True, "task": "labels"}, "locked_images is for pairs"),
-        ({"locked_images": True, "augment": "crop"}, "augment must be 'none', got 'crop'"),
-        ({"equal_texts_match": True, "loss": "softmax"}, "equal_texts_match .* got task='pairs' and loss='softmax'"),
-        ({"equal_texts_match": True, "task": "labels"}, "equal_texts_match is for pairs"),
-        ({"lora": Lora(rank=2), "scan_layers": True}, "lora needs scan_layers=False"),
+        (
+            {"locked_images": True, "task": "labels"},
+            "locked_images must be False unless task='pairs', got True with task='labels'",
+        ),
+        ({"locked_images": True, "augment": "crop"}, "augment must be 'none' with locked_images, .*, got 'crop'"),
+        (
+            {"equal_texts_match": True, "loss": "softmax"},
+            "equal_texts_match .* got True with task='pairs' and loss='softmax'",
+        ),
+        ({"equal_texts_match": True, "task": "labels"}, "equal_texts_match must be False unless task='pairs'"),
+        ({"lora": Lora(rank=2), "scan_layers": True}, "scan_layers must be False with lora, got True"),
         ({"lora": Lora(rank=-1)}, "lora.rank must be 0 or more, got -1"),
     ],
 )

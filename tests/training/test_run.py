@@ -1,4 +1,4 @@
-"""`siglip_jax.training.train` from Python: what it returns, what it calls back, interruption, and fields of a recipe."""
+"""`siglip_jax.training.train` from Python: its result, its callbacks, interruption, and fields of a recipe."""
 
 import json
 import signal
@@ -80,7 +80,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(done, checkpoint, pairs, tm
 
 
 def test_other_fields_are_another_run(done, checkpoint, pairs):
-    with pytest.raises(ValueError, match="another seed"):
+    with pytest.raises(ValueError, match="to resume the run, seed must be 0, got 1"):
         train(pairs, checkpoint, done[0].directory, seed=1, **FIELDS)
 
 

@@ -176,5 +176,5 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
 
 def test_a_batch_that_cannot_be_cut_is_refused_with_its_numbers():
     model, params = steps.make_model(scan_layers=True)
-    with pytest.raises(ValueError, match="6 rows cannot be cut into 4 micro-batches over 1 devices"):
+    with pytest.raises(ValueError, match="must be a multiple of 1 devices x 4 micro-batches, got 6; change batch_size"):
         gradients(model, params, steps.make_batch(6), 4)

@@ -114,17 +114,17 @@ class TestSources:
 
     def test_a_vendor_is_matched_by_code_points_before_names(self, downloads):
         concepts = sources.emoji_concepts(downloads)
-        (found,) = sources.vendor_pictures(downloads, "noto", concepts)
+        (found,) = sources.vendor_images(downloads, "noto", concepts)
         assert found.row["source"] == "noto" and found.row["caption"] == "cat"
-        assert 'fill="red"' in found.picture and 'viewBox="0 0 16 16"' in found.picture
+        assert 'fill="red"' in found.image and 'viewBox="0 0 16 16"' in found.image
 
     def test_a_vendor_without_code_points_is_matched_by_label_shortcode_and_flag(self, downloads):
-        found = sources.vendor_pictures(downloads, "twemoji", sources.emoji_concepts(downloads))
-        colours = {source.row["caption"]: source.picture.split('fill="')[1].split('"')[0] for source in found}
+        found = sources.vendor_images(downloads, "twemoji", sources.emoji_concepts(downloads))
+        colours = {source.row["caption"]: source.image.split('fill="')[1].split('"')[0] for source in found}
         assert colours == {"cat": "tan", "flag of Switzerland": "red", "OK hand": "green"}
 
     def test_clip_art_captions_tags_and_skips(self, downloads):
-        rows = [source.row for source in sources.clip_art_pictures(downloads)]
+        rows = [source.row for source in sources.clip_art_images(downloads)]
         assert all(row["rel"].startswith("tools/") for row in rows)  # no logos
         by_path = {row["rel"]: row for row in rows}
         assert by_path["tools/copy.svg"]["caption"] == "a copy"
@@ -147,19 +147,19 @@ class TestSources:
             sources.fetch(tmp_path)
 
 
-class TestPictures:
+class TestImages:
     def test_thumbnail_cuts_centres_and_pads(self):
         image = PIL.Image.new("RGBA", (100, 60), (0, 0, 0, 0))
         image.paste((10, 200, 30, 255), (70, 20, 90, 30))  # twice as wide as high
-        picture = pictograms.thumbnail(image)
-        assert picture.shape == (64, 64, 4)
-        rows, columns = (np.flatnonzero(picture[..., 3].max(axis=axis) > 128) for axis in (1, 0))
+        small = pictograms.thumbnail(image)
+        assert small.shape == (64, 64, 4)
+        rows, columns = (np.flatnonzero(small[..., 3].max(axis=axis) > 128) for axis in (1, 0))
         assert columns[-1] - columns[0] + 1 == 58  # 64 less two margins
         assert 28 <= rows[-1] - rows[0] + 1 <= 30
         assert abs(rows[0] - (63 - rows[-1])) <= 3 and abs(columns[0] - (63 - columns[-1])) <= 1
-        np.testing.assert_array_equal(picture[32, 32], [10, 200, 30, 255])
+        np.testing.assert_array_equal(small[32, 32], [10, 200, 30, 255])
 
-    def test_nothing_drawn_is_no_picture(self):
+    def test_nothing_drawn_is_no_image(self):
         assert pictograms.thumbnail(PIL.Image.new("RGBA", (5, 5), (255, 0, 0, 8))) is None
 
     @pytest.mark.parametrize(
@@ -191,10 +191,10 @@ class TestPictures:
         assert near[2] < 0.3
 
     def test_clip_art_is_held_out_once(self):
-        picture = np.zeros((25, 64, 64, 4), np.uint8)
-        picture[:, 0, 0, 0] = [*range(24), 0]  # the last one is a copy of the first
+        images = np.zeros((25, 64, 64, 4), np.uint8)
+        images[:, 0, 0, 0] = [*range(24), 0]  # the last one is a copy of the first
         found = [sources.Source({"n": i}, "") for i in range(26)]
-        train, test = pictograms.split_clip_art(found, [*picture, None])
+        train, test = pictograms.split_clip_art(found, [*images, None])
         assert [row["n"] for row, _ in test] == [0, 1]
         assert [row["n"] for row, _ in train] == list(range(2, 24))
 
@@ -220,7 +220,7 @@ class TestSet:
         with pytest.raises(FileNotFoundError, match="train.npz: no such file; build the data with python -m"):
             load_split(tmp_path, "train")
 
-    def test_rows_that_do_not_fit_the_pictures(self, tmp_path):
+    def test_rows_that_do_not_fit_the_images(self, tmp_path):
         pictograms.write_split(tmp_path, "train", [{"caption": "a"}], np.zeros((2, 64, 64, 4), np.uint8))
         with pytest.raises(ValueError, match="found 2 images and 1 rows"):
             load_split(tmp_path, "train")
@@ -236,7 +236,7 @@ class TestSet:
         split = Pictograms(images, [{"caption": c} for c in ("a", "b", "b")])
         scores = scores_of(
             split,
-            lambda pictures: np.eye(2, dtype=np.float32)[[p[0, 0, 0] for p in pictures]],
+            lambda images: np.eye(2, dtype=np.float32)[[p[0, 0, 0] for p in images]],
             lambda texts: np.eye(2, dtype=np.float32)[[["<a>", "<b>"].index(t) for t in texts]],
             template="<{}>",
         )

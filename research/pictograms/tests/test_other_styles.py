@@ -59,9 +59,9 @@ class TestStyles:
     def test_lines_are_black_and_flags_are_left_out(self, data):
         concepts = sources.emoji_concepts(data / "downloads")
         for style in sources.OTHER_STYLES:
-            (found,) = styles.style_pictures(data / "downloads", style, concepts)
+            (found,) = styles.style_images(data / "downloads", style, concepts)
             assert found.row["caption"] == "cat face" and found.row["source"] == style
-            assert 'stroke="black"' in found.picture and "currentColor" not in found.picture
+            assert 'stroke="black"' in found.image and "currentColor" not in found.image
 
     def test_build_writes_every_style_and_the_report_has_it(self, data):
         photographs = data / "photographs"
@@ -85,7 +85,7 @@ class TestStyles:
 
 
 class TestPhotographs:
-    def test_pictures_stand_whole_on_the_photograph(self):
+    def test_images_stand_whole_on_the_photograph(self):
         rows, images = split(["a"] * 8)
         placed = styles.on_photographs(Pictograms(images, rows), [PIL.Image.new("RGB", (120, 200), (0, 90, 0))])
         assert placed.rows == rows and placed.images.shape == images.shape

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.pictograms import objective as embedded_objective
-from research.pictograms import recipe as embedded_recipe
-from research.pictograms import styles as embedded_styles
-from research.pictograms import train as em
+from research.pictograms import objective as pictogram_objective
+from research.pictograms import recipe as pictogram_recipe
+from research.pictograms import styles as pictogram_styles
+from research.pictograms import train as pictogram_train
 from research.pictograms.augmentation import affine_coefficients, restyle, warp
 from research.pictograms.batches import Batch, Batches, texts_of
 from research.pictograms.dataset import PROMPTS, Pictograms
@@ -28,7 +28,7 @@ from siglip_jax.training.step import TrainState
 
 NAMES = ["red disc", "green disc", "blue disc", "red bar", "green bar", "blue bar"]
 TINY = Stage(
-    embedded_recipe._recipe(pictures=4, steps=20, warmup=2, rate=0.02, seed=0),
+    pictogram_recipe._recipe(images=4, steps=20, warmup=2, rate=0.02, seed=0),
     texts=6,
     vision_width=64,
     vision_depth=1,
@@ -85,13 +85,13 @@ def with_recipe(stage: Stage, **changes: Any) -> Stage:
 def plain(monkeypatch):
     """No augmentation: compiling it takes most of the time."""
     for name in ("restyle", "restyle_widely"):
-        monkeypatch.setattr(embedded_objective, name, lambda key, x: x[..., :3].astype(jnp.float32) / 127.5 - 1)
+        monkeypatch.setattr(pictogram_objective, name, lambda key, x: x[..., :3].astype(jnp.float32) / 127.5 - 1)
 
 
 @pytest.mark.usefixtures("plain")
 class TestTraining:
     def test_loss_falls_and_the_run_is_of_this_stage(self, tmp_path, batches, model, params):
-        outcome = em.train_stage(
+        outcome = pictogram_train.train_stage(
             model, TINY, jax.tree.map(jnp.array, params), batches, LoopOptions(tmp_path, log_every=5)
         )
         log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -100,12 +100,12 @@ class TestTraining:
         assert outcome.steps == 20 and not outcome.stopped
 
         other = with_recipe(TINY, seed=1)
-        with pytest.raises(ValueError, match="holds a run with another recipe .*; give another") as caught:
-            em.train_stage(model, other, jax.tree.map(jnp.array, params), batches, LoopOptions(tmp_path))
+        with pytest.raises(ValueError, match="to resume the run, recipe must be .*; give another") as caught:
+            pictogram_train.train_stage(model, other, jax.tree.map(jnp.array, params), batches, LoopOptions(tmp_path))
         assert "\n" not in str(caught.value)
         others = Batches(pictograms(), tokenize, 4, TINY.texts, seed=1)
-        with pytest.raises(ValueError, match="another the data"):
-            em.train_stage(model, TINY, jax.tree.map(jnp.array, params), others, LoopOptions(tmp_path))
+        with pytest.raises(ValueError, match="the data must be those of this run, got others"):
+            pictogram_train.train_stage(model, TINY, jax.tree.map(jnp.array, params), others, LoopOptions(tmp_path))
 
     def test_the_loss_is_the_sigmoid_loss_of_all_pairs_with_matches_by_row(self, batches, model, params):
         objective, arrays = make_objective(model, TINY), jax.tree.map(jnp.asarray, batches(3).arrays)
@@ -131,17 +131,17 @@ class TestTraining:
         np.testing.assert_allclose(params["logit_bias"], [-np.log(5)], rtol=1e-6)
 
 
-class TestPictures:
+class TestImages:
     @pytest.mark.parametrize("wide", [0.0, 0.5, 1.0])
     def test_a_share_of_the_rows_is_augmented_widely_and_all_are_shrunk(self, batches, monkeypatch, wide):
-        monkeypatch.setattr(embedded_objective, "restyle", lambda key, x: jnp.zeros((len(x), 64, 64, 3)))
-        monkeypatch.setattr(embedded_objective, "restyle_widely", lambda key, x: jnp.ones((len(x), 64, 64, 3)))
+        monkeypatch.setattr(pictogram_objective, "restyle", lambda key, x: jnp.zeros((len(x), 64, 64, 3)))
+        monkeypatch.setattr(pictogram_objective, "restyle_widely", lambda key, x: jnp.ones((len(x), 64, 64, 3)))
         stage = dataclasses.replace(TINY, wide=wide, image_size=32)
-        pixels = np.asarray(augmentation(stage)(jax.random.key(0), jnp.asarray(batches(0).pictures)))
+        pixels = np.asarray(augmentation(stage)(jax.random.key(0), jnp.asarray(batches(0).images)))
         assert pixels.shape == (4, 32, 32, 3)
         np.testing.assert_allclose(pixels.mean(axis=(1, 2, 3)), np.arange(4) < 4 * wide, rtol=1e-6)
 
-    def test_shrunk_pictures_keep_their_colours_and_place(self):
+    def test_shrunk_images_keep_their_colours_and_place(self):
         pixels = jnp.full((1, 64, 64, 3), -0.5).at[:, :32].set(0.5)
         small = np.asarray(shrunk(pixels, 48))
         assert small.shape == (1, 48, 48, 3)
@@ -154,7 +154,7 @@ class TestPictures:
 class TestStages:
     def test_a_grown_model_sees_an_enlarged_patch_as_it_was_seen(self, params):
         finer = dataclasses.replace(TINY, patch_size=8, image_size=48)
-        grown = embedded_recipe.grown(TINY.config(64), params, finer)
+        grown = pictogram_recipe.grown(TINY.config(64), params, finer)
         new = SiglipModel(finer.config(64))
         patches = np.random.default_rng(0).normal(size=(1, 48, 48, 3)).astype(np.float32)
         enlarged = patches[:, :8, :8].repeat(2, axis=1).repeat(2, axis=2)
@@ -166,28 +166,28 @@ class TestStages:
 
     def test_what_does_not_grow_is_copied_in_float32(self, params):
         rounded = jax.tree.map(lambda x: x.astype(np.float16), params)
-        same = embedded_recipe.grown(TINY.config(64), rounded, TINY)
+        same = pictogram_recipe.grown(TINY.config(64), rounded, TINY)
         for a, b in zip(jax.tree.leaves(same), jax.tree.leaves(rounded), strict=True):
             assert a.dtype == np.float32
             np.testing.assert_array_equal(a, b)
 
     @pytest.mark.parametrize("stop_in", [None, 1, 2])
     def test_each_stage_starts_from_what_the_one_before_ended_with(self, tmp_path, monkeypatch, stop_in):
-        monkeypatch.setattr(em, "load_split", lambda *_: pictograms())
-        monkeypatch.setattr(em, "write_vocabulary", lambda lines, path: write_vocabulary(lines, path, size=90))
+        monkeypatch.setattr(pictogram_train, "load_split", lambda *_: pictograms())
+        monkeypatch.setattr(pictogram_train, "write_vocabulary", lambda lines, path: write_vocabulary(lines, path, size=90))
         second = with_recipe(dataclasses.replace(TINY, wide=0.5, blend=0.25), seed=1)
         started, zero = [], jnp.zeros((), jnp.int32)
 
         def train_stage(model, stage, params, batches, run):
             """Adds one to every weight."""
             assert (stage, run.directory.name) == ((TINY, "stage1"), (second, "stage2"))[len(started)]
-            assert (batches.pictures, batches.texts, batches.seed) == (4, 6, stage.recipe.seed)
+            assert (batches.images, batches.texts, batches.seed) == (4, 6, stage.recipe.seed)
             started.append(jax.tree.map(np.array, params))
             added = jax.tree.map(lambda x: x.at[:].add(1.0), params)
             return Outcome(TrainState(zero, {}, params, added, (), zero, zero), 20, stop_in == len(started))
 
-        monkeypatch.setattr(em, "train_stage", train_stage)
-        finished = em.run(tmp_path, tmp_path / "out", tmp_path / "run", stages=(TINY, second))
+        monkeypatch.setattr(pictogram_train, "train_stage", train_stage)
+        finished = pictogram_train.run(tmp_path, tmp_path / "out", tmp_path / "run", stages=(TINY, second))
         assert finished == (stop_in is None) == (tmp_path / "out/model.safetensors").exists()
         assert len(started) == (stop_in or 2)
         if stop_in != 1:
@@ -199,22 +199,22 @@ class TestStages:
                 np.testing.assert_allclose(x, wanted, rtol=2**-11, atol=1e-6, err_msg=path)  # rounded to float16
 
     def test_the_stages_are_a_model_that_is_only_tuned_further(self):
-        first, *others = embedded_recipe.STAGES
-        assert len({stage.recipe.seed for stage in embedded_recipe.STAGES}) == len(embedded_recipe.STAGES)
+        first, *others = pictogram_recipe.STAGES
+        assert len({stage.recipe.seed for stage in pictogram_recipe.STAGES}) == len(pictogram_recipe.STAGES)
         for stage in others:
             assert stage.vision_width == first.vision_width and stage.positions == first.positions
-        assert embedded_recipe.STAGES[-1].image_size == embedded_recipe.SIZE
+        assert pictogram_recipe.STAGES[-1].image_size == pictogram_recipe.SIZE
 
 
 class TestBatches:
     def test_same_step_same_batch_other_step_another(self, batches):
         first, again, other = batches(3), batches(3), batches(4)
         assert isinstance(first, Batch)
-        np.testing.assert_array_equal(first.pictures, again.pictures)
+        np.testing.assert_array_equal(first.images, again.images)
         np.testing.assert_array_equal(first.input_ids, again.input_ids)
-        assert not np.array_equal(first.pictures, other.pictures)
+        assert not np.array_equal(first.images, other.images)
 
-    def test_captions_of_a_step_differ_and_belong_to_their_pictures(self):
+    def test_captions_of_a_step_differ_and_belong_to_their_images(self):
         few = Batches(pictograms(), tokenize, 6, 6, seed=1)
         few.kind_rate = np.eye(len(few.kind_rate))[0]  # bare captions
         by_ids = {tuple(row): name for row, name in zip(tokenize(NAMES), NAMES, strict=True)}
@@ -222,8 +222,8 @@ class TestBatches:
             batch = few(step)
             names = [by_ids[tuple(row)] for row in batch.input_ids]
             assert sorted(names) == sorted(NAMES)
-            for picture, name in zip(batch.pictures, names, strict=True):
-                total = picture.reshape(-1, 4).sum(axis=0)
+            for image, name in zip(batch.images, names, strict=True):
+                total = image.reshape(-1, 4).sum(axis=0)
                 assert ["red", "green", "blue"][int(np.argmax(total[:3]))] == name.split()[0]
 
     def test_too_many_texts_are_refused(self):
@@ -241,11 +241,11 @@ class TestBatches:
 
 class TestAugmentation:
     def test_warp_with_the_identity_changes_nothing_and_flip_mirrors(self, batches):
-        pictures = batches.images[:2]
+        images = batches.drawings[:2]
         same = np.tile(np.array([1.0, 0, 0, 0, 1, 0]), (2, 1))
-        np.testing.assert_array_equal(warp(pictures, same), np.stack([np.asarray(p) for p in pictures]))
+        np.testing.assert_array_equal(warp(images, same), np.stack([np.asarray(p) for p in images]))
         mirrored = np.tile(np.array([-1.0, 0, 64, 0, 1, 0]), (2, 1))
-        np.testing.assert_array_equal(warp(pictures, mirrored), np.stack([np.asarray(p)[:, ::-1] for p in pictures]))
+        np.testing.assert_array_equal(warp(images, mirrored), np.stack([np.asarray(p)[:, ::-1] for p in images]))
 
     def test_flip_negates_what_reaches_the_first_column_of_the_map(self):
         plain = affine_coefficients(np.random.default_rng(0), np.zeros(5, bool))
@@ -254,16 +254,16 @@ class TestAugmentation:
         np.testing.assert_allclose(flipped[:, [1, 4]], plain[:, [1, 4]])
 
     def test_restyled_pixels_are_in_range_and_mostly_on_white(self, batches):
-        pictures = np.stack([np.asarray(picture) for picture in batches.images] * 8)
-        pixels = np.asarray(jax.jit(restyle)(jax.random.key(0), pictures))
+        images = np.stack([np.asarray(image) for image in batches.drawings] * 8)
+        pixels = np.asarray(jax.jit(restyle)(jax.random.key(0), images))
         assert pixels.shape == (96, 64, 64, 3) and pixels.dtype == np.float32
         assert pixels.min() >= -1 and pixels.max() <= 1
         white = (pixels[:, 0, 0] == 1).all(axis=-1).mean()
         assert 0.6 < white < 0.9
 
     def test_widely_restyled_pixels_are_in_range_and_not_all_on_white(self, batches):
-        pictures = np.stack([np.asarray(picture) for picture in batches.images] * 16)
-        pixels = np.asarray(jax.jit(embedded_styles.restyle_widely)(jax.random.key(0), pictures))
+        images = np.stack([np.asarray(image) for image in batches.drawings] * 16)
+        pixels = np.asarray(jax.jit(pictogram_styles.restyle_widely)(jax.random.key(0), images))
         assert pixels.shape == (192, 64, 64, 3) and pixels.dtype == np.float32
         assert np.isfinite(pixels).all() and pixels.min() >= -1 and pixels.max() <= 1
         white = (pixels[:, 0, 0] > 0.85).all(axis=-1)  # soft ink leaves a trace of itself on the paper
@@ -271,11 +271,11 @@ class TestAugmentation:
         busy = slice(round(0.2 * 192), round(0.2 * 192) + round(0.35 * 192))
         assert white[busy].mean() < 0.15 < 0.6 < np.delete(white, np.r_[busy]).mean()  # noise can be white, too
 
-    def test_ink_follows_edges_and_leaves_the_border_of_the_picture_alone(self):
+    def test_ink_follows_edges_and_leaves_the_border_of_the_image_alone(self):
         alpha = jnp.zeros((8, 1, 64, 64)).at[:, :, 20:44, 20:].set(1.0)  # it touches the right border
         rgb = jnp.full((8, 3, 64, 64), 0.9)
-        shown, cover = embedded_styles.redraw(jax.random.key(1), rgb, alpha)
-        ink = np.asarray(embedded_styles._ink(jax.random.key(1), rgb, alpha))[:, 0]
+        shown, cover = pictogram_styles.redraw(jax.random.key(1), rgb, alpha)
+        ink = np.asarray(pictogram_styles._ink(jax.random.key(1), rgb, alpha))[:, 0]
         assert (ink[:, 32, 19:21].max(axis=1) > 0.5).all()
         assert (ink[:, 32, 30:] < 0.05).all() and (ink[:, :10] < 0.05).all()
         assert shown.shape == rgb.shape and cover.shape == alpha.shape

@@ -5,7 +5,7 @@ from siglip_jax.checkpoints.formats._format import Format, Shardings
 
 __all__ = ["FORMATS", "Format", "Shardings"]
 
-# In the order in which files are asked for; the first format that recognises them reads them.
+# The first format that recognises the files of a checkpoint reads them.
 FORMATS: dict[str, Format] = {
     format.name: format
     for format in (quantized.FORMAT, open_clip.FORMAT, huggingface.FORMAT, big_vision.FORMAT, orbax.FORMAT)

@@ -1,4 +1,4 @@
-"""What a checkpoint format is: an object with one hook for each thing that formats do differently."""
+"""The class of checkpoint formats: an object with one hook for each operation that differs between formats."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +11,7 @@ from siglip_jax.configs.configuration import Config
 from siglip_jax.params import Shape
 
 Shardings = Callable[[Mapping[str, Shape]], Mapping[str, Any]]
+"""Function from the shapes of parameters by path to their shardings by path."""
 
 
 @runtime_checkable
@@ -20,14 +21,17 @@ class Restore(Protocol):
     def __call__(
         self, what: str, contents: Contents, rows: list[Row], ignored: Iterable[str], shardings: Shardings | None
     ) -> dict[str, Any]:
-        """Returns the tree of parameters of some rows.
+        """Reads the parameters of some rows.
 
         Args:
-          what: what is read, for errors.
-          contents: what the files hold.
+          what: name of the checkpoint, for errors.
+          contents: headers of the files.
           rows: rows of the parameters to read.
-          ignored: further keys that the files may hold.
+          ignored: names of further tensors that the files may hold.
           shardings: function from the shapes of the parameters by path to their shardings; None: host arrays.
+
+        Returns:
+          Nested dict of arrays.
 
         Raises:
           ValueError: if tensors are missing, unexpected, of the wrong shape or dtype, or damaged.
@@ -38,7 +42,7 @@ class Restore(Protocol):
 def restore_views(
     what: str, contents: Contents, rows: list[Row], ignored: Iterable[str], shardings: Shardings | None
 ) -> dict[str, Any]:
-    """Restores parameters as views of memory-mapped files; see `Restore`."""
+    """The `restore` hook of a format whose parameters are views of memory-mapped files."""
     return read_params(what, rows, contents.tensors, ignored)
 
 
@@ -48,7 +52,7 @@ def no_files(names: frozenset[str]) -> list[str]:
 
 
 def no_layout(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The `layout` hook of a format that leaves no choice."""
+    """The `layout` hook of a format that leaves nothing open."""
     return {}
 
 
@@ -57,19 +61,19 @@ class Format:
     """A checkpoint format.
 
     Attributes:
-      name: name in the registry, and value of `Checkpoint.format`.
-      files: the files it consists of, in words, for the error that lists what was expected.
+      name: name of the format in the registry, and value of `Checkpoint.format`.
+      files: description of its files, for the error of a directory without weights.
       recognises: (path) -> whether a local directory or file is of this format.
-      read_contents: (path) -> `Contents`, from headers alone.
+      read_contents: (path) -> `Contents`, read from headers only.
       table: (config, architecture, layout) -> rows of all parameters.
-      write: (path, checkpoint, **options) -> None; writes aside and renames.
-      restore: reads the parameters of some rows, see `Restore`.
-      layout: (checkpoint, **options) -> the layout that `write` would choose with the same options.
-      write_options: names of the options that `write` and `layout` take.
-      subtree: (contents, name) -> `Contents` of one tower, for paths like "file.npz:img"; None if there are none.
-      hub_files: (names) -> which files of a repository hold the weights; [] if this format is not among them. `names`
-        are the plain file names at the top of the repository.
-      inference_only: whether the parameters are for `siglip_jax.load` alone: not floats, not to be trained.
+      write: (path, checkpoint, **options) -> None; writes temporary files and renames them.
+      restore: reads the parameters of some rows; its arguments are those of `Restore`.
+      layout: (checkpoint, **options) -> the layout that `write` chooses with the same options.
+      write_options: names of the options that `write` and `layout` accept.
+      subtree: (contents, name) -> `Contents` of one tower, for paths such as "file.npz:img"; None: no subtrees.
+      hub_files: (names) -> names of the files that hold the weights, [] if the repository has none of this format.
+        `names` are the file names in the top folder of the repository.
+      inference_only: whether the parameters can only be used by `siglip_jax.load`, since they are not floats.
     """
 
     name: str

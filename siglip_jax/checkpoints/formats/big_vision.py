@@ -1,9 +1,9 @@
-"""The .npz files of big_vision, in which Google publishes SigLIP: the `two_towers` model, `img` and `txt`.
+"""The .npz files of big_vision, in which Google publishes SigLIP: the `two_towers` model with `img` and `txt`.
 
-Mirrors what `two_towers.load`, `vit.load` and `text_transformer.load` read: layers one by one or stacked for a scan,
-with or without `params/` before every name, bfloat16 as raw bytes, one tower alone. A text tower without `head` gets
-the identity, and an exact identity is not written. The configuration follows from the shapes; a file written here also
-carries it as the comment of its archive, which numpy and big_vision do not look at.
+Mirrors `two_towers.load`, `vit.load` and `text_transformer.load`: layers are separate or stacked for a scan, names have
+the prefix `params/` or not, bfloat16 is stored as raw bytes, and a file may hold one tower. A text tower without `head`
+is read with an identity, and an exact identity is not written. The configuration is inferred from the shapes; files
+written here also store it in the comment of the archive, which numpy and big_vision ignore.
 """
 
 import dataclasses
@@ -35,18 +35,19 @@ from siglip_jax.params import LAYER, Shape
 PREFIX = "params/"
 _TOWERS = {TEXT: "txt", VISION: "img"}
 _BLOCKS = {TEXT: "txt/Encoder_0/encoderblock", VISION: "img/Transformer/encoderblock"}
-# In old files this one holds a part of the position table: "added twice by mistake", as big_vision's loader says.
+# In old files this tensor holds a part of the position table: "added twice by mistake" (big_vision's loader).
 _STRAY = "txt/Encoder_0/pos_embedding"
-_OTHERS = ("llm/", "img/head/")  # of a model that contains an image tower, such as PaliGemma
+_OTHERS = ("llm/", "img/head/")  # other tensors of a model with an image tower, such as PaliGemma
 
-# A rest of an image may be cut off: 27 x 27 patches of 14 pixels are published for images of 384, not 378.
+# The image size need not be a multiple of the patch size: 27 x 27 patches of 14 pixels are published for images of 384
+# pixels, not 378.
 _IMAGE_SIZES = {
     (v.vision["patch_size"], (v.vision["image_size"] // v.vision["patch_size"]) ** 2): v.vision["image_size"]
     for v in VARIANTS
     if v.model_type == "siglip"
 }
 
-# Our names within a tower, and big_vision's.
+# Names of modules in this package, and in big_vision.
 _NAMES = (
     ("embeddings/patch_embedding", "embedding"),
     ("embeddings/position_embedding/embedding", "pos_embedding"),
@@ -71,7 +72,7 @@ _NAMES = (
 
 
 def recognises(path: Path) -> bool:
-    """Says whether a file, or the only weights of a directory, are of this format."""
+    """Returns whether a path is an .npz file, or a directory with exactly one."""
     return _file(path) is not None
 
 
@@ -83,10 +84,16 @@ def _file(path: Path) -> Path | None:
 
 
 def table(config: Config, architecture: str, layout: Mapping[str, Any]) -> list[Row]:
-    """Returns the rows of this format.
+    """Returns the rows of all parameters in this format.
 
-    `layout` may hold `prefix` (before every name), `stacked` (the towers whose layers are stacked) and `text_head`
-    (False if the head is left out).
+    Args:
+      config: configuration of the model class.
+      architecture: name of the model class.
+      layout: may hold `prefix` (prefix of every name), `stacked` (towers whose layers are stacked) and `text_head`
+        (False if the text head is omitted).
+
+    Raises:
+      ValueError: if the format has no name for a parameter.
     """
     rows = []
     for row in key_table(config, architecture):
@@ -102,7 +109,10 @@ def _row(row: Row, config: Config, layout: Mapping[str, Any]) -> Row:
         return Row(row.path, prefix + {"logit_scale": "t", "logit_bias": "b"}[row.path], row.shape)
     name, _, rest = row.path.partition("/")
     if name not in _TOWERS:
-        raise ValueError(f"big_vision has no place for {row.path}: convert the model without its classifier")
+        raise ValueError(
+            f"a checkpoint for big_vision must be a model without a classifier, got {row.path}; convert the model"
+            " without its classifier"
+        )
     root = _TOWERS[name]
     tower: Any = getattr(config, f"{name.removesuffix('_model')}_config", config)
     transform = _transform(rest, row.shape, tower)
@@ -136,7 +146,7 @@ def _transform(path: str, shape: Shape, tower: TextConfig | VisionConfig) -> Tra
 
 
 def read_contents(path: Path) -> Contents:
-    """Says what a file holds; reads headers only.
+    """Reads the headers of a file.
 
     Raises:
       ValueError: if the file is corrupt or of another model.
@@ -149,13 +159,17 @@ def read_contents(path: Path) -> Contents:
     names = [name for name, root in _TOWERS.items() if root in roots]
     if not names:
         raise ValueError(
-            f"{file}: expected names under img/ or txt/ as in a SigLIP of big_vision, found {_some(roots)}"
+            f"{file}: names must begin with img/ or txt/ as in SigLIP of big_vision, got {_some(roots)}; use a SigLIP"
+            " checkpoint"
         )
     stacks = [name for name in names if any(k.startswith(f"{_BLOCKS[name]}/") for k in shapes)]
     try:
         config = _config(comment, shapes, names)
     except (KeyError, IndexError, ZeroDivisionError) as error:
-        raise ValueError(f"{file}: no SigLIP of big_vision: expected {error} among its names and shapes") from error
+        raise ValueError(
+            f"{file}: the file must hold SigLIP of big_vision, got names and shapes without {error}; use a SigLIP"
+            " checkpoint"
+        ) from error
     if "llm" in roots:
         tensors = {k: t for k, t in tensors.items() if not k.removeprefix(prefix).startswith(_OTHERS)}
     names = (f"{prefix}txt/{name}" for name in ("Embed_0/embedding", "head/kernel", "head/bias"))
@@ -165,16 +179,20 @@ def read_contents(path: Path) -> Contents:
 
 
 def subtree(contents: Contents, root: str) -> Contents:
-    """Returns one tower of a file, as `file.npz:img` asks for.
+    """Returns the contents of one tower of a file, as in "file.npz:img".
+
+    Args:
+      contents: headers of the file.
+      root: name of the tower in the file: "img" or "txt".
 
     Raises:
-      ValueError: if there is no such tower.
+      ValueError: if the file has no such tower.
     """
     names = {root: name for name, root in _TOWERS.items()}
     prefix = contents.layout["prefix"]
     tensors = {key: t for key, t in contents.tensors.items() if key.startswith(f"{prefix}{root}/")}
     if root not in names or not tensors:
-        raise ValueError(f"{contents.path}:{root}: expected one of :img and :txt that the file holds")
+        raise ValueError(f"{contents.path}: the subtree must be :img or :txt and in the file, got :{root}")
     config = getattr(contents.config, f"{names[root].removesuffix('_model')}_config", contents.config)
     return dataclasses.replace(contents, config=config, architecture=architecture_of(config), tensors=tensors)
 
@@ -184,7 +202,7 @@ def _some(names: set[str]) -> str:
 
 
 def _without_stray(tensors: dict[str, StoredTensor], prefix: str) -> dict[str, StoredTensor]:
-    """Adds the position table that some old files hold a second time to the first, as big_vision does."""
+    """Adds the second position table of some old files to the first, as big_vision does."""
     stray, table = tensors.pop(prefix + _STRAY, None), tensors.get(f"{prefix}txt/pos_embedding")
     if stray is not None and table is not None and stray.shape == table.shape:
         both = dataclasses.replace(table, view=lambda: table.view() + stray.view())
@@ -244,19 +262,19 @@ def _vision(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def write(path: Path, checkpoint: Checkpoint, stacked: Sequence[str] | bool = False) -> None:
-    """Writes one .npz, aside and renamed when it is complete.
+    """Writes an .npz file, under a temporary name until it is complete.
 
     Args:
-      path: the file to write, with the suffix .npz.
-      checkpoint: what is written.
-      stacked: the towers ("text_model", "vision_model") whose layers are stacked, as big_vision's `scan=True` does; True:
-        all of them; False: as they were if the checkpoint comes from such a file, else none.
+      path: file to write, with the suffix .npz.
+      checkpoint: configuration and parameters to write.
+      stacked: towers ("text_model", "vision_model") whose layers are stacked, as with big_vision's `scan=True`; True:
+        all towers; False: as in the file that the checkpoint was read from, or none.
 
     Raises:
-      ValueError: if this format has no place for a parameter, or the parameters are not those of the configuration.
+      ValueError: if the format has no name for a parameter, or the parameters are not those of the configuration.
     """
     if path.suffix != ".npz":
-        raise ValueError(f"{path}: expected the name of an .npz file to write for big_vision")
+        raise ValueError(f"{path}: the destination must be an .npz file for big_vision, got suffix {path.suffix!r}")
     layout = layout_of(checkpoint, stacked)
     rows = table(checkpoint.config, checkpoint.architecture, layout)
     params = checkpoint.params if layout["text_head"] else without_text_head(checkpoint.params)
@@ -267,7 +285,7 @@ def write(path: Path, checkpoint: Checkpoint, stacked: Sequence[str] | bool = Fa
 
 
 def layout_of(checkpoint: Checkpoint, stacked: Sequence[str] | bool = False) -> dict[str, Any]:
-    """Returns the layout that `write` chooses: that of the file a checkpoint comes from; no identity text head."""
+    """Returns the layout that `write` chooses: that of the source file, without an identity text head."""
     layout = dict(checkpoint.layout) if checkpoint.format == "big_vision" else {}
     if stacked is not False:
         layout["stacked"] = [tower for tower in _TOWERS if tower in (checkpoint.params if stacked is True else stacked)]
@@ -275,7 +293,7 @@ def layout_of(checkpoint: Checkpoint, stacked: Sequence[str] | bool = False) -> 
 
 
 def hub_files(names: frozenset[str]) -> list[str]:
-    """Returns the .npz files of a repository."""
+    """Returns the .npz files among the files of a repository."""
     return sorted(name for name in names if name.endswith(".npz"))
 
 

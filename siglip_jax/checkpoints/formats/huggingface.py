@@ -1,7 +1,8 @@
 """Hugging Face directories: `config.json` beside one `model.safetensors` or numbered shards with an index.
 
-Reads and writes what `from_pretrained` and `save_pretrained` of `transformers` do. Differences: a missing, an
-unexpected or a wrongly shaped tensor is an error, pickled weights are never opened, no directory is left half-written.
+Reads and writes the files of `from_pretrained` and `save_pretrained` of `transformers`. Differences: missing,
+unexpected and wrongly shaped tensors are errors, pickled weights are never opened, and no directory is left
+half-written.
 """
 
 import contextlib
@@ -22,27 +23,30 @@ from siglip_jax.configs.configuration import CONFIGS, Config, SiglipVisionConfig
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-QUANTIZED_WEIGHTS = "quantized.safetensors"  # of the format `quantized`, which a directory holds instead of floats
+QUANTIZED_WEIGHTS = "quantized.safetensors"  # of the format `quantized`; a directory holds either these or floats
 MAX_SHARD_SIZE = 50_000_000_000  # bytes, the reference's default
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-# Buffers that files of old versions carry; they hold nothing but 0, 1, 2, …
+# Buffers in files of old versions; they hold only 0, 1, 2, …
 _IGNORED = re.compile(r"(text|vision)_model\.embeddings\.position_ids")
 _PATCHES = "embeddings.patch_embedding.weight"
 
 
 def recognises(path: Path) -> bool:
-    """Says whether a directory or file is of this format."""
+    """Returns whether a directory or file is of this format."""
     if path.is_file():
         return path.suffix == ".safetensors"
     return (path / WEIGHTS).is_file() or (path / INDEX).is_file()
 
 
 def weight_files(path: Path) -> list[Path]:
-    """Returns the safetensors files of a directory, or the one file that `path` is.
+    """Returns the safetensors files of a checkpoint.
+
+    Args:
+      path: directory, or one file, which is returned.
 
     Raises:
-      FileNotFoundError: if there are none.
-      ValueError: if there is only a pickle, or an index that names files elsewhere.
+      FileNotFoundError: if there are none, or the index names a missing file.
+      ValueError: if the index is damaged or names files elsewhere.
     """
     if path.is_file():
         return [path]
@@ -50,20 +54,20 @@ def weight_files(path: Path) -> list[Path]:
         return [inside(path / WEIGHTS)]
     weight_map = read_json(path / INDEX, "it lists the shards").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{path / INDEX}: expected a 'weight_map' of tensor names to file names, found none")
+        raise ValueError(f"{path / INDEX}: 'weight_map' must map tensor names to file names, got none; get it again")
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"{path / INDEX}: expected names of .safetensors files beside it, found {name!r}")
+            raise ValueError(f"{path / INDEX}: shards must be .safetensors files beside it, got {name!r}; get it again")
         if not (path / name).is_file():
-            raise FileNotFoundError(f"{path / name}: no such file, but the index beside it names it; get it again")
+            raise FileNotFoundError(f"{path / name}: no such file; the index beside it names it, get it again")
     return [inside(path / name) for name in names]
 
 
 def read_contents(path: Path) -> Contents:
-    """Says what a directory, or a file with its `config.json` beside it, holds; reads headers only.
+    """Reads the headers of a directory, or of a file with `config.json` beside it.
 
-    Of a model that contains an image tower of SigLIP, such as PaliGemma, only that tower is seen.
+    From a model that contains an image tower of SigLIP, such as PaliGemma, only that tower is read.
 
     Raises:
       FileNotFoundError: if a file is missing.
@@ -85,26 +89,28 @@ def read_contents(path: Path) -> Contents:
 
 
 def _image_tower(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Returns the tensors under the prefix of the one image tower, renamed to stand alone."""
+    """Returns the tensors of the only image tower, renamed to those of a `SiglipVisionModel`."""
     prefixes = [key.removesuffix(_PATCHES) for key in tensors if key.endswith(_PATCHES)]
     if len(prefixes) != 1:
-        raise ValueError(f"{path}: expected one image tower (…{_PATCHES}), found {len(prefixes)}")
+        raise ValueError(f"{path}: the model must have one image tower (…{_PATCHES}), got {len(prefixes)}")
     prefix = prefixes[0]
     renamed = {f"vision_model.{key.removeprefix(prefix)}": t for key, t in tensors.items() if key.startswith(prefix)}
     return {key: t for key, t in renamed.items() if not _IGNORED.fullmatch(key)}
 
 
 def table(config: Config, architecture: str, layout: Mapping[str, Any]) -> list[Row]:
-    """Returns the rows of this format, which leaves no freedom in its layout."""
+    """Returns the rows of all parameters in this format; `layout` is empty."""
     return key_table(config, architecture)
 
 
 def write(directory: Path, checkpoint: Checkpoint, max_shard_size: int = MAX_SHARD_SIZE) -> None:
-    """Writes `config.json` and the weights; files are written aside and renamed when all of them are complete.
+    """Writes `config.json` and the weights, under temporary names until all files are complete.
 
     Args:
-      directory: is made if need be; an older checkpoint in it is replaced, other files stay.
-      max_shard_size: bytes; larger checkpoints are split into numbered shards with an index.
+      directory: directory to write to, created if it does not exist. A checkpoint in it is replaced; other files are
+        kept.
+      checkpoint: configuration and parameters to write.
+      max_shard_size: largest size of a file in bytes; larger checkpoints are split into numbered shards with an index.
 
     Raises:
       ValueError: if the parameters are not those of the configuration.
@@ -114,13 +120,13 @@ def write(directory: Path, checkpoint: Checkpoint, max_shard_size: int = MAX_SHA
     names = [WEIGHTS] if len(shards) == 1 else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in _count(shards)]
     config = _with_dtype(checkpoint, tensors)
     directory.mkdir(parents=True, exist_ok=True)
-    # New weights of the same model in one file: its renaming alone turns the old checkpoint into the new one.
+    # New weights of the same model in one file: renaming that file replaces the checkpoint atomically.
     at_once = names == [WEIGHTS] and not (directory / INDEX).exists() and _holds(directory / "config.json", config)
     with contextlib.ExitStack() as complete:
         for name, shard in zip(names, shards, strict=True):
             aside = complete.enter_context(written_aside(directory / name))
             write_safetensors(aside, shard, {"format": "pt"})
-        # All is on disk. From here to the last line the directory has no configuration, so it cannot pass for whole.
+        # All weights are on disk. Until the last line the directory has no config.json, so it cannot pass for complete.
         for old in () if at_once else ("config.json", INDEX, QUANTIZED_WEIGHTS):
             (directory / old).unlink(missing_ok=True)
     if len(shards) > 1:
@@ -139,7 +145,7 @@ def _holds(file: Path, config: Config) -> bool:
 
 
 def to_tensors(checkpoint: Checkpoint) -> dict[str, NewTensor]:
-    """Returns the tensors of the file, by name.
+    """Returns the tensors to be written by name.
 
     Raises:
       ValueError: if the parameters are not those of the configuration.
@@ -149,7 +155,7 @@ def to_tensors(checkpoint: Checkpoint) -> dict[str, NewTensor]:
 
 
 def hub_files(names: frozenset[str]) -> list[str]:
-    """Returns the weights among the files of a repository: one file, else the shards with their index, else others."""
+    """Returns the weights among the files of a repository: one file, else the index and shards, else all others."""
     found = sorted(name for name in names if name.endswith(".safetensors") and not name.startswith("open_clip"))
     if WEIGHTS in names:
         return [WEIGHTS]
@@ -173,10 +179,10 @@ def _split(tensors: Mapping[str, NewTensor], most: int) -> list[dict[str, NewTen
 
 
 def _with_dtype(checkpoint: Checkpoint, tensors: Mapping[str, NewTensor]) -> Config:
-    """Brings the type and the class of model that `config.json` states in line with what is written."""
+    """Returns the configuration with the dtype and the model class of the written parameters."""
     extra = dict(checkpoint.config.extra)
     field = "torch_dtype" if "torch_dtype" in extra else "dtype"
-    # The scalars of the loss stay float32 in reduced checkpoints: the type of the first table speaks for the whole.
+    # The scalars of the loss stay float32 in converted checkpoints, so the dtype of the first tensor is recorded.
     extra[field] = next(iter(tensors.values())).dtype.name
     return checkpoint.config.replace(extra=extra | {"architectures": [checkpoint.architecture]})
 

@@ -1,8 +1,9 @@
-"""Directories of open_clip: `open_clip_config.json` beside `open_clip_model.safetensors`, a timm image tower.
+"""Directories of open_clip: `open_clip_config.json` beside `open_clip_model.safetensors`, with a timm image tower.
 
-Mirrors `CustomTextCLIP` with a `TimmModel`, as open_clip's SigLIP and SigLIP 2 configurations build it. The activation
-is that of open_clip's own model, which for most SigLIP 1 towers is the exact GELU although they were trained with the
-tanh approximation; the log says so. A `config.json` written here beside them keeps what they cannot hold.
+Mirrors `CustomTextCLIP` with a `TimmModel`, as the SigLIP and SigLIP 2 configurations of open_clip build it. The
+activation is that of open_clip's model, which for most SigLIP 1 towers is the exact GELU although they were trained
+with the tanh approximation; a warning is logged. Directories written here also have a `config.json`, for the fields
+that open_clip's configuration cannot hold.
 """
 
 import json
@@ -38,7 +39,7 @@ WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
 
 TANH, EXACT = "gelu_pytorch_tanh", "gelu"
-# width, depth, MLP and heads of timm's models; the heads cannot be told from the shapes
+# Width, depth, MLP width and heads of timm's models; the number of heads cannot be inferred from the shapes.
 _SIZES = {
     "base": (768, 12, 3072, 12),
     "large": (1024, 24, 4096, 16),
@@ -46,7 +47,7 @@ _SIZES = {
     "giantopt": (1536, 40, 6144, 16),
 }
 _TIMM = re.compile(rf"(?:vit_({'|'.join(_SIZES)})_patch(\d+)_siglip_(\d+)|naflexvit_(base|so400m)_patch16_siglip)")
-# timm's models that compute the tanh approximation, with which all SigLIPs were trained; the others are exact.
+# timm's models with the tanh approximation, with which all SigLIP models were trained; the others use the exact GELU.
 _TANH_MODELS = re.compile(r"naflexvit|vit_(base_patch32|large_patch16_siglip_512|so400m_patch16|giantopt)")
 _POSITIONS = {
     ("vision_model", False): "pos_embed",
@@ -54,11 +55,11 @@ _POSITIONS = {
     ("text_model", False): "positional_embedding",
     ("text_model", True): "positional_embedding",
 }
-# As open_clip's own SigLIP and SigLIP 2 configurations have it.
+# As in the SigLIP and SigLIP 2 configurations of open_clip.
 _PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
 _TEXT_HEAD = ("text.token_embedding.weight", "text.text_projection.weight", "text.text_projection.bias")
 
-# Our modules, and theirs: name, which part of how many.
+# Modules in this package, and in open_clip: name, index of the part, number of parts.
 _IMAGE = {
     "post_layernorm": ("norm", 0, 1),
     "head/attention/q_proj": ("attn_pool.q", 0, 1),
@@ -98,14 +99,23 @@ _SCALAR = Transform(lambda x: x.reshape(1), lambda x: x.reshape(()))
 
 
 def recognises(path: Path) -> bool:
-    """Says whether a directory, or a file, is of this format."""
+    """Returns whether a directory or file is of this format."""
     if path.is_file():
         return path.name == WEIGHTS
     return (path / WEIGHTS).is_file() and not (path / huggingface.WEIGHTS).is_file()
 
 
 def table(config: Config, architecture: str, layout: Mapping[str, Any]) -> list[Row]:
-    """Returns the rows of this format. `layout` may hold `text_head` (False if the head is left out)."""
+    """Returns the rows of all parameters in this format.
+
+    Args:
+      config: configuration of the whole model.
+      architecture: name of the model class.
+      layout: may hold `text_head` (False if the text head is omitted).
+
+    Raises:
+      ValueError: if the format has no name for a parameter.
+    """
     rows = key_table(config, architecture)
     if not layout.get("text_head", True):
         rows = [row for row in rows if not row.path.startswith("text_model/head/")]
@@ -117,7 +127,10 @@ def _row(row: Row, config: Config) -> Row:
         return Row(row.path, row.path, row.shape, _SCALAR)
     name, _, rest = row.path.partition("/")
     if name not in _TOWERS:
-        raise ValueError(f"open_clip has no place for {row.path}: convert the model without its classifier")
+        raise ValueError(
+            f"a checkpoint for open_clip must be a model without a classifier, got {row.path}; convert the model"
+            " without its classifier"
+        )
     prefix, blocks, modules = _TOWERS[name]
     if m := LAYER.fullmatch(row.path):
         prefix, rest = f"{prefix}{blocks}{m[2]}.", m[3]
@@ -144,11 +157,11 @@ def _positions(shape: Shape, tower: str, naflex: bool) -> Transform:
 
 
 def read_contents(path: Path) -> Contents:
-    """Says what a directory holds; reads headers only.
+    """Reads the headers of a directory, or of the weights file in it.
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: if a file is corrupt, or of a model that is no SigLIP.
+      ValueError: if a file is corrupt, or the model is not a SigLIP model.
     """
     directory = path.parent if path.is_file() else path
     file = inside(directory / WEIGHTS)
@@ -161,7 +174,10 @@ def read_contents(path: Path) -> Contents:
         try:
             config = _config(d or {}, shapes)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"{directory / CONFIG}: no SigLIP of open_clip: {error!r} is missing or wrong") from error
+            raise ValueError(
+                f"{directory / CONFIG}: the model must be SigLIP of open_clip, got a missing or invalid field"
+                f" ({error!r}); use a SigLIP checkpoint"
+            ) from error
     return Contents(path, "open_clip", config, architecture_of(config), with_text_head(tensors, *_TEXT_HEAD), {})
 
 
@@ -171,21 +187,23 @@ def _whole(d: Mapping[str, Any]) -> SiglipConfig:
 
 
 def _config(d: Mapping[str, Any], shapes: Mapping[str, Shape]) -> SiglipConfig:
-    """Returns the configuration that open_clip's own stands for, with sizes from the tensors."""
+    """Returns the configuration of a `model_cfg` of open_clip, with sizes from the tensors."""
     text, vision = d["text_cfg"], d["vision_cfg"]
     name = str(vision.get("timm_model_name"))
     m = _TIMM.fullmatch(name)
     wanted = {"no_causal_mask": True, "pool_type": "last"}
     if not m or any(text.get(key) != value for key, value in wanted.items()):
         raise ValueError(
-            f"{CONFIG}: expected a SigLIP (a timm_model_name like vit_base_patch16_siglip_224, {wanted} in text_cfg),"
-            f" found {name!r}, { {key: text.get(key) for key in wanted} }"
+            f"{CONFIG}: the model must be SigLIP (a timm_model_name like vit_base_patch16_siglip_224, {wanted} in"
+            f" text_cfg), got {name!r}, { {key: text.get(key) for key in wanted} }; use a SigLIP checkpoint"
         )
     exact_text = (text.get("act_kwargs") or {}).get("approximate") != "tanh"
     exact_image = not _TANH_MODELS.match(name)
     if exact_text or exact_image:
         towers = " and ".join(["text"] * exact_text + ["image"] * exact_image)
-        logger.warning("open_clip computes the exact GELU in the %s tower of this model; so does what is read", towers)
+        logger.warning(
+            "open_clip uses the exact GELU in the %s tower of this model; the configuration has it too", towers
+        )
     width = shapes["text.token_embedding.weight"][1]
     trunk, blocks = "visual.trunk.", "text.transformer.resblocks."
     text_config = {
@@ -220,16 +238,22 @@ def _depth(shapes: Mapping[str, Shape], blocks: str) -> int:
 
 
 def write(directory: Path, checkpoint: Checkpoint) -> None:
-    """Writes the weights, open_clip's configuration and, for what that cannot say, `config.json`.
+    """Writes the weights, the configuration of open_clip, and `config.json` for the fields that it cannot hold.
 
-    The weights take their place last but one, `config.json` last; all are written aside first.
+    Files are written under temporary names; `config.json` is renamed last.
+
+    Args:
+      directory: directory to write to, created if it does not exist.
+      checkpoint: configuration and parameters of a whole model.
 
     Raises:
-      ValueError: if this format has no place for a parameter, or the parameters are not those of the configuration.
+      ValueError: if the checkpoint is not a whole model, or the parameters are not those of the configuration.
     """
     config = checkpoint.config
     if not isinstance(config, SiglipConfig) or checkpoint.architecture.endswith("ForImageClassification"):
-        raise ValueError(f"open_clip holds whole models only, found a {checkpoint.architecture}")
+        raise ValueError(
+            f"a checkpoint for open_clip must be a whole model without a classifier, got a {checkpoint.architecture}"
+        )
     layout = layout_of(checkpoint)
     rows = table(config, checkpoint.architecture, layout)
     params = checkpoint.params if layout["text_head"] else without_text_head(checkpoint.params)
@@ -238,7 +262,7 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     with written_aside(directory / WEIGHTS) as aside:
         write_safetensors(aside, tensors, {"format": "pt"})
-        # All is on disk. From here to the last line the directory has no configuration, so it cannot pass for whole.
+        # All weights are on disk. Until the last line the directory has no config.json, so it cannot pass for complete.
         for old in (directory / "config.json", directory / CONFIG):
             old.unlink(missing_ok=True)
     write_atomically(directory / CONFIG, (json.dumps(d, indent=2) + "\n").encode())
@@ -251,7 +275,7 @@ def layout_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def hub_files(names: frozenset[str]) -> list[str]:
-    """Returns the weights among the files of a repository, unless it also holds those of `transformers`."""
+    """Returns the weights among the files of a repository, unless those of `transformers` are there too."""
     return [WEIGHTS] if WEIGHTS in names and not names & {huggingface.WEIGHTS, huggingface.INDEX} else []
 
 
@@ -287,7 +311,7 @@ def _model_cfg(config: SiglipConfig, text_head: bool) -> dict[str, Any]:
 
 
 def _mlp_ratio(mlp: int, width: int) -> float:
-    """Returns the ratio from which open_clip has `int(width * ratio)`, which may fall short of a quotient rounded."""
+    """Returns a ratio for which open_clip's `int(width * ratio)` equals the MLP width despite rounding."""
     ratio = mlp / width
     return ratio if int(width * ratio) == mlp else math.nextafter(ratio, math.inf)
 
@@ -296,13 +320,13 @@ def _timm_name(c: VisionConfig) -> str:
     found = (c.hidden_size, c.num_hidden_layers, c.intermediate_size, c.num_attention_heads)
     size = next((name for name, sizes in _SIZES.items() if sizes == found), None)
     if size is None:
-        logger.warning("timm has no image tower of width, depth, MLP and heads %s: open_clip cannot build it", found)
+        logger.warning("timm has no image tower of width, depth, MLP width, heads %s: open_clip cannot build it", found)
         size = "custom"
     if isinstance(c, Siglip2VisionConfig):
         return f"naflexvit_{size}_patch{c.patch_size}_siglip"
     name = f"vit_{size}_patch{c.patch_size}_siglip_{c.image_size}"
     if size != "custom" and bool(_TANH_MODELS.match(name)) != (c.hidden_act == TANH):
-        logger.warning("timm's %s computes another GELU than this checkpoint's %s", name, c.hidden_act)
+        logger.warning("timm's %s uses another activation than %s of this checkpoint", name, c.hidden_act)
     return name
 
 

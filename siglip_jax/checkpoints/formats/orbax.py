@@ -1,7 +1,7 @@
-"""Orbax directories: `config.json` and, beside it, the tree of parameters as orbax's `StandardCheckpointer` writes it.
+"""Orbax directories: `config.json` beside a folder of parameters written by orbax's `StandardCheckpointer`.
 
-Every process writes and reads its own part of each array, and a checkpoint is restored onto any mesh. `config.json` is
-written last and names the folder of the parameters: it decides which of two checkpoints a reader sees.
+Every process writes and reads its own shards, and a checkpoint can be restored onto any mesh. `config.json` names the
+folder of the parameters and is written last, so a reader sees either the old checkpoint or the new one.
 """
 
 import shutil
@@ -20,37 +20,37 @@ from siglip_jax.checkpoints.table import Row, StoredTensor, check_rows, new_tens
 from siglip_jax.configs.configuration import Config, config_from_dict
 from siglip_jax.params import flatten, unflatten, unstack_layers
 
-POINTER = "orbax_params"  # the key of config.json that names the folder
+POINTER = "orbax_params"  # key of config.json that names the folder of the parameters
 
 
 def recognises(path: Path) -> bool:
-    """Says whether a directory is of this format."""
+    """Returns whether a path is a directory of this format."""
     return path.is_dir() and (path / "config.json").is_file() and POINTER in read_json(path / "config.json", "")
 
 
 def table(config: Config, architecture: str, layout: Mapping[str, Any]) -> list[Row]:
-    """Returns the rows of this format: parameters under their own paths."""
+    """Returns the rows of all parameters in this format, whose names are the paths; `layout` is empty."""
     return [Row(row.path, row.path, row.shape) for row in key_table(config, architecture)]
 
 
 def read_contents(path: Path) -> Contents:
-    """Says what a directory holds; reads metadata only.
+    """Reads the metadata of a directory.
 
     Raises:
-      ValueError: if it is damaged.
+      ValueError: if the directory is damaged.
     """
     import orbax.checkpoint as ocp
 
     d = dict(read_json(path / "config.json", "a checkpoint directory needs it"))
     name = d.pop(POINTER)
     if not isinstance(name, str) or Path(name).name != name or not (path / name).is_dir():
-        raise ValueError(f"{path / 'config.json'}: expected {POINTER} to name a folder beside it, found {name!r}")
+        raise ValueError(f"{path / 'config.json'}: {POINTER} must be the name of a folder beside it, got {name!r}")
     folder = inside(path / name).resolve()
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.metadata(folder).item_metadata.tree
-    except Exception as error:  # orbax and tensorstore raise many kinds for a damaged directory
-        raise ValueError(f"{folder}: expected parameters that orbax wrote, found a damaged folder ({error})") from error
+    except Exception as error:  # orbax and tensorstore raise many types of errors for a damaged directory
+        raise ValueError(_damaged(folder, error)) from error
     tensors = {
         key: StoredTensor(folder, tuple(leaf.shape), np.dtype(leaf.dtype), lambda: np.empty(0))
         for key, leaf in flatten(tree).items()
@@ -63,15 +63,18 @@ def read_contents(path: Path) -> Contents:
 def restore(
     what: str, contents: Contents, rows: list[Row], ignored: Iterable[str], shardings: Shardings | None
 ) -> dict[str, Any]:
-    """Returns the tree of parameters of some rows.
+    """Reads the parameters of some rows.
 
     Args:
-      what: what is read, for errors.
-      contents: what the directory holds.
+      what: name of the checkpoint, for errors.
+      contents: metadata of the directory.
       rows: rows of the parameters to read.
-      ignored: further keys that the directory may hold.
-      shardings: function from the shapes of the parameters by path to their shardings; every process then reads its
-        part of each jax array. None: numpy arrays.
+      ignored: names of further parameters that the directory may hold.
+      shardings: function from the shapes of the parameters by path to their shardings, for jax arrays of which every
+        process reads its own shards; None: numpy arrays.
+
+    Returns:
+      Nested dict of arrays.
 
     Raises:
       ValueError: if parameters are missing, unexpected or of the wrong shape, or the files are damaged.
@@ -95,12 +98,20 @@ def restore(
             return checkpointer.restore(
                 folder, item=unflatten(target), restore_args=unflatten(arguments), partial_restore=True
             )
-    except Exception as error:  # as above
-        raise ValueError(f"{folder}: expected parameters that orbax wrote, found a damaged folder ({error})") from error
+    except Exception as error:  # as in `read_contents`
+        raise ValueError(_damaged(folder, error)) from error
+
+
+def _damaged(folder: Path, error: Exception) -> str:
+    return f"{folder}: the folder must hold parameters written by orbax, got a damaged one ({error})"
 
 
 def write(directory: Path, checkpoint: Checkpoint) -> None:
-    """Writes the parameters into a folder of a new name, then `config.json`, then removes what was there before.
+    """Writes the parameters to a new folder, then `config.json`, then removes the folder of the old checkpoint.
+
+    Args:
+      directory: directory to write to, created if it does not exist.
+      checkpoint: configuration and parameters to write.
 
     Raises:
       ValueError: if the parameters are not those of the configuration.
@@ -108,7 +119,7 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
     import orbax.checkpoint as ocp
 
     what = f"the tree of parameters (as {checkpoint.architecture})"
-    new_tensors(what, table(checkpoint.config, checkpoint.architecture, {}), checkpoint.params)  # checks, makes nothing
+    new_tensors(what, table(checkpoint.config, checkpoint.architecture, {}), checkpoint.params)  # only checks
     directory.mkdir(parents=True, exist_ok=True)
     name = f"params.{uuid.uuid4().hex[:12]}"
     arrays = {

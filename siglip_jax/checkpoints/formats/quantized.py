@@ -1,8 +1,8 @@
 """Quantized models on disk: `config.json` beside `quantized.safetensors`, which holds codes and scales.
 
-`siglip_jax.quantization.schemes` documents the schemes. This is a format of its own, for inference only: the weights
-have neither the file name nor the tensor names of a float checkpoint, so that a reader that knows nothing of it, `transformers` among
-them, finds no weights instead of wrong ones.
+`siglip_jax.quantization.schemes` documents the schemes. The format is for inference only. Neither the file name nor the
+tensor names are those of a float checkpoint, so that other readers, such as `transformers`, find no weights instead of
+wrong ones.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,21 +26,21 @@ from siglip_jax.params import Shape, flatten, unflatten
 from siglip_jax.quantization.layers import is_quantized
 from siglip_jax.quantization.schemes import SCHEMES, Quantized, stored_shapes
 
-SECTION = "quantization_config"  # of config.json
+SECTION = "quantization_config"  # key of config.json
 METHOD = "siglip_jax"
 
 
 def recognises(path: Path) -> bool:
-    """Says whether a directory or file is of this format."""
+    """Returns whether a directory or file is of this format."""
     return path.name == WEIGHTS if path.is_file() else (path / WEIGHTS).is_file()
 
 
 def read_contents(path: Path) -> Contents:
-    """Says what a directory, or the weights file in it, holds, from headers alone; `layout` has the `scheme`.
+    """Reads the headers of a directory, or of the weights file in it; `layout` records the `scheme`.
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: if a file is corrupt, or tensors are missing, unexpected, or of the wrong shape or type.
+      ValueError: if a file is corrupt, or tensors are missing, unexpected, or of the wrong shape or dtype.
     """
     file = path if path.is_file() else path / WEIGHTS
     tensors = read_safetensors(inside(file))
@@ -49,21 +49,21 @@ def read_contents(path: Path) -> Contents:
     scheme = section.get("scheme") if isinstance(section, Mapping) else None
     if not isinstance(scheme, str) or scheme not in SCHEMES or section.get("quant_method") != METHOD:
         raise ValueError(
-            f"{file.parent / 'config.json'}: expected a {SECTION} of quant_method {METHOD!r} with a scheme of"
-            f" {', '.join(SCHEMES)}, found {section!r}; use the config.json it was saved with"
+            f"{file.parent / 'config.json'}: {SECTION} must have quant_method {METHOD!r} and a scheme among"
+            f" {', '.join(SCHEMES)}, got {section!r}; use the config.json it was saved with"
         )
     config = config_from_dict(d)
     architecture = architecture_of(config)
     expected = list(_tensors_of(config, architecture, scheme))
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
     check_names_and_shapes(str(path), {key: shape for key, shape, _ in expected}, shapes)
-    if wrong := [f"{key}: {tensors[key].dtype}" for key, _, types in expected if tensors[key].dtype.name not in types]:
-        raise ValueError(f"{path}: expected tensors of {scheme}, found {', '.join(wrong[:4])}; get it again")
+    if wrong := [f"{key}: {tensors[key].dtype}" for key, _, kinds in expected if tensors[key].dtype.name not in kinds]:
+        raise ValueError(f"{path}: dtypes must be those of {scheme}, got {', '.join(wrong[:4])}; get it again")
     return Contents(path, "quantized", config, architecture, tensors, {"scheme": scheme})
 
 
 def _tensors_of(config: Config, architecture: str, scheme: str) -> Iterator[tuple[str, Shape, tuple[str, ...]]]:
-    """Yields the name of each tensor, its shape, and the types it may have."""
+    """Yields the name of each tensor, its shape, and the names of the dtypes that it may have."""
     for row in key_table(config, architecture):
         key = row.path.replace("/", ".")
         if is_quantized(row.path):
@@ -75,19 +75,24 @@ def _tensors_of(config: Config, architecture: str, scheme: str) -> Iterator[tupl
 
 
 def table(config: Config, architecture: str, layout: Mapping[str, Any]) -> list[Row]:
-    """Returns the rows of this format: parameters under their own paths, of the shapes of the float kernels."""
+    """Returns the rows of all parameters, with the shapes of the float kernels; `layout` is not used."""
     return [Row(row.path, row.path.replace("/", "."), row.shape) for row in key_table(config, architecture)]
 
 
 def restore(
     what: str, contents: Contents, rows: list[Row], ignored: Iterable[str], shardings: Shardings | None
 ) -> dict[str, Any]:
-    """Returns the parameters of some rows as views of the file; kernels of dense layers are `Quantized`.
+    """Reads the parameters of some rows as views of the file; kernels of dense layers are `Quantized`.
 
     Args:
-      what, ignored, shardings: not used, as `read_contents` has checked every tensor.
-      contents: what the file holds.
+      what: not used, since `read_contents` has checked every tensor.
+      contents: headers of the file.
       rows: rows of the parameters to read.
+      ignored: not used.
+      shardings: not used.
+
+    Returns:
+      Nested dict of arrays and `Quantized` kernels.
     """
     flat: dict[str, Any] = {}
     for row in rows:
@@ -100,10 +105,11 @@ def restore(
 
 
 def check_directory(directory: Path) -> None:
-    """Refuses a directory of float weights, which may be the only ones, with a `ValueError`."""
+    """Raises a `ValueError` for a directory with float weights, which may be the only copy."""
     if directory.is_dir() and holds_floats(directory):
         raise ValueError(
-            f"{directory}: holds a float checkpoint, which quantized weights must not replace; choose another directory"
+            f"{directory}: the directory must not hold float weights, got a float checkpoint, which quantized weights"
+            " must not replace; choose another directory"
         )
 
 
@@ -111,12 +117,12 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
     """Writes `config.json` and the weights; an older quantized model in the directory is replaced.
 
     Args:
-      directory: directory to write to; made if need be.
+      directory: directory to write to, created if it does not exist.
       checkpoint: configuration and parameters of a quantized model.
 
     Raises:
-      ValueError: if the parameters are not those of a quantized model of the configuration, or there are float weights
-        in the directory.
+      ValueError: if the parameters are not those of a quantized model of the configuration, or the directory holds
+        float weights.
     """
     check_directory(directory)
     tensors: dict[str, NewTensor] = {}
@@ -130,7 +136,7 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
         else:
             tensors[key] = _new(x)
     if len(schemes) != 1:
-        raise ValueError(f"expected the parameters of a quantized model, of one scheme; found {sorted(schemes)}")
+        raise ValueError(f"params must be those of a quantized model of one scheme, got {sorted(schemes)}")
     scheme = schemes.pop()
     expected = {key: shape for key, shape, _ in _tensors_of(config, architecture, scheme)}
     check_names_and_shapes("the tree of parameters", expected, {key: t.shape for key, t in tensors.items()})
@@ -140,12 +146,12 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     with written_aside(directory / WEIGHTS) as aside:
         write_safetensors(aside, tensors, {"format": "siglip_jax"})
-        (directory / "config.json").unlink(missing_ok=True)  # until its last line is written it cannot pass for whole
+        (directory / "config.json").unlink(missing_ok=True)  # without it the directory cannot pass for complete
     config.replace(extra=extra).save_pretrained(directory)
 
 
 def hub_files(names: frozenset[str]) -> list[str]:
-    """Returns the weights among the files of a repository, unless it also holds float ones."""
+    """Returns the weights among the files of a repository, unless float weights are there too."""
     return [WEIGHTS] if WEIGHTS in names and not names & {FLOAT_WEIGHTS, INDEX} else []
 
 

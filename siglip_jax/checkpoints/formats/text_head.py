@@ -1,6 +1,7 @@
-"""The text head that some files leave out: without one the text tower's state is the embedding itself.
+"""The text head, which some files omit: without it, the final state of the text tower is the embedding.
 
-So so400m-patch16-256-i18n is published by big_vision and open_clip; on the Hub of `transformers` it has an identity.
+big_vision and open_clip publish so400m-patch16-256-i18n without a text head; its checkpoint for `transformers` has an
+identity.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,17 @@ from siglip_jax.checkpoints.table import StoredTensor
 def with_text_head(
     tensors: Mapping[str, StoredTensor], embedding: str, kernel: str, bias: str
 ) -> dict[str, StoredTensor]:
-    """Adds an identity under the names `kernel` and `bias` where the tensor `embedding` is there and they are not."""
+    """Adds an identity text head to tensors that have token embeddings but no text head.
+
+    Args:
+      tensors: tensors by name.
+      embedding: name of the token embeddings.
+      kernel: name of the kernel of the text head.
+      bias: name of the bias of the text head.
+
+    Returns:
+      The tensors, with an identity where there was no text head.
+    """
     table = tensors.get(embedding)
     if table is None or kernel in tensors or bias in tensors or len(table.shape) != 2:
         return dict(tensors)
@@ -25,7 +36,7 @@ def with_text_head(
 
 
 def is_identity(head: Mapping[str, Any] | None) -> bool:
-    """Says whether a text head does exactly nothing."""
+    """Returns whether a text head is exactly the identity."""
     if head is None or set(head) != {"kernel", "bias"}:
         return False
     kernel, bias = np.asarray(head["kernel"]), np.asarray(head["bias"])
@@ -33,5 +44,5 @@ def is_identity(head: Mapping[str, Any] | None) -> bool:
 
 
 def without_text_head(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the parameters of a model without its text head."""
+    """Returns the parameters of a model without the text head."""
     return {**params, "text_model": {k: v for k, v in params["text_model"].items() if k != "head"}}

@@ -1,4 +1,4 @@
-"""Sources of examples: one file for each kind of data set."""
+"""Sources of examples, one module for each kind of data set."""
 
 from siglip_jax._optional import import_optional
 

@@ -1,6 +1,6 @@
-"""Tables of encoded images in Arrow files, mapped into memory: what `datasets` writes, and what Parquet becomes here.
+"""Tables of encoded images in memory-mapped Arrow files: those that `datasets` writes, and copies of Parquet files.
 
-Any row is read at once, without the rest of its file. `datasets` itself is not needed, and nothing is unpickled.
+Each row is read on its own, without the rest of its file. `datasets` is not needed, and nothing is unpickled.
 """
 
 import json
@@ -19,11 +19,13 @@ _TEXT_TYPES = (pa.string(), pa.large_string(), pa.string_view())
 
 
 class Chosen:
-    """The columns that are read, found in a schema.
+    """The columns of a table that are read.
 
     Attributes:
-      image, text, label: names; None where there is no such column.
-      names: those there are, in the order of the schema.
+      image: name of the column of images.
+      text: name of the column of captions, or None.
+      label: name of the column of labels, or None.
+      names: the names that are not None, in the order of the schema.
     """
 
     def __init__(
@@ -35,7 +37,15 @@ class Chosen:
         where: str,
         images_only: bool = False,
     ) -> None:
-        """Finds them by type and name.
+        """Chooses the columns by their types and names.
+
+        Args:
+          schema: names and types of all columns.
+          image_key: column of the images; None: chosen among those that can hold images, see `holds_images`.
+          text_key: column of the captions; None: the first of a usual name.
+          label_key: column of the labels; None: the first of a usual name.
+          where: path of the data set, for messages.
+          images_only: whether captions and labels are ignored.
 
         Raises:
           ValueError: if there are no images, or neither captions nor labels.
@@ -43,7 +53,7 @@ class Chosen:
         holding = [name for name in schema.names if holds_images(schema.field(name).type)]
         if image_key is not None and image_key in schema.names and image_key not in holding:
             kind = schema.field(image_key).type
-            raise ValueError(f"{where}: expected bytes of images in the column {image_key!r}, found {kind}")
+            raise ValueError(f"{where}: the column {image_key!r} must hold bytes of images, got {kind}")
         image = columns.pick(
             holding if image_key is None else schema.names, image_key, columns.IMAGE, "image_key", where
         )
@@ -60,14 +70,14 @@ class Chosen:
         if self.text is not None and not _is_text(schema.field(self.text).type):
             kind = schema.field(self.text).type
             raise ValueError(
-                f"{where}: expected texts in the column {self.text!r}, found {kind}; name it with text_key"
+                f"{where}: the column {self.text!r} must hold texts, got {kind}; name the captions with text_key"
             )
         self.image = image
         self.names = [name for name in schema.names if name in (image, self.text, self.label)]
 
 
 class ArrowSource:
-    """Rows of Arrow files, of the streaming or the random-access format, in the order of the files."""
+    """Rows of Arrow files of the streaming or the random-access format, in the order of the files."""
 
     def __init__(
         self,
@@ -80,29 +90,32 @@ class ArrowSource:
         images_only: bool = False,
         made_of: Sequence[str] | None = None,
     ) -> None:
-        """Maps the files; only their headers, and the column of labels, are read.
+        """Maps the files into memory; only their headers and the column of labels are read.
 
         Args:
-          files: in their order.
-          path: what the user called them.
-          image_key, text_key, label_key: names of columns; by default the usual ones are looked for.
-          images_only: whether captions and labels are left alone, and need not be there.
-          made_of: the files that these are a copy of.
+          files: paths of the Arrow files, in the order of their rows.
+          path: path of the data set as the user gave it, for names and messages.
+          image_key: column of the images; None: the usual names are tried.
+          text_key: column of the captions; None: the usual names are tried.
+          label_key: column of the labels; None: the usual names are tried.
+          images_only: whether captions and labels are ignored and may be missing.
+          made_of: paths of the files that `files` are a copy of; None: `files` are the originals.
 
         Raises:
-          OSError: if a file cannot be read.
-          ValueError: if it is not Arrow, or a column is missing.
+          OSError: if a file is unreadable.
+          ValueError: if a file is not Arrow, or a column is missing.
         """
         self.path, self._paths, self._made_of = path, list(files), list(made_of or files)
         batches = self._mapped()
         if not sum(batch.num_rows for batch in batches):
-            raise ValueError(f"{path}: expected a row for each image, found none")
+            raise ValueError(f"{path}: a data set must have a row for each image, got no rows")
         schema = batches[0].schema
         self._chosen = Chosen(schema, image_key, text_key, label_key, path, images_only)
         for batch in batches:
             if not {*self._chosen.names} <= {*batch.schema.names}:
                 raise ValueError(
-                    f"{path}: expected the columns {self._chosen.names} in each file, found {batch.schema.names}"
+                    f"{path}: each file must have the columns {columns.listed(self._chosen.names)}, "
+                    f"got {columns.listed(batch.schema.names)}"
                 )
         self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
         self._labels, self.classes = None, ()
@@ -114,7 +127,7 @@ class ArrowSource:
         return {k: v for k, v in self.__dict__.items() if k != "_batches"}
 
     def _mapped(self) -> list[pa.RecordBatch]:
-        """Returns the batches of all files, mapped once in each process."""
+        """Returns the batches of all files, which are mapped once per process."""
         if "_batches" not in self.__dict__:
             self._batches = [batch for path in self._paths for batch in _map_file(path)]
         return self._batches
@@ -124,14 +137,14 @@ class ArrowSource:
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.path}: {index} is not below {len(self)}")
+            raise IndexError(f"{self.path}: index must be from 0 to {len(self) - 1}, got {index}")
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         batch, row = self._mapped()[number], index - int(self._starts[number])
         where = self.name(index)
         image = batch.column(self._chosen.image)[row].as_py()
         image = image.get("bytes") if isinstance(image, dict) else image
         if not image:
-            raise ValueError(f"{where}: no bytes of an image")
+            raise ValueError(f"{where}: the image must be bytes of an image file, got none")
         texts = None if self._chosen.text is None else batch.column(self._chosen.text)[row].as_py()
         if isinstance(texts, list):
             texts = [text for text in texts if text is not None]
@@ -139,16 +152,16 @@ class ArrowSource:
         return Example(image, columns.as_texts(texts, where), label, where)
 
     def name(self, index: int) -> str:
-        """Returns what the user called the files, and the number of the row."""
+        """Returns the name of the data set and the index of the row."""
         return f"{os.path.basename(self.path)}:{index}"
 
     def files(self) -> Iterator[tuple[str, str]]:
-        """Yields name and path of every file that is read, or that a copy was made of."""
+        """Yields (name, path) of every file that is read; for a copy, of the original files."""
         return ((os.path.basename(path), path) for path in self._made_of)
 
 
 def holds_images(kind: pa.DataType) -> bool:
-    """Says whether a column of this type can hold encoded images: bytes, or a struct with a field `bytes`."""
+    """Returns whether a column of this type can hold encoded images: bytes, or a struct with a field `bytes`."""
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and holds_images(kind.field("bytes").type)
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
@@ -170,34 +183,34 @@ def _map_file(path: str) -> list[pa.RecordBatch]:
             try:
                 batches = list(pa.ipc.open_stream(file))
             except pa.ArrowInvalid as error:
-                raise ValueError(f"{path}: expected an Arrow file, found something else ({error})") from None
+                raise ValueError(f"{path}: the file must be an Arrow file, got something else ({error})") from None
     try:
         for batch in batches:
             batch.validate()
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: broken Arrow file ({error})") from None
+        raise ValueError(f"{path}: the file must be a valid Arrow file, got a broken one ({error})") from None
     return batches
 
 
 def _labels(found: pa.ChunkedArray, schema: pa.Schema, name: str, path: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Returns the labels of all rows as positions in the names of the classes, and these."""
+    """Returns the labels of all rows as indices of classes, (rows,) int32, and the names of the classes."""
     if pa.types.is_dictionary(found.type):
         found = found.cast(found.type.value_type)
     if not pa.types.is_integer(found.type):
         if found.type not in _TEXT_TYPES:
-            raise ValueError(f"{path}: expected numbers or names in the column {name!r}, found {found.type}")
+            raise ValueError(f"{path}: the column {name!r} must hold integers or names of classes, got {found.type}")
         return columns.as_labels(found.to_pylist(), f"{path}: {name}")
     names = _names_of_classes(schema, name)
     if not names:
         return columns.as_labels(found.to_pylist(), f"{path}: {name}")
     numbers = pc.fill_null(found.cast(pa.int64()), columns.NO_LABEL).to_numpy()
     if numbers.max(initial=-1) >= len(names):
-        raise ValueError(f"{path}: expected labels below {len(names)}, the number of classes, found {numbers.max()}")
+        raise ValueError(f"{path}: labels must be below {len(names)}, the number of classes, got {numbers.max()}")
     return np.maximum(numbers, columns.NO_LABEL).astype(np.int32), names
 
 
 def _names_of_classes(schema: pa.Schema, column: str) -> tuple[str, ...]:
-    """Returns the names that `datasets` keeps in the schema; nothing where it keeps none."""
+    """Returns the names of classes that `datasets` stores in the schema, or ()."""
     try:
         feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
         return tuple(map(str, feature["names"]))

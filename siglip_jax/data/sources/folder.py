@@ -1,4 +1,4 @@
-"""A folder of folders, one a class, or just of images: all files in it that look like images."""
+"""Folders of images, by class or plain: all files in them with the ending of an image."""
 
 import os
 from collections.abc import Iterator
@@ -13,13 +13,16 @@ from siglip_jax.processing.images.loading import IMAGE_SUFFIXES
 
 
 class FolderSource:
-    """Images with labels: the classes are the names of the folders, sorted, the images sorted within."""
+    """Images in one folder per class; the classes are the sorted names of the folders."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Lists the files; none is read.
+        """Lists the files of each class, sorted by path; none is read.
+
+        Args:
+          path: folder of class folders; images may be stored at any depth in them.
 
         Raises:
-          ValueError: if there are no folders with images.
+          ValueError: if no folder has an image.
         """
         self.path = os.fspath(path)
         self._root = os.path.realpath(path)
@@ -31,7 +34,7 @@ class FolderSource:
             names += found
             labels += [label] * len(found)
         if not names:
-            raise ValueError(f"{path}: expected folders of images, one a class, found no image in {folders[:5]}")
+            raise ValueError(f"{path}: a folder of classes must have folders of images, got no image in {folders[:5]}")
         self.classes: tuple[str, ...] = tuple(folders)
         self._names = pa.array(map(os.fsencode, names), pa.large_binary())
         self._labels = np.asarray(labels, np.int32)
@@ -43,11 +46,11 @@ class FolderSource:
         return Example(self._read(index), (), int(self._labels[index]), self.name(index))
 
     def name(self, index: int) -> str:
-        """Returns the path of an image in the folder."""
+        """Returns the path of an image relative to the folder."""
         return self._names[index].as_py().decode("utf-8", "replace")
 
     def files(self) -> Iterator[tuple[str, str]]:
-        """Yields name and path of every file that is read."""
+        """Yields (name, path) of every file that is read."""
         for name in map(os.fsdecode, self._names.to_pylist()):
             yield name, os.path.join(self._root, name)
 
@@ -56,10 +59,14 @@ class FolderSource:
 
 
 class PlainFolder(FolderSource):
-    """The images of a folder and of all folders in it, sorted by path; where they lie means nothing."""
+    """The images of a folder and of all its subfolders, sorted by path, without labels."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Lists the files; none is read."""
+        """Lists the files; none is read.
+
+        Args:
+          path: folder of images.
+        """
         self.path, self.classes = os.fspath(path), ()
         self._root = os.path.realpath(path)
         self._names = pa.array(map(os.fsencode, sorted(_images(Path(self._root), "."))), pa.large_binary())

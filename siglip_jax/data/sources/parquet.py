@@ -1,6 +1,6 @@
-"""Parquet made into an Arrow file once: a row of Parquet cannot be read without its whole group of rows.
+"""One-time copies of Parquet files as Arrow: a row of Parquet cannot be read without its whole row group.
 
-The copy holds the images, captions and labels only and lies in a cache folder; it takes as much disk as they do.
+The copy holds only the images, captions and labels, takes as much disk as they do, and is stored in a cache folder.
 """
 
 import hashlib
@@ -14,17 +14,23 @@ import pyarrow.parquet as pq
 
 from siglip_jax._files import written_aside
 from siglip_jax.data.sources.arrow import Chosen
+from siglip_jax.data.sources.columns import listed
 
-_ROWS = 64  # rows of a batch: images of many megabytes must not add up to the two gigabytes that one may hold
+_ROWS = 64  # rows of a batch, whose images of many megabytes must stay below the limit of two gigabytes
 
 
 def as_arrow(files: Sequence[str], chosen: Chosen, cache: Path) -> Path:
-    """Returns the Arrow file with the chosen columns of Parquet files, which is written if it is not there yet.
+    """Returns the path of an Arrow file with the chosen columns of Parquet files, written if it does not exist yet.
 
-    It is known by names, sizes and times of the files: where one changes, a new copy is made.
+    Names, sizes and modification times of the files identify the copy: if one of them changes, a new copy is made.
+
+    Args:
+      files: paths of the Parquet files, in the order of their rows.
+      chosen: columns to copy.
+      cache: folder that the copy is stored in.
 
     Raises:
-      OSError: if it cannot be written.
+      OSError: if the copy cannot be written.
       ValueError: if a file is not Parquet, the files differ in their columns, or the disk is too full.
     """
     states = [(os.path.realpath(file), os.stat(file)) for file in files]
@@ -35,7 +41,10 @@ def as_arrow(files: Sequence[str], chosen: Chosen, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     needed, free = sum(status.st_size for _, status in states), shutil.disk_usage(cache).free
     if needed > free:
-        raise ValueError(f"{cache}: {needed:,} bytes are needed for a copy of the Parquet files, {free:,} are free")
+        raise ValueError(
+            f"{cache}: free space must be {needed:,} bytes for a copy of the Parquet files, got {free:,}; "
+            "choose another folder with cache"
+        )
     schema = _schema(files[0], chosen.names)
     with (
         written_aside(target) as aside,
@@ -43,27 +52,29 @@ def as_arrow(files: Sequence[str], chosen: Chosen, cache: Path) -> Path:
         pa.ipc.new_file(out, schema) as writer,
     ):
         for file in files:
-            if not _schema(file, chosen.names).equals(schema):
-                raise ValueError(f"{file}: expected the columns of {files[0]}, found {_schema(file, chosen.names)}")
+            if not (own := _schema(file, chosen.names)).equals(schema):
+                types = ", ".join(f"{field.name} ({field.type})" for field in own)
+                raise ValueError(f"{file}: columns must be those of {files[0]}, got {types}")
             for batch in pq.ParquetFile(file).iter_batches(_ROWS, columns=chosen.names, use_threads=False):
                 writer.write_batch(batch)
     return target
 
 
 def read_schema(file: str) -> pa.Schema:
-    """Returns the columns of a Parquet file.
+    """Returns names and types of the columns of a Parquet file.
 
     Raises:
-      ValueError: if it is not one.
+      ValueError: if it is not a Parquet file.
     """
     try:
         return pq.read_schema(file)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{file}: expected a Parquet file, found something else ({error})") from None
+        raise ValueError(f"{file}: the file must be a Parquet file, got something else ({error})") from None
 
 
 def _schema(file: str, names: Sequence[str]) -> pa.Schema:
+    """Returns names and types of the chosen columns."""
     schema = read_schema(file)
     if missing := [name for name in names if name not in schema.names]:
-        raise ValueError(f"{file}: expected the column {missing[0]!r}, found {', '.join(schema.names)}")
+        raise ValueError(f"{file}: columns must include {missing[0]!r}, got {listed(schema.names)}")
     return pa.schema([schema.field(name) for name in names], schema.metadata)

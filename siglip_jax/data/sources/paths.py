@@ -1,4 +1,4 @@
-"""Files of a data set: patterns in names, images that have to lie inside a folder, short reads at an offset."""
+"""Files of a data set: patterns of names, images that must be inside a folder, reads at an offset."""
 
 import functools
 import glob
@@ -13,26 +13,26 @@ from siglip_jax.processing.images.loading import MAX_BYTES
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_MOST = 1_000_000  # files that a pattern may stand for
+_MOST = 1_000_000  # files that a pattern may match
 
 
 def expanded(pattern: str) -> list[str]:
-    """Returns the names that a pattern stands for: `a-{000..010}.tar`, `{train,test}.csv`, `shards/*.tar`.
+    """Returns the names that a pattern matches: `a-{000..010}.tar`, `{train,test}.csv`, `shards/*.tar`.
 
     Raises:
       FileNotFoundError: if a `*` matches nothing.
-      ValueError: for a range that runs backwards or is absurdly long.
+      ValueError: if a range is descending, or the pattern stands for more than 1,000,000 files.
     """
-    parts = _BRACES.split(pattern)  # text, inside of braces, text, ...
+    parts = _BRACES.split(pattern)  # text, content of braces, text, ...
     choices = [[part] if i % 2 == 0 else _choices(part, pattern) for i, part in enumerate(parts)]
     if functools.reduce(lambda count, part: count * len(part), choices, 1) > _MOST:
-        raise ValueError(f"{pattern}: stands for more than {_MOST} files; name a folder instead")
+        raise ValueError(f"{pattern}: a pattern must match at most {_MOST} files, got more; pass a folder instead")
     names = ["".join(combination) for combination in itertools.product(*choices)]
     if not any(character in pattern for character in "*?["):
         return names
     found = sorted(match for name in names for match in glob.glob(name))
     if not found:
-        raise FileNotFoundError(f"{pattern}: expected files of such names, found none")
+        raise FileNotFoundError(f"{pattern}: a pattern must match one file or more, got none")
     return found
 
 
@@ -42,31 +42,39 @@ def _choices(inside: str, pattern: str) -> list[str]:
         return inside.split(",")
     first, last = map(int, match.groups())
     if first > last or last - first >= _MOST:
-        raise ValueError(f"{pattern}: expected a range such as {{000..010}}, found {{{inside}}}")
+        raise ValueError(f"{pattern}: a range must be ascending, such as {{000..010}}, got {{{inside}}}")
     return [str(number).zfill(len(match[1])) for number in range(first, last + 1)]
 
 
 def read_inside(root: str, relative: str, where: str) -> bytes:
-    """Returns the bytes of a file below `root`, which is a real path; `where` begins every message.
+    """Returns the bytes of a file in a folder; a path or link that leads out of the folder is refused.
+
+    Args:
+      root: the folder, a path without symbolic links.
+      relative: path of the file relative to `root`.
+      where: name of the example; every message begins with it.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if the path leads out of the folder, directly or by a link, or is not a file of sensible size.
+      FileNotFoundError: if the file does not exist.
+      OSError: if the file is unreadable.
+      ValueError: if the path leads out of the folder, is not a regular file, or the file is larger than `MAX_BYTES`.
     """
     if "://" in relative:
-        raise ValueError(f"{where}: expected the path of an image, found the URL {relative}; download it first")
+        raise ValueError(f"{where}: an image must be the path of a file, got the URL {relative}; download it first")
     try:
         target = os.path.realpath(os.path.join(root, relative))
     except ValueError as error:  # a null byte
-        raise ValueError(f"{where}: {relative!r} is not the path of a file ({error})") from None
+        raise ValueError(f"{where}: an image must be the path of a file, got {relative!r} ({error})") from None
     if not Path(target).is_relative_to(root):
-        raise ValueError(f"{where}: {relative} leads out of {root}; copy the image into that folder")
+        raise ValueError(
+            f"{where}: an image must be inside {root}, got {relative}, which leads out of it; copy it into that folder"
+        )
     try:
         status = os.stat(target)
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{where}: expected {relative} to be a file, found something else")
+            raise ValueError(f"{where}: {relative} must be a regular file, got something else")
         if status.st_size > MAX_BYTES:
-            raise ValueError(f"{where}: {relative} has {status.st_size} bytes, more than the {MAX_BYTES} allowed")
+            raise ValueError(f"{where}: {relative} must have at most {MAX_BYTES} bytes, got {status.st_size}")
         with open(target, "rb") as file:
             return file.read(MAX_BYTES)
     except FileNotFoundError:
@@ -76,20 +84,27 @@ def read_inside(root: str, relative: str, where: str) -> bytes:
 
 
 class _Opened:
-    """A file that is closed when nobody reads it any more, whichever thread that is."""
+    """An open file that closes itself when the last thread that reads it releases it."""
 
     def __init__(self, path: str) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # kept, as `os` goes first when Python ends
+    # The default argument is kept because `os` may already be gone when Python ends.
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if hasattr(self, "descriptor"):
             close(self.descriptor)
 
 
 class OpenFiles:
-    """Reads parts of many files from several threads; the last ones used stay open, in each process its own."""
+    """Reads ranges of bytes of many files from several threads; each process keeps the last used files open."""
 
     def __init__(self, paths: list[str], keep: int = 64) -> None:
+        """Opens nothing yet.
+
+        Args:
+          paths: paths of the files.
+          keep: how many files stay open.
+        """
         self.paths, self.keep = paths, keep
         self._opened = functools.lru_cache(keep)(_Opened)
 
@@ -97,11 +112,16 @@ class OpenFiles:
         return OpenFiles, (self.paths, self.keep)
 
     def read(self, number: int, offset: int, size: int) -> bytes:
-        """Returns `size` bytes of the file of that number.
+        """Returns a range of bytes of a file.
+
+        Args:
+          number: index of the file in `paths`.
+          offset: position of the first byte.
+          size: number of bytes.
 
         Raises:
-          OSError: if it cannot be read.
-          ValueError: if it has become shorter.
+          OSError: if the file is unreadable.
+          ValueError: if the file ends before the range does.
         """
         path = self.paths[number]
         file = self._opened(path)
@@ -109,6 +129,9 @@ class OpenFiles:
         while len(data) < size:
             more = os.pread(file.descriptor, size - len(data), offset + len(data))
             if not more:
-                raise ValueError(f"{path}: ends at byte {offset + len(data)}, {offset + size} expected; it was changed")
+                raise ValueError(
+                    f"{path}: the file must have {offset + size} bytes, got {offset + len(data)}; "
+                    "it was changed, so open the data set again"
+                )
             data += more
         return data

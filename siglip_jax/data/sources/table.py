@@ -1,4 +1,4 @@
-"""JSON lines, CSV or TSV beside images: a row names an image by its path and holds its captions or label."""
+"""JSON lines, CSV or TSV beside images: a row holds the path of an image and its captions or label."""
 
 import csv
 import itertools
@@ -17,13 +17,13 @@ from siglip_jax.data.sources.paths import read_inside
 
 ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv")
 _CHUNK = 2**16  # rows
-_LOOK = 1000  # rows that are looked at to find the columns
+_LOOK = 1000  # rows that are searched for names of columns
 
-Row = tuple[int, dict[str, Any]]  # the number of the line, counted from 1, and what it holds
+Row = tuple[int, dict[str, Any]]  # number of the line, counted from 1, and its fields
 
 
 class TableSource:
-    """Rows of a table; paths of images are relative to the folder of the table and may not lead out of it."""
+    """Rows of a table, whose image paths are relative to the folder of the table and must not lead out of it."""
 
     def __init__(
         self,
@@ -37,12 +37,15 @@ class TableSource:
         """Reads the table, but no image.
 
         Args:
-          image_key, text_key, label_key: names of columns; by default the usual ones are looked for.
-          images_only: whether captions and labels are left alone, and need not be there.
+          path: path of the table.
+          image_key: column of the image paths; None: the usual names are tried.
+          text_key: column of the captions; None: the usual names are tried.
+          label_key: column of the labels; None: the usual names are tried.
+          images_only: whether captions and labels are ignored and may be missing.
 
         Raises:
-          FileNotFoundError: if there is no such file.
-          ValueError: if a line cannot be read, or a column is missing.
+          FileNotFoundError: if the table does not exist.
+          ValueError: if a line is broken, or a column is missing.
         """
         self.path = os.fspath(path)
         self._file = Path(path).name
@@ -51,7 +54,7 @@ class TableSource:
         first = list(itertools.islice(rows, _LOOK))
         names = list(dict.fromkeys(name for _, row in first for name in row))
         if not first:
-            raise ValueError(f"{path}: expected a row for each image, found none")
+            raise ValueError(f"{path}: a data set must have a row for each image, got no rows")
         image = columns.pick(names, image_key, columns.IMAGE, "image_key", self.path)
         text = label = None
         if not images_only:
@@ -85,19 +88,19 @@ class TableSource:
         where = self.name(index)
         name = self._images[index].as_py()
         if not name:
-            raise ValueError(f"{where}: no path of an image")
+            raise ValueError(f"{where}: an image must be the path of a file, got none")
         texts = () if self._texts is None else self._texts[index].as_py()
         if texts is None:
-            raise ValueError(f"{where}: expected a caption or a list of captions, found something else")
+            raise ValueError(f"{where}: captions must be a string or a list of strings, got something else")
         label = None if self._labels is None else columns.label_of(int(self._labels[index]))
         return Example(read_inside(self._root, name, where), tuple(texts), label, where)
 
     def name(self, index: int) -> str:
-        """Returns the name of the table and the number of the line."""
+        """Returns the name of the table and the number of the line of an example."""
         return f"{self._file}:{self._lines[index]}"
 
     def files(self) -> Iterator[tuple[str, str]]:
-        """Yields name and path of every file that is read: the table, and the images that it names."""
+        """Yields (name, path) of every file that is read: the table and the images that it names."""
         yield self._file, self.path
         for name in filter(None, self._images.to_pylist()):
             yield name, os.path.join(self._root, name)
@@ -108,7 +111,7 @@ def _path(value: Any) -> str | None:
 
 
 def _texts(value: Any) -> tuple[str, ...] | None:
-    """Returns the captions in a value; None where they are something else, which is said when the row is read."""
+    """Returns the captions in a value, or None for an invalid value, which is an error only when the row is read."""
     try:
         return columns.as_texts(value, "")
     except ValueError:
@@ -119,7 +122,7 @@ def _rows(path: Path) -> Iterator[Row]:
     """Yields the rows of a table.
 
     Raises:
-      ValueError: with the number of the line, if one is broken.
+      ValueError: if a line is broken; the message has its number.
     """
     line = 0
     try:
@@ -128,7 +131,7 @@ def _rows(path: Path) -> Iterator[Row]:
             for line, row in read(file, path):
                 yield line, row
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: expected text in UTF-8, found other bytes after line {line}") from None
+        raise ValueError(f"{path}: a table must be text in UTF-8, got other bytes after line {line}") from None
 
 
 def _json_lines(file: Any, path: Path) -> Iterator[Row]:
@@ -138,9 +141,9 @@ def _json_lines(file: Any, path: Path) -> Iterator[Row]:
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: line {line} is not JSON ({error}); mend or remove it") from None
+            raise ValueError(f"{path}: line {line} must be JSON, got other text ({error}); fix or remove it") from None
         if not isinstance(row, dict):
-            raise ValueError(f"{path}: expected a JSON object in line {line}, found a {type(row).__name__}")
+            raise ValueError(f"{path}: line {line} must be a JSON object, got a {type(row).__name__}")
         yield line, row
 
 
@@ -152,15 +155,17 @@ def _csv(file: Any, path: Path) -> Iterator[Row]:
     try:
         names = next(reader, [])
         if len(set(names)) < len(names):
-            raise ValueError(f"{path}: expected columns of different names, found {columns.listed(names)}")
+            raise ValueError(f"{path}: names of columns must be different, got {columns.listed(names)}")
         for fields in reader:
             if not fields:
                 continue
             if len(fields) != len(names):
                 raise ValueError(
-                    f"{path}: expected {len(names)} fields in line {reader.line_num}, found {len(fields)}; "
-                    'put captions that hold the separator into "quotes"'
+                    f"{path}: line {reader.line_num} must have {len(names)} fields, got {len(fields)}; "
+                    'put captions that contain the separator into "quotes"'
                 )
             yield reader.line_num, dict(zip(names, fields, strict=True))
     except csv.Error as error:
-        raise ValueError(f"{path}: line {reader.line_num} cannot be read ({error}); mend or remove it") from None
+        raise ValueError(
+            f"{path}: line {reader.line_num} must be valid CSV, got other text ({error}); fix or remove it"
+        ) from None

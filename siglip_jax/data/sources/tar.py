@@ -1,7 +1,7 @@
-"""WebDataset: shards of uncompressed tar, where files of one name up to the first dot make one example.
+"""WebDataset: uncompressed tar shards, in which files that share their name up to the first dot are one example.
 
-`0017.jpg`, `0017.txt` and `0017.cls` are an image, its caption and its label; `0017.json` may hold either. Differs
-from the `webdataset` package in this: any example can be read at any time, by an index that is made of the headers.
+`0017.jpg`, `0017.txt` and `0017.cls` are an image, its caption and its label; `0017.json` may hold caption or label.
+Unlike the `webdataset` package, this source has random access: an index is built from the headers of the tar files.
 """
 
 import json
@@ -20,13 +20,13 @@ from siglip_jax.data.sources.paths import OpenFiles
 from siglip_jax.data.sources.tar_index import BrokenTarError, Member, members
 from siglip_jax.processing.images.loading import IMAGE_SUFFIXES, MAX_BYTES
 
-Group = dict[str, Member]  # what is behind the first dot, in lower case, and the member
-Place = tuple[int, int]  # offset and size in bytes; size −1 where there is nothing
+Group = dict[str, Member]  # ending after the first dot, in lower case, to member
+Place = tuple[int, int]  # offset and size in bytes; size -1 for a missing member
 _NOWHERE = (0, -1)
 
 
 class TarSource:
-    """Examples in shards. Names in a tar serve for messages only, and nothing is written to disk."""
+    """Examples in tar shards; nothing is extracted to disk, and names in a tar are used for messages only."""
 
     def __init__(
         self,
@@ -38,19 +38,19 @@ class TarSource:
         label_key: str | None = None,
         images_only: bool = False,
     ) -> None:
-        """Makes the index.
+        """Builds the index from the headers of all shards.
 
         Args:
-          shards: tar files, in their order.
-          path: what the user called them.
-          image_key: ending of the images, such as `jpg`; by default whatever is an image.
-          text_key: ending of the captions, or a key in the `.json`; by default `txt`, or a usual key.
-          label_key: the same for the labels; by default `cls`.
-          images_only: whether captions and labels are left alone, and need not be there.
+          shards: paths of the tar files, in the order of their examples.
+          path: path of the data set as the user gave it, for names and messages.
+          image_key: ending of the images, such as `jpg`; None: any ending of an image.
+          text_key: ending of the captions, or their key in the `.json`; None: `txt`, or a usual key.
+          label_key: ending of the labels, or their key in the `.json`; None: `cls`.
+          images_only: whether captions and labels are ignored and may be missing.
 
         Raises:
-          OSError: if a shard cannot be read.
-          ValueError: if one is broken, or there are no images, or no captions and no labels.
+          OSError: if a shard is unreadable.
+          ValueError: if a shard is broken, or there are no images, or neither captions nor labels.
         """
         self.path = path
         self._files = OpenFiles(list(shards))
@@ -66,15 +66,15 @@ class TarSource:
             except BrokenTarError as error:
                 broken.append(f"{shard} ({error})")
         if broken:
-            first, count = "; ".join(broken[:20]), f"{len(broken)} of {len(shards)} are broken"
-            raise ValueError(f"{path}: expected whole tar files, {count}; fetch again or remove: {first}")
+            first, count = "; ".join(broken[:20]), f"{len(broken)} broken ones of {len(shards)}"
+            raise ValueError(f"{path}: shards must be whole tar files, got {count}; fetch again or remove: {first}")
         if not index.rows:
-            raise ValueError(f"{path}: expected images in the tar files, found the endings {columns.listed(endings)}")
+            raise ValueError(f"{path}: tar files must hold images, got the endings {columns.listed(endings)}")
         self._places: Int64[np.ndarray, "examples 9"] = np.array(index.rows, np.int64).reshape(-1, 9)
         in_json = self._keys_in_json() if index.json else []
         where = f"{path}: .json"
         self._text_key = None if index.texts else columns.pick(in_json, text_key, columns.TEXT, "text_key", where)
-        # A label in the .json counts only where it was asked for: .json files say all sorts of things of an image.
+        # A label in the .json is used only where label_key names it: .json files hold all sorts of things.
         self._label_key = None
         if label_key is not None and not index.labels:
             self._label_key = columns.pick(in_json, label_key, (), "label_key", where)
@@ -82,17 +82,18 @@ class TarSource:
         if not found and not images_only:
             keys = f", and the keys {columns.listed(in_json)} in .json" if index.json else ""
             raise ValueError(
-                f"{path}: no captions found: expected .txt, .json or .cls beside the images, found the endings "
+                f"{path}: images must have captions or labels in .txt, .json or .cls, got the endings "
                 f"{columns.listed(sorted(endings))}{keys}; name one with text_key or label_key"
             )
 
     def _keys_in_json(self) -> list[str]:
+        """Returns the keys in the first 100 `.json` members."""
         keys: dict[str, None] = {}
         for row in self._places[self._places[:, 6] >= 0][:100].tolist():
             try:
                 keys |= dict.fromkeys(_object(self._read(row[0], (row[5], row[6]), self.path), self.path))
             except ValueError:
-                continue  # said when the example is read
+                continue  # an error only when the example is read
         return list(keys)
 
     def __len__(self) -> int:
@@ -119,16 +120,16 @@ class TarSource:
     def _read(self, shard: int, place: Place, name: str) -> bytes:
         offset, size = place
         if size > MAX_BYTES:
-            raise ValueError(f"{name}: {size} bytes, more than the {MAX_BYTES} allowed")
+            raise ValueError(f"{name}: a member must have at most {MAX_BYTES} bytes, got {size}")
         return self._files.read(shard, offset, size)
 
     def name(self, index: int) -> str:
-        """Returns the name of the shard and of the image in it."""
+        """Returns the name of the shard and of the image in it: "shard-000.tar:0017.jpg"."""
         shard, *image = self._places[index, :3].tolist()
         return self._name(shard, image)
 
     def files(self) -> Iterator[tuple[str, str]]:
-        """Yields name and path of every file that is read."""
+        """Yields (name, path) of every file that is read."""
         return ((os.path.basename(path), path) for path in self._files.paths)
 
     def _name(self, shard: int, place: Sequence[int]) -> str:
@@ -137,7 +138,7 @@ class TarSource:
         return f"{os.path.basename(self._files.paths[shard])}:{member}"
 
     def _label(self, value: Any) -> int | None:
-        """Returns the number of a class; None where it is neither that nor the name of a known one."""
+        """Returns the index of a class, or None for a value that is neither an index nor the name of a class."""
         if isinstance(value, str) and value in self._class_numbers:
             return self._class_numbers[value]
         if isinstance(value, bool) or not str(value).isdecimal():
@@ -147,7 +148,7 @@ class TarSource:
 
 
 class _Index:
-    """Rows of nine numbers: the shard; offset and size of image, caption, JSON and label."""
+    """Rows of nine integers: the shard, then offset and size of image, caption, JSON and label."""
 
     def __init__(self, image_key: str | None, text_key: str | None, label_key: str | None, images_only: bool) -> None:
         self._images_only = images_only
@@ -173,7 +174,7 @@ class _Index:
 
 
 def groups(listed: Iterator[Member]) -> Iterator[Group]:
-    """Yields members that follow each other and share folder and name up to the first dot."""
+    """Yields groups of consecutive members that share their folder and their name up to the first dot."""
     group: Group = {}
     last = None
     for member in listed:
@@ -191,7 +192,7 @@ def groups(listed: Iterator[Member]) -> Iterator[Group]:
 
 
 def _image(group: Group) -> Member | None:
-    """Returns the image of an example: the one of a plain ending before one such as `.mask.png`."""
+    """Returns the image of an example; a plain ending is preferred over one such as `.mask.png`."""
     found = [ending for ending in group if f".{ending}".endswith(IMAGE_SUFFIXES)]
     return group[min(found, key=lambda ending: ending.count("."))] if found else None
 
@@ -200,14 +201,14 @@ def _object(data: bytes, name: str) -> dict[str, Any]:
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name}: its .json is broken ({error})") from None
+        raise ValueError(f"{name}: its .json must be JSON, got other text ({error})") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{name}: expected an object in its .json, found a {type(found).__name__}")
+        raise ValueError(f"{name}: its .json must be an object, got a {type(found).__name__}")
     return found
 
 
 def _class_names(shards: Sequence[str]) -> tuple[str, ...]:
-    """Returns the lines of `classnames.txt` beside the shards or one folder up, if it is there."""
+    """Returns the lines of `classnames.txt` in the folder of the shards or its parent, or () without that file."""
     folder = Path(shards[0]).parent
     for path in (folder / "classnames.txt", folder.parent / "classnames.txt"):
         if path.is_file():

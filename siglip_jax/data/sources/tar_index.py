@@ -1,6 +1,7 @@
-"""Where the members of a tar file lie, from its headers alone: nothing is extracted, and names are only names.
+"""Positions of the members of a tar file, from its headers alone: nothing is extracted, and no name is used as a path.
 
-Reads the formats that `tarfile` writes (ustar, GNU, pax), for plain files; links, folders and devices are passed over.
+Reads the formats that `tarfile` writes (ustar, GNU, pax). Only regular files count; links, folders and devices are
+skipped.
 """
 
 import os
@@ -9,28 +10,34 @@ from typing import NamedTuple
 
 _BLOCK = 512
 _ZERO = bytes(_BLOCK)
-_LONGEST = 2**20  # bytes that a long name, or the notes of pax on one member, may take
+_LONGEST = 2**20  # bytes of a long name, or of the pax header of one member
 _REGULAR = (b"0", b"\0", b"7")
 
 
 class Member(NamedTuple):
-    """A plain file in a tar."""
+    """A regular file in a tar.
+
+    Attributes:
+      name: name in the tar, with folders.
+      offset: position of its data, in bytes from the start of the tar.
+      size: bytes of its data.
+    """
 
     name: str
-    offset: int  # bytes from the start of the tar
-    size: int  # bytes
+    offset: int
+    size: int
 
 
 class BrokenTarError(ValueError):
-    """A tar that cannot be read to its end; the message is only the reason."""
+    """Raised for a tar that is unreadable before its end; the message is the reason without the path."""
 
 
 def members(path: str) -> Iterator[Member]:
-    """Yields the plain files in a tar, in order.
+    """Yields the regular files in a tar, in order.
 
     Raises:
-      OSError: if it cannot be read.
-      BrokenTarError: where it is cut off, compressed, or not a tar.
+      OSError: if the file is unreadable.
+      BrokenTarError: at the position where the file is truncated, compressed, or not a tar.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
@@ -40,24 +47,28 @@ def members(path: str) -> Iterator[Member]:
 
 
 def _members(descriptor: int, end: int) -> Iterator[Member]:
-    position, name, size = 0, None, None  # name and size of the next member, where an entry before it gives them
+    position, name, size = 0, None, None  # name and size of the next member, if an entry before it has them
     while position < end:
         header = os.pread(descriptor, _BLOCK, position)
         if header == _ZERO:
             return
         if position == 0 and header[:2] in (b"\x1f\x8b", b"BZ", b"\xfd7", b"\x28\xb5"):
-            raise BrokenTarError("it is compressed, and cannot be read from the middle; unpack it to a plain .tar")
+            raise BrokenTarError(
+                "a tar must be uncompressed for random access, got a compressed one; unpack it to a plain .tar"
+            )
         if len(header) < _BLOCK or not _sum_is_right(header):
-            raise BrokenTarError(f"no tar header at byte {position}")
+            raise BrokenTarError(f"byte {position} must begin a tar header, got other bytes")
         kind = header[156:157]
         own = _number(header[124:136], position)
         length = own if size is None or kind in (b"L", b"K", b"x", b"g") else size
         start = position + _BLOCK
         if start + length > end:
-            raise BrokenTarError(f"cut off: a member at byte {position} should have {length} bytes")
+            raise BrokenTarError(
+                f"the member at byte {position} must have {length} bytes, got {end - start}; it is truncated"
+            )
         if kind in (b"L", b"x"):
             if length > _LONGEST:
-                raise BrokenTarError(f"a name at byte {position} takes {length} bytes")
+                raise BrokenTarError(f"the name at byte {position} must have at most {_LONGEST} bytes, got {length}")
             notes = os.pread(descriptor, length, start)
             if kind == b"L":
                 name = _text(notes)
@@ -87,7 +98,7 @@ def _number(field: bytes, position: int) -> int:
     except ValueError:
         value = -1
     if value < 0:
-        raise BrokenTarError(f"a header without a size at byte {position}")
+        raise BrokenTarError(f"the header at byte {position} must have a size, got {field!r}")
     return value
 
 
@@ -96,7 +107,7 @@ def _text(field: bytes) -> str:
 
 
 def _own_name(header: bytes) -> str:
-    prefix = _text(header[345:500]) if header[257:263] == b"ustar\0" else ""  # GNU keeps times there
+    prefix = _text(header[345:500]) if header[257:263] == b"ustar\0" else ""  # GNU stores times there
     return f"{prefix}/{_text(header[:100])}" if prefix else _text(header[:100])
 
 
@@ -106,7 +117,9 @@ def _pax(notes: bytes, position: int) -> dict[bytes, bytes]:
     while notes and notes[0]:
         length, _, _ = notes.partition(b" ")
         if not length.isdigit() or not len(length) < int(length) <= len(notes):
-            raise BrokenTarError(f"a pax header that makes no sense at byte {position}")
+            raise BrokenTarError(
+                f"the pax header at byte {position} must have entries of the stated length, got others"
+            )
         key, _, value = notes[len(length) + 1 : int(length) - 1].partition(b"=")
         found[key] = value
         notes = notes[int(length) :]

@@ -1,4 +1,4 @@
-"""Image processors, and the loading and resizing of images."""
+"""Image processors, and functions that load and resize images."""
 
 from siglip_jax.processing.images.loading import load_image
 from siglip_jax.processing.images.resize import resize_and_normalize

@@ -1,6 +1,6 @@
-"""What the image processors share: their options, their files, and how they take images.
+"""The base class of the image processors: options, files and the loading of images.
 
-Mirrors the base classes of the image processors in `transformers` as far as SigLIP's use them.
+Mirrors those parts of the image processor base classes in `transformers` that SigLIP uses.
 """
 
 import json
@@ -23,19 +23,20 @@ from siglip_jax.processing.images.options import ImageOptions
 
 CONFIG = "preprocessor_config.json"
 PROCESSOR_CONFIG = "processor_config.json"
-CALLS_OWN = ("data_format", "return_tensors")  # a file does not decide what a caller gets
+CALLS_OWN = ("data_format", "return_tensors")  # a file does not choose the form of the result, the caller does
 
 Loaded = PIL.Image.Image | pixels.Pixels
 P = TypeVar("P", bound="ImageProcessor")
 
 
 class ImageProcessor:
-    """Options that are attributes, and `preprocess`, which each class makes its own.
+    """Base class that stores options as attributes; each subclass implements `preprocess`.
 
     Attributes:
-      defaults: the options there are.
-      file_type: `image_processor_type` in files.
-      processor_type: `processor_class` of a processor with one of these.
+      model_input_names: names of the arrays that `preprocess` returns.
+      defaults: default value of each option, by name; it defines which options exist.
+      file_type: value of `image_processor_type` in the files.
+      processor_type: value of `processor_class` in the files of a `SiglipProcessor` with this image processor.
     """
 
     model_input_names: ClassVar[list[str]]
@@ -44,10 +45,13 @@ class ImageProcessor:
     processor_type: ClassVar[str]
 
     def __init__(self, **options: Any) -> None:
-        """Keeps the options; None stands for the default.
+        """Stores the options.
+
+        Args:
+          **options: values of the options in `defaults`; None: the default.
 
         Raises:
-          ValueError: for an unknown option, or one that cannot be understood.
+          ValueError: for an unknown option, or an invalid value.
         """
         refuse_unknown(options, self.defaults, type(self).__name__)
         given = {name: value for name, value in options.items() if value is not None}
@@ -55,25 +59,48 @@ class ImageProcessor:
         self._unknown_settings: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
+        """Returns the value of an option."""
         options = self.__dict__.get("_options", {})
         if name in options:
             return options[name]
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __call__(self, images: Any, **options: Any) -> Batch:
-        """Same as `preprocess`."""
+        """Calls `preprocess`.
+
+        Args:
+          images: an image or a list of images, each anything that `load_image` accepts, or an array with a leading
+            axis of images.
+          **options: values that replace those of the processor for this call only.
+
+        Returns:
+          A `Batch` of the arrays named in `model_input_names`.
+
+        Raises:
+          FileNotFoundError: if a path or URL does not exist.
+          ValueError: for a value that is not an image, or an invalid option.
+        """
         return self.preprocess(images, **options)
 
     @abstractmethod
     def preprocess(self, images: Any, **options: Any) -> Batch:
-        """Makes the model's inputs of one image or several."""
+        """Returns the model inputs of one image or several.
+
+        Args:
+          images: an image or a list of images, each anything that `load_image` accepts, or an array with a leading
+            axis of images.
+          **options: values that replace those of the processor for this call only.
+
+        Returns:
+          A `Batch` of the arrays named in `model_input_names`.
+        """
 
     def _checked_spelling(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Returns a full set of options as they are stored, or raises a ValueError."""
+        """Returns a full set of options in the form they are stored in; raises a ValueError for invalid ones."""
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the options as the reference writes them, and what else was in the file they came from."""
+        """Returns the options in the form of the reference's files, and the unknown keys of the file they came from."""
         options = {k: v for k, v in self._options.items() if v is not None and k not in CALLS_OWN}
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
         if not options.get("default_to_square", True):
@@ -82,16 +109,26 @@ class ImageProcessor:
 
     @classmethod
     def from_dict(cls: type[P], settings: Mapping[str, Any], **options: Any) -> P:
-        """Makes a processor of what `to_dict`, or a file of the reference, holds; `options` take precedence.
+        """Returns a processor with the options of a dictionary.
+
+        Args:
+          settings: options as `to_dict` returns them or as a file of the reference holds them. Unknown keys have no
+            effect and are written back by `to_dict`. `data_format` and `return_tensors` are ignored: they belong to
+            the caller.
+          **options: values that take precedence over those of `settings`.
+
+        Returns:
+          A processor of this class.
 
         Raises:
-          ValueError: for the options of a processor whose result is of another form.
+          ValueError: if `settings` belongs to an image processor whose result has another form (whole images or
+            patches), or an option is invalid.
         """
         kind = kind_of(settings) or cls.file_type
         if kind.startswith("Siglip2") != cls.file_type.startswith("Siglip2"):
             whole, patches = "makes whole images", "makes patches"
             what = patches if kind.startswith("Siglip2") else whole
-            raise ValueError(f"image_processor_type: expected {cls.file_type}, found {kind}, which {what}")
+            raise ValueError(f"image_processor_type must be {cls.file_type}, got {kind}, which {what}")
         known = {k: v for k, v in settings.items() if k in cls.defaults and k not in CALLS_OWN}
         processor = cls(**known | options)
         skipped = {*known, "image_processor_type", "feature_extractor_type", "return_tensors"}
@@ -107,17 +144,35 @@ class ImageProcessor:
         local_files_only: bool = False,
         **options: Any,
     ) -> P:
-        """Reads `processor_config.json` or `preprocessor_config.json`, whichever holds the options.
+        """Returns the image processor of a directory, file or Hub repository.
+
+        The options are read from `processor_config.json` (`transformers` 5) if it holds them, else from
+        `preprocessor_config.json`.
+
+        Args:
+          name_or_path: path of a directory or of one such file, or a Hub name such as
+            "google/siglip-base-patch16-224".
+          revision: branch, tag or commit of a Hub repository; None: its `main`. A local path has none.
+          local_files_only: whether to use only files in the local Hub cache and make no request.
+          **options: values that take precedence over those of the file.
+
+        Returns:
+          An image processor of this class.
 
         Raises:
-          FileNotFoundError: if neither is there.
-          ValueError: if the file cannot be made sense of.
+          FileNotFoundError: if there is no such path or repository, or neither file is in it.
+          ValueError: if a file is not a JSON object, its options are invalid, or they belong to an image processor
+            whose result has another form.
         """
         path = hub.resolve(name_or_path, revision=revision, local_files_only=local_files_only)
         return cls.from_dict(read_settings(path), **options)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Writes `preprocessor_config.json`, which versions 4 and 5 of the reference read."""
+        """Writes `preprocessor_config.json`, which `transformers` 4 and 5 read.
+
+        Args:
+          save_directory: path of the directory; it is created if missing.
+        """
         directory = Path(save_directory)
         directory.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
@@ -125,11 +180,14 @@ class ImageProcessor:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Returns the options of an image processor in a directory or file; the nested form of version 5 goes first.
+    """Returns the options of an image processor; the nested form of version 5 takes precedence.
+
+    Args:
+      path: directory or file that holds the options.
 
     Raises:
-      FileNotFoundError: if there is none.
-      ValueError: if the file is not a JSON object.
+      FileNotFoundError: if no file holds them.
+      ValueError: if a file is not a JSON object.
     """
     files = [path] if path.is_file() else [path / PROCESSOR_CONFIG, path / CONFIG]
     for file in files:
@@ -143,16 +201,16 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def kind_of(settings: Mapping[str, Any]) -> str | None:
-    """Returns the class of image processor that a file names, if it names one."""
+    """Returns the class name of the image processor in the settings of a file; None if they have none."""
     kind = settings.get("image_processor_type", settings.get("feature_extractor_type"))
     return None if kind is None else str(kind)
 
 
 def flat(images: Any) -> list[Any]:
-    """Returns the images of lists in lists, or of an array with a leading axis, as one list."""
+    """Returns the images of nested lists, or of arrays with a leading axis of images, as one flat list."""
     if isinstance(images, (list, tuple)):
         if not images:
-            raise ValueError("images: expected at least one image, found an empty list")
+            raise ValueError("images must hold at least one image, got an empty list")
         return [image for group in images for image in flat(group)]
     if getattr(images, "ndim", 0) == 4:
         return list(pixels.as_array(images))
@@ -160,13 +218,12 @@ def flat(images: Any) -> list[Any]:
 
 
 def as_image(image: Any, o: ImageOptions) -> Loaded:
-    """Returns one image as an RGB image, or as an array HWC where it is one or is not to be converted."""
+    """Returns one image as a PIL image in RGB, or as an HWC array if it is an array or is not converted to RGB."""
     if hasattr(image, "__array__") and not isinstance(image, PIL.Image.Image):
         array = pixels.channels_last(pixels.as_array(image), o.input_data_format)
         if np.issubdtype(array.dtype, np.floating) and o.rescale_factor not in (None, 1.0) and 0 < array.max() <= 1:
             raise ValueError(
-                "image: a float array in [0, 1] would be divided by 255 once more; pass do_rescale=False, "
-                "or values in [0, 255]"
+                "image must have values in [0, 255] with do_rescale=True, got floats in [0, 1]; pass do_rescale=False"
             )
         return pixels.rgb_array(array) if o.do_convert_rgb else array
     loaded = load_image(image)

@@ -1,9 +1,9 @@
-"""One image from wherever it is: a path, bytes, a URL, a data URI, an array or a PIL image.
+"""Loads one image from a path, bytes, a URL, a data URI, an array or a PIL image.
 
-Stands for `transformers.image_utils.load_image` and differs from it in these: transparency is kept, so that the
-processor composites it on white however the image arrives (the reference drops it from files); size, pixels and
-time are limited; bytes and arrays are taken; every failure is one line that names the file. As in the reference, the
-orientation a camera wrote is followed for files, bytes and URLs, not for PIL images. Of an animation, the first frame.
+Replaces `transformers.image_utils.load_image`. Differences from it: transparency is kept, so that the processor
+composites it over white for every kind of source (the reference drops it for files); bytes, pixels and time are
+limited; bytes and arrays are accepted; every error is one line that names the source. As in the reference, EXIF
+orientation is applied to files, bytes and URLs but not to PIL images. An animation yields its first frame.
 """
 
 import base64
@@ -41,26 +41,37 @@ IMAGE_SUFFIXES = (
     ".webp",
 )
 MAX_BYTES = 100 * 2**20
-MAX_PIXELS = 178_956_970  # where Pillow itself refuses, twice its MAX_IMAGE_PIXELS
+MAX_PIXELS = 178_956_970  # the limit at which Pillow raises an error: twice its MAX_IMAGE_PIXELS
 _CHUNK = 2**16
-_FILTERS = threading.Lock()  # catch_warnings changes a list that all threads share
+_FILTERS = threading.Lock()  # catch_warnings modifies a list that all threads share
 
 
 def load_image(
     source: Any, *, timeout: float = 10.0, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
 ) -> PIL.Image.Image:
-    """Returns the image in the mode it was stored in, alpha included.
+    """Returns the image of a path, URL, bytes, array or PIL image, in the mode it is stored in, including alpha.
+
+    EXIF orientation is applied to encoded images. An animation yields its first frame.
 
     Args:
-      source: a path, `bytes`, an http or https URL, a `data:` URI, a PIL image (returned as it is), or an array:
-        HW, HWC or CHW, uint8, or float in [0, 1] or [0, 255].
-      timeout: seconds a download may take in all.
-      max_bytes: the most that a URL or file may hold.
-      max_pixels: the most that an image may have; Pillow's own limit of 178,956,970 holds besides.
+      source: a path, `bytes`, an http or https URL, a base64 `data:` URI, a PIL image (returned unchanged), or an array
+        HW, HWC or CHW of uint8, whole numbers in [0, 255] or floats in [0, 1].
+      timeout: largest duration of a download, in seconds.
+      max_bytes: largest size of an encoded image, in bytes.
+      max_pixels: largest number of pixels of an encoded image; Pillow's own limit of 178,956,970 applies as well.
+
+    Returns:
+      A PIL image.
 
     Raises:
-      FileNotFoundError: for a path or URL where there is nothing.
-      ValueError: for anything that is not a whole image within the limits.
+      FileNotFoundError: if the path or URL does not exist.
+      ValueError: if the source is not a complete image within the limits, or cannot be read.
+
+    Example:
+      >>> from siglip_jax.assets import EXAMPLES
+      >>> image = load_image(EXAMPLES / "horse.png")
+      >>> image.mode, image.size
+      ('RGBA', (64, 64))
     """
     if isinstance(source, PIL.Image.Image):
         return source
@@ -75,25 +86,32 @@ def load_image(
     if hasattr(source, "__array__"):
         return pil_image(source)
     raise ValueError(
-        f"image: expected a path, URL, bytes, PIL image or array, found a {type(source).__name__}; "
-        "several images go in a list"
+        f"image must be a path, URL, bytes, PIL image or array, got a {type(source).__name__}; "
+        "pass several images as a list"
     )
 
 
 def _limited(data: bytes | bytearray, max_bytes: int, name: str) -> bytes | bytearray:
+    """Returns the data; raises a ValueError if it is longer than `max_bytes`."""
     if len(data) > max_bytes:
-        raise ValueError(f"{name}: more than the {max_bytes} bytes allowed; raise max_bytes if it is to be trusted")
+        raise ValueError(
+            f"{name}: data must have at most {max_bytes} bytes, got at least {len(data)}; raise max_bytes if you trust"
+            " the source"
+        )
     return data
 
 
 def _from_path(path: Path, max_bytes: int, max_pixels: int) -> PIL.Image.Image:
+    """Returns the image in a file."""
     if path.is_dir():
-        raise ValueError(f"{path}: expected an image file, found a directory")
+        raise ValueError(f"{path}: image must be a file, got a directory")
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
-                raise ValueError(f"{path}: {size} bytes, more than the {max_bytes} allowed; raise max_bytes to read it")
+                raise ValueError(
+                    f"{path}: file must have at most {max_bytes} bytes, got {size}; raise max_bytes to read it"
+                )
             return _decoded(file, str(path), max_pixels)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such image file") from None
@@ -102,43 +120,50 @@ def _from_path(path: Path, max_bytes: int, max_pixels: int) -> PIL.Image.Image:
 
 
 def _decoded(data: bytes | bytearray | BinaryIO, name: str, max_pixels: int) -> PIL.Image.Image:
+    """Returns the fully decoded, upright image of encoded data."""
     try:
         with _FILTERS, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the bomb warning comes at half of the limit below
+            warnings.simplefilter("ignore")  # Pillow warns of decompression bombs from half of the limit below
             image = PIL.Image.open(io.BytesIO(data) if isinstance(data, (bytes, bytearray)) else data)
         pixels = image.width * image.height
         if pixels <= max_pixels:
             image.load()
     except PIL.UnidentifiedImageError:
-        raise ValueError(f"{name}: not an image, or of a kind that Pillow cannot read") from None
+        raise ValueError(f"{name}: data must be an image that Pillow can read, got other bytes") from None
     except PIL.Image.DecompressionBombError:
-        raise ValueError(f"{name}: more than the {min(max_pixels, MAX_PIXELS)} pixels allowed") from None
-    except Exception as error:  # Pillow's decoders raise whatever they stumble over
+        most = min(max_pixels, MAX_PIXELS)
+        raise ValueError(f"{name}: image must have at most {most} pixels, got more") from None
+    except Exception as error:  # Pillow's decoders raise exceptions of many types
         cause = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{name}: broken or truncated image ({cause})") from error
+        raise ValueError(f"{name}: image must be complete, got broken or truncated data ({cause})") from error
     if pixels > max_pixels:
-        raise ValueError(f"{name}: {pixels} pixels, more than the {max_pixels} allowed; raise max_pixels to read it")
+        raise ValueError(
+            f"{name}: image must have at most {max_pixels} pixels, got {pixels}; raise max_pixels to read it"
+        )
     try:
         turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1
-        upright = PIL.ImageOps.exif_transpose(image) if turned else image  # it would copy one that is upright
-    except Exception:  # unreadable notes of the camera; the image itself is whole
+        upright = PIL.ImageOps.exif_transpose(image) if turned else image  # it copies upright images
+    except Exception:  # the EXIF data is unreadable, the image itself is complete
         upright = image
-    # A frame of an animation stays tied to its file, which is closed by now.
+    # A frame of an animation still refers to its file, which is closed by now.
     return upright.copy() if upright is image and getattr(image, "is_animated", False) else upright
 
 
 def _data_uri(source: str) -> bytes:
+    """Returns the bytes of a base64 data URI."""
     head, comma, body = source.partition(",")
     try:
         if not comma or not head.endswith(";base64"):
-            raise ValueError("only base64 is understood")
+            raise ValueError("only base64 is supported")
         return base64.b64decode(urllib.parse.unquote(body), validate=True)
     except (ValueError, binascii.Error) as error:
-        raise ValueError(f"data URI {head[:40]!r}: expected 'data:image/...;base64,' and base64 ({error})") from error
+        raise ValueError(
+            f"data URI must be 'data:image/...;base64,' and valid base64, got {head[:40]!r} ({error})"
+        ) from error
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """Only http and https, after a redirect too; urllib's own opener would also follow one to ftp."""
+    """Returns an opener of http and https only; urllib's default opener would also follow a redirect to ftp."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
@@ -154,9 +179,10 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def _download(url: str, timeout: float, max_bytes: int) -> bytes:
+    """Returns the contents of a URL; the timeout covers the whole download, not single reads."""
     scheme = url.split("://", 1)[0].lower()
     if scheme not in ("http", "https"):
-        raise ValueError(f"{url}: expected an http or https URL, found {scheme}")
+        raise ValueError(f"{url}: URL must be http or https, got {scheme}")
     deadline = time.monotonic() + timeout
     data = bytearray()
     try:

@@ -1,7 +1,7 @@
-"""The options of an image processor: the reference's names, defaults, spellings and checks.
+"""The options of an image processor: names, defaults, accepted forms and checks, as in the reference.
 
-It differs from the reference in these: `data_format` is obeyed, and channels come last unless it says otherwise; an
-unknown option draws the name of the nearest known one; `device` and `disable_grouping` do not exist.
+Differences from the reference: `data_format` has an effect and defaults to "channels_last"; the error for an unknown
+option names the closest known one; `device` and `disable_grouping` do not exist.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ DEFAULTS: dict[str, Any] = {
     "do_convert_rgb": True,
     "do_resize": True,
     "size": {"height": 224, "width": 224},
-    "default_to_square": False,  # what a single number for `size` means: the shortest edge, unless this is set
+    "default_to_square": False,  # whether an int `size` means a square; False: the shortest edge
     "crop_size": None,
     "resample": 3,  # Pillow's number of bicubic
     "do_rescale": True,
@@ -41,7 +41,22 @@ _FORMATS = ("channels_first", "channels_last")
 
 
 class ImageOptions(NamedTuple):
-    """What one call does; a step that is left out is None."""
+    """The checked options of one call; None stands for a step that is left out.
+
+    Attributes:
+      do_convert_rgb: whether images become RGB.
+      size: size of the result of resizing, in pixels, by the reference's keys such as "height" and "width".
+      resample: Pillow's number of the filter, 0 to 5.
+      crop_size: (height, width) of the centre crop, in pixels.
+      rescale_factor: factor of the values.
+      image_mean: mean that is subtracted after rescaling, a number or one per channel.
+      image_std: standard deviation that the difference is divided by, a number or one per channel.
+      do_pad: whether images get zeros below and to the right.
+      pad_size: (height, width) after padding, in pixels; None: the largest of the batch.
+      data_format: layout of the result, "channels_last" or "channels_first".
+      input_data_format: layout of input arrays; None: found by the lengths of the axes.
+      return_tensors: kind of the result, "np", "jax", or None for lists.
+    """
 
     do_convert_rgb: bool
     size: dict[str, int] | None
@@ -58,10 +73,15 @@ class ImageOptions(NamedTuple):
 
 
 def size_dict(name: str, size: Any, *, square: bool = True) -> dict[str, int]:
-    """Returns a size as a dictionary: a number is a square or the shortest edge, two are (height, width).
+    """Returns a size as a dictionary of the reference's keys.
+
+    Args:
+      name: name of the option, for the error.
+      size: an int, (height, width) or such a dictionary.
+      square: whether an int means a square; False: it means the shortest edge.
 
     Raises:
-      ValueError: for anything else, unknown keys, or numbers below 1.
+      ValueError: for another type, unknown keys, or numbers below 1.
     """
     if isinstance(size, (int, np.integer)) and not isinstance(size, bool):
         size = {"height": size, "width": size} if square else {"shortest_edge": size}
@@ -69,39 +89,44 @@ def size_dict(name: str, size: Any, *, square: bool = True) -> dict[str, int]:
         size = {"height": size[0], "width": size[1]}
     if not isinstance(size, Mapping) or set(size) not in _SIZE_KEYS:
         forms = " or ".join(" and ".join(sorted(keys)) for keys in _SIZE_KEYS)
-        raise ValueError(f"{name}: expected a number, (height, width), or a dictionary of {forms}, found {size!r}")
+        raise ValueError(f"{name} must be an integer, (height, width), or a dictionary of {forms}, got {size!r}")
     if not all(isinstance(n, (int, np.integer)) and n > 0 for n in size.values()):
-        raise ValueError(f"{name}: expected whole numbers of pixels above 0, found {dict(size)}")
+        raise ValueError(f"{name} must hold integers of at least 1, in pixels, got {dict(size)}")
     return {key: int(n) for key, n in size.items()}
 
 
 def _rectangle(name: str, size: Any) -> tuple[int, int]:
+    """Returns a size of both sides as (height, width)."""
     found = size_dict(name, size)
     if set(found) != {"height", "width"}:
-        raise ValueError(f"{name}: expected height and width, found {found}")
+        raise ValueError(f"{name} must have the keys height and width, got {found}")
     return found["height"], found["width"]
 
 
 def _statistics(name: str, value: Any) -> float | tuple[float, ...]:
+    """Returns a mean or standard deviation as one number or a tuple of one per channel."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, Iterable) and not isinstance(value, str):
         value = tuple(value)
         if value and all(isinstance(v, (int, float, np.number)) for v in value):
             return tuple(map(float, value))
-    raise ValueError(f"{name}: expected a number or one per channel, found {value!r}")
+    raise ValueError(f"{name} must be a number or one per channel, got {value!r}")
 
 
 def _plain(value: Any) -> str | None:
-    """Returns the string of the reference's enumerations, which are as good as it."""
+    """Returns the string of a member of the reference's enumerations, which are accepted too."""
     return None if value is None else str(getattr(value, "value", value))
 
 
 def checked(options: Mapping[str, Any]) -> ImageOptions:
-    """Returns the steps that a full set of options asks for.
+    """Returns the steps of a full set of options.
+
+    Args:
+      options: a value for every name in `DEFAULTS`.
 
     Raises:
-      ValueError: if a step lacks what it needs, or an option cannot be understood.
+      ValueError: if a step lacks an option that it needs, or an option is invalid.
     """
     o = dict(options)
     for step, *needs in (
@@ -112,10 +137,10 @@ def checked(options: Mapping[str, Any]) -> ImageOptions:
     ):
         for need in needs:
             if o[step] and o[need] is None:
-                raise ValueError(f"{need}: expected a value with {step}=True, found None")
+                raise ValueError(f"{need} must have a value with {step}=True, got None")
     resample = 3 if o["resample"] is None else o["resample"]
     if not isinstance(resample, (int, np.integer)) or not 0 <= resample <= 5:
-        raise ValueError(f"resample: expected one of Pillow's filters, 0 to 5, found {resample!r}")
+        raise ValueError(f"resample must be one of Pillow's filters, 0 to 5, got {resample!r}")
     data_format, input_format = (_plain(o[name]) for name in ("data_format", "input_data_format"))
     data_format = data_format or "channels_last"
     check_choice("data_format", data_format, _FORMATS)
@@ -124,7 +149,7 @@ def checked(options: Mapping[str, Any]) -> ImageOptions:
     mean = _statistics("image_mean", o["image_mean"]) if o["do_normalize"] else None
     std = _statistics("image_std", o["image_std"]) if o["do_normalize"] else None
     if std is not None and 0.0 in (std if isinstance(std, tuple) else (std,)):
-        raise ValueError(f"image_std: expected numbers other than 0, found {o['image_std']!r}")
+        raise ValueError(f"image_std must not contain 0, got {o['image_std']!r}")
     return ImageOptions(
         do_convert_rgb=bool(o["do_convert_rgb"]),
         size=size_dict("size", o["size"], square=bool(o["default_to_square"])) if o["do_resize"] else None,
@@ -142,7 +167,7 @@ def checked(options: Mapping[str, Any]) -> ImageOptions:
 
 
 def normalized_spelling(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options with sizes as dictionaries, as they are stored and written to files."""
+    """Returns the options with sizes as dictionaries, the form in which they are stored and written to files."""
     out = dict(options)
     if out["size"] is not None:
         out["size"] = size_dict("size", out["size"], square=bool(out["default_to_square"]))

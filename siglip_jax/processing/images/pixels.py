@@ -1,7 +1,7 @@
-"""Images as arrays: to RGB, to eight bits, to another size, cropped, padded, normalised. Pure functions on the host.
+"""Pure functions of image arrays on the host: conversion to RGB and uint8, resizing, cropping, padding, normalisation.
 
-Mirrors the PIL side of `transformers.image_transforms` to the bit: uint8 is rounded by Pillow's resize, values are
-rescaled in float64, normalised in float32. Arrays are HWC throughout.
+Mirrors the PIL side of `transformers.image_transforms` bit for bit: Pillow's resize rounds to uint8, values are
+rescaled in float64 and normalised in float32. All arrays are HWC.
 """
 
 import functools
@@ -14,26 +14,31 @@ import PIL.Image
 from jaxtyping import Float32, Shaped, UInt8
 
 _CHANNELS = (1, 3, 4)
-Pixels = Shaped[np.ndarray, "_height _width _channel"]  # axes of another size than those of other arguments
+Pixels = Shaped[np.ndarray, "_height _width _channel"]  # the underscores let sizes differ between arguments
 
 
 def as_array(source: Any) -> Shaped[np.ndarray, "..."]:
-    """Returns a numpy, jax or torch array as numpy."""
+    """Returns a numpy, JAX or torch array as a numpy array."""
     return np.asarray(source)
 
 
 def channels_last(image: Shaped[np.ndarray, "..."], input_data_format: str | None = None) -> Pixels:
-    """Returns one image as HWC; without a format the first axis of 1, 3 or 4 is the channels, as in the reference.
+    """Returns one image as HWC.
 
-    Two axes are height and width (the reference takes no such image).
+    Two axes are height and width (the reference rejects such images).
+
+    Args:
+      image: an array HW, HWC or CHW.
+      input_data_format: "channels_first" or "channels_last"; None: an axis of 1, 3 or 4 holds the channels, the first
+        axis before the last, as in the reference.
 
     Raises:
-      ValueError: if it is not an image or the channels cannot be told.
+      ValueError: if the shape is not that of an image, or the axis of the channels is unclear.
     """
     if image.ndim == 2:
         return image[:, :, None]
     if image.ndim != 3 or 0 in image.shape:
-        raise ValueError(f"image: expected an array HW, HWC or CHW, found the shape {image.shape}")
+        raise ValueError(f"image must be a non-empty array HW, HWC or CHW, got the shape {image.shape}")
     if input_data_format is None:
         if image.shape[0] in _CHANNELS:
             input_data_format = "channels_first"
@@ -41,15 +46,15 @@ def channels_last(image: Shaped[np.ndarray, "..."], input_data_format: str | Non
             input_data_format = "channels_last"
         else:
             raise ValueError(
-                f"image: expected 1, 3 or 4 channels on the first or last axis, found the shape {image.shape}; "
+                f"image must have 1, 3 or 4 channels on the first or last axis, got the shape {image.shape}; "
                 "pass input_data_format"
             )
     return np.moveaxis(image, 0, -1) if input_data_format == "channels_first" else image
 
 
 def rgb_pil(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Returns the image in RGB; what is transparent becomes white."""
-    if image.mode in ("RGBa", "La"):  # colours multiplied by alpha, which Pillow only undoes this way
+    """Returns the image in RGB, composited over white if it has transparency."""
+    if image.mode in ("RGBa", "La"):  # premultiplied alpha, which Pillow only undoes this way
         image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
@@ -59,7 +64,7 @@ def rgb_pil(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def rgb_array(image: Pixels) -> Pixels:
-    """Returns the image with three channels: one is repeated, of four the last is an alpha over white.
+    """Returns the image with three channels: one channel is repeated, RGBA is composited over white.
 
     Raises:
       ValueError: for float RGBA outside [0, 1].
@@ -70,7 +75,7 @@ def rgb_array(image: Pixels) -> Pixels:
         return image
     integer = np.issubdtype(image.dtype, np.integer)
     if not integer and (image.min() < 0.0 or image.max() > 1.0):
-        raise ValueError(f"image: float RGBA is expected in [0, 1], found {image.min()} to {image.max()}")
+        raise ValueError(f"image must be in [0, 1] if it is float RGBA, got {image.min()} to {image.max()}")
     white = 255 if integer else 1.0
     alpha = image[..., 3:4] / white
     mixed = alpha * image[..., :3] + (1 - alpha) * white
@@ -78,34 +83,35 @@ def rgb_array(image: Pixels) -> Pixels:
 
 
 def to_uint8(image: Pixels) -> tuple[UInt8[np.ndarray, "_height _width _channel"], bool]:
-    """Returns the image in eight bits, and whether it was float in [0, 1] and is to be divided by 255 again.
+    """Returns the image as uint8, and whether it was float in [0, 1], so that the result must be divided by 255.
 
     Raises:
-      ValueError: for values outside [0, 255], or fractions outside [0, 1].
+      ValueError: for whole numbers outside [0, 255], or fractions outside [0, 1].
     """
     if image.dtype == np.uint8:
         return image, False
-    with np.errstate(invalid="ignore"):  # not-a-number is refused below
+    with np.errstate(invalid="ignore"):  # NaN raises an error below
         top = 255 if np.allclose(image, image.astype(int)) else 1
     if not (np.all(image >= 0) and np.all(image <= top)):
         kind = "whole numbers" if top == 255 else "fractions"
-        raise ValueError(f"image: {kind} are expected in [0, {top}], found {image.min()} to {image.max()}")
+        raise ValueError(f"image must be in [0, {top}] if it has {kind}, got {image.min()} to {image.max()}")
     if top == 255:
         return image.astype(np.uint8), False
     return (image.astype(np.float64) * 255).astype(np.float32).astype(np.uint8), True
 
 
 def pil_image(source: Any) -> PIL.Image.Image:
-    """Returns an array (HW, HWC or CHW; uint8, float in [0, 1], or whole numbers in [0, 255]) as a PIL image."""
+    """Returns the PIL image of an array HW, HWC or CHW of uint8, floats in [0, 1] or whole numbers in [0, 255]."""
     return _from_uint8(to_uint8(channels_last(as_array(source)))[0])
 
 
 def _from_uint8(image: UInt8[np.ndarray, "_height _width _channel"]) -> PIL.Image.Image:
+    """Returns the PIL image of a uint8 array."""
     return PIL.Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image))
 
 
 def resize(image: PIL.Image.Image | Pixels, size: tuple[int, int], resample: int) -> Pixels:
-    """Resizes to (height, width) with Pillow; float in [0, 1] comes back as float32 in [0, 1], all else as uint8."""
+    """Resizes to (height, width) with Pillow; floats in [0, 1] return float32 in [0, 1], everything else uint8."""
     fraction = False
     if not isinstance(image, PIL.Image.Image):
         eight_bits, fraction = to_uint8(image)
@@ -117,10 +123,15 @@ def resize(image: PIL.Image.Image | Pixels, size: tuple[int, int], resample: int
 
 
 def target_size(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int]:
-    """Returns the (height, width) to resize an image to, for each form of `size` that the reference takes.
+    """Returns the (height, width) to which an image is resized.
+
+    Args:
+      height: height of the image, in pixels.
+      width: width of the image, in pixels.
+      size: size by the reference's keys, such as "height" and "width", or "shortest_edge".
 
     Raises:
-      ValueError: for a form that says nothing about resizing.
+      ValueError: for keys that do not define a resize.
     """
     keys = set(size)
     if keys == {"height", "width"}:
@@ -136,10 +147,11 @@ def target_size(height: int, width: int, size: Mapping[str, int]) -> tuple[int, 
         scale = min(size["max_height"] / height, size["max_width"] / width)
         return int(height * scale), int(width * scale)
     forms = "height and width, shortest_edge (and longest_edge), or max_height and max_width"
-    raise ValueError(f"size: expected {forms}, found {dict(size)}")
+    raise ValueError(f"size must have the keys {forms}, got {dict(size)}")
 
 
 def _within(height: int, width: int, edge: int, longest: int) -> tuple[int, int]:
+    """Returns the (height, width) whose short side is `edge`, or less if the long side would exceed `longest`."""
     short, long = float(min(height, width)), float(max(height, width))
     exact = None
     if long / short * edge > longest:
@@ -152,7 +164,7 @@ def _within(height: int, width: int, edge: int, longest: int) -> tuple[int, int]
 
 
 def center_crop(image: Pixels, height: int, width: int) -> Pixels:
-    """Returns the middle of the image; where it is too small, it is laid on black."""
+    """Returns the centre of the image, with black margins where the image is smaller than the crop."""
     old_height, old_width = image.shape[:2]
     top, left = (old_height - height) // 2, (old_width - width) // 2
     canvas_height, canvas_width = max(height, old_height), max(width, old_width)
@@ -165,20 +177,21 @@ def center_crop(image: Pixels, height: int, width: int) -> Pixels:
 
 
 def pad(image: Pixels, height: int, width: int) -> Pixels:
-    """Returns the image with zeros below and to the right.
+    """Returns the image padded with zeros below and to the right.
 
     Raises:
-      ValueError: if it is larger than that.
+      ValueError: if the image is larger than the padded size.
     """
     if image.shape[0] > height or image.shape[1] > width:
-        raise ValueError(f"pad_size: expected at least {image.shape[0]}x{image.shape[1]}, found {height}x{width}")
+        raise ValueError(f"pad_size must be at least {image.shape[0]}x{image.shape[1]}, got {height}x{width}")
     return np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)))
 
 
 def _per_channel(name: str, value: float | Sequence[float], channels: int, dtype: Any) -> np.ndarray:
+    """Returns a statistic as an array of one number per channel."""
     values = [value] * channels if isinstance(value, (int, float)) else list(value)
     if len(values) != channels:
-        raise ValueError(f"{name}: expected {channels} numbers, one per channel, found {len(values)}")
+        raise ValueError(f"{name} must have {channels} numbers, one per channel, got {len(values)}")
     return np.array(values, dtype)
 
 
@@ -188,10 +201,17 @@ def normalize(
     mean: float | Sequence[float] | None,
     std: float | Sequence[float] | None,
 ) -> Shaped[np.ndarray, "... channel"]:
-    """Returns `(image * rescale_factor - mean) / std` in float32; None leaves a step out, both None the dtype.
+    """Returns `(image * rescale_factor - mean) / std` in float32.
+
+    Args:
+      image: values with the channels on the last axis.
+      rescale_factor: factor of the values; None: they are not rescaled.
+      mean: mean, a number or one per channel; None: the image is not normalised. If `rescale_factor` is None too, the
+        image is returned unchanged, in its dtype.
+      std: standard deviation, a number or one per channel; None: the image is not normalised.
 
     Raises:
-      ValueError: if `mean` or `std` does not fit the channels.
+      ValueError: if `mean` or `std` does not have one number per channel.
     """
     if rescale_factor is None and mean is None:
         return image
@@ -214,6 +234,6 @@ def normalize(
 def normalization_table(
     rescale_factor: float | None, mean: Any, std: Any, channels: int
 ) -> Float32[np.ndarray, "channel 256"]:
-    """Returns what each of the 256 values of a channel becomes; `mean` and `std` are hashable."""
+    """Returns the result of `normalize` for each of the 256 values of each channel; `mean` and `std` are hashable."""
     every = np.repeat(np.arange(256, dtype=np.float32)[:, None], channels, axis=1)
     return normalize(every, rescale_factor, mean, std).T.copy()

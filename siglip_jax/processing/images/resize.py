@@ -1,14 +1,14 @@
-"""Pillow's antialiased resize as two matrix products, equal to it in every bit, and the normalisation after it.
+"""Pillow's antialiased resize as two matrix products, bit for bit, followed by normalisation.
 
-Mirrors `ImagingResample` of Pillow's C sources for eight-bit images: weights in double precision, rounded to 22
-fractional bits; one pass along the rows and one along the columns, each summed in integers, rounded and clipped to
-0..255. The horizontal pass goes first, except that Pillow 13 begins with the vertical one where the height shrinks by
-more than twice what the width does.
+Mirrors `ImagingResample` of Pillow's C sources for 8-bit images: weights in double precision, rounded to 22 fractional
+bits; one pass along the rows and one along the columns, each summed in integers, rounded and clipped to 0..255. The
+horizontal pass comes first, except that Pillow 13 starts with the vertical pass if the height shrinks by more than
+twice as much as the width.
 
-Matrix units have no such integers. The weights are therefore cut into digits so small that every product and every sum
-of them is exact in float32: three digits of 8 bits in bfloat16 on accelerators, two of 11 bits in float32 on a CPU. The
-sums of the digits are put together again in int32. (Exact while a reduction is at most 85 to 1, or 128 to 1 bicubic, as
-that is what a float32 sum holds; beyond that a value may be off by one.)
+Matrix units have no such integers. The weights are therefore split into digits so small that all their products and
+sums are exact in float32: three digits of 8 bits in bfloat16 on accelerators, two of 11 bits in float32 on a CPU. The
+sums of the digits are combined in int32. The result is exact for reductions of at most 85 to 1, or 128 to 1 for
+bicubic, which is what a float32 sum can hold; beyond that a value may be off by one.
 """
 
 import functools
@@ -25,20 +25,26 @@ from jaxtyping import Array, Float32, Int32, Shaped, UInt8
 from siglip_jax.processing.images.pixels import normalization_table
 
 _BITS = 22  # fractional bits of Pillow's weights
-_LARGEST_BATCH = 32  # images of one call; bounds the memory and the number of compiled batch sizes
+_LARGEST_BATCH = 32  # images per call; limits the memory and the number of compiled batch sizes
 NEAREST, LANCZOS, BILINEAR, BICUBIC, BOX, HAMMING = range(6)
 _MAY_BEGIN_VERTICALLY = int(PIL.__version__.split(".")[0]) >= 13
 _SUPPORT = {LANCZOS: 3.0, BILINEAR: 1.0, BICUBIC: 2.0, BOX: 0.5, HAMMING: 1.0}
 
 
 class Taps(NamedTuple):
-    """Sparse weights of one axis: output `o` is the sum of `weights[o, k] * input[starts[o] + k]`, over 2**22."""
+    """Sparse weights of one axis: output `o` is the sum over k of `weights[o, k] * input[starts[o] + k]` / 2**22.
+
+    Attributes:
+      starts: index of the first input of each output, (out,) int32.
+      weights: fixed-point weights of the inputs of each output, (out, tap) int32, in units of 2**-22.
+    """
 
     starts: Int32[np.ndarray, " out"]
     weights: Int32[np.ndarray, "out tap"]
 
 
 def _filter(resample: int, x: np.ndarray) -> np.ndarray:
+    """Returns the value of a filter at the distances `x`."""
     if resample == BOX:
         return ((x > -0.5) & (x <= 0.5)).astype(np.float64)
     if resample == LANCZOS:
@@ -55,27 +61,29 @@ def _filter(resample: int, x: np.ndarray) -> np.ndarray:
 
 
 def tap_count(in_size: int, out_size: int, resample: int) -> int:
-    """Returns how many inputs one output may need; does not fall as `in_size` grows."""
+    """Returns the largest number of inputs of one output; it never decreases as `in_size` grows."""
     if resample == NEAREST:
         return 1
     return math.ceil(_SUPPORT[resample] * max(in_size / out_size, 1.0)) * 2 + 1
 
 
 def vertical_first(height: int, width: int, size: tuple[int, int]) -> bool:
-    """Whether the installed Pillow resizes an image to `size` (height, width) with the vertical pass first."""
+    """Returns whether the installed Pillow starts with the vertical pass to resize an image to (height, width)."""
     shrinks = height - size[0]
     return _MAY_BEGIN_VERTICALLY and shrinks > 0 and shrinks > 2 * (width - size[1])
 
 
 @functools.lru_cache(maxsize=256)
 def taps(in_size: int, out_size: int, resample: int) -> Taps:
-    """Returns the weights with which Pillow resizes an axis of `in_size` pixels to `out_size`.
+    """Returns the weights with which Pillow resizes one axis.
 
     Args:
+      in_size: length of the axis before, in pixels.
+      out_size: length of the axis after, in pixels.
       resample: Pillow's number of the filter, 0 to 5.
     """
     scale = in_size / out_size
-    if resample == NEAREST:  # Pillow steps along in this way, rounding errors included
+    if resample == NEAREST:  # Pillow adds steps in this way, with these rounding errors
         centers = np.add.accumulate(np.concatenate([[scale * 0.5], np.full(out_size - 1, scale)]))
         return Taps(np.floor(centers).astype(np.int32), np.full((out_size, 1), 1 << _BITS, np.int32))
     stretch = max(scale, 1.0)
@@ -87,14 +95,14 @@ def taps(in_size: int, out_size: int, resample: int) -> Taps:
     inside = columns < (ends - starts)[:, None]
     x = columns + starts[:, None] - centers[:, None] + 0.5
     weights = np.where(inside, _filter(resample, x * (1.0 / stretch)), 0.0)
-    total = np.add.accumulate(weights, axis=1)[:, -1:]  # one after the other, as Pillow sums
+    total = np.add.accumulate(weights, axis=1)[:, -1:]  # sequential, as Pillow sums
     weights = np.divide(weights, total, out=weights, where=total != 0.0)
     fixed = np.trunc(weights * (1 << _BITS) + np.where(weights < 0, -0.5, 0.5))
     return Taps(starts.astype(np.int32), fixed.astype(np.int32))
 
 
 def _digits(starts: Any, weights: Any, in_size: int, dtype: Any) -> tuple[list[Array], int]:
-    """Returns the weights as dense matrices (image, out, in) of one digit each, lowest first, and bits per digit."""
+    """Returns the dense matrices (image, out, in) of the weights' digits, lowest first, and the bits per digit."""
     count = weights.shape[-1]
     bits, digits = (11, 2) if dtype == jnp.float32 and count <= 64 else (8, 3)
     offset = jnp.arange(in_size, dtype=jnp.int32)[None, None, :] - starts[..., None]
@@ -109,6 +117,7 @@ def _digits(starts: Any, weights: Any, in_size: int, dtype: Any) -> tuple[list[A
 
 
 def _pass(equation: str, matrices: list[Array], bits: int, image: Array) -> Array:
+    """Returns the images after one pass, rounded and clipped to 0..255, in int32."""
     total = jnp.int32(1 << (_BITS - 1))
     for i, matrix in enumerate(matrices):
         part = jnp.einsum(
@@ -124,7 +133,14 @@ def apply_taps(
     columns: tuple[Int32[Array, "image out_width"], Int32[Array, "image out_width column_tap"]],
     vertically_first: bool,
 ) -> UInt8[Array, "image out_height out_width channel"]:
-    """Resizes images with the weights of their rows and columns; what lies beyond the taps is not looked at."""
+    """Resizes images with the weights of their rows and columns; padding beyond the taps has no effect.
+
+    Args:
+      images: images, which may be padded below and to the right.
+      rows: starts and weights of the vertical pass of each image.
+      columns: starts and weights of the horizontal pass of each image.
+      vertically_first: whether the vertical pass comes first.
+    """
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16  # both hold 0..255
     _, height, width, _ = images.shape
     passes = [
@@ -140,7 +156,7 @@ def apply_taps(
 def look_up(
     images: UInt8[Array, "image height width channel"], table: Float32[Array, "channel 256"]
 ) -> Float32[Array, "image height width channel"]:
-    """Returns the entry of each channel's row of the table for each of its values."""
+    """Returns the table's entry for each value of each channel."""
     channel = jnp.arange(table.shape[0], dtype=jnp.int32)[None, None, None, :]
     return table[channel, images.astype(jnp.int32)]
 
@@ -153,12 +169,32 @@ def resize_and_normalize(
     std: float | tuple[float, ...] = (0.5, 0.5, 0.5),
     rescale_factor: float = 1 / 255,
 ) -> Float32[Array, "image out_height out_width channel"]:
-    """Resizes as Pillow does and returns `(value * rescale_factor - mean) / std`; for use inside a user's own `jit`.
+    """Resizes images bit for bit as Pillow does and returns `(value * rescale_factor - mean) / std`.
+
+    It is a pure function for use inside a user's own `jax.jit`; the sizes and options are static there. The values are
+    those of `SiglipImageProcessor`, whose default options are the defaults here.
+
+    Source: `ImagingResample` in Pillow's `src/libImaging/Resample.c`.
 
     Args:
-      images: RGB, all of one size.
-      size: (height, width) of the result.
+      images: images of one size, (images, height, width, channels) uint8.
+      size: (height, width) of the result, in pixels.
       resample: Pillow's number of the filter: 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic, 4 box, 5 Hamming.
+      mean: mean that is subtracted after rescaling, a number or one per channel.
+      std: standard deviation that the difference is divided by, a number or one per channel.
+      rescale_factor: factor of the uint8 values before normalisation.
+
+    Returns:
+      Images of shape (images, size[0], size[1], channels) float32.
+
+    Raises:
+      ValueError: if `mean` or `std` does not have one number per channel.
+
+    Example:
+      >>> images = jnp.full((2, 40, 30, 3), 255, jnp.uint8)
+      >>> resized = jax.jit(lambda images: resize_and_normalize(images, (16, 16)))(images)
+      >>> resized.shape, resized.max().item()
+      ((2, 16, 16, 3), 1.0)
     """
     count, height, width, channels = images.shape
     if (height, width) != tuple(size):
@@ -169,6 +205,7 @@ def resize_and_normalize(
 
 
 def _repeated(axis: Taps, count: int) -> Any:
+    """Returns the taps of one image repeated for `count` images."""
     return tuple(jnp.broadcast_to(jnp.asarray(a), (count, *a.shape)) for a in axis)
 
 
@@ -179,13 +216,13 @@ def _resized(images: Any, rows: Any, columns: Any, table: Any, vertically_first:
 
 
 def bucket(size: int) -> int:
-    """Returns the next of 32, 48, 64, 96, 128, 192, ...: the sizes for which programs are compiled."""
+    """Returns the smallest of the compiled sizes 32, 48, 64, 96, 128, 192, ... that is not below `size`."""
     power = 1 << max(size - 1, 31).bit_length()
     return power * 3 // 4 if size <= power * 3 // 4 and power > 32 else power
 
 
 def powers_of_two(members: Sequence[int]) -> list[Sequence[int]]:
-    """Cuts a list into runs whose lengths are powers of two, the longest first."""
+    """Splits a list into runs whose lengths are powers of two, the longest first."""
     parts, start = [], 0
     while start < len(members):
         length = min(1 << ((len(members) - start).bit_length() - 1), _LARGEST_BATCH)
@@ -200,10 +237,14 @@ def resize_ragged(
     resample: int,
     table: Float32[np.ndarray, "channel 256"] | None,
 ) -> Shaped[Array, "image out_height out_width channel"]:
-    """Resizes images to one size, on the accelerator; they may differ in size, but share a bucket and a first pass.
+    """Resizes images of different sizes to one size, on the default device.
 
     Args:
-      table: what each value becomes (float32), or None for uint8.
+      images: images of one number of channels, (height, width, channels) uint8 each. Their sizes share a `bucket`, and
+        `vertical_first` is the same for all.
+      size: (height, width) of the result, in pixels.
+      resample: Pillow's number of the filter, 0 to 5.
+      table: the float32 result for each uint8 value of each channel; None: the result is uint8.
     """
     height, width = bucket(max(i.shape[0] for i in images)), bucket(max(i.shape[1] for i in images))
     canvas = np.zeros((len(images), height, width, images[0].shape[2]), np.uint8)
@@ -216,7 +257,7 @@ def resize_ragged(
 
 
 def _stacked(axes: Sequence[Taps], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the taps of several images with one number of taps, so that their exact sizes do not tell."""
+    """Returns the taps of several images padded to one number of taps, so that shapes do not depend on exact sizes."""
     weights = np.zeros((len(axes), len(axes[0].starts), count), np.int32)
     for slot, axis in zip(weights, axes, strict=True):
         slot[:, : axis.weights.shape[1]] = axis.weights

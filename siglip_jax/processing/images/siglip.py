@@ -1,13 +1,13 @@
-"""Image processors of SigLIP: images to the float array that the vision tower takes.
+"""Image processors of SigLIP, which return the float array that the vision tower expects.
 
 `SiglipImageProcessorPil` mirrors `transformers.SiglipImageProcessorPil` and equals it bit for bit.
-`SiglipImageProcessor` has the same options and the same values, and resizes and normalises on the accelerator inside
-`jax.jit`; the reference's class of that name uses torchvision, which is up to two levels in 255 away from its own PIL
-class.
+`SiglipImageProcessor` has the same options and returns the same values, but resizes and normalises on the accelerator
+inside `jax.jit`; the reference's class of that name uses torchvision, whose values differ from those of its own PIL
+class by up to 2 of 255 levels.
 
-Both differ from the reference in these: the result is NHWC unless `data_format="channels_first"`, and float32 whatever
-the input; anything `load_image` takes is an image, grey arrays of two axes too; transparency becomes white however the
-image arrives; a float array in [0, 1] is refused while `do_rescale` would divide it by 255 once more.
+Differences from the reference: the result is NHWC unless `data_format="channels_first"`, and float32 for every input
+dtype; images are anything that `load_image` accepts, including grey arrays of two axes; transparency is composited over
+white for every kind of input; a float array in [0, 1] is an error if `do_rescale` would divide it by 255 again.
 """
 
 from collections import defaultdict
@@ -26,9 +26,43 @@ from siglip_jax.processing.images.options import DEFAULTS, ImageOptions, checked
 
 
 class SiglipImageProcessorPil(ImageProcessor):
-    """Resizes with Pillow on the host.
+    """Resizes, rescales and normalises images on the host with Pillow and numpy.
 
-    Attributes are the options; see `siglip_jax.processing.images.options.DEFAULTS`.
+    Args:
+      **options: values of the attributes below, except `model_input_names`; None: the default, which is that of
+        `google/siglip-base-patch16-224`: RGB, 224 x 224 pixels, bicubic, values in [-1, 1].
+
+    Attributes:
+      do_convert_rgb: whether images become RGB: grey is repeated, transparency is composited over white.
+      do_resize: whether images are resized to `size`.
+      size: size of the result in pixels: an int, (height, width), or a dictionary with the keys "height" and "width",
+        "shortest_edge", "shortest_edge" and "longest_edge", or "max_height" and "max_width". Without both sides,
+        images keep their proportions.
+      default_to_square: whether an int `size` means a square; False: it means the shortest edge.
+      resample: Pillow's number of the filter: 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic, 4 box, 5 Hamming.
+      do_center_crop: whether images are cropped to the middle `crop_size` after resizing; None: False.
+      crop_size: (height, width) in pixels, an int for a square, or a dictionary of "height" and "width"; smaller
+        images get black margins.
+      do_rescale: whether values are multiplied by `rescale_factor`.
+      rescale_factor: factor of the values, 1 / 255 for images in [0, 255].
+      do_normalize: whether `image_mean` is subtracted and the result divided by `image_std`, after rescaling.
+      image_mean: mean of the rescaled values, a number or one per channel.
+      image_std: standard deviation of the rescaled values, a number or one per channel, none of them 0.
+      do_pad: whether finished images get zeros below and to the right; None: False.
+      pad_size: size to which images are padded, in the forms of `crop_size`; None: the largest height and width of
+        the batch.
+      data_format: layout of the result: "channels_last" (NHWC) or "channels_first" (NCHW).
+      input_data_format: layout of input arrays, "channels_last" or "channels_first"; None: an axis of 1, 3 or 4 holds
+        the channels, the first axis before the last.
+      return_tensors: kind of the result: "np" for a numpy array, "jax" for a JAX array, None for a list of numpy
+        arrays.
+      model_input_names: names of the arrays that `preprocess` returns.
+
+    Example:
+      >>> from siglip_jax.assets import EXAMPLES
+      >>> processor = SiglipImageProcessorPil(size=(32, 48))
+      >>> processor(EXAMPLES / "horse.png").pixel_values.shape
+      (1, 32, 48, 3)
     """
 
     model_input_names = ["pixel_values"]
@@ -42,20 +76,29 @@ class SiglipImageProcessorPil(ImageProcessor):
         return spelled
 
     def preprocess(self, images: Any, **options: Any) -> Batch:
-        """Makes `pixel_values` of one image or several.
+        """Returns the `pixel_values` of one image or several.
 
         Args:
-          images: anything `load_image` takes, a list of such (nested lists are flattened), or an array with a leading
-            axis of images.
-          **options: override those of the processor for this call; None is False or nothing here.
+          images: an image or a list of images, each anything that `load_image` accepts (nested lists are flattened),
+            or an array with a leading axis of images.
+          **options: values that replace attributes of the processor for this call only, such as `size=(384, 384)`;
+            None switches a step off or leaves a value unset; it does not mean the default.
 
         Returns:
-          `pixel_values` of shape (images, height, width, channels) float32; a list of arrays with
-          `return_tensors=None`.
+          A `Batch` of `pixel_values`, (images, height, width, channels) float32; a list with one array per image if
+          `return_tensors` is None. Without rescaling and normalisation the dtype is that of the image, such as uint8.
 
         Raises:
-          FileNotFoundError: for a path or URL where there is nothing.
-          ValueError: for anything that is not an image, and for images that do not make one array.
+          FileNotFoundError: if a path or URL does not exist.
+          ValueError: for a value that is not an image, an invalid option, and images whose results differ in shape and
+            cannot be stacked.
+
+        Example:
+          >>> import numpy as np
+          >>> images = [np.zeros((20, 30, 3), np.uint8), np.full((40, 10), 255, np.uint8)]
+          >>> batch = SiglipImageProcessorPil(size=(16, 16)).preprocess(images)
+          >>> batch.pixel_values.shape, batch.pixel_values.min().item(), batch.pixel_values.max().item()
+          ((2, 16, 16, 3), -1.0, 1.0)
         """
         refuse_unknown(options, DEFAULTS, type(self).__name__)
         o = checked(self._options | options)
@@ -67,7 +110,7 @@ class SiglipImageProcessorPil(ImageProcessor):
         return Batch(pixel_values=_arranged(done, o))
 
     def _processed(self, loaded: Sequence[Loaded], o: ImageOptions) -> Any:
-        """Returns the images resized, cropped and normalised: one array if that came out so, else a list."""
+        """Returns the images resized, cropped and normalised, as one array if that needs no copy, else as a list."""
         arrays = []
         for one in loaded:
             array = _resized(one, o) if o.size else np.asarray(one)
@@ -78,10 +121,46 @@ class SiglipImageProcessorPil(ImageProcessor):
 
 
 class SiglipImageProcessor(SiglipImageProcessorPil):
-    """Resizes and normalises on the accelerator; the values are those of `SiglipImageProcessorPil`.
+    """Resizes and normalises images on the default device, with the values of `SiglipImageProcessorPil`.
 
-    Sizes of images are rounded up to a few steps and batches to powers of two, so that images of any size share a few
-    compiled programs. Images that are not eight bits of one or three channels go through Pillow.
+    Images are padded to a few sizes and batches are split into powers of two, so that images of any size share a few
+    compiled programs. Images that are not 8-bit with one or three channels are resized with Pillow.
+
+    Args:
+      **options: values of the attributes below, except `model_input_names`; None: the default, which is that of
+        `google/siglip-base-patch16-224`: RGB, 224 x 224 pixels, bicubic, values in [-1, 1].
+
+    Attributes:
+      do_convert_rgb: whether images become RGB: grey is repeated, transparency is composited over white.
+      do_resize: whether images are resized to `size`.
+      size: size of the result in pixels: an int, (height, width), or a dictionary with the keys "height" and "width",
+        "shortest_edge", "shortest_edge" and "longest_edge", or "max_height" and "max_width". Without both sides,
+        images keep their proportions.
+      default_to_square: whether an int `size` means a square; False: it means the shortest edge.
+      resample: Pillow's number of the filter: 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic, 4 box, 5 Hamming.
+      do_center_crop: whether images are cropped to the middle `crop_size` after resizing; None: False.
+      crop_size: (height, width) in pixels, an int for a square, or a dictionary of "height" and "width"; smaller
+        images get black margins.
+      do_rescale: whether values are multiplied by `rescale_factor`.
+      rescale_factor: factor of the values, 1 / 255 for images in [0, 255].
+      do_normalize: whether `image_mean` is subtracted and the result divided by `image_std`, after rescaling.
+      image_mean: mean of the rescaled values, a number or one per channel.
+      image_std: standard deviation of the rescaled values, a number or one per channel, none of them 0.
+      do_pad: whether finished images get zeros below and to the right; None: False.
+      pad_size: size to which images are padded, in the forms of `crop_size`; None: the largest height and width of
+        the batch.
+      data_format: layout of the result: "channels_last" (NHWC) or "channels_first" (NCHW).
+      input_data_format: layout of input arrays, "channels_last" or "channels_first"; None: an axis of 1, 3 or 4 holds
+        the channels, the first axis before the last.
+      return_tensors: kind of the result: "np" for a numpy array, "jax" for a JAX array, None for a list of numpy
+        arrays.
+      model_input_names: names of the arrays that `preprocess` returns.
+
+    Example:
+      >>> from siglip_jax.assets import EXAMPLES
+      >>> processor = SiglipImageProcessor(size=(32, 32))
+      >>> processor([EXAMPLES / "horse.png", EXAMPLES / "bat.png"], return_tensors="jax").pixel_values.shape
+      (2, 32, 32, 3)
     """
 
     def _processed(self, loaded: Sequence[Loaded], o: ImageOptions) -> Any:
@@ -127,14 +206,16 @@ def _resized(one: Loaded, o: ImageOptions) -> pixels.Pixels:
 
 
 def _arranged(done: Any, o: ImageOptions) -> Any:
-    """Returns the finished images stacked, with channels where they are wanted, as the kind of array asked for."""
+    """Returns the finished images stacked, in the layout `data_format` and of the kind `return_tensors`."""
     first = o.data_format == "channels_first"
     if o.return_tensors is None:
         return [np.ascontiguousarray(np.moveaxis(np.asarray(a), -1, 0)) if first else np.asarray(a) for a in done]
     if isinstance(done, list):
         shapes = sorted({array.shape for array in done})
         if len(shapes) > 1:
-            raise ValueError(f"images of the shapes {shapes} do not make one array; pass do_resize=True or do_pad=True")
+            raise ValueError(
+                f"images must have one shape to be stacked, got the shapes {shapes}; pass do_resize=True or do_pad=True"
+            )
         done = np.stack(done)
     xnp: Any = np if isinstance(done, np.ndarray) or o.return_tensors == "np" else jnp
     done = xnp.asarray(done)

@@ -1,11 +1,11 @@
 """Image processor of the SigLIP 2 models of variable resolution; mirrors `transformers.Siglip2ImageProcessorPil`.
 
-Each image keeps its proportions, to within a patch: it is resized to the largest grid of whole patches that
-`max_num_patches` allows, cut into patches, and padded with zeros to that number. All values equal the reference's bit
-for bit. It differs from it in these: grey and transparent images become RGB unless told otherwise, where the
-reference makes patches that no model takes; whole numbers are int32; without `do_resize` an image that is not whole
-patches, or too many, is refused in one line. Pillow does the work: the grids are as many as the forms of images, and
-a program for an accelerator would be compiled for each.
+Each image keeps its proportions to within a patch: it is resized to the largest grid of whole patches that
+`max_num_patches` allows, split into patches, and padded with zeros to that number. All values equal the reference's
+bit for bit. Differences from the reference: grey and transparent images become RGB by default, where the reference
+returns patches that no model accepts; integers are int32; without `do_resize`, an image that is not a grid of whole
+patches, or has too many of them, raises a one-line error. Images are resized with Pillow, because every aspect ratio
+has its own grid and a program for an accelerator would be compiled for each.
 """
 
 import math
@@ -31,11 +31,38 @@ DEFAULTS: dict[str, Any] = {
     "patch_size": 16,  # pixels, both sides
     "max_num_patches": 256,
 }
-_EPSILON = 1e-5  # how finely the reference searches for the scale
+_EPSILON = 1e-5  # tolerance of the reference's search for the scale
 
 
 class Siglip2ImageProcessor(ImageProcessor):
-    """Makes patches; attributes are the options, see `siglip_jax.processing.images.siglip2.DEFAULTS`."""
+    """Resizes images to a variable number of patches and returns the patches, their mask and their grids.
+
+    Args:
+      **options: values of the attributes below, except `model_input_names`; None: the default, which is that of
+        `google/siglip2-base-patch16-naflex`: RGB, up to 256 patches of 16 x 16 pixels, bilinear, values in [-1, 1].
+
+    Attributes:
+      do_convert_rgb: whether images become RGB: grey is repeated, transparency is composited over white.
+      do_resize: whether images are resized to the largest grid of whole patches that `max_num_patches` allows.
+      resample: Pillow's number of the filter: 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic, 4 box, 5 Hamming.
+      do_rescale: whether values are multiplied by `rescale_factor`.
+      rescale_factor: factor of the values, 1 / 255 for images in [0, 255].
+      do_normalize: whether `image_mean` is subtracted and the result divided by `image_std`, after rescaling.
+      image_mean: mean of the rescaled values, a number or one per channel.
+      image_std: standard deviation of the rescaled values, a number or one per channel, none of them 0.
+      patch_size: height and width of a patch, in pixels.
+      max_num_patches: number of patches that each image is padded to, and the most that it may have.
+      input_data_format: layout of input arrays, "channels_last" or "channels_first"; None: an axis of 1, 3 or 4 holds
+        the channels, the first axis before the last.
+      return_tensors: kind of the result: "np" for numpy arrays, "jax" for JAX arrays, None for lists of numpy arrays.
+      model_input_names: names of the arrays that `preprocess` returns.
+
+    Example:
+      >>> from siglip_jax.assets import EXAMPLES
+      >>> batch = Siglip2ImageProcessor(max_num_patches=64)(EXAMPLES / "horse.png")
+      >>> batch.pixel_values.shape, batch.spatial_shapes.tolist()
+      ((1, 64, 768), [[8, 8]])
+    """
 
     model_input_names = ["pixel_values", "pixel_attention_mask", "spatial_shapes"]
     defaults = DEFAULTS
@@ -43,21 +70,24 @@ class Siglip2ImageProcessor(ImageProcessor):
     processor_type = "Siglip2Processor"
 
     def preprocess(self, images: Any, **options: Any) -> Batch:
-        """Makes all that the model takes of one image or several.
+        """Returns the patches, mask and grids of one image or several.
 
         Args:
-          images: anything `load_image` takes, a list of such (nested lists are flattened), or an array with a leading
-            axis of images.
-          **options: override those of the processor for this call; None is False or nothing here.
+          images: an image or a list of images, each anything that `load_image` accepts (nested lists are flattened),
+            or an array with a leading axis of images.
+          **options: values that replace attributes of the processor for this call only, such as `max_num_patches=1024`;
+            None switches a step off or leaves a value unset; it does not mean the default.
 
         Returns:
-          `pixel_values` of shape (images, max_num_patches, patch_size * patch_size * channels) float32, the pixels of a
-          patch by row, column, channel; `pixel_attention_mask` (images, max_num_patches) int32, 1 for a patch and 0 for
-          padding; `spatial_shapes` (images, 2) int32, rows and columns of patches. Lists with `return_tensors=None`.
+          A `Batch` of three arrays, or of lists with one array per image if `return_tensors` is None: `pixel_values`
+          (images, max_num_patches, patch_size * patch_size * channels) float32, the pixels of each patch in the order
+          row, column, channel; `pixel_attention_mask` (images, max_num_patches) int32, 1 for a patch and 0 for padding;
+          `spatial_shapes` (images, 2) int32, the rows and columns of patches.
 
         Raises:
-          FileNotFoundError: for a path or URL where there is nothing.
-          ValueError: for anything that is not an image, and for images that do not make patches.
+          FileNotFoundError: if a path or URL does not exist.
+          ValueError: for a value that is not an image, an invalid option, and, without `do_resize`, an image that is
+            not a grid of whole patches or has more than `max_num_patches`.
         """
         refuse_unknown(options, DEFAULTS, type(self).__name__)
         settings = self._options | options
@@ -78,10 +108,16 @@ class Siglip2ImageProcessor(ImageProcessor):
 
 
 def grid_of(height: int, width: int, patch_size: int, max_num_patches: int) -> tuple[int, int]:
-    """Returns the (rows, columns) of patches for an image of that many pixels: as many as fit, in its proportions.
+    """Returns the largest grid of patches, (rows, columns), that keeps the proportions of an image.
 
-    Sides are rounded up to whole patches. The scale is searched by halves as in the reference, whose last digits
-    decide between neighbouring grids.
+    Sides are rounded up to whole patches. The scale is found by bisection exactly as in the reference, because its last
+    digits decide between neighbouring grids.
+
+    Args:
+      height: height of the image, in pixels.
+      width: width of the image, in pixels.
+      patch_size: height and width of a patch, in pixels.
+      max_num_patches: largest number of patches.
     """
 
     def at(scale: float) -> tuple[int, int]:
@@ -103,7 +139,7 @@ def _checked(options: dict[str, Any]) -> tuple[ImageOptions, int, int]:
     for name in ("patch_size", "max_num_patches"):
         value = options[name]
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{name}: expected a whole number above 0, found {value!r}")
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
     resample = 2 if options["resample"] is None else options["resample"]
     shared = {k: v for k, v in options.items() if k in FIXED} | {"resample": resample, "do_resize": False}
     return checked(FIXED | shared), int(options["patch_size"]), int(options["max_num_patches"])
@@ -112,7 +148,7 @@ def _checked(options: dict[str, Any]) -> tuple[ImageOptions, int, int]:
 def _in_patches(
     loaded: Loaded, patch: int, most: int, resample: int | None
 ) -> Shaped[np.ndarray, "rows columns {patch} {patch} channels"]:
-    """Returns an image, resized unless `resample` is None, cut into patches."""
+    """Returns the patches of an image, which is resized first unless `resample` is None."""
     height, width = (loaded.height, loaded.width) if isinstance(loaded, PIL.Image.Image) else loaded.shape[:2]
     if resample is not None:
         rows, columns = grid_of(height, width, patch, most)
@@ -121,12 +157,12 @@ def _in_patches(
         rows, columns, array = height // patch, width // patch, np.asarray(loaded)
         if (rows * patch, columns * patch) != (height, width):
             raise ValueError(
-                f"image: expected whole patches of {patch} x {patch} pixels with do_resize=False, found {height} x"
+                f"image must be whole patches of {patch} x {patch} pixels with do_resize=False, got {height} x"
                 f" {width} pixels; pass do_resize=True"
             )
         if rows * columns > most:
             raise ValueError(
-                f"image: expected at most {most} patches with do_resize=False, found {rows} x {columns}; pass"
+                f"image must have at most {most} patches with do_resize=False, got {rows} x {columns}; pass"
                 " do_resize=True or a larger max_num_patches"
             )
     return array.reshape(rows, patch, columns, patch, array.shape[-1]).transpose(0, 2, 1, 3, 4)
@@ -137,7 +173,10 @@ def _stacked(
 ) -> Batch:
     widths = sorted({array.shape[1] for array in patches})
     if len(widths) > 1:
-        raise ValueError(f"images whose patches have {widths} values do not make one array; pass do_convert_rgb=True")
+        raise ValueError(
+            f"images must have one number of channels to be stacked, got patches of {widths} values; pass"
+            " do_convert_rgb=True"
+        )
     values = np.zeros((len(patches), most, widths[0]), np.result_type(*patches))
     mask = np.zeros((len(patches), most), np.int32)
     for i, array in enumerate(patches):

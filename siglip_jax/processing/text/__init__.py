@@ -1,4 +1,4 @@
-"""Tokenizers: one file for each family, without torch."""
+"""Tokenizers, one file per family; none needs torch."""
 
 from siglip_jax.processing.text.siglip import SiglipTokenizer
 from siglip_jax.processing.text.siglip2 import Siglip2Tokenizer

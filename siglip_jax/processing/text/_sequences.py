@@ -1,7 +1,7 @@
-"""Rows of token ids: truncating pairs, padding, stacking into one array.
+"""Truncates, pads and stacks rows of token ids.
 
-Mirrors `truncate_sequences` and `_pad` of the reference's `PythonBackend`, on whole batches at once. It differs in
-raising an error for rows that do not stack, where the reference makes an object array.
+Mirrors `truncate_sequences` and `_pad` of the reference's `PythonBackend`, on whole batches at once. Rows that cannot
+be stacked raise an error, where the reference returns an object array.
 """
 
 import itertools
@@ -20,13 +20,19 @@ PADDING = ("longest", "max_length", "do_not_pad")
 
 
 def strategies(padding: object, truncation: object, max_length: int | None) -> tuple[str, str]:
-    """Returns the names of the padding and truncation strategies behind the reference's `True`, `False` and `None`.
+    """Returns the names of the padding and truncation strategies.
+
+    Args:
+      padding: a name in `PADDING`, True ("longest") or False ("do_not_pad").
+      truncation: a name in `TRUNCATION`, True ("longest_first") or False ("do_not_truncate"); None: True if a length is
+        given and `padding` is False, else False.
+      max_length: length in tokens, or None.
 
     Raises:
       ValueError: for a strategy that does not exist or a length below 1.
     """
     if max_length is not None and max_length < 1:
-        raise ValueError(f"max_length: expected at least 1, found {max_length}")
+        raise ValueError(f"max_length must be at least 1, got {max_length}")
     if truncation is None and max_length is not None and padding is False:
         truncation = True
     padding = {True: "longest", False: "do_not_pad"}.get(padding, padding) if isinstance(padding, bool) else padding
@@ -38,6 +44,7 @@ def strategies(padding: object, truncation: object, max_length: int | None) -> t
 
 
 def _cut(ids: Ids, remove: int, side: str) -> Ids:
+    """Returns the ids without `remove` of them at one side."""
     if remove <= 0:
         return ids
     keep = max(len(ids) - remove, 0)
@@ -45,9 +52,16 @@ def _cut(ids: Ids, remove: int, side: str) -> Ids:
 
 
 def truncate(first: Ids, second: Ids | None, excess: int, strategy: str, side: str) -> tuple[Ids, Ids | None]:
-    """Returns one text or pair with `excess` ids cut off at `side`, as the strategy says.
+    """Returns one text or pair with `excess` ids removed at `side`.
 
-    `longest_first` takes from the longer of a pair until both are as long, then from both in turn, as the reference.
+    As in the reference, "longest_first" shortens the longer of a pair until both are equally long, then both in turn.
+
+    Args:
+      first: ids of the text.
+      second: ids of the second text of a pair; None: a single text.
+      excess: number of ids to remove; below 1: none.
+      strategy: a name in `TRUNCATION`.
+      side: "right" or "left".
     """
     if excess <= 0 or strategy == "do_not_truncate":
         return first, second
@@ -67,7 +81,7 @@ def truncate(first: Ids, second: Ids | None, excess: int, strategy: str, side: s
 def truncate_all(
     firsts: list[Ids], seconds: list[Ids] | None, room: int, strategy: str, side: str
 ) -> tuple[list[Ids], list[Ids] | None]:
-    """Returns all texts or pairs cut to `room` ids each."""
+    """Returns all texts or pairs, each truncated to `room` ids by a strategy in `TRUNCATION`."""
     if strategy == "do_not_truncate" or (seconds is None and strategy == "only_second"):
         return firsts, seconds
     if seconds is None:
@@ -78,7 +92,7 @@ def truncate_all(
 
 
 def pad(rows: Sequence[Ids], width: int, fill: int, side: str) -> None:
-    """Fills the rows up to `width`, in place; longer rows stay as they are."""
+    """Pads the rows to `width` with `fill`, in place; longer rows are unchanged."""
     fills = [(fill,) * n for n in range(width, 0, -1)]
     for row in rows:
         if len(row) < width:
@@ -89,7 +103,7 @@ def pad(rows: Sequence[Ids], width: int, fill: int, side: str) -> None:
 
 
 def attention(rows: Sequence[Ids], width: int | None, side: str) -> list[list[int]]:
-    """Returns 1 for each id of the rows and 0 for what will be filled up to `width`."""
+    """Returns the attention mask of rows that will be padded to `width`: 1 for each id, 0 for padding."""
     made: dict[int, list[int]] = {}
     for n in set(map(len, rows)):
         zeros = [0] * ((width or 0) - n)
@@ -100,19 +114,26 @@ def attention(rows: Sequence[Ids], width: int | None, side: str) -> list[list[in
 def stacked(
     rows: Sequence[Ids], width: int | None, fill: int, side: str
 ) -> tuple[Int32[np.ndarray, "text position"], Bool[np.ndarray, "text position"]]:
-    """Returns the rows as one array, filled up to `width` (None: no padding was asked for), and where they are in it.
+    """Returns the rows padded and stacked into one array, and a mask that is True for their ids.
+
+    Args:
+      rows: ids of each text.
+      width: length after padding; None: the rows are not padded.
+      fill: id of the padding.
+      side: side of the padding, "right" or "left".
 
     Raises:
-      ValueError: if the rows do not have one length then.
+      ValueError: if the rows differ in length or are longer than `width`.
     """
     lengths = np.fromiter(map(len, rows), np.int64, count=len(rows))
     longest, shortest = int(lengths.max()), int(lengths.min())
     if width is None and longest != shortest:
         raise ValueError(
-            f"texts of {shortest} to {longest} tokens do not make one array; pass padding='max_length' or padding=True"
+            f"texts must have one length to be stacked, got {shortest} to {longest} tokens; pass padding='max_length'"
+            " or padding=True"
         )
     if width is not None and longest > width:
-        raise ValueError(f"a text has {longest} tokens, more than max_length={width}; pass truncation=True")
+        raise ValueError(f"texts must have at most max_length={width} tokens, got {longest}; pass truncation=True")
     width = longest if width is None else width
     column = np.arange(width)
     there = column < lengths[:, None] if side == "right" else column >= width - lengths[:, None]
@@ -122,25 +143,29 @@ def stacked(
 
 
 def is_ids(value: Any) -> bool:
-    """Whether this is a non-empty list of token ids rather than of texts."""
+    """Returns whether a value is a non-empty list of token ids rather than of texts."""
     return isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], (int, np.integer))
 
 
 def texts_and_pairs(text: Any, pair: Any) -> tuple[bool, Sequence[Any], Sequence[Any] | None]:
-    """Returns whether one text was given, the list of texts, and that of their pairs if there are any.
+    """Returns whether a single text was passed, the list of texts, and the list of second texts or None.
+
+    Args:
+      text: a text, a list of texts, or a list of pairs; a list of token ids counts as a text.
+      pair: the second text of each text, or None.
 
     Raises:
-      ValueError: for anything but one text, a list of texts or of pairs, or as many texts and second texts.
+      ValueError: for any other value, or if there are not as many second texts as texts.
     """
     single = isinstance(text, str) or is_ids(text)
     texts = [text] if single else text
     pairs = [pair] if single and pair is not None else pair
     if not isinstance(texts, (list, tuple)) or not texts:
-        raise ValueError(f"text: expected a string or a list of at least one string, found {text!r}")
+        raise ValueError(f"text must be a string or a list of at least one string, got {text!r}")
     if pairs is None and any(isinstance(t, (list, tuple)) and not is_ids(t) for t in texts):
         if not all(isinstance(t, (list, tuple)) and len(t) == 2 for t in texts):
-            raise ValueError("text: expected strings, or pairs of two strings, found a list of other lists")
+            raise ValueError("text must be a list of strings or of pairs of strings, got a list of other lists")
         texts, pairs = [t[0] for t in texts], [t[1] for t in texts]
     if pairs is not None and (not isinstance(pairs, (list, tuple)) or len(pairs) != len(texts)):
-        raise ValueError(f"text_pair: expected {len(texts)} texts, as many as in text, found {pair!r}")
+        raise ValueError(f"text_pair must hold {len(texts)} texts, as many as text, got {pair!r}")
     return single, texts, pairs

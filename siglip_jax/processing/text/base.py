@@ -1,8 +1,8 @@
-"""What the tokenizers of SigLIP and SigLIP 2 share: the call, special tokens, settings, files, decoding.
+"""The base class of the tokenizers of SigLIP and SigLIP 2: calls, special tokens, settings, files, decoding.
 
-Mirrors what both reference classes inherit from `PreTrainedTokenizerBase`. It differs in these: padding to a maximum
-that is unknown is an error; rows of unequal length do not become an array of objects; arrays are int32; token types are
-zero, for the second text of a pair too; an id outside the vocabulary is an error.
+Mirrors what both reference classes inherit from `PreTrainedTokenizerBase`. Differences from it: padding to an unknown
+maximum length is an error; rows of unequal length are an error instead of an object array; arrays are int32; token
+types are zero, also for the second text of a pair; an id outside the vocabulary is an error.
 """
 
 import abc
@@ -30,21 +30,15 @@ from siglip_jax.processing.text._sequences import (
 )
 from siglip_jax.processing.text.settings import NAMED, AddedToken, Token, read_settings, write_settings
 
-UNBOUNDED = 10**20  # the reference writes 1e30 where it means "no limit"
+UNBOUNDED = 10**20  # the reference writes 1e30 for "no limit"
 _CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 
 class TokenizerBase(abc.ABC):
-    """Texts to token ids and back, but for the vocabulary, which is the subclass's.
+    """Base class that converts texts to token ids and back; each subclass implements its vocabulary.
 
     Attributes:
-      model_max_length: the longest text the model takes, in tokens.
-      model_input_names: what `__call__` returns by default.
-      eos_token, unk_token, pad_token, eos_token_id, unk_token_id, pad_token_id: as in the reference.
-      special_tokens_map: the tokens with a name, by that name.
-      all_special_tokens, all_special_ids: those that carry no text.
-      added_tokens_decoder: the tokens that are cut out of a text before the vocabulary's model sees it, by id.
-      added_tokens_encoder: their ids, by content.
+      vocabulary_file: name of the vocabulary file in a directory. The subclasses list the other attributes.
     """
 
     vocabulary_file: ClassVar[str]
@@ -55,7 +49,7 @@ class TokenizerBase(abc.ABC):
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": False,
     }
-    _arguments: ClassVar[tuple[str, ...]]  # of the constructor, that a file of settings may hold
+    _arguments: ClassVar[tuple[str, ...]]  # of the constructor, which a file of settings may contain
     _cleans_up: ClassVar[bool] = True
     vocab_file: str
     eos_token_id: int
@@ -67,7 +61,7 @@ class TokenizerBase(abc.ABC):
     @property
     @abc.abstractmethod
     def vocab_size(self) -> int:
-        """Ids that the vocabulary's model itself knows."""
+        """Number of pieces of the vocabulary, without added tokens."""
 
     def __init__(
         self,
@@ -77,18 +71,28 @@ class TokenizerBase(abc.ABC):
         model_max_length: Any,
         settings: Mapping[str, Any],
     ) -> None:
-        """Keeps the settings; the subclass reads the vocabulary, then calls `_number_special_tokens`."""
+        """Stores the settings; the subclass reads the vocabulary, then calls `_number_special_tokens`.
+
+        Args:
+          special_tokens: default token of each name, such as "eos_token"; `settings` takes precedence.
+          additional_special_tokens: special tokens without a name; None: none.
+          model_max_length: length in tokens of the longest text that the model accepts; None: no limit.
+          settings: values of `padding_side` and the other keys of `_defaults`, and of named special tokens.
+
+        Raises:
+          ValueError: for an unknown setting or an invalid value.
+        """
         refuse_unknown(settings, [*self._defaults, *NAMED], type(self).__name__)
         limit = UNBOUNDED + 1 if model_max_length is None else model_max_length
         if not isinstance(limit, (int, float)):
-            raise ValueError(f"model_max_length: expected a number of tokens or None, found {limit!r}")
+            raise ValueError(f"model_max_length must be a number of tokens or None, got {limit!r}")
         self.model_max_length = int(1e30) if limit > UNBOUNDED else int(limit)
         self._settings = {name: settings.get(name, default) for name, default in self._defaults.items()}
         self.padding_side = self._settings["padding_side"]
         self.truncation_side = self._settings["truncation_side"]
         names = self._settings["model_input_names"]
         if not isinstance(names, (list, tuple)):
-            raise ValueError(f"model_input_names: expected a list, found {names!r}")
+            raise ValueError(f"model_input_names must be a list, got {names!r}")
         self.model_input_names = list(names)
         self.clean_up_tokenization_spaces: bool = self._settings["clean_up_tokenization_spaces"]
         check_choice("padding_side", self.padding_side, ("right", "left"))
@@ -98,7 +102,7 @@ class TokenizerBase(abc.ABC):
         named = {name: AddedToken.of(given[name]).content for name in NAMED if given.get(name) is not None}
         for name in ("eos_token", "unk_token", "pad_token"):
             if name not in named:
-                raise ValueError(f"{name}: expected a token, found None")
+                raise ValueError(f"{name} must be a token, got None")
         self.special_tokens_map = named
         self.additional_special_tokens = [AddedToken.of(token).content for token in additional_special_tokens or ()]
         self.all_special_tokens = list(dict.fromkeys([*named.values(), *self.additional_special_tokens]))
@@ -106,6 +110,7 @@ class TokenizerBase(abc.ABC):
         self._unknown_settings: dict[str, Any] = {}
 
     def _number_special_tokens(self) -> None:
+        """Sets the ids of the special tokens."""
         self.all_special_ids = [self._id(token) for token in self.all_special_tokens]
         self.eos_token_id = self._id(self.eos_token)
         self.unk_token_id: int = self._id(self.unk_token)
@@ -113,11 +118,16 @@ class TokenizerBase(abc.ABC):
 
     @abc.abstractmethod
     def encode_texts(self, texts: Sequence[str], split_special_tokens: bool = False) -> list[Ids]:
-        """Returns the ids of each text, without a final eos, all texts at once."""
+        """Returns the ids of each text, without the final eos; all texts are encoded together, which is faster.
+
+        Args:
+          texts: texts to encode.
+          split_special_tokens: whether the string of a special token is split as any other text.
+        """
 
     @abc.abstractmethod
     def _lacks_end(self, ids: Ids) -> bool:
-        """Whether an eos is put behind the ids of a text."""
+        """Returns whether an eos must be appended to the ids of a text."""
 
     def __call__(
         self,
@@ -136,23 +146,38 @@ class TokenizerBase(abc.ABC):
         return_token_type_ids: bool | None = None,
         split_special_tokens: bool | None = None,
     ) -> Batch:
-        """Encodes one text, a list of texts, or a list of pairs; lists of token ids may stand for texts.
+        """Returns the token ids of one text, a list of texts, or a list of pairs.
 
-        By default nothing is padded or cut, as in the reference; `SiglipProcessor` does both.
+        Texts are neither padded nor truncated by default, as in the reference; `SiglipProcessor` does both.
 
         Args:
-          text_pair: a second text for each.
-          padding: False, True or `"longest"`, or `"max_length"`.
-          truncation: True or `"longest_first"`, `"only_first"`, `"only_second"`, or False; the eos is always kept.
-          max_length: in tokens, for both; the default is `model_max_length`.
-          return_tensors: None for lists, `"np"`, or `"jax"`.
+          text: a text, a list of texts, or a list of (text, second text) pairs; a list of token ids counts as a text.
+          text_pair: a second text, which follows the text and its eos, or a list with one per text; None: none.
+          add_special_tokens: whether an eos is appended to each text.
+          padding: True or "longest" pads to the longest text, "max_length" to `max_length`, False not at all.
+          truncation: how texts longer than `max_length` are shortened: True or "longest_first" shortens the longer of
+            a pair first, "only_first" and "only_second" only one of them, False none; the eos is always kept. None:
+            True if `max_length` is given and `padding` is False, else False.
+          max_length: length in tokens for padding and truncation; None: `model_max_length`.
+          padding_side: side that padding is added to, "right" or "left"; None: that of the tokenizer.
+          pad_to_multiple_of: number of which the padded length becomes a multiple; None: 1.
+          return_tensors: kind of the result: "np" for numpy arrays, "jax" for JAX arrays, None for lists.
+          return_attention_mask: whether `attention_mask` is returned, 1 for tokens and 0 for padding; None: if it is
+            in `model_input_names`.
+          return_special_tokens_mask: whether `special_tokens_mask` is returned, 1 for eos and padding and 0 for
+            other tokens.
+          return_token_type_ids: whether `token_type_ids` are returned, which are all 0; None: if they are in
+            `model_input_names`.
+          split_special_tokens: whether the string of a special token is split as any other text; None: as set for the
+            tokenizer.
 
         Returns:
-          `input_ids` and what was asked for; for one text lists of numbers, for several lists of lists, and arrays
-          of shape (texts, positions) int32 with `return_tensors`.
+          A `Batch` of `input_ids` and the requested masks: arrays of shape (texts, positions) int32 with
+          `return_tensors`, else lists of ids for one text and lists of such lists for several.
 
         Raises:
-          ValueError: for anything else than texts, and for arrays of rows that differ in length.
+          ValueError: for values that are not texts, an invalid option, a missing maximum length, and arrays of rows
+            that differ in length.
         """
         check_choice("return_tensors", return_tensors, (None, "np", "jax"))
         side = padding_side or self.padding_side
@@ -160,7 +185,10 @@ class TokenizerBase(abc.ABC):
         padding, truncation = strategies(padding, truncation, max_length)
         if max_length is None and (padding == "max_length" or truncation != "do_not_truncate"):
             if self.model_max_length > UNBOUNDED:
-                raise ValueError("this tokenizer knows no maximum length; pass max_length, for example max_length=64")
+                raise ValueError(
+                    "max_length must be given for a tokenizer without model_max_length, got None; pass max_length,"
+                    " for example 64"
+                )
             max_length = self.model_max_length
         split = bool(self._settings["split_special_tokens"] if split_special_tokens is None else split_special_tokens)
 
@@ -211,29 +239,43 @@ class TokenizerBase(abc.ABC):
         return Batch({name: values[0] for name, values in batch.items()}) if single else batch
 
     def _encoded(self, texts: Sequence[Any], split: bool) -> list[Ids]:
+        """Returns the ids of texts, or a copy of texts that are ids already."""
         if all(isinstance(text, str) for text in texts):
             return self.encode_texts(texts, split)
         if all(is_ids(text) for text in texts):
             return [list(map(int, ids)) for ids in texts]
         wrong = next(text for text in texts if not isinstance(text, str))
-        raise ValueError(f"text: expected a string or a list of strings, found {wrong!r} in the list")
+        raise ValueError(f"text must be a string or a list of strings, got {wrong!r} in the list")
 
     def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
-        """Returns only the `input_ids` of `__call__`, which takes the same options."""
+        """Returns the `input_ids` of a call.
+
+        Args:
+          text: a text, a list of texts, or a list of (text, second text) pairs; a list of token ids counts as a text.
+          text_pair: a second text, which follows the text and its eos, or a list with one per text; None: none.
+          **options: further keyword arguments of the call, such as `padding`, `truncation` or `max_length`.
+
+        Returns:
+          A list of ids for one text, a list of such lists for several, or an array with `return_tensors`.
+
+        Raises:
+          ValueError: for values that are not texts, or an invalid option.
+        """
         return self(text, text_pair, return_attention_mask=False, **options)["input_ids"]
 
     @classmethod
     def _settings_in(cls, directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns what the files of a directory hold for the constructor, and what else they hold."""
+        """Returns the constructor's arguments in the files of a directory, and the other settings in them."""
         found, names = read_settings(directory, cls.vocabulary_file), {*cls._defaults, *NAMED, *cls._arguments}
         return {k: v for k, v in found.items() if k in names}, {k: v for k, v in found.items() if k not in names}
 
     @abc.abstractmethod
-    def _vocabulary_bytes(self) -> bytes: ...
+    def _vocabulary_bytes(self) -> bytes:
+        """Returns the contents of the vocabulary file."""
 
     @abc.abstractmethod
     def _settings_of_kind(self) -> dict[str, Any]:
-        """Returns what `tokenizer_config.json` says about the kind of tokenizer."""
+        """Returns the settings in `tokenizer_config.json` that identify the kind of tokenizer."""
 
     @abc.abstractmethod
     def _token(self, index: int) -> str:
@@ -241,37 +283,50 @@ class TokenizerBase(abc.ABC):
 
     @abc.abstractmethod
     def _id(self, token: str) -> int:
-        """Returns the id of a token, or that of the unknown one."""
+        """Returns the id of a token, or that of the unknown token."""
 
     @abc.abstractmethod
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
-        """Returns the text of some tokens; special tokens stand in it as they are."""
+        """Returns the text of some tokens, in which special tokens appear as their strings.
+
+        Args:
+          tokens: pieces and special tokens, as `tokenize` or `convert_ids_to_tokens` returns them.
+        """
 
     @abc.abstractmethod
     def get_vocab(self) -> dict[str, int]:
-        """Returns the id of every token."""
+        """Returns the id of every piece and added token."""
 
     def __len__(self) -> int:
+        """Returns the number of pieces and added tokens."""
         return len(self.get_vocab())
 
     def save_vocabulary(self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None) -> tuple[str]:
-        """Writes the vocabulary's file into an existing directory and returns its path.
+        """Writes the vocabulary file.
+
+        Args:
+          save_directory: path of an existing directory.
+          filename_prefix: prefix of the file name, which a hyphen follows; None: no prefix.
+
+        Returns:
+          A tuple of the path of the file.
 
         Raises:
           FileNotFoundError: if the directory does not exist.
         """
         directory, name = Path(save_directory), self.vocabulary_file
         if not directory.is_dir():
-            raise FileNotFoundError(f"{directory}: no such directory to write {name} to; make it first")
+            raise FileNotFoundError(f"{directory}: no such directory to write {name} to; create it first")
         file = directory / (f"{filename_prefix}-{name}" if filename_prefix else name)
         write_atomically(file, self._vocabulary_bytes())
         return (str(file),)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *, model_max_length: int | None = None) -> None:
-        """Writes the vocabulary and `tokenizer_config.json`, which versions 4 and 5 of the reference read.
+        """Writes the vocabulary and `tokenizer_config.json`, which `transformers` 4 and 5 read.
 
         Args:
-          model_max_length: to be written instead of the tokenizer's own.
+          save_directory: path of the directory; it is created if missing.
+          model_max_length: length in tokens that is written as `model_max_length`; None: that of the tokenizer.
         """
         directory = Path(save_directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -285,34 +340,63 @@ class TokenizerBase(abc.ABC):
         write_settings(directory, self._unknown_settings | settings, self.added_tokens_decoder)
 
     def build_inputs_with_special_tokens(self, token_ids_0: Ids, token_ids_1: Ids | None = None) -> Ids:
-        """Returns `a eos`, or `a eos b eos`; where the class says so, an eos that ends one already is not doubled."""
+        """Returns the ids of a text and an eos, or of a pair with an eos after each text.
+
+        `SiglipTokenizer` appends no eos to ids that end with one, `Siglip2Tokenizer` always appends one.
+
+        Args:
+          token_ids_0: ids of the text.
+          token_ids_1: ids of the second text; None: there is none.
+        """
         parts = [token_ids_0] if token_ids_1 is None else [token_ids_0, token_ids_1]
         return [i for ids in parts for i in (*ids, *[self.eos_token_id] * self._lacks_end(ids))]
 
     def get_special_tokens_mask(
         self, token_ids_0: Ids, token_ids_1: Ids | None = None, already_has_special_tokens: bool = False
     ) -> list[int]:
-        """Returns 1 where a special token stands, or will stand, and 0 elsewhere.
+        """Returns a mask of special tokens: 1 for each special token, 0 for other tokens.
+
+        Args:
+          token_ids_0: ids of the text.
+          token_ids_1: ids of the second text; None: there is none.
+          already_has_special_tokens: whether `token_ids_0` contains its special tokens; False: the mask is that of the
+            ids with an eos appended to each text.
+
+        Returns:
+          A list of 0 and 1, one per token.
 
         Raises:
-          ValueError: for a second list of ids that already have their special tokens.
+          ValueError: if a second text is given with `already_has_special_tokens`.
         """
         if already_has_special_tokens:
             if token_ids_1 is not None:
-                raise ValueError("token_ids_1: expected None with already_has_special_tokens=True, found a list")
+                raise ValueError("token_ids_1 must be None with already_has_special_tokens=True, got a list")
             return [int(i in self.all_special_ids) for i in token_ids_0]
         return [0] * len(token_ids_0) + [1] + ([] if token_ids_1 is None else [0] * len(token_ids_1) + [1])
 
     def create_token_type_ids_from_sequences(self, token_ids_0: Ids, token_ids_1: Ids | None = None) -> list[int]:
-        """Returns zeros, one for each token and each eos; SigLIP knows no token types."""
+        """Returns a list of zeros, one per token and eos, because SigLIP has no token types.
+
+        Args:
+          token_ids_0: ids of the text, without its eos.
+          token_ids_1: ids of the second text, without its eos; None: there is none.
+        """
         return [0] * (len(token_ids_0) + 1 + (0 if token_ids_1 is None else len(token_ids_1) + 1))
 
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
-        """Returns the id of a token, or the list of ids of several; an unknown token has the id of `<unk>`."""
+        """Returns the id of a token, or a list of the ids of several.
+
+        Args:
+          tokens: a token or several; an unknown token gets the id of `unk_token`.
+        """
         return self._id(tokens) if isinstance(tokens, str) else [self._id(token) for token in tokens]
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """Returns the token of an id, or the list of tokens of several.
+        """Returns the token of an id, or a list of the tokens of several.
+
+        Args:
+          ids: an id, or a list or array of ids, which is flattened.
+          skip_special_tokens: whether special tokens are left out of a list.
 
         Raises:
           ValueError: for an id outside the vocabulary.
@@ -323,6 +407,7 @@ class TokenizerBase(abc.ABC):
         return [self._token(i) for i in np.asarray(ids, np.int64).ravel().tolist() if i not in skip]
 
     def _text(self, row: Any, skip_special_tokens: bool) -> str:
+        """Returns the text of one row of ids."""
         return self.convert_tokens_to_string(self.convert_ids_to_tokens(row, skip_special_tokens))
 
     def decode(
@@ -331,7 +416,16 @@ class TokenizerBase(abc.ABC):
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> Any:
-        """Returns the text of one row of ids, or a list of texts of several rows.
+        """Returns the text of one row of token ids, or a list of texts of several rows.
+
+        Args:
+          token_ids: token ids, (positions,) or (texts, positions), as an array or lists; or a single id.
+          skip_special_tokens: whether special tokens such as the end of the text and padding are left out.
+          clean_up_tokenization_spaces: whether blanks before punctuation and English contractions are removed; None: as
+            set for the tokenizer. It has no effect for a `Siglip2Tokenizer`, as in the reference.
+
+        Returns:
+          A string for one row, a list of strings for several.
 
         Raises:
           ValueError: for an id outside the vocabulary.
@@ -351,6 +445,19 @@ class TokenizerBase(abc.ABC):
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:
-        """Returns the texts of several rows of ids."""
+        """Returns the texts of several rows of token ids.
+
+        Args:
+          sequences: token ids of each text, (texts, positions), as an array or lists.
+          skip_special_tokens: whether special tokens such as the end of the text and padding are left out.
+          clean_up_tokenization_spaces: whether blanks before punctuation and English contractions are removed; None: as
+            set for the tokenizer. It has no effect for a `Siglip2Tokenizer`, as in the reference.
+
+        Returns:
+          A list with one string per row.
+
+        Raises:
+          ValueError: for an id outside the vocabulary.
+        """
         texts = self.decode(sequences, skip_special_tokens, clean_up_tokenization_spaces)
         return [texts] if isinstance(texts, str) else texts

@@ -1,4 +1,4 @@
-"""Canonical text: lower case, no ASCII punctuation, single blanks; what SigLIP's texts were in training."""
+"""Canonical text, the form of SigLIP's training texts: lower case, no ASCII punctuation, single blanks."""
 
 import string
 
@@ -12,11 +12,11 @@ def canonicalize(text: str, *, keep: str = "", lower_case: bool = True) -> str:
 
     Args:
       text: any text.
-      keep: string that is kept wherever it occurs, such as "{}"; "": nothing is kept.
+      keep: string whose occurrences are kept unchanged, such as "{}"; "": nothing is kept.
       lower_case: whether the text is lower-cased.
 
     Returns:
-      The text without ASCII punctuation, with single blanks and none around it.
+      The text without ASCII punctuation, with single blanks between words and none at the ends.
 
     Example:
       >>> canonicalize("A photo, of {}!", keep="{}")

@@ -1,7 +1,7 @@
-"""The files of a tokenizer: `spiece.model` or `tokenizer.json`, and `tokenizer_config.json` with its older companions.
+"""The files of a tokenizer: `spiece.model` or `tokenizer.json`, `tokenizer_config.json` and its older companions.
 
-Reads what version 4 and version 5 of the reference write; writes a form that both read. Keys it has no use for
-survive a round trip.
+Files of `transformers` 4 and 5 are read, and the files written here are read by both. Unknown keys survive a round
+trip.
 """
 
 import json
@@ -17,26 +17,39 @@ CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 ADDED_TOKENS = "added_tokens.json"
 
-# The reference's order: ids of tokens that the vocabulary lacks are given out in it.
+# In the reference's order, in which tokens that the vocabulary lacks are numbered.
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class AddedToken(NamedTuple):
-    """A string that is matched in a text before the vocabulary's model sees it; mirrors the reference's class."""
+    """A string that is matched in a text before the text is split into pieces; mirrors `transformers.AddedToken`.
+
+    Attributes:
+      content: the string.
+      lstrip: whether the token includes the blanks on its left.
+      rstrip: whether the token includes the blanks on its right.
+      single_word: whether the token matches only between blanks.
+      normalized: whether the token is matched in the normalised text.
+      special: whether `skip_special_tokens` leaves the token out.
+    """
 
     content: str
-    lstrip: bool = False  # takes the blanks on its left along
-    rstrip: bool = False  # takes the blanks on its right along
-    single_word: bool = False  # counts only between blanks
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
     normalized: bool = False
-    special: bool = True  # left out by `skip_special_tokens`
+    special: bool = True
 
     @classmethod
     def of(cls, value: object, *, special: bool = True) -> "AddedToken":
-        """Makes one from a string or from the dictionary a file holds.
+        """Returns the token of a value.
+
+        Args:
+          value: an `AddedToken`, a non-empty string, or the dictionary of a token in a file.
+          special: whether the token is special if `value` does not define it.
 
         Raises:
-          ValueError: if it is neither.
+          ValueError: for any other value.
         """
         if isinstance(value, cls):
             return value
@@ -45,21 +58,24 @@ class AddedToken(NamedTuple):
         if isinstance(value, Mapping) and isinstance(value.get("content"), str) and value["content"]:
             fields: dict[str, Any] = {"special": special}
             return cls(**fields | {k: v for k, v in value.items() if k in cls._fields})
-        raise ValueError(f"special token: expected a string, or an object with a 'content', found {value!r}")
+        raise ValueError(f"special token must be a string, or an object with a 'content', got {value!r}")
 
 
-DEFAULT_LENGTH = 64  # of SiglipTextConfig, where a config.json leaves it out
+DEFAULT_LENGTH = 64  # default of SiglipTextConfig, for a config.json without the length
 _TEXT_MODELS = ("siglip_text_model", "siglip2_text_model")
 _READ_TOKENIZERS_ONLY = ("Gemma", "Siglip2", "PreTrainedTokenizerFast", "TokenizersBackend")
 
-Token = str | AddedToken | Mapping[str, Any]  # the last is the form it has in a file
+Token = str | AddedToken | Mapping[str, Any]  # the mapping is the form of a token in a file
 
 
 def vocabulary_in(directory: Path) -> str:
-    """Returns the name of the file that holds the vocabulary of a tokenizer directory, whatever its model is called.
+    """Returns the name of the file that holds the vocabulary of a tokenizer directory.
 
-    With both files in it `tokenizer.json` is a companion of `spiece.model`, unless `tokenizer_config.json` names a
-    class that reads nothing but `tokenizer.json`.
+    If both files exist, `spiece.model` holds the vocabulary, unless `tokenizer_config.json` names a class that reads
+    only `tokenizer.json`.
+
+    Args:
+      directory: directory of the tokenizer.
 
     Raises:
       FileNotFoundError: if the directory has neither.
@@ -74,10 +90,13 @@ def vocabulary_in(directory: Path) -> str:
 
 
 def text_length(directory: Path) -> int | None:
-    """Returns the text positions of the model in this directory, or None if there is no model.
+    """Returns the number of text positions of the model in a directory, or None if there is no text model.
+
+    Args:
+      directory: directory that may contain the model's `config.json`.
 
     Raises:
-      ValueError: if `config.json` holds no number of positions where it should.
+      ValueError: if the number of positions in `config.json` is not an integer of at least 1.
     """
     file = directory / "config.json"
     if not file.is_file():
@@ -88,16 +107,20 @@ def text_length(directory: Path) -> int | None:
         return None
     length = text.get("max_position_embeddings", DEFAULT_LENGTH)
     if not isinstance(length, int) or length < 1:
-        raise ValueError(f"{file}: max_position_embeddings: expected a whole number above 0, found {length!r}")
+        raise ValueError(f"{file}: max_position_embeddings must be an integer of at least 1, got {length!r}")
     return length
 
 
 def read_settings(directory: Path, vocabulary: str) -> dict[str, Any]:
-    """Returns the settings of a tokenizer directory; special tokens and `added_tokens_decoder` as `AddedToken`.
+    """Returns the settings of a tokenizer directory, with special and added tokens as `AddedToken`.
+
+    Args:
+      directory: directory of the tokenizer.
+      vocabulary: name of the vocabulary file that must exist in it.
 
     Raises:
-      FileNotFoundError: if the directory has no file of the name `vocabulary`.
-      ValueError: if a file cannot be made sense of.
+      FileNotFoundError: if the vocabulary file is missing.
+      ValueError: if a file has invalid contents.
     """
     if not (directory / vocabulary).is_file():
         raise FileNotFoundError(f"{directory}: no {vocabulary} here; this tokenizer needs it")
@@ -121,6 +144,7 @@ def read_settings(directory: Path, vocabulary: str) -> dict[str, Any]:
 
 
 def _added(directory: Path, decoder: Any, special: set[str]) -> dict[int, AddedToken]:
+    """Returns the added tokens by id, from `added_tokens_decoder` or else from the older `added_tokens.json`."""
     if decoder is None:
         file = directory / ADDED_TOKENS
         encoder = read_json(file, "it holds the added tokens") if file.is_file() else {}
@@ -128,11 +152,19 @@ def _added(directory: Path, decoder: Any, special: set[str]) -> dict[int, AddedT
     try:
         return {int(index): AddedToken.of(token) for index, token in decoder.items()}
     except (TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{directory / CONFIG}: added_tokens_decoder does not map ids to tokens ({error})") from error
+        raise ValueError(
+            f"{directory / CONFIG}: added_tokens_decoder must map ids to tokens, got an invalid value ({error})"
+        ) from error
 
 
 def write_settings(directory: Path, settings: Mapping[str, Any], decoder: Mapping[int, AddedToken]) -> None:
-    """Writes `tokenizer_config.json`; named and additional special tokens as strings, details in the decoder."""
+    """Writes `tokenizer_config.json`, with special tokens as strings and their details in `added_tokens_decoder`.
+
+    Args:
+      directory: existing directory of the tokenizer.
+      settings: values of the file, by key.
+      decoder: added tokens, by id.
+    """
     out = dict(settings)
     out["added_tokens_decoder"] = {str(index): token._asdict() for index, token in sorted(decoder.items())}
     text = json.dumps(out, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -1,12 +1,13 @@
-"""SentencePiece tokenizer of SigLIP; mirrors `transformers.SiglipTokenizer`, same ids, texts encoded in batches.
+"""SentencePiece tokenizer of SigLIP; mirrors `transformers.SiglipTokenizer` with the same ids, encoded in batches.
 
-A text is lower-cased, loses its ASCII punctuation and its runs of blanks, and becomes pieces and a final `</s>`.
-Strings of special tokens are cut out before that. SentencePiece always sees `<unk>` and U+2581 before the text, as in
-the reference: a text then starts with a word, what follows a special token does not.
+A text is lower-cased, loses its ASCII punctuation and repeated blanks, and becomes pieces and a final `</s>`. Strings
+of special tokens are matched before that. As in the reference, SentencePiece always sees `<unk>` and U+2581 before the
+text, so that a text starts with a word, while text after a special token does not.
 
-It differs from the reference in these: a `</s>` at the end of a text draws no warning, and `special_tokens_mask` is as
-long as `input_ids` then too; where two added tokens overlap in a text the leftmost longest always wins, while the
-reference's search loses some of them; a directory of SigLIP 2 gives a `Siglip2Tokenizer`. `base` lists what else differs.
+Differences from the reference: a `</s>` at the end of a text causes no warning, and `special_tokens_mask` has the
+length of `input_ids` in that case too; where two added tokens overlap in a text, the leftmost longest one matches,
+while the reference misses some of them; a directory of SigLIP 2 returns a `Siglip2Tokenizer`. `base` lists further
+differences.
 """
 
 import os
@@ -24,16 +25,45 @@ from siglip_jax.processing.text.canonical import canonicalize, remove_punctuatio
 from siglip_jax.processing.text.settings import DEFAULT_LENGTH, SENTENCEPIECE, AddedToken, Token, vocabulary_in
 from siglip_jax.processing.text.siglip2 import Siglip2Tokenizer
 
-WORD_START = "▁"  # U+2581, which SentencePiece writes for a blank
-_THREADS_FROM = 256  # texts; below, starting SentencePiece's threads costs more than it gains
+WORD_START = "▁"  # U+2581, which stands for a blank in SentencePiece
+_THREADS_FROM = 256  # texts; below it, starting SentencePiece's threads costs more time than they save
 
 
 class SiglipTokenizer(TokenizerBase):
-    """Texts to token ids and back, by a `spiece.model`; further attributes are those of `TokenizerBase`.
+    """Converts texts to token ids and back with a SentencePiece vocabulary, `spiece.model`.
 
     Attributes:
       sp_model: the SentencePiece processor.
       do_lower_case: whether texts are lower-cased.
+      unk_token_length: number of pieces of the string of `unk_token`, which is prepended while encoding.
+      vocabulary_file: name of the vocabulary file in a directory.
+      vocab_file: path of the vocabulary file.
+      vocab_size: number of pieces of the vocabulary, without added tokens.
+      model_max_length: length in tokens of the longest text that the model accepts; 10**30 stands for no limit.
+      model_input_names: names of the lists or arrays that a call returns by default.
+      padding_side: side that padding is added to, "right" or "left".
+      truncation_side: side that tokens are removed from, "right" or "left".
+      clean_up_tokenization_spaces: whether `decode` removes blanks before punctuation by default.
+      eos_token: token that ends a text.
+      eos_token_id: id of the end token.
+      unk_token: token that replaces unknown pieces.
+      unk_token_id: id of the unknown token.
+      pad_token: token of padding.
+      pad_token_id: id of the padding token.
+      special_tokens_map: special tokens that have a name, by that name, such as "eos_token".
+      additional_special_tokens: special tokens without a name.
+      all_special_tokens: all special tokens, which carry no text.
+      all_special_ids: their ids, in the same order.
+      added_tokens_decoder: tokens that are matched in a text before it is split into pieces, by id.
+      added_tokens_encoder: ids of those tokens, by content.
+
+    Example:
+      >>> from siglip_jax.assets import BUNDLED_MODEL
+      >>> tokenizer = SiglipTokenizer.from_pretrained(BUNDLED_MODEL)
+      >>> tokenizer.tokenize("A photo of a horse!")
+      ['▁a', '▁photo', '▁of', '▁a', '▁horse']
+      >>> tokenizer(["a horse", "a photo"], padding="max_length", max_length=4, return_tensors="np").input_ids.tolist()
+      [[5, 689, 1, 1], [5, 45, 1, 1]]
     """
 
     vocabulary_file: ClassVar[str] = SENTENCEPIECE
@@ -61,16 +91,24 @@ class SiglipTokenizer(TokenizerBase):
         """Reads a `spiece.model`.
 
         Args:
-          vocab_file: the SentencePiece model.
-          model_max_length: in tokens; None for no limit.
-          added_tokens_decoder: further tokens that are cut out of a text before SentencePiece sees it, by id; only
-            here, as in the reference, does it count whether a token stands alone or takes blanks along.
+          vocab_file: path of the SentencePiece model.
+          eos_token: token that ends a text.
+          unk_token: token that replaces unknown pieces.
+          pad_token: token of padding; the same as `eos_token` in the published checkpoints.
+          additional_special_tokens: special tokens without a name; those that the vocabulary lacks get the next free
+            ids. None: none.
+          model_max_length: length in tokens of the longest text that the model accepts; None: no limit.
+          do_lower_case: whether texts are lower-cased.
+          added_tokens_decoder: further tokens, by id, that are matched in a text before SentencePiece splits it. As in
+            the reference, `lstrip`, `rstrip` and `single_word` have an effect only for tokens in this dictionary. None:
+            none.
           **settings: `padding_side`, `truncation_side`, `model_input_names`, `clean_up_tokenization_spaces`,
-            `split_special_tokens`, `sp_model_kwargs`, and more special tokens (`bos_token`, `sep_token`, ...).
+            `split_special_tokens`, `sp_model_kwargs` (arguments of the SentencePiece processor), and further named
+            special tokens (`bos_token`, `sep_token`, `cls_token`, `mask_token`).
 
         Raises:
-          FileNotFoundError: if there is no such file.
-          ValueError: if it is not a SentencePiece model, or for an unknown setting.
+          FileNotFoundError: if the file does not exist.
+          ValueError: if the file is not a SentencePiece model, or a setting is unknown or invalid.
         """
         super().__init__(
             special_tokens={"eos_token": eos_token, "unk_token": unk_token, "pad_token": pad_token},
@@ -96,7 +134,7 @@ class SiglipTokenizer(TokenizerBase):
         added = sorted(self.added_tokens_encoder, key=len, reverse=True)  # longest first: "<a1>" before "<a"
         self._added = re.compile("(" + "|".join(map(re.escape, added)) + ")")
         own = {content: self.sp_model.piece_to_id(content) for content in added}
-        # Ids that SentencePiece gives to the string of an added token which has another id.
+        # Ids in SentencePiece of the strings of added tokens that have another id here.
         self._doubtful = {own[content] for content, index in self.added_tokens_encoder.items() if own[content] != index}
         self._joinable = not any(WORD_START in content or "\0" in content for content in added)
 
@@ -109,18 +147,24 @@ class SiglipTokenizer(TokenizerBase):
         local_files_only: bool = False,
         **settings: Any,
     ) -> TokenizerBase:
-        """Reads a tokenizer directory, Hub repository or vocabulary file, of version 4 or 5 of the reference.
+        """Returns the tokenizer of a directory, Hub repository or vocabulary file of `transformers` 4 or 5.
 
-        The files decide, not the name of the model: with `spiece.model` this is a `SiglipTokenizer`, with
-        `tokenizer.json` alone a `Siglip2Tokenizer`, which is what the SigLIP 2 checkpoints have, those whose
-        `model_type` is `siglip` too.
+        The files decide which class it is, not the name of the model: `spiece.model` is read as a `SiglipTokenizer`, a
+        `tokenizer.json` alone as a `Siglip2Tokenizer`. All SigLIP 2 checkpoints have the latter, including those whose
+        `model_type` is `siglip`.
 
         Args:
-          **settings: arguments of the constructor; they take precedence over the files.
+          name_or_path: path of a directory or vocabulary file, or a Hub name such as "google/siglip-base-patch16-224".
+          revision: branch, tag or commit of a Hub repository; None: its `main`. A local path has none.
+          local_files_only: whether to use only files in the local Hub cache and make no request.
+          **settings: arguments of the constructor, which take precedence over the files.
+
+        Returns:
+          A `SiglipTokenizer` or a `Siglip2Tokenizer`.
 
         Raises:
-          FileNotFoundError: if it or its vocabulary is missing.
-          ValueError: if it holds a broken file.
+          FileNotFoundError: if the path, the repository or its vocabulary does not exist.
+          ValueError: if a file has invalid contents, or a setting is unknown or invalid.
         """
         path = hub.resolve(name_or_path, revision=revision, local_files_only=local_files_only)
         if path.suffix == ".json" if path.is_file() else vocabulary_in(path) == Siglip2Tokenizer.vocabulary_file:
@@ -143,7 +187,7 @@ class SiglipTokenizer(TokenizerBase):
 
     @property
     def vocab_size(self) -> int:
-        """Number of pieces, without tokens that were added to them."""
+        """Number of pieces of the vocabulary, without added tokens."""
         return self.sp_model.get_piece_size()
 
     def get_vocab(self) -> dict[str, int]:
@@ -154,7 +198,7 @@ class SiglipTokenizer(TokenizerBase):
         if index in self.added_tokens_decoder:
             return self.added_tokens_decoder[index].content
         if not 0 <= index < self.vocab_size:
-            raise ValueError(f"token id {index}: expected 0 to {self.vocab_size - 1}, the ids of {self.vocab_file}")
+            raise ValueError(f"{self.vocab_file}: token id must be 0 to {self.vocab_size - 1}, got {index}")
         return self.sp_model.id_to_piece(index)
 
     def _id(self, token: str) -> int:
@@ -165,16 +209,26 @@ class SiglipTokenizer(TokenizerBase):
         """Returns a text without the 32 ASCII punctuation marks.
 
         Args:
-          text: any text.
+          text: text to clean.
         """
         return remove_punctuation(text)
 
     def canonicalize_text(self, text: str, *, keep_punctuation_exact_string: str | None = None) -> str:
-        """Returns a text without punctuation, with single blanks and none around, lower-cased if `do_lower_case`.
+        """Returns a text in the canonical form of SigLIP's training texts.
+
+        ASCII punctuation is removed, blanks are reduced to single ones between words, and the text is lower-cased if
+        `do_lower_case` is set.
 
         Args:
-          text: any text.
-          keep_punctuation_exact_string: string that is kept wherever it occurs; "{}" keeps the slot of a template.
+          text: text to clean.
+          keep_punctuation_exact_string: string whose occurrences are kept unchanged, such as "{}" in a template; None:
+            all punctuation is removed.
+
+        Example:
+          >>> from siglip_jax.assets import BUNDLED_MODEL
+          >>> tokenizer = SiglipTokenizer.from_pretrained(BUNDLED_MODEL)
+          >>> tokenizer.canonicalize_text("A photo of {}!", keep_punctuation_exact_string="{}")
+          'a photo of {}'
         """
         return canonicalize(text, keep=keep_punctuation_exact_string or "", lower_case=self.do_lower_case)
 
@@ -182,7 +236,8 @@ class SiglipTokenizer(TokenizerBase):
         """Returns the pieces of one text, without the final `</s>`.
 
         Args:
-          split_special_tokens: treat the string of an added token as any other text.
+          text: text to split.
+          split_special_tokens: whether the string of an added token is split as any other text.
         """
         whole = WORD_START + text.replace(WORD_START, " ")
         tokens: list[str] = []
@@ -192,11 +247,12 @@ class SiglipTokenizer(TokenizerBase):
         return tokens[1:] if drop else tokens
 
     def _pieces(self, chunk: str) -> list[str]:
+        """Returns the pieces of a chunk of text without added tokens."""
         pieces = self.sp_model.encode(self.unk_token + self.canonicalize_text(chunk), out_type=str)
         return pieces[self.unk_token_length :] if len(pieces) >= self.unk_token_length else pieces
 
     def _cut(self, text: str) -> list[str]:
-        """Cuts the added tokens out of a text and sees to `single_word` and to the blanks they take along."""
+        """Splits a text at its added tokens and applies their `single_word`, `lstrip` and `rstrip`."""
         parts = [part for part in self._added.split(text) if part]
         for i, part in enumerate(parts):
             if part not in self.added_tokens_encoder:
@@ -214,11 +270,21 @@ class SiglipTokenizer(TokenizerBase):
         return [part for part in parts if part]
 
     def encode_texts(self, texts: Sequence[str], split_special_tokens: bool = False) -> list[Ids]:
-        """Returns the ids of the pieces of each text, as `tokenize` would give them, all texts at once."""
+        """Returns the ids of the pieces of each text, without a final `</s>`.
+
+        The ids are those of the pieces that `tokenize` returns; all texts are encoded together, which is faster.
+
+        Args:
+          texts: texts to encode.
+          split_special_tokens: whether the string of an added token is split as any other text.
+
+        Returns:
+          A list of ids for each text.
+        """
         joined = "\0".join(texts)
         if not self._joinable or joined.count("\0") != len(texts) - 1:
             return [self._ids_of(text, split_special_tokens) for text in texts]
-        # One pass over all texts: NUL is neither cased nor blank, so it changes nothing around it.
+        # One pass over all texts, joined by NUL, which has no case and is not a blank and so affects no neighbours.
         lowered = joined.lower() if self.do_lower_case else joined
         cleaned = remove_punctuation(lowered.replace(WORD_START, " ")).split("\0")
         start = self.unk_token + WORD_START
@@ -242,10 +308,15 @@ class SiglipTokenizer(TokenizerBase):
         return rows
 
     def _ids_of(self, text: str, split_special_tokens: bool) -> Ids:
+        """Returns the ids of the pieces of one text."""
         return self.convert_tokens_to_ids(self.tokenize(text, split_special_tokens=split_special_tokens))
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
-        """Returns the text of some tokens; special tokens stand in it as they are."""
+        """Returns the text of some tokens, in which special tokens appear as their strings.
+
+        Args:
+          tokens: pieces and special tokens, as `tokenize` or `convert_ids_to_tokens` returns them.
+        """
         text, pending, after_special = "", [], False
         for token in tokens:
             if token not in self.all_special_tokens:
@@ -261,7 +332,7 @@ def _read(file: str) -> bytes:
     """Returns the bytes of a `spiece.model`.
 
     Raises:
-      FileNotFoundError: if there is no such file.
+      FileNotFoundError: if the file does not exist.
     """
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file}: no such file; a tokenizer needs its SentencePiece model")
@@ -269,14 +340,14 @@ def _read(file: str) -> bytes:
 
 
 def _load(data: bytes, file: str, options: Mapping[str, Any]) -> sentencepiece.SentencePieceProcessor:
-    """Returns the SentencePiece processor of a model's bytes.
+    """Returns the SentencePiece processor of the bytes of a model.
 
     Raises:
-      ValueError: if they are not a SentencePiece model.
+      ValueError: if the bytes are not a SentencePiece model.
     """
-    if data:  # an empty model would load, and complain at every use
+    if data:  # an empty model would load and then fail at every use
         try:
             return sentencepiece.SentencePieceProcessor(model_proto=data, **options)
         except RuntimeError:
             pass
-    raise ValueError(f"{file}: expected a SentencePiece model, found {len(data)} other bytes; fetch it again")
+    raise ValueError(f"{file}: file must be a SentencePiece model, got {len(data)} other bytes; fetch it again")

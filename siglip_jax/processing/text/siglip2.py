@@ -1,14 +1,14 @@
-"""Gemma tokenizer of SigLIP 2; mirrors `transformers.Siglip2Tokenizer`, which lower-cases.
+"""Gemma tokenizer of SigLIP 2; mirrors `transformers.Siglip2Tokenizer`, which lower-cases texts.
 
-A text is lower-cased, keeps its punctuation and its blanks, and becomes pieces of a byte-pair encoding, bytes where
-there is no piece, and a final `<eos>`. Strings of special tokens are cut out before that: `<eos>` is one, `<EOS>` is
-text. SigLIP 2 was trained so, and texts that keep their capitals cost points of retrieval and of zero-shot accuracy.
+A text is lower-cased, keeps its punctuation and blanks, and becomes pieces of a byte-pair encoding, with bytes where no
+piece exists, and a final `<eos>`. Strings of special tokens are matched before that: `<eos>` is one, `<EOS>` is text.
+SigLIP 2 was trained on such texts; texts with capitals cost points of retrieval and zero-shot accuracy.
 
-It differs from the reference in these: the fixed-resolution checkpoints, which the reference reads as `GemmaTokenizer`
-and does not lower-case, are lower-cased too; normaliser, pre-tokenizer and decoder are those of the file; the `<eos>`
-is appended and no `<bos>` put before it whatever the file says; padding goes to the right unless
-`tokenizer_config.json` says otherwise; where that names no maximum length it is the model's text length; an id outside
-the vocabulary is an error.
+Differences from the reference: texts are lower-cased for the fixed-resolution checkpoints too, which the reference
+reads as `GemmaTokenizer` without lower-casing; normaliser, pre-tokenizer and decoder are those of the file; `<eos>` is
+appended and no `<bos>` is prepended, regardless of the file; padding is added on the right unless
+`tokenizer_config.json` sets another side; if that file has no maximum length, it is the model's text length; an id
+outside the vocabulary is an error.
 """
 
 import functools
@@ -36,12 +36,48 @@ _IDS = 2**31  # ids are int32
 
 
 class Siglip2Tokenizer(TokenizerBase):
-    """Texts to token ids and back, by a `tokenizer.json`; the attributes are those of `TokenizerBase`."""
+    """Converts texts to token ids and back with a Gemma vocabulary, `tokenizer.json`.
+
+    Needs the extra `siglip2`.
+
+    Attributes:
+      do_lower_case: True, because SigLIP 2 was trained on lower-cased texts.
+      vocabulary_file: name of the vocabulary file in a directory.
+      vocab_file: path of the vocabulary file.
+      vocab_size: number of pieces of the vocabulary, without added tokens.
+      model_max_length: length in tokens of the longest text that the model accepts; 10**30 stands for no limit.
+      model_input_names: names of the lists or arrays that a call returns by default.
+      padding_side: side that padding is added to, "right" or "left".
+      truncation_side: side that tokens are removed from, "right" or "left".
+      clean_up_tokenization_spaces: whether `decode` removes blanks before punctuation by default.
+      eos_token: token that ends a text.
+      eos_token_id: id of the end token.
+      unk_token: token that replaces unknown pieces.
+      unk_token_id: id of the unknown token.
+      pad_token: token of padding.
+      pad_token_id: id of the padding token.
+      special_tokens_map: special tokens that have a name, by that name, such as "eos_token".
+      additional_special_tokens: special tokens without a name.
+      all_special_tokens: all special tokens, which carry no text.
+      all_special_ids: their ids, in the same order.
+      added_tokens_decoder: tokens that are matched in a text before it is split into pieces, by id.
+      added_tokens_encoder: ids of those tokens, by content.
+
+    Example:
+      >>> import tempfile, tokenizers
+      >>> vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2, "c": 3, "a": 4, "t": 5, "at": 6, "cat": 7}
+      >>> model = tokenizers.models.BPE(vocab=vocabulary, merges=[("a", "t"), ("c", "at")], unk_token="<unk>")
+      >>> with tempfile.NamedTemporaryFile(suffix=".json") as file:
+      ...     tokenizers.Tokenizer(model).save(file.name)
+      ...     tokenizer = Siglip2Tokenizer(file.name)
+      >>> tokenizer("CAT").input_ids, tokenizer.tokenize("CATA")
+      ([7, 1], ['cat', 'a'])
+    """
 
     vocabulary_file: ClassVar[str] = TOKENIZERS
     do_lower_case: ClassVar[bool] = True
     _arguments: ClassVar[tuple[str, ...]] = ("additional_special_tokens", "model_max_length", "added_tokens_decoder")
-    _cleans_up: ClassVar[bool] = False  # nor does the reference where the pieces hold their blanks
+    _cleans_up: ClassVar[bool] = False  # as in the reference, because the pieces contain their blanks
 
     def __init__(
         self,
@@ -59,21 +95,27 @@ class Siglip2Tokenizer(TokenizerBase):
         """Reads a `tokenizer.json`.
 
         Args:
-          tokenizer_file: of the library `tokenizers`, with a byte-pair encoding.
-          additional_special_tokens: those that the vocabulary lacks get the next free ids.
-          model_max_length: in tokens; None for no limit.
-          do_lower_case: True; there is no other way.
-          added_tokens_decoder: further tokens that are cut out of a text; the vocabulary decides their ids.
+          tokenizer_file: path of a file of the library `tokenizers` with a byte-pair encoding.
+          eos_token: token that ends a text; it must be in the vocabulary.
+          unk_token: token that replaces unknown pieces; it must be in the vocabulary.
+          pad_token: token of padding; it must be in the vocabulary.
+          additional_special_tokens: special tokens without a name; those that the vocabulary lacks get the next free
+            ids. None: none.
+          model_max_length: length in tokens of the longest text that the model accepts; None: no limit.
+          do_lower_case: must be True.
+          added_tokens_decoder: further tokens, by id, that are matched in a text before it is split; ids of tokens in
+            the vocabulary are those of the vocabulary. None: none.
           **settings: `padding_side`, `truncation_side`, `model_input_names`, `clean_up_tokenization_spaces` (which
-            changes nothing, as in the reference), `split_special_tokens`, and more special tokens (`bos_token`, ...).
+            has no effect, as in the reference), `split_special_tokens`, and further named special tokens
+            (`bos_token`, `sep_token`, `cls_token`, `mask_token`).
 
         Raises:
-          FileNotFoundError: if there is no such file.
-          ValueError: if it is not a tokenizer of that kind, lacks a special token, for an unknown setting, and
-            without the extra `siglip2`.
+          FileNotFoundError: if the file does not exist.
+          ValueError: if the file is not such a tokenizer, a special token is not in its vocabulary, a setting is
+            unknown or invalid, or the extra `siglip2` is not installed.
         """
         if do_lower_case is not True:
-            raise ValueError(f"do_lower_case: expected True, as SigLIP 2 was trained, found {do_lower_case!r}")
+            raise ValueError(f"do_lower_case must be True, as SigLIP 2 was trained, got {do_lower_case!r}")
         self.vocab_file = os.fspath(tokenizer_file)
         self._tokenizer = _lower_casing(_load(self.vocab_file))
         more = {f"{name}_token": f"<{name}>" for name in ("bos", "mask") if self._has(f"<{name}>")}
@@ -86,7 +128,7 @@ class Siglip2Tokenizer(TokenizerBase):
         for name in ("eos_token", "unk_token", "pad_token"):
             if not self._has(token := self.special_tokens_map[name]):
                 raise ValueError(
-                    f"{self.vocab_file}: the {name} {token!r} is not in its vocabulary; name the right one"
+                    f"{self.vocab_file}: {name} must be in the vocabulary, got {token!r}; pass the right {name}"
                 )
         self._add_tokens([token for _, token in sorted((added_tokens_decoder or {}).items())])
         self._number_special_tokens()
@@ -101,20 +143,28 @@ class Siglip2Tokenizer(TokenizerBase):
         local_files_only: bool = False,
         **settings: Any,
     ) -> "Siglip2Tokenizer":
-        """Reads a directory or Hub repository with `tokenizer.json`, or that file alone.
+        """Returns the tokenizer of a directory, Hub repository or `tokenizer.json`.
 
         Args:
-          **settings: arguments of the constructor; they take precedence over the files.
+          name_or_path: path of a directory or `tokenizer.json`, or a Hub name such as
+            "google/siglip2-base-patch16-224".
+          revision: branch, tag or commit of a Hub repository; None: its `main`. A local path has none.
+          local_files_only: whether to use only files in the local Hub cache and make no request.
+          **settings: arguments of the constructor, which take precedence over the files.
+
+        Returns:
+          A `Siglip2Tokenizer`.
 
         Raises:
-          FileNotFoundError: if it or its vocabulary is missing.
-          ValueError: if it holds another kind of tokenizer or a broken file.
+          FileNotFoundError: if the path, the repository or its `tokenizer.json` does not exist.
+          ValueError: if a file holds another kind of tokenizer or has invalid contents, or a setting is unknown or
+            invalid.
         """
         path = hub.resolve(name_or_path, revision=revision, local_files_only=local_files_only)
         if path.is_file():
             return cls(path, **settings)
         if not (path / TOKENIZERS).is_file() and (path / SENTENCEPIECE).is_file():
-            raise FileNotFoundError(f"{path}: no {TOKENIZERS} here, but a {SENTENCEPIECE}; SiglipTokenizer reads that")
+            raise FileNotFoundError(f"{path}: no {TOKENIZERS} here, but a {SENTENCEPIECE}; use SiglipTokenizer")
         known, unknown = cls._settings_in(path)
         length = known.get("model_max_length")
         if length is None or isinstance(length, (int, float)) and length > UNBOUNDED:
@@ -127,13 +177,13 @@ class Siglip2Tokenizer(TokenizerBase):
         return self._tokenizer.to_str(pretty=True).encode()
 
     def _settings_of_kind(self) -> dict[str, Any]:
-        # Version 5 builds a GemmaTokenizer without the file's normaliser, version 4 knows no Siglip2Tokenizer; both
-        # read this class from tokenizer.json as it is. Their padding goes to the left if it is not named.
+        # Version 5 builds a GemmaTokenizer without the file's normaliser, and version 4 has no Siglip2Tokenizer; both
+        # read this class from tokenizer.json unchanged. Without a padding_side they would pad on the left.
         kind = {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": True, "padding_side": self.padding_side}
         return kind | {"add_bos_token": False, "add_eos_token": True}
 
     def _add_tokens(self, tokens: Sequence[AddedToken]) -> None:
-        """Has the tokens cut out of a text, and the special ones that are not yet."""
+        """Adds the tokens, and the special tokens that the tokenizer lacks, to those matched in a text."""
         make = _library().AddedToken
         self._tokenizer.add_tokens([make(**token._asdict()) for token in tokens])
         known = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
@@ -146,7 +196,7 @@ class Siglip2Tokenizer(TokenizerBase):
 
     @property
     def vocab_size(self) -> int:
-        """Number of pieces, without tokens that were added to them."""
+        """Number of pieces of the vocabulary, without added tokens."""
         return self._tokenizer.get_vocab_size(with_added_tokens=False)
 
     def get_vocab(self) -> dict[str, int]:
@@ -159,7 +209,9 @@ class Siglip2Tokenizer(TokenizerBase):
     def _token(self, index: int) -> str:
         token = self._tokenizer.id_to_token(index) if 0 <= index < _IDS else None
         if token is None:
-            raise ValueError(f"token id {index}: expected one of the {len(self)} ids of {self.vocab_file}")
+            raise ValueError(
+                f"{self.vocab_file}: token id must be one of the {len(self)} ids of the vocabulary, got {index}"
+            )
         return token
 
     def _id(self, token: str) -> int:
@@ -171,7 +223,7 @@ class Siglip2Tokenizer(TokenizerBase):
 
     @functools.cached_property
     def _splitting(self) -> Any:
-        """The same tokenizer, to which special tokens are text; a switch on the one would not be safe for threads."""
+        """The same tokenizer with special tokens split as text; switching the shared one is not thread-safe."""
         tokenizer = _library().Tokenizer.from_str(self._tokenizer.to_str())
         tokenizer.encode_special_tokens = True
         return tokenizer
@@ -180,63 +232,81 @@ class Siglip2Tokenizer(TokenizerBase):
         """Returns the pieces of one text, without the final `<eos>`.
 
         Args:
-          split_special_tokens: treat the string of a special token as any other text.
+          text: text to split.
+          split_special_tokens: whether the string of a special token is split as any other text.
         """
         engine = self._splitting if split_special_tokens else self._tokenizer
         return engine.encode(_unicode(text), add_special_tokens=False).tokens
 
     def encode_texts(self, texts: Sequence[str], split_special_tokens: bool = False) -> list[Ids]:
-        """Returns the ids of the pieces of each text, as `tokenize` would give them, all texts at once."""
+        """Returns the ids of the pieces of each text, without the final `<eos>`.
+
+        The ids are those of the pieces that `tokenize` returns; all texts are encoded together, which is faster.
+
+        Args:
+          texts: texts to encode.
+          split_special_tokens: whether the string of a special token is split as any other text.
+
+        Returns:
+          A list of ids for each text.
+        """
         engine = self._splitting if split_special_tokens else self._tokenizer
         encodings = engine.encode_batch_fast([_unicode(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
-        """Returns the text of some tokens; special tokens stand in it as they are."""
+        """Returns the text of some tokens, in which special tokens appear as their strings.
+
+        Args:
+          tokens: pieces and special tokens, as `tokenize` or `convert_ids_to_tokens` returns them.
+        """
         decoder = self._tokenizer.decoder
         return " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
 
     def _text(self, row: Any, skip_special_tokens: bool) -> str:
-        """Differs from the base in what it skips: every added token the file calls special, not the named ones only."""
+        """Returns the text of one row; it skips all tokens that are special in the file, not only the named ones."""
         ids = np.asarray(row, np.int64).ravel().tolist()
-        self.convert_ids_to_tokens(ids)  # complains of ids that are none
+        self.convert_ids_to_tokens(ids)  # raises an error for ids outside the vocabulary
         return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
 
 def _library() -> Any:
+    """Returns the library `tokenizers`; raises a ValueError if it is not installed."""
     try:
         import tokenizers
     except ImportError:
         raise ValueError(
-            "a tokenizer.json is read by the library tokenizers: pip install 'siglip_jax[siglip2]'"
+            "a tokenizer.json needs the library tokenizers, which is not installed: pip install 'siglip_jax[siglip2]'"
         ) from None
     return tokenizers
 
 
 def _load(file: str) -> Any:
-    """Returns the tokenizer in a file, with no padding and no truncation of its own."""
+    """Returns the tokenizer in a file, without its padding and truncation."""
     library = _library()
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file}: no such file; a tokenizer needs its {TOKENIZERS}")
     try:
         tokenizer = library.Tokenizer.from_buffer(Path(file).read_bytes())
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # as it is outside Python
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # raised by Rust code
             raise
         cause = " ".join(str(error).split())[:200]
-        raise ValueError(f"{file}: expected a tokenizer of the library tokenizers, found none ({cause})") from None
+        raise ValueError(
+            f"{file}: file must be a tokenizer of the library tokenizers, got other contents ({cause})"
+        ) from None
     model = type(tokenizer.model).__name__
     if model != "BPE":
-        raise ValueError(f"{file}: expected a byte-pair encoding (BPE), as Gemma's, found a {model} model")
+        raise ValueError(f"{file}: model must be a byte-pair encoding (BPE), as Gemma's, got {model}")
     if max(tokenizer.get_vocab().values(), default=0) >= _IDS:
-        raise ValueError(f"{file}: expected ids below {_IDS}, found {max(tokenizer.get_vocab().values())}")
+        raise ValueError(f"{file}: ids must be below {_IDS}, got {max(tokenizer.get_vocab().values())}")
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
 
 
 def _lower_casing(tokenizer: Any) -> Any:
-    """Puts `Lowercase` before the normaliser, unless it is in it; added tokens follow."""
+    """Prepends `Lowercase` to the normaliser unless it contains one; added tokens with `normalized` use it too."""
     library, normalizer = _library().normalizers, tokenizer.normalizer
     steps = [] if normalizer is None else [json.loads(normalizer.__getstate__())]
     while steps:
@@ -249,16 +319,16 @@ def _lower_casing(tokenizer: Any) -> Any:
 
 
 def _end_with(tokenizer: Any, eos: str, index: int) -> None:
-    """Has the file append the eos as this class does, for those who read it without this class."""
+    """Sets the post-processor of the file to append the eos, for readers of the file other than this class."""
     processor = _library().processors.TemplateProcessing
     single, second = ["$A:0", f"{eos}:0"], ["$B:1", f"{eos}:1"]
     tokenizer.post_processor = processor(single=single, pair=single + second, special_tokens=[(eos, index)])
 
 
 def _unicode(text: str) -> str:
-    """Returns the text; raises a ValueError if it holds half a surrogate pair, which has no UTF-8."""
+    """Returns the text; raises a ValueError if it contains half a surrogate pair, which cannot be encoded in UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"text: expected Unicode, found half a surrogate pair at {error.start} of {text!r}") from None
+        raise ValueError(f"text must be Unicode, got half a surrogate pair at {error.start} of {text!r}") from None
     return text

@@ -1,4 +1,4 @@
-"""Named recipes, one file each: its docstring says what it is for, and its `RECIPE` holds every field.
+"""Named recipes, one file each: the docstring describes the recipe, and `RECIPE` is its value.
 
 A new recipe is a new file in this folder; the command line, its help and this table find it.
 """
@@ -19,4 +19,4 @@ RECIPES: dict[str, Recipe] = {name: file.RECIPE for name, file in _FILES.items()
 """Recipes by name; change one with `dataclasses.replace(RECIPES["finetune"], batch_size=64)`."""
 
 ABOUT: dict[str, str] = {name: file.__doc__ or "" for name, file in _FILES.items()}
-"""What each recipe is for, by name."""
+"""Description of each recipe, by name."""

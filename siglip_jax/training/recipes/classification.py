@@ -1,4 +1,4 @@
-"""An image classifier: the whole image tower and a new last layer, on images with labels."""
+"""Trains an image classifier, the whole image tower and a new last layer, on images with labels."""
 
 from siglip_jax.training.recipe import Optimizer, Recipe, Schedule
 

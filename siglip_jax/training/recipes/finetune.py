@@ -1,6 +1,7 @@
-"""Both towers go on from a checkpoint, with a small rate and without weight decay on what was pretrained.
+"""Fine-tunes both towers of a checkpoint, with a small rate and without weight decay on pretrained weights.
 
-The absence of decay is what makes it work (Zhai et al. 2023, figure 4). Temperature and bias go on from where they are.
+Disabling the decay is what makes fine-tuning work (Zhai et al. 2023, figure 4). Temperature and bias start from the
+checkpoint too.
 """
 
 from siglip_jax.training.recipe import Optimizer, Recipe, Schedule

@@ -1,6 +1,6 @@
-"""A checkpoint goes on at a higher resolution: a hundredth of the rate, no decay (Zhai et al. 2023, section 4.2).
+"""Fine-tunes a checkpoint at a higher resolution: a hundredth of the rate, no decay (Zhai et al. 2023, section 4.2).
 
-The position table is resized; say to what with --resolution.
+The position table is resized; --resolution sets the size of images in pixels.
 """
 
 from siglip_jax.training.recipe import Optimizer, Recipe, Schedule

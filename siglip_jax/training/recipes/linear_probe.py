@@ -1,4 +1,4 @@
-"""A new last layer on the image tower as it is, on images with labels."""
+"""Trains a new last layer on the frozen image tower, on images with labels."""
 
 from siglip_jax.training.recipe import Optimizer, Recipe, Schedule
 

@@ -1,6 +1,6 @@
-"""LiT: the image tower stays as it is, the text tower starts anew (Zhai et al. 2022; "SigLiT" in Zhai et al. 2023).
+"""LiT: trains a random text tower on a frozen image tower (Zhai et al. 2022; "SigLiT" in Zhai et al. 2023).
 
-Every image is embedded once, before the first step; after that a step costs the text tower only.
+Every image is embedded once, before the first step; a step then computes the text tower only.
 """
 
 from siglip_jax.training.recipe import Optimizer, Recipe, Schedule

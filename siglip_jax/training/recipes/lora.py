@@ -1,6 +1,6 @@
-"""Low-rank additions to the matrices of both towers; fits one small accelerator (Hu et al. 2021).
+"""Trains low-rank additions to the matrices of both towers; fits one small accelerator (Hu et al. 2021).
 
-Only the additions, the temperature and the bias are trained; the result is folded into the weights.
+Only the additions, the temperature and the bias are trained. The trained additions are folded into the weights.
 """
 
 from siglip_jax.training.recipe import Lora, Optimizer, Recipe, Schedule

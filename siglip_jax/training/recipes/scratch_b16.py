@@ -1,6 +1,7 @@
-"""Both towers from random weights, as SigLIP B/16 was trained (Zhai et al. 2023, section 4.2 and appendix).
+"""Trains both towers from random weights, as SigLIP B/16 was (Zhai et al. 2023, section 4.2 and appendix).
 
-3 billion examples at 16,384: Adafactor or AdamW alike (70.1 and 70.3 % on ImageNet), rate 1e-3, decay 1e-4.
+3 billion examples in batches of 16,384, rate 1e-3, decay 1e-4. Adafactor and AdamW are about equal: 70.1 and 70.3 % on
+ImageNet.
 """
 
 from siglip_jax.training.recipe import MeshShape, Optimizer, Recipe, Schedule

@@ -213,8 +213,14 @@ def add(key, value):
         (delete("logit_bias"), ["1 missing", "logit_bias"]),
         (delete("vision_model.head.probe"), ["1 missing", "vision_model.head.probe"]),
         (add("text_model.extra", np.ones(3, np.float32)), ["1 unexpected", "text_model.extra"]),
-        (add("logit_scale", np.ones((2, 1), np.float32)), ["logit_scale: expected (1,), found (2, 1)"]),
-        (add("logit_scale", np.ones(1, np.int8)), ["expected tensors of one of", "logit_scale: int8"]),
+        (
+            add("logit_scale", np.ones((2, 1), np.float32)),
+            ["1 of the wrong shape (logit_scale must be (1,), got (2, 1))"],
+        ),
+        (
+            add("logit_scale", np.ones(1, np.int8)),
+            ["dtypes must be among float64, float32, float16, bfloat16, got logit_scale: int8"],
+        ),
     ],
     ids=["missing", "missing_probe", "unexpected", "shape", "integers"],
 )
@@ -233,7 +239,7 @@ def test_saving_is_strict(directory, tmp_path):
         model.save_pretrained(tmp_path / "out", {k: v for k, v in params.items() if k != "logit_scale"})
     with pytest.raises(ValueError, match="1 unexpected .stray."):
         model.save_pretrained(tmp_path / "out", params | {"stray": jnp.ones(1)})
-    with pytest.raises(ValueError, match=r"pass variables\['params'\]"):
+    with pytest.raises(ValueError, match=r"params must be the tree of parameters, got .*; pass variables\['params'\]"):
         model.save_pretrained(tmp_path / "out", {"params": params})
     assert not (tmp_path / "out").exists()
 
@@ -291,7 +297,7 @@ def test_files_that_are_missing_or_foreign(directory, tmp_path):
     empty.mkdir()
     with pytest.raises(
         FileNotFoundError,
-        match="expected .*, model.safetensors, one .npz of big_vision or an orbax directory in this directory, found none",
+        match="the directory must hold .*, model.safetensors, one .npz of big_vision or an orbax directory, got none",
     ):
         SiglipModel.from_pretrained(empty)
     (empty / "pytorch_model.bin").write_bytes(b"pickle")
@@ -300,7 +306,7 @@ def test_files_that_are_missing_or_foreign(directory, tmp_path):
     (directory / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="config.json: no such file"):
         SiglipModel.from_pretrained(directory)
-    with pytest.raises(ValueError, match="expected a .safetensors or .npz file"):
+    with pytest.raises(ValueError, match="must be a .safetensors file, an .npz file or a directory, got another file"):
         SiglipModel.from_pretrained(empty / "pytorch_model.bin")
 
 
@@ -309,14 +315,14 @@ def test_an_index_cannot_name_files_elsewhere(directory, name):
     os.rename(directory / "model.safetensors", directory.parent / "model.safetensors")
     index = {"weight_map": {"logit_scale": name}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="expected names of .safetensors files beside it"):
+    with pytest.raises(ValueError, match="index.json: shards must be .safetensors files beside it, got"):
         SiglipModel.from_pretrained(directory)
 
 
 def test_a_tower_alone_is_no_whole_model(directory, tmp_path):
     vision, params = SiglipVisionModel.from_pretrained(directory)
     vision.save_pretrained(tmp_path / "vision", params)
-    with pytest.raises(ValueError, match="SiglipModel can load, found a SiglipVisionModel"):
+    with pytest.raises(ValueError, match="must be one that SiglipModel can load, got a SiglipVisionModel"):
         SiglipModel.from_pretrained(tmp_path / "vision")
-    with pytest.raises(ValueError, match="SiglipTextModel can load, found a SiglipVisionModel"):
+    with pytest.raises(ValueError, match="must be one that SiglipTextModel can load, got a SiglipVisionModel"):
         SiglipTextModel.from_pretrained(tmp_path / "vision")

@@ -27,11 +27,13 @@ def test_class_folders(folder):
     assert [source[i].name for i in range(4)] == ["cat/deep/er/x.jpeg", "größe/ü.webp", "zebra/a.PNG", "zebra/b.jpg"]
     assert source[3].image == encoded(0) and source[3].texts == ()
     assert pickle.loads(pickle.dumps(source))[2] == source[2]
-    with pytest.raises(ValueError, match="no columns; leave text_key out"):
+    with pytest.raises(ValueError, match="text_key must be None for folders of images, got 'caption'; leave it out"):
         open_source(folder, text_key="caption")
     (folder / "zebra" / "a.PNG").unlink()
     (folder / "zebra" / "a.PNG").symlink_to("/etc/passwd")
-    with pytest.raises(ValueError, match="zebra/a.PNG: zebra/a.PNG leads out of"):
+    with pytest.raises(
+        ValueError, match="zebra/a.PNG: an image must be inside .*, got zebra/a.PNG, which leads out of it"
+    ):
         source[2]
 
 
@@ -46,44 +48,48 @@ def test_a_name_that_is_not_text(tmp_path):
     assert example.image == encoded(1) and example.name == "cat/\ufffd.jpg"
 
 
-def test_parts(tmp_path):
+def test_splits(tmp_path):
     for i, part in enumerate(["train", "test"]):
         for name in ("cat", "dog"):
             (tmp_path / part / name).mkdir(parents=True)
             (tmp_path / part / name / "0.jpg").write_bytes(encoded(i))
     assert open_source(tmp_path)[0].image == encoded(0)
     assert open_source(tmp_path, split="test")[0].image == encoded(1)
-    with pytest.raises(ValueError, match="expected a part called 'val', found 'test', 'train'; name it with split"):
+    with pytest.raises(
+        ValueError, match="the data must have the split 'val', got 'test', 'train'; choose one with split"
+    ):
         open_source(tmp_path, split="val")
 
 
-def test_parts_by_the_names_of_files(tmp_path):
+def test_splits_by_the_names_of_files(tmp_path):
     for i, name in enumerate(["a-train-0.tar", "a-train-1.tar", "a-validation-0.tar"]):
         write_tar(tmp_path / name, {"0.jpg": encoded(i), "0.txt": b"a"})
     assert [e.image for e in map(open_source(tmp_path).__getitem__, range(2))] == [encoded(0), encoded(1)]
     assert len(open_source(tmp_path)) == 2
     assert open_source(tmp_path, split="validation")[0].image == encoded(2)
-    with pytest.raises(ValueError, match="expected a part called 'test', found 'train', 'validation'"):
+    with pytest.raises(ValueError, match="the data must have the split 'test', got 'train', 'validation'"):
         open_source(tmp_path, split="test")
 
 
 def test_nothing_recognised(tmp_path):
     with pytest.raises(FileNotFoundError, match="none: no such file or folder"):
         open_source(tmp_path / "none")
-    with pytest.raises(ValueError, match="expected tar shards .*found none"):
+    with pytest.raises(ValueError, match="a data set must be tar shards .*, got a folder of none"):
         open_source(tmp_path)
     (tmp_path / "a.zip").touch()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="expected tar shards .*found 'a.zip', 'empty'"):
+    with pytest.raises(ValueError, match="a data set must be tar shards .*, got a folder of 'a.zip', 'empty'"):
         open_source(tmp_path)
-    with pytest.raises(ValueError, match=r"a.zip: expected tar shards"):
+    with pytest.raises(ValueError, match=r"a.zip: a data set must be tar shards .*, got another kind of file$"):
         open_source(tmp_path / "a.zip")
     (tmp_path / "a.tar.gz").touch()
-    with pytest.raises(ValueError, match="unpack it to a plain .tar"):
+    with pytest.raises(ValueError, match="got another kind of file; unpack it to a plain .tar"):
         open_source(tmp_path / "a.tar.gz")
-    with pytest.raises(ValueError, match="found a URL; download the data first"):
+    with pytest.raises(
+        ValueError, match="path must be on this disk, got the URL https://host/.*; download the data first"
+    ):
         open_source("https://host/{000..100}.tar")
     for name in ("a.csv", "b.csv"):
         (tmp_path / name).touch()
-    with pytest.raises(ValueError, match="expected one table, found 'a.csv', 'b.csv'; name one"):
+    with pytest.raises(ValueError, match="a folder must hold one table, got 'a.csv', 'b.csv'; pass the path of one"):
         open_source(tmp_path)

@@ -49,7 +49,9 @@ def test_captions_that_are_none(folder):
     source = open_source(write(folder / "a.jsonl", lines(*rows)))
     assert source[0].texts == ("fine",)
     for i in range(1, 5):
-        with pytest.raises(ValueError, match=f"a.jsonl:{i + 1}: expected a caption or a list of captions"):
+        with pytest.raises(
+            ValueError, match=f"a.jsonl:{i + 1}: captions must be a string or a list of strings, got something else"
+        ):
             source[i]
 
 
@@ -73,21 +75,24 @@ def test_labels(folder):
     assert of("dog", "cat", None, "dog") == (("cat", "dog"), [1, 0, None, 1])
     assert of(2, 0, -1) == (("0", "1", "2"), [2, 0, None])
     assert of("1", "0") == (("0", "1"), [1, 0])
-    with pytest.raises(ValueError, match="expected numbers or names as labels, found 1.5"):
+    with pytest.raises(ValueError, match="labels must be integers or names of classes, got 1.5"):
         of("a", 1.5)
-    with pytest.raises(ValueError, match="below 10,000,000, found 99999999"):
+    with pytest.raises(ValueError, match="labels must be below 10,000,000, got 99999999"):
         of(99999999)
 
 
 def test_missing_columns(folder):
     path = write(folder / "a.csv", "drawing,words\nimages/0.jpg,hello\n")
     with pytest.raises(
-        ValueError, match=r"expected a column of paths.*found 'drawing', 'words'; name it with image_key"
+        ValueError,
+        match=r"a column must hold paths of images, such as .*, got 'drawing', 'words'; name it with image_key",
     ):
         open_source(path)
-    with pytest.raises(ValueError, match=r"column of captions such as caption.*found 'drawing', 'words'.*text_key"):
+    with pytest.raises(
+        ValueError, match=r"a column must hold captions, such as caption, .*, got 'drawing', 'words'; .*text_key"
+    ):
         open_source(path, image_key="drawing")
-    with pytest.raises(ValueError, match=r"expected the column 'word' \(text_key\), found 'drawing', 'words'"):
+    with pytest.raises(ValueError, match=r"text_key must be one of the columns 'drawing', 'words', got 'word'"):
         open_source(path, image_key="drawing", text_key="word")
     assert open_source(path, image_key="drawing", text_key="words")[0].texts == ("hello",)
 
@@ -95,10 +100,10 @@ def test_missing_columns(folder):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"image": "a", "text": "b"}\n{"image": \n', "a.jsonl: line 2 is not JSON"),
-        ('{"image": "a", "text": "b"}\n\n[1]\n', "expected a JSON object in line 3, found a list"),
-        ("[" * 100_000, "line 1 is not JSON"),
-        ("", "expected a row for each image, found none"),
+        ('{"image": "a", "text": "b"}\n{"image": \n', "a.jsonl: line 2 must be JSON, got other text"),
+        ('{"image": "a", "text": "b"}\n\n[1]\n', "line 3 must be a JSON object, got a list"),
+        ("[" * 100_000, "line 1 must be JSON, got other text"),
+        ("", "a data set must have a row for each image, got no rows"),
     ],
 )
 def test_broken_json_lines(folder, text, message):
@@ -109,13 +114,13 @@ def test_broken_json_lines(folder, text, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image,text\na.jpg,b\nc.jpg,d, e\n", "expected 2 fields in line 3, found 3"),
-        ("image,text\na.jpg\n", "expected 2 fields in line 2, found 1"),
-        ("image,image\na,b\n", "columns of different names"),
-        ('image,text\na.jpg,"b\n', "cannot be read"),
-        (f"image,text\na.jpg,{'b' * 200_000}\n", "line 2 cannot be read"),
-        ("image,text\n", "expected a row for each image, found none"),
-        ("", "expected a row for each image, found none"),
+        ("image,text\na.jpg,b\nc.jpg,d, e\n", "line 3 must have 2 fields, got 3"),
+        ("image,text\na.jpg\n", "line 2 must have 2 fields, got 1"),
+        ("image,image\na,b\n", "names of columns must be different, got 'image', 'image'"),
+        ('image,text\na.jpg,"b\n', "must be valid CSV, got other text"),
+        (f"image,text\na.jpg,{'b' * 200_000}\n", "line 2 must be valid CSV, got other text"),
+        ("image,text\n", "a data set must have a row for each image, got no rows"),
+        ("", "a data set must have a row for each image, got no rows"),
     ],
 )
 def test_broken_csv(folder, text, message):
@@ -124,7 +129,7 @@ def test_broken_csv(folder, text, message):
 
 
 def test_not_utf8(folder):
-    with pytest.raises(ValueError, match="expected text in UTF-8"):
+    with pytest.raises(ValueError, match="a table must be text in UTF-8, got other bytes after line"):
         open_source(write(folder / "a.csv", "image,text\na.jpg,größer\n", "latin-1"))
 
 
@@ -138,16 +143,18 @@ def test_paths_that_lead_elsewhere(folder):
     more = ["https://host/a.jpg", "images/none.jpg", "images", "a\0b", "pipe.jpg", None, 5, "fine.jpg", "\ud800.jpg"]
     source = open_source(write(folder / "a.jsonl", lines(*({"image": n, "text": "a"} for n in [*names, *more]))))
     for i, name in enumerate(names):
-        with pytest.raises(ValueError, match=f"^a.jsonl:{i + 1}: .*{os.path.basename(name)} leads out of "):
+        with pytest.raises(
+            ValueError, match=f"^a.jsonl:{i + 1}: .*, got .*{os.path.basename(name)}, which leads out of "
+        ):
             source[i]
     for i, message in [
-        (4, "found the URL https://host/a.jpg"),
+        (4, "got the URL https://host/a.jpg"),
         (5, "no such image as images/none.jpg"),
-        (6, "expected images to be a file"),
-        (7, "is not the path of a file"),
-        (8, "expected pipe.jpg to be a file"),
-        (9, "no path of an image"),
-        (10, "no path of an image"),
+        (6, "images must be a regular file"),
+        (7, r"an image must be the path of a file, got 'a\\x00b'"),
+        (8, "pipe.jpg must be a regular file"),
+        (9, "an image must be the path of a file, got none"),
+        (10, "an image must be the path of a file, got none"),
         (12, "no such image"),
     ]:
         with pytest.raises((ValueError, FileNotFoundError), match=f"^a.jsonl:{i + 1}: .*{message}"):

@@ -138,29 +138,29 @@ class TestBroken:
     @pytest.mark.parametrize("data", [b"", b"\0" * 100, b"<svg></svg>", b"RIFF\0\0\0\0WEBP", JPEG[:40], PNG[:20]])
     def test_no_image(self, tmp_path, data):
         (tmp_path / "a.jpg").write_bytes(data)
-        with pytest.raises(ValueError, match=r"a\.jpg: (not an image|broken)[^\n]*$"):
+        with pytest.raises(ValueError, match=r"a\.jpg: (data must be an image|image must be complete)[^\n]*$"):
             load_image(tmp_path / "a.jpg")
-        with pytest.raises(ValueError, match=r"^bytes: (not an image|broken)[^\n]*$"):
+        with pytest.raises(ValueError, match=r"^bytes: (data must be an image|image must be complete)[^\n]*$"):
             load_image(data)
 
     @pytest.mark.parametrize("data", [JPEG[:-300], PNG[:-100], PNG[:200] + b"\0" * 50 + PNG[250:]])
     def test_truncated_or_damaged(self, tmp_path, data):
         (tmp_path / "a.jpg").write_bytes(data)
-        with pytest.raises(ValueError, match=r"a\.jpg: broken or truncated image \([^\n]*\)$"):
+        with pytest.raises(
+            ValueError, match=r"a\.jpg: image must be complete, got broken or truncated data \([^\n]*\)$"
+        ):
             load_image(tmp_path / "a.jpg")
 
     def test_missing_and_directory(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"nowhere\.png: no such image file$"):
             load_image(tmp_path / "nowhere.png")
-        with pytest.raises(ValueError, match="expected an image file, found a directory"):
+        with pytest.raises(ValueError, match="image must be a file, got a directory"):
             load_image(tmp_path)
 
     @pytest.mark.parametrize("size", [(12_000, 10_000), (20_000, 20_000)])  # Pillow warns of one, refuses the other
     def test_bombs(self, tmp_path, size):
         (tmp_path / "bomb.png").write_bytes(bomb(*size))
-        with pytest.raises(
-            ValueError, match=r"bomb\.png: .*more than the 99000000 allowed|more than the 99000000 pixels"
-        ):
+        with pytest.raises(ValueError, match=r"bomb\.png: image must have at most 99000000 pixels, got "):
             load_image(tmp_path / "bomb.png", max_pixels=99_000_000)
 
     def test_limits(self, tmp_path):
@@ -168,18 +168,18 @@ class TestBroken:
         for source in (PNG, tmp_path / "a.png", "data:image/png;base64," + base64.b64encode(PNG).decode()):
             with pytest.raises(ValueError, match="raise max_bytes"):
                 load_image(source, max_bytes=len(PNG) - 1)
-            with pytest.raises(ValueError, match="600 pixels, more than the 599 allowed"):
+            with pytest.raises(ValueError, match="image must have at most 599 pixels, got 600"):
                 load_image(source, max_pixels=599)
             assert load_image(source, max_bytes=len(PNG), max_pixels=600).size == (30, 20)
 
     @pytest.mark.parametrize("source", [None, 3, [PNG], {"a": 1}, object()])
     def test_no_source(self, source):
-        with pytest.raises(ValueError, match="image: expected a path, URL, bytes, PIL image or array"):
+        with pytest.raises(ValueError, match="image must be a path, URL, bytes, PIL image or array, got"):
             load_image(source)
 
     @pytest.mark.parametrize("uri", ["data:image/png,abc", "data:image/png;base64", "data:image/png;base64,@@@"])
     def test_data_uri(self, uri):
-        with pytest.raises(ValueError, match=r"^data URI .*expected 'data:image/...;base64,'"):
+        with pytest.raises(ValueError, match=r"^data URI must be 'data:image/...;base64,' and valid base64, got"):
             load_image(uri)
 
 
@@ -251,15 +251,15 @@ class TestUrls:
             load_image(server.gives("/a.png", b"no", status))
 
     def test_no_image(self, server):
-        with pytest.raises(ValueError, match=r"/a.png: not an image"):
+        with pytest.raises(ValueError, match=r"/a.png: data must be an image that Pillow can read"):
             load_image(server.gives("/a.png", b"<html>"))
 
     def test_too_large(self, server):
-        with pytest.raises(ValueError, match=r"/a.png: more than the 1000 bytes allowed"):
+        with pytest.raises(ValueError, match=r"/a.png: data must have at most 1000 bytes, got at least \d{4,}"):
             load_image(server.gives("/a.png", b"\0" * 100_000), max_bytes=1000)
 
     def test_broken_off(self, server):
-        with pytest.raises(ValueError, match=r"/a.png: (cannot be downloaded|broken or truncated)"):
+        with pytest.raises(ValueError, match=r"/a.png: (cannot be downloaded|image must be complete)"):
             load_image(server.gives("/a.png", PNG[:100], Content_Length=str(len(PNG))))
 
     def test_slow_to_answer_and_slow_to_send(self, server):
@@ -292,7 +292,7 @@ class TestUrls:
 
     @pytest.mark.parametrize("url", ["ftp://127.0.0.1/a.png", "file:///a.png", "gopher://a"])
     def test_other_schemes(self, url):
-        with pytest.raises(ValueError, match="expected an http or https URL, found"):
+        with pytest.raises(ValueError, match="URL must be http or https, got"):
             load_image(url)
 
 

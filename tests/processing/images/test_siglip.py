@@ -235,7 +235,9 @@ class TestFiles:
         with pytest.raises(FileNotFoundError, match="no preprocessor_config.json"):
             SiglipImageProcessorPil.from_pretrained(tmp_path)
         (tmp_path / "preprocessor_config.json").write_text("[")
-        with pytest.raises(ValueError, match="expected a JSON object"):
+        with pytest.raises(
+            ValueError, match="preprocessor_config.json: the file must hold a JSON object, got invalid JSON"
+        ):
             SiglipImageProcessorPil.from_pretrained(tmp_path)
         with pytest.raises(ValueError, match="Siglip2ImageProcessor, which makes patches"):
             SiglipImageProcessorPil.from_dict({"image_processor_type": "Siglip2ImageProcessor"})
@@ -247,18 +249,18 @@ class TestMistakes:
         [
             ({"sizes": 3}, "unknown argument 'sizes'; did you mean 'size'"),
             ({"do_normalise": False}, "did you mean 'do_normalize'"),
-            ({"size": {"height": 3}}, "size: expected"),
-            ({"size": 0}, "size: expected whole numbers"),
-            ({"size": "224"}, "size: expected"),
-            ({"size": {"longest_edge": 9}}, "size: expected height and width"),
-            ({"size": None}, "size: expected a value with do_resize=True"),
-            ({"resample": None}, "resample: expected a value with do_resize=True"),
-            ({"resample": 9}, "resample: expected one of Pillow's filters"),
-            ({"do_center_crop": True}, "crop_size: expected a value"),
-            ({"image_mean": [0.5]}, "image_mean: expected 3 numbers"),
-            ({"image_mean": "0.5"}, "image_mean: expected a number"),
-            ({"image_std": [0, 0, 0]}, "image_std: expected numbers other than 0"),
-            ({"do_pad": True, "pad_size": 9}, "pad_size: expected at least 224x224, found 9x9"),
+            ({"size": {"height": 3}}, "size must be an integer, .* got {'height': 3}"),
+            ({"size": 0}, "size must hold integers of at least 1"),
+            ({"size": "224"}, "size must be an integer, .* got '224'"),
+            ({"size": {"longest_edge": 9}}, "size must have the keys height and width"),
+            ({"size": None}, "size must have a value with do_resize=True"),
+            ({"resample": None}, "resample must have a value with do_resize=True"),
+            ({"resample": 9}, "resample must be one of Pillow's filters, 0 to 5, got 9"),
+            ({"do_center_crop": True}, "crop_size must have a value"),
+            ({"image_mean": [0.5]}, "image_mean must have 3 numbers, one per channel, got 1"),
+            ({"image_mean": "0.5"}, "image_mean must be a number"),
+            ({"image_std": [0, 0, 0]}, "image_std must not contain 0, got"),
+            ({"do_pad": True, "pad_size": 9}, "pad_size must be at least 224x224, got 9x9"),
             ({"data_format": "NCHW"}, "data_format must be one of 'channels_first', 'channels_last'"),
             ({"return_tensors": "pt"}, "return_tensors must be one of"),
         ],
@@ -272,17 +274,20 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("images", "message"),
         [
-            ([], "expected at least one image"),
-            (None, "image: expected a path"),
-            ([1, 2], "found a int; several images go in a list"),
+            ([], "images must hold at least one image"),
+            (None, "image must be a path"),
+            ([1, 2], "got a int; pass several images as a list"),
             (np.zeros((8, 5, 2), np.uint8), "pass input_data_format"),
-            (np.zeros((4,), np.uint8), r"found the shape \(4,\)"),
-            (np.zeros((0, 5, 3), np.uint8), r"found the shape \(0, 5, 3\)"),
-            (np.full((8, 5, 3), -1.5), r"fractions are expected in \[0, 1\], found -1.5"),
-            (np.full((8, 5, 3), 300, np.uint16), r"whole numbers are expected in \[0, 255\], found 300"),
-            (np.full((8, 5, 3), np.nan), "fractions are expected"),
-            (np.full((8, 5, 3), 0.5), "pass do_rescale=False"),
-            (np.full((8, 5, 4), 7.0), r"float RGBA is expected in \[0, 1\]"),
+            (np.zeros((4,), np.uint8), r"got the shape \(4,\)"),
+            (np.zeros((0, 5, 3), np.uint8), r"got the shape \(0, 5, 3\)"),
+            (np.full((8, 5, 3), -1.5), r"image must be in \[0, 1\] if it has fractions, got -1.5"),
+            (np.full((8, 5, 3), 300, np.uint16), r"image must be in \[0, 255\] if it has whole numbers, got 300"),
+            (np.full((8, 5, 3), np.nan), r"image must be in \[0, 1\] if it has fractions, got nan"),
+            (
+                np.full((8, 5, 3), 0.5),
+                r"image must have values in \[0, 255\] .* got floats in \[0, 1\]; pass do_rescale=False",
+            ),
+            (np.full((8, 5, 4), 7.0), r"image must be in \[0, 1\] if it is float RGBA, got 7.0"),
         ],
     )
     def test_images(self, images, message):

@@ -137,30 +137,26 @@ def test_files_in_both_directions(reference_class, tmp_path, spiece):
 
 
 def test_a_file_of_the_other_kind_is_refused(tmp_path, spiece):
-    with pytest.raises(
-        ValueError, match="expected SiglipImageProcessor, found Siglip2ImageProcessor, which makes patch"
-    ):
+    with pytest.raises(ValueError, match="must be SiglipImageProcessor, got Siglip2ImageProcessor, which makes patch"):
         SiglipImageProcessorPil.from_dict(PUBLISHED)
-    with pytest.raises(
-        ValueError, match="expected Siglip2ImageProcessor, found SiglipImageProcessor, which makes whole"
-    ):
+    with pytest.raises(ValueError, match="must be Siglip2ImageProcessor, got SiglipImageProcessor, which makes whole"):
         Siglip2ImageProcessor.from_dict(SiglipImageProcessorPil().to_dict())
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PUBLISHED))
     SiglipTokenizer(spiece).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="backend: expected 'pil' or None .* found 'jax'"):
+    with pytest.raises(ValueError, match="backend must be 'pil' or None .* got 'jax'"):
         SiglipProcessor.from_pretrained(tmp_path, backend="jax")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"patch_size": 0}, "patch_size: expected a whole number above 0, found 0"),
-        ({"max_num_patches": 2.5}, "max_num_patches: expected a whole number above 0, found 2.5"),
+        ({"patch_size": 0}, "patch_size must be an integer of at least 1, got 0"),
+        ({"max_num_patches": 2.5}, "max_num_patches must be an integer of at least 1, got 2.5"),
         ({"size": 224}, "unknown argument 'size'.*known: .*max_num_patches"),
-        ({"resample": 9}, "resample: expected one of Pillow's filters"),
-        ({"do_resize": False}, "whole patches of 16 x 16 pixels with do_resize=False, found 30 x 48"),
-        ({"do_resize": False, "patch_size": 6, "max_num_patches": 39}, "at most 39 patches .* found 5 x 8"),
-        ({"image_std": 0.0}, "image_std: expected numbers other than 0"),
+        ({"resample": 9}, "resample must be one of Pillow's filters, 0 to 5, got 9"),
+        ({"do_resize": False}, "whole patches of 16 x 16 pixels with do_resize=False, got 30 x 48"),
+        ({"do_resize": False, "patch_size": 6, "max_num_patches": 39}, "at most 39 patches .* got 5 x 8"),
+        ({"image_std": 0.0}, "image_std must not contain 0, got 0.0"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(options, message):
@@ -170,7 +166,9 @@ def test_wrong_options_are_refused_in_one_line(options, message):
 
 
 def test_pictures_that_make_no_batch_are_refused():
-    with pytest.raises(ValueError, match="values do not make one array; pass do_convert_rgb=True"):
+    with pytest.raises(
+        ValueError, match="one number of channels to be stacked, got patches of .* values; pass do_convert_rgb=True"
+    ):
         Siglip2ImageProcessor()([picture("L", 20, 20), noise(20, 20)], do_convert_rgb=False, do_normalize=False)
-    with pytest.raises(ValueError, match="at least one image"):
+    with pytest.raises(ValueError, match="images must hold at least one image, got an empty list"):
         Siglip2ImageProcessor()([])

@@ -381,7 +381,7 @@ class TestFiles:
 class TestMistakes:
     @pytest.mark.parametrize("text", [None, 3, [], ["a", None], [["a", "b", "c"]], [3.5], [[]], {"a": 1}, b"a"])
     def test_no_text(self, pair, text):
-        with pytest.raises(ValueError, match=r"^text: expected [^\n]*$"):
+        with pytest.raises(ValueError, match=r"^text must be [^\n]*, got [^\n]*$"):
             pair[0](text)
 
     @pytest.mark.parametrize(
@@ -390,8 +390,8 @@ class TestMistakes:
             ({"padding": "max"}, "padding must be one of"),
             ({"truncation": "left"}, "truncation must be one of"),
             ({"return_tensors": "pt"}, "return_tensors must be one of None, 'np', 'jax'"),
-            ({"max_length": 0}, "max_length: expected at least 1"),
-            ({"text_pair": ["a"]}, "text_pair: expected 2 texts"),
+            ({"max_length": 0}, "max_length must be at least 1, got 0"),
+            ({"text_pair": ["a"]}, r"text_pair must hold 2 texts, as many as text, got \['a'\]"),
             ({"return_tensors": "np"}, "pass padding='max_length'"),
             ({"return_tensors": "np", "padding": "max_length", "max_length": 2}, "pass truncation=True"),
         ],
@@ -411,25 +411,29 @@ class TestMistakes:
 
     @pytest.mark.parametrize("index", [-1, 10_000])
     def test_id_outside(self, pair, index):
-        with pytest.raises(ValueError, match=f"token id {index}"):
+        with pytest.raises(ValueError, match=f"token id must be 0 to .*, got {index}$"):
             pair[0].decode([5, index])
 
     @pytest.mark.parametrize("data", [b"", b"not a model" * 50])
     def test_broken_vocabulary(self, tmp_path, data):
         (tmp_path / "spiece.model").write_bytes(data)
-        with pytest.raises(ValueError, match=r"spiece.model: expected a SentencePiece model[^\n]*$"):
+        with pytest.raises(
+            ValueError, match=r"spiece.model: file must be a SentencePiece model, got \d+ other bytes[^\n]*$"
+        ):
             SiglipTokenizer.from_pretrained(tmp_path)
 
     def test_truncated_vocabulary(self, spiece, tmp_path):
         (tmp_path / "spiece.model").write_bytes(spiece.read_bytes()[:1001])
-        with pytest.raises(ValueError, match="expected a SentencePiece model"):
+        with pytest.raises(ValueError, match="file must be a SentencePiece model, got 1001 other bytes"):
             SiglipTokenizer.from_pretrained(tmp_path)
 
     def test_directories_without_a_vocabulary(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"no spiece\.model"):
             SiglipTokenizer.from_pretrained(tmp_path)
         (tmp_path / "tokenizer.json").write_text("{}")
-        with pytest.raises(ValueError, match=r"tokenizer\.json: expected a tokenizer of the library tokenizers"):
+        with pytest.raises(
+            ValueError, match=r"tokenizer\.json: file must be a tokenizer of the library tokenizers, got other"
+        ):
             SiglipTokenizer.from_pretrained(tmp_path)
 
     @pytest.mark.parametrize("config", ["{", "[]", '{"added_tokens_decoder": {"x": "y"}}', '{"eos_token": 3}'])

@@ -138,5 +138,5 @@ def test_without_the_library_one_line_says_what_to_install(directory, monkeypatc
 
 
 def test_lower_case_cannot_be_switched_off(directory):
-    with pytest.raises(ValueError, match="do_lower_case: expected True"):
+    with pytest.raises(ValueError, match="do_lower_case must be True, as SigLIP 2 was trained, got False"):
         Siglip2Tokenizer(directory / "tokenizer.json", do_lower_case=False)
