@@ -1,12 +1,12 @@
-"""Attention alone, by implementation: how fast each is on this device, and how exact.
+"""Attention alone: speed and error of each implementation on this device.
 
     python benchmarks/attention.py [--batch 8] [--dtypes bfloat16] [--seconds 3] [--json]
 
-Shapes are those of the towers of the base and so400m models; heads of so400m are 72 wide. "eager" and "xla" are what
-`attn_implementation` calls so ("xla" itself, which the models leave to "eager" on a CPU and in narrow types), "cudnn"
-needs an NVIDIA GPU, and tokamax is measured where it is installed, with the kernel it chooses. All take turns; figures
-are medians, a ratio above 1 is slower than what "auto" runs, and "error" is the largest difference to float64 among
-numbers of the size of one.
+Shapes are those of the towers of the base and so400m models; heads of so400m are 72 wide. "eager" and "xla" are the
+values of `attn_implementation` ("xla" itself, which the models replace by "eager" on a CPU and in narrow dtypes),
+"cudnn" needs an NVIDIA GPU, and tokamax is measured if it is installed, with the kernel that it chooses. All take
+turns; times are medians, a ratio above 1 is slower than "auto", and "error" is the largest difference to float64 for
+values of order one.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from siglip_jax.models.attention import choose_implementation, eager_attention, 
 
 
 class Shape(NamedTuple):
-    """What one layer attends to."""
+    """The shape of the attention of one layer."""
 
     name: str
     tokens: int
@@ -42,7 +42,7 @@ SHAPES = (
 
 
 def implementations() -> dict[str, Callable[..., jax.Array]]:
-    """Returns what there is, as functions of queries, keys and values (batch, tokens, heads, width)."""
+    """Returns the implementations, functions of queries, keys and values of (batch, tokens, heads, width), by name."""
     found: dict[str, Callable[..., jax.Array]] = {
         "eager": lambda q, k, v: eager_attention(q, k, v)[0],
         "xla": functools.partial(jax_attention, bias=None, implementation="xla"),
@@ -56,14 +56,14 @@ def implementations() -> dict[str, Callable[..., jax.Array]]:
 
 
 def truth(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Returns the output in float64."""
+    """Returns the attention output in float64."""
     scores = np.einsum("bqhd,bkhd->bhqk", query, key, optimize=True) / np.sqrt(query.shape[-1])
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), value, optimize=True)
 
 
 def measure(shape: Shape, batch: int, dtype: str, seconds: float) -> list[dict[str, Any]]:
-    """Returns the figures of every implementation for one shape and type, or why there are none."""
+    """Returns the time and error of every implementation for one shape and dtype, or why it was not measured."""
     rng = np.random.default_rng(0)
     arrays = [
         jnp.asarray(rng.normal(size=(batch, shape.tokens, shape.heads, shape.width)), jnp.dtype(dtype))
@@ -79,8 +79,8 @@ def measure(shape: Shape, batch: int, dtype: str, seconds: float) -> list[dict[s
                 choose_implementation(name, weights=False, dropout=False, dtype=dtype, head_width=shape.width)
             jitted = jax.jit(function)
             found = np.asarray(jitted(*arrays).block_until_ready(), np.float64)
-        except Exception as error:  # whatever a library says when it cannot run here
-            if name in ("eager", "xla"):  # which run everywhere
+        except Exception as error:  # libraries raise anything when they cannot run here
+            if name in ("eager", "xla"):  # these run everywhere
                 raise
             row["why"] = str(error).partition("\n")[0]
             continue
@@ -105,13 +105,13 @@ def measure(shape: Shape, batch: int, dtype: str, seconds: float) -> list[dict[s
 
 
 def main() -> None:
-    """Runs the benchmark and prints it."""
+    """Runs the benchmark and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument(
         "--dtypes", nargs="+", choices=("float32", "bfloat16", "float16"), default=["float32", "bfloat16"]
     )
-    parser.add_argument("--seconds", type=float, default=3, help="of each shape and type")
+    parser.add_argument("--seconds", type=float, default=3, help="duration for each shape and dtype")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     device = jax.local_devices()[0]
@@ -130,7 +130,7 @@ def main() -> None:
 
 
 def report(rows: list[dict[str, Any]]) -> None:
-    """Prints the rows of one shape and type."""
+    """Prints the rows of one shape and dtype."""
     first = rows[0]
     title = f"{first['name']}: {first['batch']} x {first['tokens']} tokens, {first['heads']} heads of {first['width']}"
     print(f"\n{title}, {first['dtype']}")

@@ -1,11 +1,11 @@
-"""A server's load: many threads that each ask for one embedding after another, with and without the batcher.
+"""The load of a server: many threads that each request one embedding after another, with and without the batcher.
 
     python benchmarks/batcher.py [--seconds 60] [--threads 64] [--max-delay 0.005] [--model NAME_OR_PATH] [--json]
 
-Every thread picks images of the examples, or texts, at random and waits for each answer, first of one shared
-`Batcher`, then of `encode_image` and `encode_text` themselves, for `--seconds` each. Every answer is compared with the
-embedding known beforehand: `crossed` counts those that differ by more than 1e-5, `lost` calls without an answer,
-`refused` those that found the queue full. A ratio above 1 means that the batcher answers more.
+Every thread requests random example images or texts and waits for each answer, first from one shared `Batcher`, then
+from `encode_image` and `encode_text` themselves, for `--seconds` each. Every answer is compared with the embedding
+computed beforehand: `crossed` counts answers that differ by more than 1e-5, `lost` calls without an answer, `refused`
+calls that found the queue full. A ratio above 1 means that the batcher answers more.
 """
 
 import argparse
@@ -21,20 +21,20 @@ from siglip_jax.inference import Siglip
 
 EXAMPLES = sorted(siglip_jax.assets.EXAMPLES.glob("*.png"))
 TEXTS = [f"a picture of a {path.stem}" for path in EXAMPLES]
-SIZES = (1, 2, 4, 8, 16, 32, 64)  # of batches, compiled beforehand
+SIZES = (1, 2, 4, 8, 16, 32, 64)  # batch sizes, compiled beforehand
 COLUMNS = ("requests", "answered", "lost", "crossed", "refused", "per_second", "p50_ms", "p99_ms", "mean_batch")
 
 
 def main() -> None:
-    """Runs the benchmark and prints it."""
+    """Runs the benchmark and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=64)
-    parser.add_argument("--texts", type=float, default=0.3, help="share of the calls that ask for a text")
+    parser.add_argument("--texts", type=float, default=0.3, help="share of the calls that request a text")
     parser.add_argument("--max-batch-size", type=int)
     parser.add_argument("--max-delay", type=float, default=0.005)
     parser.add_argument("--queue-size", type=int, default=256)
-    parser.add_argument("--model", metavar="NAME_OR_PATH", help="default: the embedded model")
+    parser.add_argument("--model", metavar="NAME_OR_PATH", help="default: the bundled model")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     siglip = siglip_jax.load(options.model)
@@ -62,7 +62,7 @@ def main() -> None:
 def load(
     encoder: Siglip | siglip_jax.Batcher, known: tuple[np.ndarray, np.ndarray], options: argparse.Namespace
 ) -> dict:
-    """Puts the encoder under the load of all threads and returns what came of it."""
+    """Puts the encoder under the load of all threads and returns the counts, rates and latencies."""
     seconds: list[float] = []
     counts = dict.fromkeys(("requests", "crossed", "refused"), 0)
     lock = threading.Lock()

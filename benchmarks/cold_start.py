@@ -1,10 +1,10 @@
-"""From a new process to the first embedding of an image: import, load, compile, embed; and peak memory.
+"""Time from a new process to the first embedding of an image (import, load, compile, embed), and peak memory.
 
     python benchmarks/cold_start.py [--python PATH] [--repeats 5] [--json]
 
-Both sides read the same random checkpoint of siglip-base-patch16-224's sizes, both towers in float32, in turns, each in
-a process of its own; medians. Ours finds its compiled code in a cache that a run before filled. Needs torch and
-transformers.
+Both sides read the same random checkpoint with the sizes of siglip-base-patch16-224, both towers in float32, in turns,
+each in a process of its own; results are medians. siglip_jax finds its compiled code in a cache that an earlier run
+filled. Needs torch and transformers.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         model = Path(work) / "model"
         model.mkdir()
-        write_model(model, "siglip-base-patch16-224", rows=1, pictures=1)
+        write_model(model, "siglip-base-patch16-224", rows=1, images=1)
         size = (model / "model.safetensors").stat().st_size
         environment = os.environ | {"XDG_CACHE_HOME": work}
 

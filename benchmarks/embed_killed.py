@@ -1,10 +1,10 @@
-"""`siglip-jax embed` killed twenty times: is every item there exactly once, with the bytes of a run that was not?
+"""`siglip-jax embed` killed twenty times: is every item embedded exactly once, with the bytes of an undisturbed run?
 
     python benchmarks/embed_killed.py [--items 100000] [--kills 20] [--part-size 2048] [--images] [--json]
 
-Embeds that many different texts, or with --images small images, with the embedded model: once in one go, and once
-killed by SIGKILL at random moments and started anew each time. Rates are of the runs as a whole, with their start.
-Exit status 1 if anything differs.
+Embeds that many different texts, or with --images small images, with the bundled model: once without interruption, and
+once killed by SIGKILL at random moments and restarted each time. Rates are those of whole runs, start included. Exit
+status 1 if anything differs.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from siglip_jax.search.items import open_items
 from tests.support.killing import records, run_until_done
 
 
-def write_items(folder: Path, count: int, pictures: bool) -> Path:
-    """Writes texts, a line each, or images of 24 x 24 pixels; returns the file or folder."""
-    if not pictures:
+def write_items(folder: Path, count: int, images: bool) -> Path:
+    """Writes texts, one per line, or images of 24 x 24 pixels; returns the file or folder."""
+    if not images:
         file = folder / "texts.txt"
         file.write_text("".join(f"a photo of {i} cats and {i * 7919 % 10007} dogs\n" for i in range(count)))
         return file
-    rng, home = np.random.default_rng(0), folder / "pictures"
+    rng, home = np.random.default_rng(0), folder / "images"
     home.mkdir()
     for i in range(count):
         pixels = PIL.Image.fromarray(rng.integers(0, 256, (3, 3, 3), np.uint8)).resize((24, 24))
@@ -38,7 +38,7 @@ def write_items(folder: Path, count: int, pictures: bool) -> Path:
 
 
 def main() -> int:
-    """Runs the benchmark and prints it; returns the exit status."""
+    """Runs the benchmark, prints the results and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--kills", type=int, default=20)
@@ -48,13 +48,13 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        source = write_items(home, options.items, options.pictures)
+        source = write_items(home, options.items, options.images)
         seconds, killed = {}, {}
         for kind, kills in (("whole", 0), ("killed", options.kills)):
             command = [sys.executable, "-m", "siglip_jax", "embed", source, "--out", home / kind]
             command += ["--part-size", options.part_size]
             start = time.monotonic()
-            # Killed within the time of a part and a half, on average between two parts or in the middle of one.
+            # Kills within the time of one and a half parts, so on average between two parts or within one.
             parts = records(home / "whole") or 1
             longest = 1.5 * seconds.get("whole", 0.0) / parts
             killed[kind] = run_until_done(command, lambda out=home / kind: records(out), home / "cache", kills, longest)

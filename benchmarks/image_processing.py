@@ -2,11 +2,11 @@
 
     python benchmarks/image_processing.py [--height 480] [--width 640] [--images 32] [--repeats 7] [--json]
 
-All turn the same decoded RGB images into arrays of 224 x 224, in turns, after one round to warm up. Figures are
-medians; a ratio above 1 means that this library is faster. `SiglipImageProcessor` runs on the default device, which is
-named; on a CPU its matrix products lose to Pillow, on an accelerator they do not. Its time includes the way there, and
-back where the result is numpy. Needs no torch; where torchvision is installed, the reference's other class is measured
-too.
+All sides turn the same decoded RGB images into arrays of 224 x 224, in turns, after one round to warm up. Results are
+medians; a ratio above 1 means that this package is faster. `SiglipImageProcessor` runs on the default device, which is
+printed; on a CPU its matrix products are slower than Pillow, on an accelerator they are not. Its time includes the
+transfer to the device, and back if the result is numpy. Needs no torch; if torchvision is installed, the other class of
+the reference is measured too.
 """
 
 import argparse
@@ -24,8 +24,8 @@ import transformers
 from siglip_jax.processing import SiglipImageProcessor, SiglipImageProcessorPil
 
 
-def pictures(count: int, height: int, width: int) -> list[PIL.Image.Image]:
-    """Returns smooth images with some noise on them."""
+def synthetic_images(count: int, height: int, width: int) -> list[PIL.Image.Image]:
+    """Returns smooth images with added noise."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:height, 0:width]
     base = np.stack([np.sin(x / (30 + 7 * i)) * np.cos(y / 41) for i in range(3)], -1) * 100 + 127
@@ -36,7 +36,7 @@ def pictures(count: int, height: int, width: int) -> list[PIL.Image.Image]:
 
 
 def sides() -> dict[str, Any]:
-    """Returns what is measured; each takes a list of images."""
+    """Returns the functions to measure, by name; each takes a list of images."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     reference = transformers.SiglipImageProcessorPil()
     pil, jit = SiglipImageProcessorPil(), SiglipImageProcessor()
@@ -57,8 +57,8 @@ def sides() -> dict[str, Any]:
 
 
 def measure(count: int, height: int, width: int, repeats: int) -> list[dict[str, object]]:
-    """Returns a row for each side; ratios and differences are to the reference's class on Pillow."""
-    images = pictures(count, height, width)
+    """Returns a row for each side; ratios and differences are relative to the Pillow class of the reference."""
+    images = synthetic_images(count, height, width)
     runs = sides()
     results = {name: np.asarray(run(images)) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -81,7 +81,7 @@ def measure(count: int, height: int, width: int, repeats: int) -> list[dict[str,
 
 
 def main() -> None:
-    """Runs the benchmark and prints it."""
+    """Runs the benchmark and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--width", type=int, default=640)

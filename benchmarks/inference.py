@@ -4,18 +4,19 @@
     python benchmarks/inference.py --variant siglip-so400m-patch14-384 --plot ratios.png
 
 Peers: `transformers` on torch (eager, sdpa, torch.compile), ONNX Runtime, OpenVINO; on a GPU those of them that use it.
-What is not installed, or has no such type, is "not measured", with the reason. All have the same random weights and the
-same inputs. Timed is a tower, from arrays in host memory, or that of a GPU, to embeddings in host memory; a peer whose
-embeddings differ is not timed. Each is a process with its own threads on the same cores. They take turns, a repetition
-each; the others are stopped meanwhile (SIGSTOP). A repetition during which other processes used more than 0.12 cores
-counts only if there is no better one. Figures are medians; a ratio above 1 means that this library is faster.
+A peer that is not installed, or lacks a dtype, is "not measured", with the reason. All peers have the same random
+weights and the same inputs. A tower is timed from arrays in host memory, or GPU memory, to embeddings in host memory; a
+peer whose embeddings differ is not timed. Each peer is a process with its own threads on the same cores. Peers take
+turns, one repetition each, while the others are stopped (SIGSTOP). A repetition during which other processes used more
+than 0.12 cores counts only if there is no better one. Results are medians; a ratio above 1 means that this package is
+faster.
 
-"of matmul" is how near a peer comes to the rate of one large matrix product of the same type in jax.
+"of matmul" is the rate of a peer as a share of the rate of one large matrix product of the same dtype in jax.
 
-Load time is from files to a model that can be called, the libraries being imported; "first" adds the first embedding,
-so compilation. --end-to-end embeds JPEG files with `encode_image`, beside torch with decoding in threads.
-benchmarks/cold_start.py times whole processes. Linux only. Peers need the extra `test`, onnx, onnxscript, onnxruntime,
-openvino.
+Load time is from files to a callable model, after importing the libraries; "first" adds the first embedding, and so
+compilation. --end-to-end embeds JPEG files with `encode_image`, beside torch with decoding in threads.
+benchmarks/cold_start.py times whole processes. Linux only. Peers need the extra `test`, onnx, onnxscript, onnxruntime
+and openvino.
 """
 
 import argparse
@@ -35,16 +36,16 @@ from inference_peers import GPU, PEERS, TOWERS
 from inference_report import plot, print_cell, print_loads
 
 VARIANTS = {"base": "siglip-base-patch16-224", "tiny": "tiny"}
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.3}  # length of the difference of two unit vectors
-FOREIGN = 0.12  # cores
-BURST = 0.5  # seconds a repetition lasts at least
-LONG = 10.0  # seconds of a batch that is not timed again
-HOPELESS = 40.0  # seconds of a batch that is not tried
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.3}  # norm of the difference of two unit vectors
+FOREIGN = 0.12  # cores that other processes may use
+BURST = 0.5  # shortest repetition in seconds
+LONG = 10.0  # seconds per batch above which it is not repeated
+HOPELESS = 40.0  # expected seconds per batch above which it is not tried
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Peer:
-    """A process that runs only while it is asked something."""
+    """A process that runs only while it answers a request."""
 
     def __init__(self, name: str, dtype: str, options: argparse.Namespace) -> None:
         pythons = {"siglip_jax": options.python, "siglip_jax other": options.other}
@@ -55,11 +56,11 @@ class Peer:
         with self.log.open("w") as log:
             pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True}
             self.process = subprocess.Popen([*command, str(options.threads)], env=environment, **pipes)
-        self.memory: dict[str, int] = {}  # the most that it ever had, in bytes
+        self.memory: dict[str, int] = {}  # peak, in bytes
         self.facts = self.answer()
 
     def answer(self) -> dict[str, Any]:
-        """Waits for the next answer, and stops the process."""
+        """Waits for the next answer and stops the process."""
         line = self.process.stdout.readline()
         if not line:
             last = self.log.read_text().strip().rpartition("\n")[2]
@@ -70,7 +71,7 @@ class Peer:
         return answer
 
     def ask(self, **order: Any) -> dict[str, Any]:
-        """Lets the process do one thing; adds to its answer the cores that other processes used meanwhile."""
+        """Sends a request and returns the answer, with the cores that other processes used meanwhile."""
         if self.process.poll() is not None:
             return {"why": "its process ended before"}
         start, busy, own = time.perf_counter(), machine_ticks(), self.ticks()
@@ -83,7 +84,7 @@ class Peer:
         return answer
 
     def ticks(self) -> int:
-        """Returns the processor time of the process and of this one, which waits for it."""
+        """Returns the processor time of the process and of this one, which waits for it, in ticks."""
         ticks = 0
         for pid in (self.process.pid, os.getpid()):
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -97,28 +98,28 @@ class Peer:
 
 
 def machine_ticks() -> int:
-    """Returns the processor time that all processes, and the host of a virtual machine, have used."""
+    """Returns the processor time of all processes, and of the host of a virtual machine, in ticks."""
     user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
     return user + nice + system + irq + softirq + steal
 
 
 class Cell(NamedTuple):
-    """What is timed of each peer: `batch` rows in one call."""
+    """One measurement of every peer: `batch` rows in one call."""
 
     dtype: str
-    tower: str  # "files" where JPEG files become embeddings
+    tower: str  # "files": from JPEG files to embeddings
     batch: int
 
 
 def measure(dtype: str, options: argparse.Namespace, reference: dict[Any, np.ndarray]) -> tuple[dict, list[dict]]:
-    """Returns what loading took for each peer, and the rows of all cells of this type."""
+    """Returns the load times of each peer, and the rows of all cells of this dtype."""
     peers: dict[str, Peer] = {}
     loads, rows, pace = {}, [], {}
     cells = [Cell(dtype, tower, batch) for tower in TOWERS for batch in options.batches]
-    cells += [Cell(dtype, "files", options.pictures)] * options.end_to_end
+    cells += [Cell(dtype, "files", options.images)] * options.end_to_end
     try:
         for name in options.peers:
-            say(f"{dtype}: {name} loads")
+            say(f"{dtype}: loading {name}")
             peers[name] = Peer(name, dtype, options)
             loads[name] = peers[name].facts
         for cell in cells:
@@ -145,8 +146,8 @@ def measure_cell(
     """Times all peers on one cell.
 
     Args:
-      reference: embeddings by tower and batch, of the first peer that made them, in the first type.
-      pace: seconds a row by peer and tower, in the cells before.
+      reference: embeddings by tower and batch, of the first peer that computed them, in the first dtype.
+      pace: seconds per row by peer and tower, in earlier cells.
     """
     rows = {}
     for name, peer in peers.items():
@@ -170,7 +171,7 @@ def measure_cell(
 
 
 def first_result(peer: Peer, cell: Cell, options: argparse.Namespace, reference: dict[Any, np.ndarray]) -> dict:
-    """Lets a peer embed the batch once, which may compile, and says how far it is from the reference, or why not."""
+    """Embeds the batch once, which may compile; returns the difference to the reference, or why there is none."""
     file = options.folder / "result.npy"
     answer = peer.ask(tower=cell.tower, batch=cell.batch, calls=1, save=str(file))
     if "why" in answer:
@@ -183,7 +184,7 @@ def first_result(peer: Peer, cell: Cell, options: argparse.Namespace, reference:
 
 
 def take_turns(peers: dict[str, Peer], cell: Cell, options: argparse.Namespace) -> dict[str, list[dict]]:
-    """Lets each peer embed the batch, again and again, in turns; returns the answers."""
+    """Repeats the batch with each peer, in turns, and returns the answers."""
     calls = dict.fromkeys(peers, 1)
     turns: dict[str, list[dict]] = {name: [] for name in peers}
     started = time.perf_counter()
@@ -202,7 +203,7 @@ def take_turns(peers: dict[str, Peer], cell: Cell, options: argparse.Namespace) 
 
 
 def summary(turns: list[dict], cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
-    """Returns the figures of a peer from its turns: of the undisturbed ones if there are any."""
+    """Returns the results of a peer from its undisturbed turns, or from all if none was undisturbed."""
     if "why" in turns[-1]:
         return turns[-1]
     clean = [turn for turn in turns if turn["foreign"] <= FOREIGN]
@@ -222,24 +223,24 @@ def summary(turns: list[dict], cell: Cell, options: argparse.Namespace) -> dict[
 
 
 def say(line: str) -> None:
-    """Tells whoever waits what is going on."""
+    """Prints the progress on stderr."""
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Runs the benchmark and prints it."""
+    """Runs the benchmark and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=VARIANTS, default="base")
-    parser.add_argument("--variant", help="name of a released checkpoint whose sizes are taken instead of --size")
+    parser.add_argument("--variant", help="name of a released checkpoint whose sizes replace --size")
     parser.add_argument("--dtypes", nargs="+", choices=TOLERANCE, default=list(TOLERANCE))
-    parser.add_argument("--batches", type=int, nargs="+", help="1 8 32 by default, on a GPU 256 too")
+    parser.add_argument("--batches", type=int, nargs="+", help="default: 1 8 32, on a GPU also 256")
     known = [peer for peer in PEERS if peer != "siglip_jax other"]
     parser.add_argument("--peers", nargs="+", choices=known, default=known)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each peer, and cores it may use")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads and cores of each peer")
     parser.add_argument("--python", default=sys.executable, help="interpreter for siglip_jax")
-    parser.add_argument("--other", help="another interpreter, with another jax: a peer as well")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each peer at most")
-    parser.add_argument("--seconds", type=float, default=20, help="no third turn of a cell begins after these")
+    parser.add_argument("--other", help="another interpreter, with another jax, as a further peer")
+    parser.add_argument("--repeats", type=int, default=5, help="largest number of turns of each peer")
+    parser.add_argument("--seconds", type=float, default=20, help="time after which no third turn of a cell begins")
     parser.add_argument("--end-to-end", action="store_true", help="embed JPEG files too")
     parser.add_argument("--images", type=int, default=64, help="JPEG files")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios")
@@ -248,14 +249,14 @@ def main() -> None:
     if options.other:
         options.peers = [*options.peers, "siglip_jax other"]
     options.batches = options.batches or [1, 8, 32] + [256] * GPU
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or stopped peers would be left behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the stopped peers too
     results: dict[str, Any] = {"load": {}, "rows": []}
     with tempfile.TemporaryDirectory() as name:
         options.folder = Path(name)
         script = str(Path(__file__).with_name("inference_files.py"))
         size = ["--size", options.variant or VARIANTS[options.size], "--rows", str(max(options.batches))]
-        say("writing the model, exporting it")
-        words = [options.python, script, "model", name, *size, "--images", str(options.pictures)]
+        say("writing and exporting the model")
+        words = [options.python, script, "model", name, *size, "--images", str(options.images)]
         subprocess.run(words, check=True, stdout=sys.stderr)
         if {"onnxruntime", "openvino"} & set(options.peers):
             with (options.folder / "export.log").open("w") as log:

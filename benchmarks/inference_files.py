@@ -13,11 +13,11 @@ TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "nu
 TOWERS = ("image", "text")
 
 
-def write_model(folder: Path, size: str, rows: int, pictures: int) -> None:
-    """Writes a random model of this size with the embedded vocabulary, arrays for `rows` examples, and JPEG files."""
+def write_model(folder: Path, size: str, rows: int, images: int) -> None:
+    """Writes a random model of a size with the bundled vocabulary, arrays for `rows` examples, and JPEG files."""
     import jax
     import jax.numpy as jnp
-    from input_pipeline import write_pictures
+    from input_pipeline import write_images
 
     from siglip_jax.assets import BUNDLED_MODEL
     from siglip_jax.configs.configuration import SiglipConfig
@@ -31,19 +31,19 @@ def write_model(folder: Path, size: str, rows: int, pictures: int) -> None:
     model.save_pretrained(folder, jax.jit(model.init)(jax.random.key(0), **shapes)["params"])
     shutil.copy(BUNDLED_MODEL / "spiece.model", folder)
     half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    images = {"image_processor_type": "SiglipImageProcessor", "size": {"height": side, "width": side}, "resample": 3}
-    (folder / "preprocessor_config.json").write_text(json.dumps(images | half))
+    processor = {"image_processor_type": "SiglipImageProcessor", "size": {"height": side, "width": side}, "resample": 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor | half))
     tokenizer = {"tokenizer_class": "SiglipTokenizer", "model_max_length": length, "model_input_names": ["input_ids"]}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     rng = np.random.default_rng(0)
     np.save(folder / "image.npy", rng.uniform(-1, 1, (rows, side, side, 3)).astype(np.float32))
     np.save(folder / "text.npy", rng.integers(2, config.text_config.vocab_size, (rows, length), np.int32))
-    (folder / "pictures").mkdir()
-    write_pictures(folder / "pictures", pictures)
+    (folder / "images").mkdir()
+    write_images(folder / "images", images)
 
 
 def export(folder: Path) -> None:
-    """Writes the towers as ONNX, also quantized; why one is missing is in export.txt."""
+    """Writes the towers as ONNX, also quantized; export.txt has the reason if one is missing."""
     (folder / "export.txt").write_text("the export did not end")
     import torch
     import transformers
@@ -69,7 +69,7 @@ def export(folder: Path) -> None:
             torch.onnx.export(Tower(name).eval(), (torch.from_numpy(example),), str(file), **rows, **names)
             quantized = folder / f"{name}.int8.onnx"
             quantize_dynamic(file, quantized, op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8)
-    except Exception as error:  # whatever a library raises: the peers that need the file say so
+    except Exception as error:  # libraries raise anything; the peers that need the file report it
         (folder / "export.txt").write_text(f"{type(error).__name__}: {error}"[:300])
 
 
@@ -78,11 +78,11 @@ if __name__ == "__main__":
     parser.add_argument("job", choices=("model", "export"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", help="tiny, or the name of a released checkpoint")
-    parser.add_argument("--rows", type=int, help="of the arrays")
+    parser.add_argument("--rows", type=int, help="rows of the arrays")
     parser.add_argument("--images", type=int, help="JPEG files")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     if options.job == "model":
-        write_model(options.folder, options.size, options.rows, options.pictures)
+        write_model(options.folder, options.size, options.rows, options.images)
     else:
         export(options.folder)

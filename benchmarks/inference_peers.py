@@ -1,7 +1,7 @@
 """The peers of `benchmarks/inference.py`, each a process of its own.
 
-A peer loads the model, says how long that took, and then embeds a batch as often as each line that comes in asks for:
-arrays in host memory, or that of a GPU, to L2-normalised float32 embeddings in host memory, or JPEG files to the same.
+A peer loads the model, reports the load time, and then embeds a batch as often as each input line requests: from arrays
+in host memory, GPU memory, or JPEG files, to L2-normalised float32 embeddings in host memory.
 """
 
 import argparse
@@ -26,24 +26,24 @@ MODULES = {  # imported before the clock starts
     "openvino": ("openvino",),
 }
 TOWERS = ("image", "text")
-GPU = Path("/proc/driver/nvidia").exists()  # then only peers that use it are measured
-FILES_BATCH = 8  # images that the reference embeds at once when it reads files
+GPU = Path("/proc/driver/nvidia").exists()  # only peers that use a GPU are measured if there is one
+FILES_BATCH = 8  # batch size of the reference when it reads files
 
 Embed = Callable[[Any], np.ndarray]
 
 
 class NotMeasured(Exception):
-    """Why a peer takes no part."""
+    """The reason why a peer is not measured."""
 
 
 def check_gpu(used: bool) -> None:
-    """Refuses to compare a processor with a GPU."""
+    """Refuses to compare a CPU with a GPU."""
     if GPU and not used:
-        raise NotMeasured("there is a GPU, which it does not use as installed")
+        raise NotMeasured("the machine has a GPU, which the installed version does not use")
 
 
 def siglip_jax(folder: Path, dtype: str, threads: int) -> dict[str, Embed]:
-    """This library through its public methods."""
+    """Returns the public methods of this package."""
     import jax
 
     import siglip_jax
@@ -55,7 +55,7 @@ def siglip_jax(folder: Path, dtype: str, threads: int) -> dict[str, Embed]:
 
 
 def jax_facts(folder: Path, dtype: str) -> dict[str, Any]:
-    """Returns operations a row by tower, and operations a second of a large matrix product: the best of many."""
+    """Returns operations per row by tower, and operations per second of a large matrix product, the best of many."""
     import jax
     import jax.numpy as jnp
 
@@ -78,7 +78,7 @@ def jax_facts(folder: Path, dtype: str) -> dict[str, Any]:
 
 
 def torch_peer(kind: str) -> Callable[[Path, str, int], dict[str, Embed]]:
-    """`transformers` on torch: its attention is "eager" or "sdpa"; "compile" is the latter, compiled."""
+    """Returns the loader of `transformers` on torch, with "eager" or "sdpa" attention; "compile" is compiled sdpa."""
 
     def load(folder: Path, dtype: str, threads: int) -> dict[str, Embed]:
         import torch
@@ -89,7 +89,7 @@ def torch_peer(kind: str) -> Callable[[Path, str, int], dict[str, Embed]]:
         device = "cuda" if GPU else "cpu"
         check_gpu(torch.cuda.is_available())
         if dtype == "int8" and (kind != "sdpa" or device != "cpu"):
-            raise NotMeasured("torch quantizes dynamically on a CPU only, and is measured so with sdpa")
+            raise NotMeasured("torch quantizes dynamically on a CPU only, and is measured with sdpa")
         floating = torch.float32 if dtype == "int8" else getattr(torch, dtype)
         model = transformers.SiglipModel.from_pretrained(
             folder, dtype=floating, attn_implementation="eager" if kind == "eager" else "sdpa"
@@ -125,8 +125,8 @@ def torch_peer(kind: str) -> Callable[[Path, str, int], dict[str, Embed]]:
             processor = transformers.SiglipImageProcessorPil.from_pretrained(folder)
 
             def pixels(path: str) -> np.ndarray:
-                with Image.open(path) as picture:
-                    return processor(picture.convert("RGB"), return_tensors="np")["pixel_values"][0]
+                with Image.open(path) as opened:
+                    return processor(opened.convert("RGB"), return_tensors="np")["pixel_values"][0]
 
             with ThreadPoolExecutor(threads) as pool:
                 futures = [pool.submit(pixels, path) for path in paths]
@@ -139,7 +139,7 @@ def torch_peer(kind: str) -> Callable[[Path, str, int], dict[str, Embed]]:
 
 
 def onnxruntime(folder: Path, dtype: str, threads: int) -> dict[str, Embed]:
-    """ONNX Runtime on the exported towers; int8 is its dynamic quantization."""
+    """Returns ONNX Runtime on the exported towers; int8 is its dynamic quantization."""
     import onnxruntime
 
     if dtype == "bfloat16":
@@ -157,7 +157,7 @@ def onnxruntime(folder: Path, dtype: str, threads: int) -> dict[str, Embed]:
 
 
 def openvino(folder: Path, dtype: str, threads: int) -> dict[str, Embed]:
-    """OpenVINO on the exported towers, compiled for the size of the batch at hand."""
+    """Returns OpenVINO on the exported towers, compiled for each batch size."""
     import openvino
 
     check_gpu(False)
@@ -209,7 +209,7 @@ def exported(folder: Path, tower: str, ending: str) -> str:
 
 
 def work(peer: str, folder: Path, dtype: str, threads: int) -> None:
-    """Loads the peer and answers each line of JSON with one; what libraries print goes to stderr."""
+    """Loads the peer and answers each line of JSON with another; output of libraries goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -256,7 +256,7 @@ def work(peer: str, folder: Path, dtype: str, threads: int) -> None:
 
 
 def on_device(peer: str, batch: np.ndarray) -> Any:
-    """Returns a batch where its peer computes; ONNX Runtime copies its own."""
+    """Returns a batch on the device of its peer; ONNX Runtime copies by itself."""
     if not GPU or peer == "onnxruntime":
         return batch
     if PEERS[peer] is siglip_jax:
@@ -269,7 +269,7 @@ def on_device(peer: str, batch: np.ndarray) -> Any:
 
 
 def peak_memory() -> dict[str, int]:
-    """Returns the most bytes that were in use: of the process, and of the GPU where there is one."""
+    """Returns the peak memory of the process, and of the GPU if there is one, in bytes."""
     status = Path("/proc/self/status").read_text().splitlines()
     memory = {"host": next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))}
     torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
@@ -287,6 +287,6 @@ if __name__ == "__main__":
     parser.add_argument("dtype", choices=("float32", "bfloat16", "int8"))
     parser.add_argument("threads", type=int)
     options = parser.parse_args()
-    warnings.simplefilter("ignore")  # the figures are what is read here
+    warnings.simplefilter("ignore")  # only the answers are read
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     work(options.peer, options.folder, options.dtype, options.threads)

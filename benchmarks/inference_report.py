@@ -1,4 +1,4 @@
-"""What `benchmarks/inference.py` prints and draws."""
+"""The tables and the plot of `benchmarks/inference.py`."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from inference_peers import PEERS
 
 
 def print_loads(dtype: str, loads: dict[str, dict[str, Any]]) -> None:
-    """Prints what loading took, for the peers of one type."""
+    """Prints the load times of the peers in one dtype."""
     if matmul := loads.get("siglip_jax", {}).get("matmul"):
         print(f"\na large matrix product of {dtype} in jax: {matmul / 1e9:,.0f} GFLOP/s")
     print(f"\n{dtype:<16} {'load':>8} {'first':>8} {'peak memory':>12}   versions")
@@ -41,13 +41,13 @@ def print_cell(rows: list[dict[str, Any]]) -> None:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draws the ratios as bars: a panel for each type, a group for each cell."""
+    """Draws the ratios as bars: a panel for each dtype, a group for each cell."""
     from matplotlib.figure import Figure
 
     rows = [row for row in rows if row.get("ratio") and row["peer"] != "siglip_jax"]
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     if not dtypes:
-        raise SystemExit(f"{path}: nothing to draw, no peer was measured beside siglip_jax")
+        raise SystemExit(f"{path}: rows must have a peer beside siglip_jax, got none; measure another peer")
     colours = {peer: f"C{i}" for i, peer in enumerate(PEERS)}
     figure = Figure(figsize=(12, 3 * len(dtypes)), dpi=110, layout="constrained")
     for axes, dtype in zip(figure.subplots(len(dtypes), 1, squeeze=False)[:, 0], dtypes, strict=True):
@@ -66,7 +66,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.margins(y=0.15)
         axes.set_xticks(range(len(cells)), [f"{tower}, {batch}" for tower, batch in cells])
-        title = f"{dtype}: siglip_jax is so many times as fast as the peer (above 1: faster)"
+        title = f"{dtype}: speed of siglip_jax relative to the peer (above 1: faster)"
         axes.set_title(title, loc="left", fontsize=10)
         axes.legend(fontsize=8, ncols=len(peers), frameon=False, loc="upper left", bbox_to_anchor=(0, -0.08))
         axes.spines[["top", "right"]].set_visible(False)

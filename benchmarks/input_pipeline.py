@@ -1,13 +1,13 @@
-"""The input pipeline of training beside what the machine can decode: images per second, in batches of 64 at 224 x 224.
+"""The input pipeline of training beside the decoding rate of the machine: images per second, in batches of 64.
 
     python benchmarks/input_pipeline.py [--images 2000] [--batch 64] [--batches 16] [--repeats 3] [--json]
 
 Rows: a bare loop that reads, decodes, converts and resizes with Pillow, in one and in two threads; the pipeline of this
 package with threads and with two worker processes; torch's `DataLoader` with two workers and the same calls of Pillow.
-All read the same synthetic photos of 640 x 480, in random order. They take turns; figures are medians; the first
-batches of each turn, which may have been ready, do not count. Ratios are to the bare loop in two threads: what two
-cores can do. The processor time of an image, over all threads and processes, says what a loader costs where other work
-takes its turn on the same cores. Torch's row says so where torch is not installed.
+All read the same synthetic photos of 640 x 480 and resize them to 224 x 224, in random order, in turns. Results are medians; the first batches of
+each turn, which may have been ready, do not count. Ratios are relative to the bare loop in two threads, the limit of
+two cores. The processor time per image, over all threads and processes, is the cost of a loader that shares its cores
+with other work. The row of torch is empty if torch is not installed.
 """
 
 import argparse
@@ -32,11 +32,11 @@ from siglip_jax.data.transform import Transform
 from siglip_jax.processing import SiglipImageProcessorPil, SiglipProcessor
 
 SIZE = 224
-DIFFERENT = 200  # images; the others are copies, which are read and decoded all the same
-READY = 7  # batches that a pipeline may have made before its turn: two in each worker, and what is on its way
+DIFFERENT = 200  # different images; the others are copies, which are read and decoded too
+READY = 7  # batches that a pipeline may have prepared: two in each worker, and those in transit
 
 
-def write_pictures(folder: Path, count: int) -> float:
+def write_images(folder: Path, count: int) -> float:
     """Writes photos of shapes, gradients and texture in ten folders; returns their mean size in bytes."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:480, 0:640]
@@ -46,9 +46,9 @@ def write_pictures(folder: Path, count: int) -> float:
         shapes = np.asarray(patches.resize((640, 480), PIL.Image.Resampling(int(rng.integers(2)) * 3)), np.float32)
         fine = PIL.Image.fromarray(rng.integers(0, 256, (240, 320, 3), np.uint8)).resize((640, 480))
         waves = np.sin(x / rng.uniform(3, 30) + rng.uniform(0, 9)) * np.cos(y / rng.uniform(3, 30))
-        picture = 0.6 * shapes + 30 * waves[..., None] + 0.22 * np.asarray(fine, np.float32)
+        pixels = 0.6 * shapes + 30 * waves[..., None] + 0.22 * np.asarray(fine, np.float32)
         file = io.BytesIO()
-        PIL.Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+        PIL.Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
         files.append(file.getvalue())
     for i in range(count):
         path = folder / f"class{i % 10}" / f"{i:05}.jpg"
@@ -58,13 +58,13 @@ def write_pictures(folder: Path, count: int) -> float:
 
 
 def decoded(path: Path) -> np.ndarray:
-    """Does what every row has to do for an image, and no more."""
+    """Returns an image read, decoded and resized: the minimum that every row does."""
     with PIL.Image.open(io.BytesIO(path.read_bytes())) as image:
         return np.array(image.convert("RGB").resize((SIZE, SIZE), PIL.Image.Resampling.BICUBIC))
 
 
 def bare(paths: list[Path], batch: int, threads: int) -> Iterator[np.ndarray]:
-    """Decodes in threads, a batch at a time."""
+    """Yields batches that are decoded in threads, one at a time."""
     rng = np.random.default_rng(0)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         while True:
@@ -73,14 +73,14 @@ def bare(paths: list[Path], batch: int, threads: int) -> Iterator[np.ndarray]:
 
 
 def ours(folder: Path, batch: int, workers: int) -> Iterator[Any]:
-    """The pipeline, without captions."""
+    """Returns the batches of the pipeline, without captions."""
     processor = SiglipProcessor(SiglipImageProcessorPil(), siglip_jax.load().processor.tokenizer)
     transform = Transform(processor, captions=False, labels=True)
     return Pipeline([(open_source(folder), 1.0)], transform, batch_size=batch, workers=workers).batches()
 
 
 class Files:
-    """A data set of torch: the same work an image."""
+    """A torch data set that does the same work per image."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
@@ -93,7 +93,7 @@ class Files:
 
 
 class Endless:
-    """Random numbers of images without end."""
+    """Endless random indices of images."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -105,27 +105,30 @@ class Endless:
 
 
 def theirs(paths: list[Path], batch: int, workers: int) -> Iterator[Any] | None:
-    """Torch's loader, if torch is there."""
+    """Returns the batches of the torch loader, or None if torch is not installed."""
     try:
         from torch.utils.data import DataLoader
     except ImportError:
         return None
-    spawned = {"num_workers": workers, "multiprocessing_context": "spawn"}  # threads of JAX and a fork do not mix
+    spawned = {
+        "num_workers": workers,
+        "multiprocessing_context": "spawn",
+    }  # forking is unsafe beside the threads of JAX
     return iter(DataLoader(Files(paths), batch_size=batch, sampler=Endless(len(paths)), **spawned))
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Runs the benchmark and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--batches", type=int, default=16, help="measured in each turn")
+    parser.add_argument("--batches", type=int, default=16, help="batches measured in each turn")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        size = write_pictures(folder, arguments.images)
+        size = write_images(folder, arguments.images)
         paths = sorted(folder.glob("*/*.jpg"))
         sides = {
             "bare loop, 1 thread": bare(paths, arguments.batch, 1),
@@ -170,7 +173,7 @@ def main() -> None:
 
 
 def measured(batches: Iterator[Any], count: int, batch: int) -> tuple[float, float]:
-    """Returns images per second, and milliseconds of processor time an image, after what may have been ready."""
+    """Returns images per second, and milliseconds of processor time per image, after skipping prepared batches."""
     for _ in range(READY):
         next(batches)
     start, cost = time.perf_counter(), processor_time()
@@ -181,7 +184,7 @@ def measured(batches: Iterator[Any], count: int, batch: int) -> tuple[float, flo
 
 
 def processor_time() -> float:
-    """Returns the seconds of this process and its children."""
+    """Returns the processor time of this process and its children in seconds."""
     children = Path("/proc/self/task").glob("*/children")
     pids = [os.getpid(), *(int(pid) for file in children for pid in file.read_text().split())]
     ticks = 0

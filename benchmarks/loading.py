@@ -1,9 +1,9 @@
 """Loading of a full-size checkpoint of so400m-patch14-384 (3.5 GB in float32, random weights): time and peak memory.
 
-Ours beside `transformers`' `from_pretrained` with every element read once, since it only maps the file, where ours are
-arrays of their own, transposed for JAX. The third line is what memory costs here: as many fresh bytes, written once by
-two threads. Each in a process of its own, in turns, medians. The weights are read through once before, so that all
-loads find them in the page cache.
+Compares with `from_pretrained` of `transformers`, with every element read once, because it only maps the file, whereas
+siglip_jax makes new arrays, transposed for JAX. The third line is the cost of memory on this machine: as many fresh
+bytes, written once by two threads. Each side is a process of its own, in turns; results are medians. The weights are
+read once beforehand, so that all loads find them in the page cache.
 
     python benchmarks/loading.py [--variant siglip-so400m-patch14-384] [--repeats 3] [--json]
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-# The kernel's own record; `ru_maxrss` would begin with the size of the process that started this one.
+# The record of the kernel; `ru_maxrss` would start at the size of the parent process.
 PEAK = """
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -71,7 +71,7 @@ def write(directory: Path, variant: str) -> int:
 
 
 def main() -> None:
-    """Prints both sides and the ratios."""
+    """Runs the benchmark and prints both sides and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", default="siglip-so400m-patch14-384")
     parser.add_argument("--repeats", type=int, default=3)

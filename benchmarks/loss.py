@@ -1,13 +1,13 @@
-"""The sigmoid loss, value and all four gradients: time, peak memory and TFLOP/s, beside the formula in torch.
+"""The sigmoid loss and its four gradients: time, peak memory and TFLOP/s, beside the formula in torch.
 
     python benchmarks/loss.py [--batches 1024 4096 …] [--width 768] [--repeats 5] [--devices 8] [--json]
 
 Rows: ours dense, ours blocked, ours as a ring over devices (virtual ones on a CPU, which share its cores), the formula
-of big_vision in plain JAX, the reference's formula in torch and, on a GPU where the package is installed,
-`siglip_kernel`. Every row is a process of its own, so that its peak memory is its own; those of one batch take turns,
-and figures are medians. Peak memory is beyond the embeddings: resident memory on a CPU, the allocator's on a GPU.
-TFLOP/s count the three matrix products, 6 B² E, that no form can do without. A row that would hold the whole matrix is
-left out where that does not fit into a quarter of the memory. On a machine without a GPU its rows say so.
+of big_vision in plain JAX, the formula of the reference in torch and, on a GPU with the package installed,
+`siglip_kernel`. Every row is a process of its own, so its peak memory is its own; the rows of one batch take turns, and
+results are medians. Peak memory excludes the embeddings: resident memory on a CPU, that of the allocator on a GPU.
+TFLOP/s count the three matrix products, 6 B² E, that every form needs. A row that would hold the whole matrix is
+skipped if that exceeds a quarter of the memory. Rows that need a GPU are "not measured" without one.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def status(field):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
 def measure(step, peak_of_device):
     base = status("VmRSS")
-    open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+    open("/proc/self/clear_refs", "w").write("5")  # resets the peak
     step()
     peak = peak_of_device() if peak_of_device else status("VmHWM") - base
     for line in sys.stdin:  # one line: one timing
@@ -100,7 +100,7 @@ def peak_of_device():
 measure(step, peak_of_device if device == "cuda" else None)
 """
 )
-ROWS = {  # what: name, program, how many times it holds the whole matrix
+ROWS = {  # label: name, program, number of copies of the whole matrix
     "ours, dense": ("dense", OURS, 4),
     "ours, blocked": ("blocked", OURS, 0),
     "ours, ring": ("ring", OURS, 0),
@@ -111,7 +111,7 @@ ROWS = {  # what: name, program, how many times it holds the whole matrix
 
 
 def memory() -> int:
-    """Returns the bytes of this machine's memory."""
+    """Returns the memory of this machine in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -123,16 +123,16 @@ def gpu() -> str | None:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Runs the benchmark and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, nargs="+", help="default: 1024 to 32768, to 1048576 with a GPU")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", help="default: powers of two from 1024 to 32768, with a GPU to 1048576"
+    )
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--devices", type=int, default=8, help="of the ring, on a CPU")
-    parser.add_argument(
-        "--longest", type=float, default=120, help="seconds one step may take before a row stops growing"
-    )
+    parser.add_argument("--devices", type=int, default=8, help="devices of the ring, on a CPU")
+    parser.add_argument("--longest", type=float, default=120, help="seconds of a step above which a row stops growing")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     card = gpu()
@@ -145,7 +145,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({"device": card or "CPU", "rows": table}, indent=2))
         return
-    print(f"{card or 'CPU; no GPU here, so nothing of it was measured'}; embeddings of {arguments.width}")
+    print(f"{card or 'CPU; GPU rows were not measured'}; embeddings of width {arguments.width}")
     titles = f"{'ms':>11}{'TFLOP/s':>9}{'peak MiB':>10}{'times torch':>13}{'of its memory':>15}"
     print(f"{'type':<9}{'B':>8}  {'what':<18}{titles}")
     for row in table:
@@ -158,7 +158,7 @@ def main() -> None:
 
 
 def measure(batch: int, dtype: str, arguments: argparse.Namespace, card: str | None, too_long: set[str]) -> list[dict]:
-    """Returns the rows of one batch; their processes take turns."""
+    """Returns the rows of one batch, whose processes take turns."""
     rows, running = [], {}
     for what, (name, program, matrices) in ROWS.items():
         row = {"dtype": dtype, "batch": batch, "what": what}

@@ -1,11 +1,11 @@
-"""Quantization: bytes, peak memory while loading, time per batch, and what the embedded model loses.
+"""Quantization: bytes, peak memory of loading, time per batch, and the accuracy of the bundled model.
 
     python benchmarks/quantization.py [--variant siglip-base-patch16-224] [--repeats 5] [--data DATA] [--json]
 
-Bytes, memory and time are those of a random checkpoint of the variant's shape in float32; loads are each in a process
-of its own, and batches of 8 images in turns, medians. Peak memory is what loading adds. Agreement is that of the
-embedded model on the 64 example images and labels, and, with --data (where `research.pictograms.build` wrote),
-on the 1,599 held-out drawings.
+Bytes, memory and time are those of a random checkpoint with the shapes of the variant in float32. Each load is a process
+of its own, and batches of 8 images take turns; times are medians. Peak memory is the increase by loading. Agreement is
+that of the bundled model on the 64 example images and labels and, with --data (the output of
+`research.pictograms.build`), on the 1,599 held-out drawings.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from siglip_jax.params import unflatten
 
 SCHEMES = ("int8", "int4", "nf4", "fp8")
 BATCH = 8
-# The kernel's own record; `ru_maxrss` would begin with the size of the process that started this one.
+# The record of the kernel; `ru_maxrss` would start at the size of the parent process.
 LOAD = """
 import sys, time
 from pathlib import Path
@@ -58,7 +58,7 @@ print(time.perf_counter() - start, peak() - base, sum(x.nbytes for x in flatten(
 
 
 def write(directory: Path, variant: str) -> None:
-    """Writes random weights of a variant's shape."""
+    """Writes random weights with the shapes of a variant."""
     config = siglip_jax.SiglipConfig.from_variant(variant)
     random = np.random.default_rng(0)
     params = {row.path: random.standard_normal(row.shape, np.float32) for row in key_table(config, "SiglipModel")}
@@ -67,7 +67,7 @@ def write(directory: Path, variant: str) -> None:
 
 
 def loading(directory: Path) -> dict[str, dict[str, float]]:
-    """Seconds, peak and final bytes of loading in each scheme, and in float32."""
+    """Returns seconds, peak bytes and final bytes of loading in float32 and in each scheme."""
     found = {}
     for scheme in ("float32", *SCHEMES):
         command = [sys.executable, "-c", LOAD, str(directory), scheme]
@@ -77,7 +77,7 @@ def loading(directory: Path) -> dict[str, dict[str, float]]:
 
 
 def timing(directory: Path, repeats: int) -> dict[str, float]:
-    """Median milliseconds for a batch of images, every form in turn."""
+    """Returns the median milliseconds of a batch of images in each number format, in turns."""
     forms: dict[str, Any] = {}
     size = siglip_jax.SiglipConfig.from_pretrained(directory).vision_config.image_size
     for name in ("float32", "bfloat16", *SCHEMES):
@@ -97,18 +97,18 @@ def timing(directory: Path, repeats: int) -> dict[str, float]:
             start = time.perf_counter()
             encode(params, pixels).block_until_ready()
             times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(each[1:]) for name, each in times.items()}  # the first one compiles
+    return {name: statistics.median(each[1:]) for name, each in times.items()}  # the first batch compiles
 
 
 def top1(siglip: siglip_jax.inference.Siglip) -> float:
-    """Percentage of the example images whose own label is the best."""
+    """Returns the percentage of the example images whose own label ranks first."""
     labels = (EXAMPLES / "labels.txt").read_text(encoding="utf-8").splitlines()
     cosines = siglip.encode_image([EXAMPLES / f"{label}.png" for label in labels]) @ siglip.encode_text(labels).T
     return 100 * float((cosines.argmax(axis=1) == np.arange(len(labels))).mean())
 
 
 def agreement(data: Path | None) -> dict[str, dict[str, Any]]:
-    """Cosines to the float embedded model, and zero-shot accuracy, by scheme."""
+    """Returns cosines to the float bundled model, and zero-shot accuracy, by scheme."""
     floats = siglip_jax.load()
     found: dict[str, dict[str, Any]] = {}
     for name in ("float32", *SCHEMES):
@@ -124,7 +124,7 @@ def agreement(data: Path | None) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    """Runs the benchmark and prints it."""
+    """Runs the benchmark and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", default="siglip-base-patch16-224")
     parser.add_argument("--repeats", type=int, default=5)
@@ -148,7 +148,7 @@ def main() -> None:
         if load:
             cells = f"{load['bytes'] / 1e6:7.0f}{load['peak_bytes'] / 1e6:9.0f}{load['load_seconds']:8.1f}"
         print(f"{name:10}{cells}{ms[name]:8.0f}{ms['bfloat16'] / ms[name]:12.2f}")
-    print("\nembedded model; cosines to float32 over 64 images and 64 labels: least, mean; top-1 in %")
+    print("\nbundled model; cosines to float32 over 64 images and 64 labels: least, mean; top-1 in %")
     for name, a in found["agreement"].items():
         cosines = "  ".join(f"{c['least']:.5f} {c['mean']:.5f}" for c in a["cosine"].values())
         held_out = f"  held-out drawings {a['held_out_top1']:.2f}" if options.data else ""

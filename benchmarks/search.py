@@ -1,11 +1,11 @@
-"""Search among many embeddings: time of an exact query and how it grows, and time and recall of the index.
+"""Search among many embeddings: time of an exact query and its growth, and time and recall of the index.
 
     python benchmarks/search.py [--rows 100000 300000 1000000] [--width 768] [--index-rows 20000] [--repeats 5] [--json]
 
-Embeddings are clustered at random, as those of images are, and lie in a collection on disk that is mapped into
-memory. The growth is the exponent of a power law through the times, 1 where time is in proportion to the rows; the time
-for ten million rows is taken from the line through them. Memory is the peak of the process beyond that before the
-search. The recall is that of the ten nearest, for queries near to the embeddings but not among them.
+Embeddings are random clusters, like those of images, in a memory-mapped collection on disk. The growth is the exponent
+of a power law fitted to the times, 1 if time is proportional to the rows; the time for ten million rows is extrapolated
+linearly. Memory is the increase of the peak of the process by the search. Recall is that of the ten nearest, for
+queries near the embeddings but not among them.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def write_collection(directory: Path, rows: int, width: int) -> Collection:
 
 
 def vectors(seed: int, rows: int, width: int) -> np.ndarray:
-    """Returns unit vectors of float32, scattered around the same centres for every seed."""
+    """Returns float32 unit vectors, scattered around the same centres for every seed."""
     centres = np.random.default_rng(0).standard_normal((CLUSTERS, width), np.float32)
     rng = np.random.default_rng(seed)
     x = centres[rng.integers(0, CLUSTERS, rows)] + 0.7 * rng.standard_normal((rows, width), np.float32)
@@ -51,12 +51,12 @@ def vectors(seed: int, rows: int, width: int) -> np.ndarray:
 
 
 def exact(collection: Collection, queries: np.ndarray) -> Any:
-    """Returns what exact search finds."""
+    """Returns the result of exact search."""
     return nearest(queries, map(collection.embeddings, range(collection.manifest.parts)), K)
 
 
 def timed(repeats: int, function: Any, *arguments: Any) -> float:
-    """Returns the median of seconds, after a call that does not count."""
+    """Returns the median time in seconds, after a call to warm up."""
     function(*arguments)
     seconds = []
     for _ in range(repeats):
@@ -67,7 +67,7 @@ def timed(repeats: int, function: Any, *arguments: Any) -> float:
 
 
 def main() -> None:
-    """Runs the benchmark and prints it."""
+    """Runs the benchmark and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
     parser.add_argument("--width", type=int, default=768)

@@ -1,10 +1,10 @@
-"""Tokenization against `transformers.SiglipTokenizer` on this machine: texts per second, and whether the ids agree.
+"""Tokenization beside `transformers.SiglipTokenizer` on this machine: texts per second, and agreement of the ids.
 
     python benchmarks/tokenizer.py [--vocabulary spiece.model] [--texts 5000] [--repeats 5] [--json]
 
-Both sides turn the same captions into ids padded and cut to 64, in turns, after one round to warm up. Figures are
-medians; a ratio above 1 means that this library is faster. Without `--vocabulary` a small one is trained on the
-captions; a larger one makes fewer pieces of a text and favours both sides alike.
+Both sides turn the same captions into ids padded and truncated to 64, in turns, after one round to warm up. Results are
+medians; a ratio above 1 means that this package is faster. Without `--vocabulary` a small vocabulary is trained on the
+captions; a larger one splits a text into fewer pieces and favours both sides alike.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def captions(count: int) -> list[str]:
 
 
 def train(path: Path, texts: list[str]) -> Path:
-    """Trains a vocabulary in SigLIP's layout."""
+    """Trains a vocabulary in the layout of SigLIP and returns its path."""
     with path.open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(text.lower() for text in texts),
@@ -56,7 +56,7 @@ def train(path: Path, texts: list[str]) -> Path:
 
 
 def measure(vocabulary: Path, count: int, repeats: int) -> list[dict[str, object]]:
-    """Returns a row for each kind of output."""
+    """Returns a row for each type of output."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     texts = captions(count)
     ours, reference = SiglipTokenizer(vocabulary), transformers.SiglipTokenizer(str(vocabulary))
@@ -79,7 +79,7 @@ def measure(vocabulary: Path, count: int, repeats: int) -> list[dict[str, object
 
 
 def main() -> None:
-    """Runs the benchmark and prints it."""
+    """Runs the benchmark and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocabulary", type=Path, help="a spiece.model (default: one trained here)")
     parser.add_argument("--texts", type=int, default=5000)

@@ -2,7 +2,7 @@
 
     python benchmarks/training_step.py [--batch 32] [--dtype float32] [--repeat 3]
 
-Each side is a process of its own with random weights; they take steps in turns. Needs the extra `test` (torch).
+Each side is a process of its own with random weights; the sides take steps in turns. Needs the extra `test` (torch).
 """
 
 import argparse
@@ -18,7 +18,7 @@ LENGTH = 64  # tokens of a text
 
 
 def torch_step(batch, dtype):
-    """Returns a function that does a step with torch, eagerly."""
+    """Returns a function that does an eager step with torch."""
     import torch
     from transformers import SiglipConfig, SiglipModel
 
@@ -35,7 +35,7 @@ def torch_step(batch, dtype):
 
 
 def our_step(batch, dtype, remat):
-    """Returns a function that does a step with siglip_jax, compiled."""
+    """Returns a function that does a compiled step with siglip_jax."""
     import jax
     import jax.numpy as jnp
 
@@ -57,7 +57,7 @@ def our_step(batch, dtype, remat):
 
 
 def work(side, batch, dtype):
-    """Does a step for every line that comes in, and answers with its seconds and the peak memory in bytes."""
+    """Does a step for every input line, and prints its seconds and the peak memory in bytes."""
     step = torch_step(batch, dtype) if side == "torch" else our_step(batch, dtype, REMAT[side])
     for _ in sys.stdin:
         start = time.perf_counter()
@@ -66,10 +66,11 @@ def work(side, batch, dtype):
 
 
 def main():
+    """Runs the benchmark and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=32, help="pairs of a step")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="compute type")
-    parser.add_argument("--repeat", type=int, default=3, help="steps that count, after one that does not")
+    parser.add_argument("--batch", type=int, default=32, help="image-text pairs in a step")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="compute dtype")
+    parser.add_argument("--repeat", type=int, default=3, help="measured steps, after one to warm up")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
@@ -96,7 +97,7 @@ def main():
         median = statistics.median(seconds[side])
         print(
             f"{side:17s} {median:7.2f} s  {base / median:5.2f} x as fast as torch"
-            f"  {memory[side] / 2**30:6.2f} GiB at most  {memory[side] / memory['torch']:5.2f} of torch's"
+            f"  {memory[side] / 2**30:6.2f} GiB peak  {memory[side] / memory['torch']:5.2f} of torch's"
         )
 
 

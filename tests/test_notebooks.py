@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, and says what it says in the repository."""
+"""Every notebook runs from top to bottom and prints what is stored in the repository."""
 
 import base64
 import os
@@ -18,13 +18,13 @@ nbclient = pytest.importorskip("nbclient")
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
-DIGIT = 0.1  # the last digit that is printed may round the other way
-SECONDS = 300  # on two cores that are shared; alone, none takes half of it
-TOLERANCES = {"04_finetune": 0.35}  # of shares of 1: some hundred steps of training make much of little
+DIGIT = 0.1  # the last printed digit may round the other way
+SECONDS = 300  # on two shared cores; on two idle ones, none takes half of it
+TOLERANCES = {"04_finetune": 0.35}  # of accuracies from 0 to 1: training amplifies small differences
 
 
 def texts(notebook) -> list[str]:
-    """Returns what the code cells printed, one entry a cell."""
+    """Returns the text that each code cell printed."""
     return [
         "".join(output.get("text", "") for output in cell.outputs if output.output_type == "stream")
         for cell in notebook.cells
@@ -46,8 +46,8 @@ def notebook(request):
 @pytest.fixture(scope="module")
 def executed(notebook, tmp_path_factory):
     fresh = nbformat.from_dict(notebook)
-    folder = tmp_path_factory.mktemp("elsewhere")  # a notebook must not depend on where it is run
-    # What a notebook computes several times over, as for each format of a checkpoint, is compiled once.
+    folder = tmp_path_factory.mktemp("elsewhere")  # a notebook must not depend on the working directory
+    # A program that a notebook runs several times, as for each format of a checkpoint, is compiled once.
     cache = compiled_in(tmp_path_factory.mktemp("compiled"))
     start = time.monotonic()
     client = nbclient.NotebookClient(
@@ -69,7 +69,7 @@ def test_committed_with_its_outputs(notebook):
     assert all(len(figure) < 150_000 for figure in figures(notebook))
 
 
-def test_runs_and_says_the_same(request, notebook, executed):
+def test_runs_and_prints_the_same(request, notebook, executed):
     tolerance = TOLERANCES.get(request.node.callspec.params["notebook"].stem, DIGIT)
     assert executed.metadata["seconds"] < SECONDS
     assert len(figures(executed)) == len(figures(notebook)) > 0
@@ -101,7 +101,7 @@ def checkpoints(everything: str):
     table = {name: (int(equal), float(difference), int(right)) for name, equal, difference, right in rows}
     for name in ("the original", "big vision", "open clip", "orbax", "huggingface"):
         assert table[name][:2] == (124, 0)
-    assert table["larger patches"][2] > table["more places"][2] + 5  # "no training at all", "where fine-tuning starts"
+    assert table["larger patches"][2] > table["more positions"][2] + 5  # "needs no training", "a start for fine-tuning"
     assert everything.count("156 of 156 tensors equal") == 8
 
 
@@ -112,7 +112,7 @@ def ring(everything: str):
         r"^(dense|blocked|ring of \d) +" + r" +".join([r"(\d+\.\d+)"] * 5) + "$", everything, re.MULTILINE
     )
     assert [name for name, *_ in rows] == ["dense", "blocked", "ring of 2", "ring of 4", "ring of 8"]
-    assert all(float(error) < 0.5 for _, *errors in rows for error in errors)  # "a small fraction of what is allowed"
+    assert all(float(error) < 0.5 for _, *errors in rows for error in errors)  # "a small fraction of the tolerance"
     towers = re.findall(
         r"^(\w+) +loss (\S+), gradients of the towers differ by (\S+) of 1e-5$", everything, re.MULTILINE
     )
@@ -133,7 +133,7 @@ def ring(everything: str):
 
 
 def finetune(everything: str):
-    table = everything[everything.rindex("share that is right") :]
+    table = everything[everything.rindex("accuracy") :]
     rows = re.findall(r"^(\w+ \w+(?: \w+)?) +(\d\.\d+) +(\d\.\d+) +(\d\.\d+)$", table, re.MULTILINE)
     before, after, lora = ({row[0]: float(row[i]) for row in rows} for i in (1, 2, 3))
     assert before.keys() == {
@@ -153,18 +153,22 @@ def finetune(everything: str):
 
 
 def training_mesh(everything: str):
-    held, whole = re.search(r"^(\S+) of (\S+) numbers on each device", everything, re.MULTILINE).groups()
-    assert int(held.replace(",", "")) < 0.3 * int(whole.replace(",", ""))  # a quarter of each matrix
+    each, whole = re.search(r"^(\S+) of (\S+) numbers on each device", everything, re.MULTILINE).groups()
+    assert int(each.replace(",", "")) < 0.3 * int(whole.replace(",", ""))  # a quarter of each matrix
     first = float(re.search(r"^one device +1 +(\S+)$", everything, re.MULTILINE)[1])
     steps = re.findall(r"^data=2, fsdp=2, tensor=2 +(\d) +(\S+) +(\S+)$", everything, re.MULTILINE)
-    assert [int(parts) for parts, *_ in steps] == [1, 4]
+    assert [int(micro_batches) for micro_batches, *_ in steps] == [1, 4]
     assert all(abs(float(loss) - first) < 2e-4 and float(error) < 0.5 for _, loss, error in steps)
-    ends = re.findall(r"^(\w+) +on data=(\d), fsdp=(\d): stopped after step (\d+) of 12$", everything, re.MULTILINE)
-    assert ends == [("undisturbed", "8", "1", "12"), ("moved", "8", "1", "6"), ("moved", "2", "4", "12")]
+    ends = re.findall(r"^(\w+) +on (data=\S+(?: \S+)?) +(\w+) after step (\d+) of 12$", everything, re.MULTILINE)
+    assert ends == [
+        ("undisturbed", "data=8", "finished", "12"),
+        ("moved", "data=8", "stopped", "6"),
+        ("moved", "data=2, fsdp=4", "finished", "12"),
+    ]
     before, after = re.search(r"before the move (\S+), after it (\S+)", everything).groups()
     assert float(before) == 0.0 and float(after) < 0.01
     memory = [float(x) for x in re.findall(r"(\S+) GiB$", everything, re.MULTILINE)]
-    assert memory[0] > 2 * memory[1] > 2 * memory[2]
+    assert len(memory) == 4 and memory[0] > 2 * memory[1] > 2 * memory[2]
 
 
 def embed_and_search(everything: str):
@@ -176,7 +180,7 @@ def embed_and_search(everything: str):
         ("1", "32", "2"),
         ("0", "32", "0"),
     ]
-    assert re.findall(r"faults: (.*)", everything) == ["[]", "['embedded/part-000002.npy']", "[]"]
+    assert re.findall(r"faults: (.*)", everything) == ["[]", "['collection/part-000002.npy']", "[]"]
     assert "16 embedded again" in everything
     assert everything.count(": True\n") == 7 and "False" not in everything
     rows = re.findall(r"^ {4}([1-5]) +(\S.*)\.png +(\S+) +(\S+)$", everything, re.MULTILINE)
@@ -185,7 +189,7 @@ def embed_and_search(everything: str):
     assert {*fruit[:3]} == {"melon", "lemon", "strawberry"}
     assert float(rows[2][2]) > float(rows[3][2]) + 0.05  # "by a wide gap"
     assert {*farm} == {"bison", "goat", "horse", "mammoth", "cow"} and music[0] == "flute"
-    assert all(float(probability) < 0.5 for *_, probability in rows)  # "shy"
+    assert all(float(probability) < 0.5 for *_, probability in rows)  # "low"
     nearest = re.findall(r"^(\w+)\.png +(\d) +(\w+).*\.png +(\S+)$", everything, re.MULTILINE)
     assert [(query, found) for query, rank, found, _ in nearest if rank == "1"] == [(x, x) for x in ("horse", "church")]
     others = [float(score) for _, rank, _, score in nearest if rank != "1"]
@@ -193,7 +197,7 @@ def embed_and_search(everything: str):
     assert min(others) > 2 * max(float(score) for *_, score, _ in rows)  # "far higher"
     assert re.search(r"lemon\.png .* melon$", everything, re.MULTILINE)
     assert int(re.search(r"the thing that is drawn: (\d+) of 64", everything)[1]) > 25
-    shares = [float(x) for x in re.findall(r"^(?:recall|of their nearest).*: (\S+)$", everything, re.MULTILINE)]
+    shares = [float(x) for x in re.findall(r"^recall .*: (\S+)$", everything, re.MULTILINE)]
     assert len(shares) == 3 and min(shares) > 0.9
     assert float(re.search(r"lowest (\S+)", everything)[1]) > 0.999
     whole, held = map(float, re.search(r"float32 (\S+) MB, int8 (\S+) MB", everything).groups())
@@ -211,6 +215,6 @@ PROMISES = {
 
 
 def test_keeps_its_promises(request, executed):
-    """The numbers that the prose rests on."""
+    """Checks the numbers that the prose relies on."""
     name = request.node.callspec.params["notebook"].stem
     PROMISES[name]("\n".join(texts(executed)))

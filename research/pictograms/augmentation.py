@@ -1,9 +1,9 @@
-"""Augmentation for small pictograms: other drawing styles, so that a vendor never seen in training is understood.
+"""Augmentation for small pictograms: variation of drawing style, so that the model generalises to unseen vendors.
 
 Geometry (a small affine map) runs on the host with Pillow, several times faster on a CPU than a gather under XLA.
 Everything else is elementwise or a small matrix product and runs inside the jitted training step: colour and tone, soft
-lighting and relief from a blurred silhouette (flat drawings come to look moulded), blur and sharpening, backgrounds,
-cut-outs. Every strength is drawn for each image; a share of the images gets none.
+lighting and relief from a blurred silhouette (which makes flat drawings look moulded), blur and sharpening,
+backgrounds, cut-outs. Every strength is sampled for each image, and is zero for a share of the images.
 """
 
 import jax
@@ -18,12 +18,12 @@ SIZE = 64  # pixels
 def affine_coefficients(
     rng: np.random.Generator, flip: Bool[np.ndarray, " n"], smallest: float = 0.8
 ) -> Float[np.ndarray, "n 6"]:
-    """Random inverse affine maps about the centre: rotation, scale, aspect, shear, shift, and a mirror where `flip`.
+    """Returns random inverse affine maps about the centre: rotation, scale, aspect, shear, shift and mirroring.
 
     Args:
-      rng: of every draw.
-      flip: which maps mirror.
-      smallest: the least scale.
+      rng: generator of every sample.
+      flip: whether each map mirrors.
+      smallest: smallest scale.
     """
     n = len(flip)
     angle = np.deg2rad(rng.normal(0, 7, n).clip(-20, 20))
@@ -43,7 +43,7 @@ def affine_coefficients(
 
 
 def warp(images: list[Image.Image], coefficients: Float[np.ndarray, "n 6"]) -> UInt8[np.ndarray, "n 64 64 4"]:
-    """Resample premultiplied ("RGBa") images with inverse affine maps; what comes from outside is transparent."""
+    """Resamples premultiplied ("RGBa") images with inverse affine maps; pixels outside an image are transparent."""
     out = np.empty((len(images), SIZE, SIZE, 4), np.uint8)
     for i, (image, row) in enumerate(zip(images, coefficients, strict=True)):
         moved = image.transform(
@@ -54,30 +54,31 @@ def warp(images: list[Image.Image], coefficients: Float[np.ndarray, "n 6"]) -> U
 
 
 def blur_matrix(sigma: float) -> np.ndarray:
+    """Returns the matrix that blurs a column of pixels by a Gaussian of `sigma` pixels."""
     distance = np.arange(SIZE)[:, None] - np.arange(SIZE)[None]
     weights = np.exp(-0.5 * (distance / sigma) ** 2)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def _slope_matrix() -> np.ndarray:
-    """Central differences: row i of the product with a column is its slope at pixel i."""
+    """Returns the matrix of central differences: row i of its product with a column is the slope at pixel i."""
     return (np.eye(SIZE, k=1) - np.eye(SIZE, k=-1)).astype(np.float32)
 
 
 def separable(x: Float[Array, "n c h w"], rows: np.ndarray, columns: np.ndarray) -> Float[Array, "n c u v"]:
-    """Filter down the rows and along the columns as two small matrix products, which is what a CPU does fastest."""
+    """Filters both axes of an image by two small matrix products, the fastest form on a CPU."""
     return jnp.einsum("uh,nchv->ncuv", rows, jnp.einsum("nchw,vw->nchv", x, columns))
 
 
 def recolour(key: Key[Array, ""], rgb: Float[Array, "n 3 h w"]) -> Float[Array, "n 3 h w"]:
-    """Hue, saturation, contrast, brightness, gamma; some images go grey, some are posterised."""
+    """Changes hue, saturation, contrast, brightness and gamma; turns some images grey and posterises some."""
     n = rgb.shape[0]
     keys = jax.random.split(key, 8)
 
     def normal(k, deviation):
         return deviation * jnp.clip(jax.random.normal(k, (n, 1, 1, 1)), -2.5, 2.5)
 
-    # One 3x3 matrix an image turns the colour plane about the grey axis and stretches it.
+    # One 3 x 3 matrix per image rotates the colours about the grey axis and scales their saturation.
     saturation = jnp.exp(normal(keys[1], 0.3))
     saturation = jnp.where(jax.random.bernoulli(keys[2], 0.08, (n, 1, 1, 1)), 0.0, saturation)[:, :, 0]
     angle = normal(keys[0], 0.12)[:, :, 0]
@@ -95,7 +96,7 @@ def recolour(key: Key[Array, ""], rgb: Float[Array, "n 3 h w"]) -> Float[Array, 
 def lighten(
     key: Key[Array, ""], rgb: Float[Array, "n 3 h w"], alpha: Float[Array, "n 1 h w"]
 ) -> Float[Array, "n 3 h w"]:
-    """Lighting as a renderer would give: a slope of brightness, relief at the edges of shapes, and a soft highlight."""
+    """Adds lighting like a renderer's: a gradient of brightness, relief at the edges of shapes, a soft highlight."""
     n = rgb.shape[0]
     keys = jax.random.split(key, 7)
     axis = jnp.linspace(-1.0, 1.0, SIZE)
@@ -121,10 +122,10 @@ def lighten(
 
 
 def restyle(key: Key[Array, ""], premultiplied: UInt8[Array, "n 64 64 4"]) -> Float[Array, "n 64 64 3"]:
-    """Premultiplied RGBA to augmented pixels in [-1, 1], composited on white (75 %) or on a random light colour."""
+    """Returns augmented pixels in [-1, 1], composited on white (75 % of the images) or on a random light colour."""
     n = premultiplied.shape[0]
     keys = jax.random.split(key, 9)
-    scaled = jnp.moveaxis(premultiplied, -1, 1).astype(jnp.float32) / 255  # planes, for the matrix products
+    scaled = jnp.moveaxis(premultiplied, -1, 1).astype(jnp.float32) / 255  # channels first, for the matrix products
     alpha = scaled[:, 3:]
     rgb = scaled[:, :3] / jnp.maximum(alpha, 1 / 255)
     changed = jnp.clip(lighten(keys[0], recolour(keys[1], rgb), alpha), 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Batches for the embedded model: which captions and images a training step sees. Pure functions of (seed, step)."""
+"""Batches for the bundled model: the captions and images of a training step, a pure function of (seed, step)."""
 
 import hashlib
 import itertools
@@ -17,25 +17,25 @@ from siglip_jax.processing.text.canonical import canonicalize
 Tokenize = Callable[[list[str]], np.ndarray]  # m texts -> (m, positions) int32
 
 TAG_TEXTS = 3  # texts of each kind made from a caption's tags: with the caption, and without
-BARE, PROMPTED, WITH_TAGS, TAGS_ONLY = 0.55, 0.25, 0.12, 0.08  # how often a text is of which kind
+BARE, PROMPTED, WITH_TAGS, TAGS_ONLY = 0.55, 0.25, 0.12, 0.08  # share of each kind of text
 FLIP_RATE = 0.25
-FLAG_WEIGHT = 0.3  # a flag is drawn this much as often as another image
-MIRROR_MATTERS = {"symbols", "flags", "signs_and_symbols", "geography", "shapes"}  # groups
+FLAG_WEIGHT = 0.3  # rate at which a flag is sampled, relative to another image
+MIRROR_MATTERS = {"symbols", "flags", "signs_and_symbols", "geography", "shapes"}  # groups that are never mirrored
 DIRECTIONS = re.compile(
     r"\b(left|right|leftwards|rightwards|quarter|crescent|clockwise|counterclockwise|o.clock|thirty)\b"
 )
 
 
 class Batch(NamedTuple):
-    """The first `len(images)` texts describe the images, row by row; the others are negatives for all of them."""
+    """A batch: the first `len(images)` texts describe the images, row by row; the others are negatives for all."""
 
     images: UInt8[np.ndarray, "n 64 64 4"]
     input_ids: Int32[np.ndarray, "m positions"]
-    skipped: tuple[str, ...] = ()  # all can be read
+    skipped: tuple[str, ...] = ()  # every drawing is readable
 
     @property
     def arrays(self) -> dict[str, Shaped[np.ndarray, "..."]]:
-        """What the training step takes."""
+        """Inputs of the training step."""
         groups = {
             "image_groups": np.arange(len(self.images), dtype=np.int32),
             "text_groups": np.arange(len(self.input_ids), dtype=np.int32),
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
 
 
 def texts_of(caption: str, tags: list[str], rng: np.random.Generator) -> list[str]:
-    """Every text a caption may be shown as: each prompt, then texts with tags, then texts of tags alone."""
+    """Returns every text of a caption: each prompt, then texts with tags, then texts of tags alone."""
     texts = [prompt.format(caption) for prompt in PROMPTS]
     for low, high, start in ((1, 3, [caption]), (2, 4, [])):
         for _ in range(TAG_TEXTS):
@@ -57,35 +57,35 @@ def texts_of(caption: str, tags: list[str], rng: np.random.Generator) -> list[st
 
 
 class Batches:
-    """Draws a step's batch: different captions, a random text for each, a random image for each of the first ones.
+    """Samples the batch of a step: different captions, a text for each, and an image for each of the first ones.
 
-    A caption is drawn in proportion to its number of images, and no two texts of a step belong to one caption:
-    another rendering of the same thing would count as a wrong answer.
+    A caption is sampled in proportion to its number of images. No two texts of a step belong to the same caption,
+    because another rendering of the same thing would count as a wrong answer.
     """
 
     def __init__(
         self, train: Pictograms, tokenize: Tokenize, images: int, texts: int, seed: int, smallest: float = 0.8
     ):
-        """Prepares every text once.
+        """Tokenizes every text once.
 
         Args:
           train: the training split.
           tokenize: the model's tokenizer, padding to the model's text length.
-          images: images in a step.
-          texts: texts in a step, at least `images`.
-          seed: of every draw.
-          smallest: the least scale that an image is drawn at.
+          images: number of images in a step.
+          texts: number of texts in a step, at least `images`.
+          seed: seed of every sample.
+          smallest: smallest scale of an image.
 
         Raises:
-          ValueError: fewer captions than texts in a step, or fewer texts than images.
+          ValueError: if there are fewer captions than texts in a step, or fewer texts than images.
         """
         rows_of: dict[str, list[int]] = {}
         for i, row in enumerate(train.rows):
             rows_of.setdefault(canonicalize(row["caption"]), []).append(i)
         if not images <= texts <= len(rows_of):
             raise ValueError(
-                f"a step needs images <= texts <= captions, got {images} images, {texts} texts and"
-                f" {len(rows_of)} captions: lower the batch or add data"
+                f"a step must have images <= texts <= captions, got {images} images, {texts} texts and"
+                f" {len(rows_of)} captions; lower the batch or add data"
             )
         self.images, self.texts, self.seed, self.smallest = images, texts, seed, smallest
         self.drawings = [Image.fromarray(image, "RGBA").convert("RGBa") for image in train.images]
@@ -115,13 +115,14 @@ class Batches:
         self.fingerprint = f"{drawn.hexdigest()[:16]}, {images} images, {texts} texts, seed {seed}, {smallest}"
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Yields the batches of the steps from `start` on, without end."""
+        """Yields the batches of the steps from `start` on, endlessly."""
         return map(self, itertools.count(start))
 
     def __call__(self, step: int) -> Batch:
-        """The batch of `step`, the same whenever it is asked for."""
+        """Returns the batch of `step`, which is always the same."""
         rng = np.random.default_rng([self.seed, step])
-        keys = self.log_weight + rng.gumbel(size=len(self.log_weight))  # the largest: a weighted draw without return
+        # Weighted sampling without replacement: the captions with the largest keys.
+        keys = self.log_weight + rng.gumbel(size=len(self.log_weight))
         captions = rng.permutation(np.argpartition(-keys, self.texts - 1)[: self.texts])
         kinds = rng.choice(len(self.kind_rate), self.texts, p=self.kind_rate)
         rows = np.asarray([rng.choice(self.rows_of[caption]) for caption in captions[: self.images]])

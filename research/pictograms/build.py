@@ -1,11 +1,11 @@
-"""Builds the data of the embedded model: 11,158 pictograms with captions, in about a minute and the same every time.
+"""Builds the data of the bundled model: 11,158 pictograms with captions, deterministically, in about a minute.
 
     python -m research.pictograms.build OUT [--downloads DIR]
 
 Writes, for the splits `train`, `fluent3d` and `clipart_test` (the last two held out), `{split}.npz` with `images`
-(N, 64, 64, 4) uint8, straight alpha, and `{split}.json` with one row an image. Held-out rows carry `near`, the
-likeness to the closest training image: drop those above 0.95 for an accuracy that owes nothing to copies. Needs the
-extra `train`.
+(N, 64, 64, 4) uint8, straight alpha, and `{split}.json` with one row per image. Held-out rows have `near`, the
+similarity to the closest training image: drop those above 0.95 for an accuracy without near-copies. Needs the packages
+of the README.
 """
 
 import argparse
@@ -33,18 +33,18 @@ from research.pictograms.sources import (
 )
 from siglip_jax._files import write_atomically, written_aside
 
-DESCRIPTION = "Fetch and draw the pictograms that the embedded model is trained and measured on."
+DESCRIPTION = "Fetch and render the pictograms that the bundled model is trained and evaluated on."
 SIZE = 64  # pixels, both sides
-MARGIN = 0.04  # of the longer side, all around
+MARGIN = 0.04  # on each side, as a fraction of the longer side
 VISIBLE = 8  # alpha above which a pixel counts as drawn
-PIXELS_PER_UNIT = {"pt": 1.25, "mm": 3.543307, "cm": 35.43307, "pc": 15.0, "in": 90.0, "px": 1.0}  # as Inkscape had it
+PIXELS_PER_UNIT = {"pt": 1.25, "mm": 3.543307, "cm": 35.43307, "pc": 15.0, "in": 90.0, "px": 1.0}  # at 90 dpi
 
 RgbaImage = UInt8[np.ndarray, "64 64 4"]
 RgbaImages = UInt8[np.ndarray, "n 64 64 4"]
 
 
 def thumbnail(image: Image.Image) -> RgbaImage | None:
-    """Cuts to what is drawn, centres it on a transparent square with a margin, and scales; None if nothing is drawn."""
+    """Crops to the drawing, centres it on a transparent square with a margin, and scales; None if nothing is drawn."""
     image = image.convert("RGBA")
     drawn = np.asarray(image)[..., 3] > VISIBLE
     rows, columns = np.flatnonzero(drawn.any(axis=1)), np.flatnonzero(drawn.any(axis=0))
@@ -58,7 +58,7 @@ def thumbnail(image: Image.Image) -> RgbaImage | None:
 
 
 def in_pixels(svg: str) -> str:
-    """Rewrites the size of an SVG in pixels, with a viewBox: the renderer refuses physical units without one."""
+    """Rewrites the size of an SVG in pixels, with a viewBox: the renderer rejects physical units without one."""
     root = re.search(r"<svg\b[^>]*>", svg, re.DOTALL)
     if root is None:
         return svg
@@ -78,7 +78,7 @@ def in_pixels(svg: str) -> str:
 
 
 def render(source: Source) -> RgbaImage | None:
-    """Draws one source; None if it cannot be drawn or shows nothing."""
+    """Renders a source; returns None if it cannot be rendered or is empty."""
     import resvg_py
 
     try:
@@ -91,12 +91,12 @@ def render(source: Source) -> RgbaImage | None:
         return thumbnail(Image.open(io.BytesIO(bytes(drawn))))
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # a panic of the renderer is no Exception
+    except BaseException:  # a panic of the renderer is not an Exception
         return None
 
 
 def likeness_features(images: RgbaImages) -> Float[np.ndarray, "n 768"]:
-    """16 x 16 mean colours on white, mean removed, unit length: their product finds near-copies."""
+    """Returns 16 x 16 mean colours on white, centred and normalised; their cosines find near-copies."""
     scaled = images.astype(np.float32)
     alpha = scaled[..., 3:] / 255
     on_white = scaled[..., :3] * alpha + 255 * (1 - alpha)
@@ -106,12 +106,12 @@ def likeness_features(images: RgbaImages) -> Float[np.ndarray, "n 768"]:
 
 
 def likeness(images: RgbaImages, train: Float[np.ndarray, "m 768"]) -> Float[np.ndarray, " n"]:
-    """Cosine to the closest training image, the image itself or its mirror image."""
+    """Returns the largest cosine of each image, or of its mirror image, to a training image."""
     return np.maximum(*((likeness_features(x) @ train.T).max(axis=1) for x in (images, images[:, :, ::-1])))
 
 
 def split_clip_art(sources: list[Source], images: list[RgbaImage | None]) -> tuple[list[Any], list[Any]]:
-    """Drops what could not be drawn and what is drawn alike to the byte; holds out the first tenth of the rest."""
+    """Drops unrendered and duplicate drawings and holds out the first tenth of the rest; returns (train, test)."""
     different = {}
     for source, image in zip(sources, images, strict=True):
         if image is not None:
@@ -121,7 +121,7 @@ def split_clip_art(sources: list[Source], images: list[RgbaImage | None]) -> tup
 
 
 def write_split(directory: Path, split: str, rows: list[dict[str, Any]], images: RgbaImages) -> str:
-    """Writes one split, aside first; returns the hash of its rows and pixels."""
+    """Writes a split atomically and returns the hash of its rows and pixels."""
     with written_aside(directory / f"{split}.npz") as aside, open(aside, "wb") as out:
         np.savez_compressed(out, images=images)
     text = json.dumps(rows, ensure_ascii=False).encode()
@@ -133,11 +133,11 @@ def write_split(directory: Path, split: str, rows: list[dict[str, Any]], images:
 
 
 def build(out: Path, downloads: Path, processes: int | None = None) -> None:
-    """Fetches what is missing into `downloads`, draws everything and writes the three splits to `out`.
+    """Fetches missing packages into `downloads`, renders everything and writes the three splits to `out`.
 
     Raises:
-      FileNotFoundError: npm or apt-get is not installed.
-      ValueError: a download failed.
+      FileNotFoundError: if npm or apt-get is not installed.
+      ValueError: if a download failed.
     """
     fetch(downloads)
     out.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def build(out: Path, downloads: Path, processes: int | None = None) -> None:
     clip_art = clip_art_images(downloads)
     random.Random(0).shuffle(clip_art)
     held_out = held_out_images(downloads, concepts)
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:  # a fork could inherit another library's locks
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:  # a forked process could inherit a held lock
         drawn = pool.map(render, emoji + clip_art + held_out, chunksize=32)
 
     def pairs(sources: list[Source], images: list[RgbaImage | None]) -> list[Any]:
@@ -166,11 +166,11 @@ def build(out: Path, downloads: Path, processes: int | None = None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line; see the module's text."""
+    """Runs the command line; see the module docstring."""
     parser = argparse.ArgumentParser("python -m research.pictograms.build", description=DESCRIPTION)
     parser.add_argument("out", type=Path, help="directory for the data set")
     parser.add_argument("--downloads", type=Path, help="directory of the downloaded packages (default: OUT/downloads)")
-    parser.add_argument("--processes", type=int, help="renderers at work at once (default: one a core)")
+    parser.add_argument("--processes", type=int, help="number of renderers (default: one per core)")
     options = parser.parse_args(arguments)
     build(options.out, options.downloads or options.out / "downloads", options.processes)
 

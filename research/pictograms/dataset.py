@@ -1,8 +1,8 @@
 """The pictogram data set in memory: images, their rows, and the prompts that captions are trained with.
 
-`research.pictograms.build` writes the files that this module reads: `{split}.npz` holds `images`, (N, 64, 64, 4)
-uint8 with straight alpha, and `{split}.json` one row for each image. The splits are `train`, `fluent3d` (a vendor
-never trained on) and `clipart_test`.
+`research.pictograms.build` writes the files: `{split}.npz` holds `images`, (N, 64, 64, 4) uint8 with straight alpha,
+and `{split}.json` holds one row per image. The splits are `train`, `fluent3d` (a vendor that is not in `train`) and
+`clipart_test`.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-NEAR_DUPLICATE = 0.95  # rows more similar than this to a training image say little about new images
+NEAR_DUPLICATE = 0.95  # similarity to a training image above which a row counts as a near-copy
 
 PROMPTS = (
     "{}",
@@ -31,28 +31,28 @@ PROMPTS = (
     "an icon of a {}",
     "an emoji of {}",
     "clip art of a {}",
-)  # the first one is the bare caption
+)  # the first prompt is the bare caption
 
 
 @dataclass(frozen=True)
 class Pictograms:
-    """One split: `rows[i]` describes `images[i]` (`caption`, `tags`, `group`, `source`; held out: also `near`)."""
+    """A split: `rows[i]` describes `images[i]` by `caption`, `tags`, `group`, `source` and, if held out, `near`."""
 
     images: UInt8[np.ndarray, "n 64 64 4"]
     rows: list[dict[str, Any]]
 
     def subset(self, keep: Callable[[dict[str, Any]], bool]) -> "Pictograms":
-        """The rows for which `keep(row)` holds, with their images."""
+        """Returns the rows for which `keep(row)` is true, with their images."""
         index = [i for i, row in enumerate(self.rows) if keep(row)]
         return Pictograms(self.images[index], [self.rows[i] for i in index])
 
 
 def load_split(directory: str | Path, split: str) -> Pictograms:
-    """Read one split that `python -m research.pictograms.build` wrote.
+    """Reads a split that `python -m research.pictograms.build` wrote.
 
     Raises:
-      FileNotFoundError: the split is not in `directory`.
-      ValueError: the images and the rows differ in number.
+      FileNotFoundError: if the split is not in `directory`.
+      ValueError: if the numbers of images and rows differ.
     """
     directory = Path(directory)
     for name in (f"{split}.npz", f"{split}.json"):
@@ -65,7 +65,7 @@ def load_split(directory: str | Path, split: str) -> Pictograms:
     rows = json.loads((directory / f"{split}.json").read_text(encoding="utf-8"))
     if len(images) != len(rows):
         raise ValueError(
-            f"{directory}: expected a row an image in {split}, found {len(images)} images and {len(rows)} rows;"
+            f"{directory}: {split} must have one row per image, got {len(images)} images and {len(rows)} rows;"
             " build the data again"
         )
     return Pictograms(images, rows)

@@ -1,9 +1,9 @@
-"""Draws the example images that the package carries: 64 names of the held-out vendor, by lot.
+"""Selects the example images of the package: 64 names of the held-out vendor, at random.
 
     python -m research.pictograms.examples DATA OUT
 
-The lot knows nothing of any model: it falls among the names of animals, food, places and things whose image is no
-near-copy of a training image and whose name is plain enough for a file.
+No model takes part in the selection. Candidates are animals, food, places and objects whose image is not a near-copy
+of a training image and whose name is plain enough for a file name.
 """
 
 import argparse
@@ -17,17 +17,17 @@ from PIL import Image
 from research.pictograms.dataset import NEAR_DUPLICATE, Pictograms, load_split
 from siglip_jax._files import write_atomically
 
-DESCRIPTION = "Draw by lot the example images that the package carries."
+DESCRIPTION = "Select the example images of the package at random."
 GROUPS = ("animals & nature", "food & drink", "travel & places", "objects")
 COUNT = 64
 SEED = 64
 
 
 def draw(split: Pictograms, count: int = COUNT, seed: int = SEED) -> Pictograms:
-    """`count` rows of `split` by lot among the fit ones, in the order of their captions.
+    """Returns `count` random rows among the suitable ones of `split`, sorted by caption.
 
     Raises:
-      ValueError: fewer rows are fit.
+      ValueError: if fewer rows are suitable.
     """
     fit = split.subset(
         lambda row: (
@@ -37,14 +37,14 @@ def draw(split: Pictograms, count: int = COUNT, seed: int = SEED) -> Pictograms:
         )
     )
     if len(fit.rows) < count:
-        raise ValueError(f"expected at least {count} images to draw from, found {len(fit.rows)}: build the data again")
+        raise ValueError(f"suitable images must be at least {count}, got {len(fit.rows)}; build the data again")
     chosen = np.random.default_rng(seed).choice(len(fit.rows), count, replace=False)
     order = sorted(chosen, key=lambda i: fit.rows[i]["caption"])
     return Pictograms(fit.images[order], [fit.rows[i] for i in order])
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line; see the module's text."""
+    """Runs the command line; see the module docstring."""
     parser = argparse.ArgumentParser("python -m research.pictograms.examples", description=DESCRIPTION)
     parser.add_argument("data", type=Path, help="directory written by research.pictograms.build")
     parser.add_argument("out", type=Path, help="directory for the images and labels.txt")

@@ -1,4 +1,4 @@
-"""What the stages of the embedded model minimise: the sigmoid loss of images augmented inside the step."""
+"""The objective of every training stage: the sigmoid loss of images that are augmented inside the step."""
 
 import math
 from typing import Any
@@ -16,7 +16,7 @@ from siglip_jax.training.objective import Pairs, Prepare
 
 
 def random_params(model: SiglipModel, stage: Stage) -> dict[str, Any]:
-    """Parameters to start from, with a temperature and a bias at which the loss of a step is small."""
+    """Returns random parameters, with a temperature and a bias at which the first loss is small."""
     ids = jnp.ones((1, stage.positions), jnp.int32)
     pixels = jnp.zeros((1, stage.image_size, stage.image_size, 3), jnp.float32)
     params = dict(jax.jit(model.init)(jax.random.key(stage.recipe.seed), ids, pixels)["params"])
@@ -26,15 +26,15 @@ def random_params(model: SiglipModel, stage: Stage) -> dict[str, Any]:
 
 
 def make_objective(model: SiglipModel, stage: Stage) -> Pairs:
-    """The loss of a batch of `Batches`."""
+    """Returns the objective for the batches of `Batches`."""
     return Pairs(model, prepare=augmentation(stage), block_size=None)
 
 
 def augmentation(stage: Stage) -> Prepare:
-    """From premultiplied RGBA drawings, (n, 64, 64, 4) uint8, to pixels in [-1, 1] of the stage's size."""
+    """Returns a function from premultiplied RGBA, (n, 64, 64, 4) uint8, to augmented pixels of the stage's size."""
 
     def prepare(key: Key[Array, ""], images: UInt8[Array, "n 64 64 4"]) -> Float[Array, "n size size 3"]:
-        wide = round(stage.wide * len(images))  # the rows come in random order, so a share is a range
+        wide = round(stage.wide * len(images))  # rows are in random order, so a range is a random share
         keys = jax.random.split(key)
         parts = [restyle_widely(keys[0], images[:wide])] if wide else []
         parts += [restyle(keys[1], images[wide:])] if wide < len(images) else []
@@ -45,7 +45,7 @@ def augmentation(stage: Stage) -> Prepare:
 
 
 def shrunk(pixels: Float[Array, "n h w 3"], size: int) -> Float[Array, "n size size 3"]:
-    """Square images made smaller by a triangle filter, as two small matrix products."""
+    """Returns square images downsampled by a triangle filter, as two small matrix products."""
     old = pixels.shape[1]
     distance = (np.arange(size)[:, None] + 0.5) * (old / size) - (np.arange(old)[None] + 0.5)
     weights = np.maximum(1 - np.abs(distance) * (size / old), 0)

@@ -1,12 +1,12 @@
-"""Builds sets of drawing styles that nothing is trained on, to measure how far the embedded model carries.
+"""Builds test sets of unseen drawing styles, to measure how far the bundled model generalises.
 
     python -m research.pictograms.build DATA
     python -m research.pictograms.other_styles DATA [--photographs DIR]
 
-Writes into DATA, in the layout of `pictogram_set`, a split for each style of `pictogram_sources.OTHER_STYLES`: flat
-drawings with an outline (`openmoji`), glyphs of one colour (`emojione-monotone`, `fluent-emoji-high-contrast`) and
-icons of thin lines (`tabler`, those named as an emoji is). With photographs, also `on_photographs`: the Fluent 3-D
-images, made smaller, on parts of them. Needs the extra `train`.
+Writes into DATA, in the layout of `dataset`, a split for each style of `sources.OTHER_STYLES`: flat drawings with an
+outline (`openmoji`), glyphs of one colour (`emojione-monotone`, `fluent-emoji-high-contrast`) and icons of thin lines
+(`tabler`, those with the name of an emoji). With photographs it also writes `on_photographs`: the Fluent 3D images,
+scaled down, on crops of the photographs. Needs the packages of the README.
 """
 
 import argparse
@@ -21,15 +21,15 @@ from research.pictograms.build import SIZE, likeness, likeness_features, render,
 from research.pictograms.dataset import Pictograms, load_split
 from research.pictograms.sources import OTHER_STYLES, Source, emoji_concepts, fetch_styles, line_icons, vendor_images
 
-DESCRIPTION = "Fetch and draw pictograms in styles that the embedded model is measured on and never trained on."
+DESCRIPTION = "Fetch and render pictograms in styles that the bundled model is evaluated on but not trained on."
 ON_PHOTOGRAPHS = "on_photographs"
 PHOTOGRAPH_SUFFIXES = {".jpg", ".jpeg", ".png"}
-LEAST_CROP = 100  # pixels of a photograph behind an image
-SMALLEST, LARGEST = 44, 60  # pixels of an image on a photograph
+LEAST_CROP = 100  # pixels; smallest crop of a photograph
+SMALLEST, LARGEST = 44, 60  # pixels; size of an image on a photograph
 
 
 def style_images(downloads: Path, style: str, concepts: list[dict[str, Any]]) -> list[Source]:
-    """The drawings of a style as black SVG text where it leaves the colour open, flags left out."""
+    """Returns the drawings of a style without flags, with black in place of `currentColor`."""
     found = line_icons if style == "tabler" else vendor_images
     return [
         Source(source.row, source.image.replace("currentColor", "black"))  # type: ignore[arg-type]
@@ -39,16 +39,14 @@ def style_images(downloads: Path, style: str, concepts: list[dict[str, Any]]) ->
 
 
 def on_photographs(split: Pictograms, photographs: list[Image.Image], seed: int = 0) -> Pictograms:
-    """Every image of `split`, made smaller, at a random place of a random square of a random photograph.
+    """Returns every image of `split`, scaled down, at a random place on a random square crop of a random photograph.
 
     Raises:
-      ValueError: there is no photograph, or one is too small.
+      ValueError: if there is no photograph, or one is too small.
     """
     small = [photograph.size for photograph in photographs if min(photograph.size) <= LEAST_CROP]
     if small or not photographs:
-        raise ValueError(
-            f"expected photographs of more than {LEAST_CROP} pixels, found {small or 'none'}: give other ones"
-        )
+        raise ValueError(f"photographs must be of more than {LEAST_CROP} pixels, got {small or 'none'}; pass others")
     rng = np.random.default_rng(seed)
     images = []
     for image in split.images:
@@ -66,11 +64,11 @@ def on_photographs(split: Pictograms, photographs: list[Image.Image], seed: int 
 
 
 def build(data: Path, downloads: Path, photographs: Path | None = None, processes: int | None = None) -> None:
-    """Fetches what is missing into `downloads` and writes the splits to `data`.
+    """Fetches missing packages into `downloads` and writes the splits to `data`.
 
     Raises:
-      FileNotFoundError: npm is not installed, or `data` lacks the splits of `pictograms`.
-      ValueError: a download failed, or there are no fit photographs.
+      FileNotFoundError: if npm is not installed, or `data` lacks the splits of `research.pictograms.build`.
+      ValueError: if a download failed, or there are no suitable photographs.
     """
     train, fluent = load_split(data, "train"), load_split(data, "fluent3d")
     fetch_styles(downloads)
@@ -91,12 +89,12 @@ def build(data: Path, downloads: Path, photographs: Path | None = None, processe
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Command line; see the module's text."""
+    """Runs the command line; see the module docstring."""
     parser = argparse.ArgumentParser("python -m research.pictograms.other_styles", description=DESCRIPTION)
     parser.add_argument("data", type=Path, help="directory written by research.pictograms.build")
     parser.add_argument("--downloads", type=Path, help="directory of the downloaded packages (default: DATA/downloads)")
-    parser.add_argument("--photographs", type=Path, help="directory of photographs to put images on")
-    parser.add_argument("--processes", type=int, help="renderers at work at once (default: one a core)")
+    parser.add_argument("--photographs", type=Path, help="directory of photographs to use as backgrounds")
+    parser.add_argument("--processes", type=int, help="number of renderers (default: one per core)")
     options = parser.parse_args(arguments)
     build(options.data, options.downloads or options.data / "downloads", options.photographs, options.processes)
 

@@ -1,4 +1,4 @@
-"""What the embedded model is trained with: the stages, and how a model grows from one to the next."""
+"""The training stages of the bundled model, and how a model grows from one stage to the next."""
 
 import dataclasses
 from typing import Any
@@ -11,9 +11,9 @@ from siglip_jax.checkpoints.surgery import with_patch_size, with_resolution
 from siglip_jax.configs.configuration import SiglipConfig, SiglipTextConfig, SiglipVisionConfig
 from siglip_jax.training.recipe import Optimizer, Recipe, Schedule
 
-SIZE = 64  # pixels of the drawings, and of what the finished model sees
+SIZE = 64  # pixels of the drawings, and of the inputs of the finished model
 
-# Muon's rate is for its matrices; the patches, tables, norms, biases and the two logit scalars are Adam's.
+# The rate is that of Muon, for its matrices; Adam trains patches, tables, norms, biases and the two logit scalars.
 RATES = ((".*/patch_embedding/kernel", 0.15), (".*/kernel", 1.0), (".*", 0.15))
 DECAYS = ((".*/patch_embedding/kernel", 0.0), (".*/kernel", 1.0), (".*", 0.0))
 
@@ -35,25 +35,25 @@ def _recipe(images: int, steps: int, warmup: int, rate: float, seed: int) -> Rec
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Everything the result of a stage depends on, besides the data and the weights it starts from."""
+    """Everything that the result of a stage depends on, besides the data and the initial weights."""
 
-    recipe: Recipe  # optimizer, schedule, duration in steps, seed; the batch counts images
+    recipe: Recipe  # optimizer, schedule, duration in steps, seed; batch_size counts images
     texts: int = 512  # texts in a step; the first ones describe the images, the others are negatives
-    wide: float = 0.0  # share of the images augmented towards styles and surroundings that no training image has
-    smallest: float = 0.8  # the least scale that an image is drawn at
-    blend: float = 1.0  # share of the trained weights in the stage's result; the rest are those it started from
-    temperature: float = 10.0  # where the weights start at random
-    image_size: int = SIZE  # pixels that the images are shrunk to
+    wide: float = 0.0  # share of the images augmented towards styles and backgrounds that no training image has
+    smallest: float = 0.8  # smallest scale of an image
+    blend: float = 1.0  # weight of the trained parameters in the result; the rest is that of the initial ones
+    temperature: float = 10.0  # initial temperature of random weights
+    image_size: int = SIZE  # pixels that the images are downsampled to
     patch_size: int = 16  # pixels
     vision_width: int = 192  # features
     vision_depth: int = 4  # layers
     text_width: int = 128  # features
     text_depth: int = 2  # layers
     head_width: int = 32  # features of one attention head
-    positions: int = 16  # tokens, the closing one included
+    positions: int = 16  # tokens, including the closing one
 
     def config(self, vocab_size: int) -> SiglipConfig:
-        """The model's configuration for a vocabulary of the given size."""
+        """Returns the configuration of the model for a vocabulary of the given size."""
         text = SiglipTextConfig(
             vocab_size=vocab_size,
             hidden_size=self.text_width,
@@ -78,9 +78,9 @@ class Stage:
 
 STAGES = (
     Stage(_recipe(images=384, steps=3000, warmup=150, rate=0.02, seed=0)),
-    # Other styles; half of it, as it loses on plain images what it gains on others.
+    # Other styles; blended by half, because it loses on plain images what it gains on others.
     Stage(_recipe(images=384, steps=500, warmup=30, rate=0.012, seed=1), wide=1.0, smallest=0.65, blend=0.5),
-    # Finer patches, which cost four times as much; most of the steps are on smaller images, which cost half of that.
+    # Finer patches, which cost four times as much; most steps use smaller images, which cost half of that.
     Stage(
         _recipe(images=256, steps=2000, warmup=50, rate=0.01, seed=2),
         wide=0.4,
@@ -93,19 +93,19 @@ STAGES = (
 
 
 def blended(start: Any, trained: Any, share: float) -> Any:
-    """Weights on the way from those a stage started from (`share` 0) to those it ended with (1).
+    """Interpolates between the initial weights of a stage (`share` 0) and its final weights (1).
 
-    A model tuned for other data and the one it was tuned from lie in one valley, and what lies between can be better on
-    both kinds of data (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", arXiv 2109.01903).
+    Fine-tuned and original weights share a basin of the loss, and weights between them can be better on both kinds of
+    data (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", arXiv 2109.01903).
     """
     return jax.tree.map(lambda a, b: (1 - share) * a + share * b, start, trained)
 
 
 def grown(config: SiglipConfig, params: dict[str, Any], stage: Stage) -> dict[str, Any]:
-    """Parameters to start a stage from: a trained model's, cut to the stage's patches and image size.
+    """Returns the initial parameters of a stage: a trained model's, resized to its patches and image size.
 
-    A finer patch embeds as its own enlargement did (`surgery.with_patch_size`), and the positions are interpolated: of
-    the names right before, about a third are still right.
+    A finer patch embeds as its enlargement did (`surgery.with_patch_size`), and the positions are interpolated. About
+    a third of the names that were right before are still right.
     """
     start = Checkpoint(config, params, "huggingface", "SiglipModel")
     vision = config.vision_config
@@ -113,4 +113,6 @@ def grown(config: SiglipConfig, params: dict[str, Any], stage: Stage) -> dict[st
         start = with_patch_size(start, stage.patch_size).checkpoint
     if (stage.image_size, stage.patch_size) != (vision.image_size, vision.patch_size):
         start = with_resolution(start, stage.image_size).checkpoint
-    return jax.tree.map(lambda x: jnp.array(x, jnp.float32), start.params)  # copies: the first step gives them away
+    return jax.tree.map(
+        lambda x: jnp.array(x, jnp.float32), start.params
+    )  # copies, because the first step donates them

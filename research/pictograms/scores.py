@@ -1,4 +1,4 @@
-"""Zero-shot accuracy of a model over the held-out pictograms: the figures of the embedded model's card."""
+"""Zero-shot accuracy of a model on the held-out pictograms: the metrics of the card of the bundled model."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ def zero_shot(
     target: Sequence[int],
     ks: tuple[int, ...] = (1, 10),
 ) -> Scores:
-    """Percentage of the n images whose own text, `target[i]`, is among the k most similar of the m texts."""
+    """Returns the percentage of the n images whose own text, `target[i]`, is among the k most similar of m texts."""
     similarity = image_embeds @ text_embeds.T
     own = np.take_along_axis(similarity, np.asarray(target)[:, None], axis=1)
     rank = (similarity > own).sum(axis=1)
@@ -35,7 +35,7 @@ def scores_of(
     template: str = "{}",
     names: Sequence[str] | None = None,
 ) -> Scores:
-    """Zero-shot accuracy over `split` with `names`, in the template, as candidates; by default its own captions.
+    """Returns the zero-shot accuracy on `split` with `names`, by default its own captions, as candidates.
 
     Returns:
       `rows`, `candidates`, and `top1` and `top10` in percent.
@@ -48,12 +48,12 @@ def scores_of(
 
 
 def report(data: str | Path, encode_images: Encode, encode_texts: Encode) -> dict[str, Scores]:
-    """All figures of the card, by name; `data` is where `research.pictograms.build` wrote the splits.
+    """Returns all metrics of the card, by name, for the splits that `research.pictograms.build` wrote to `data`.
 
-    Sets of other styles are measured where `research.pictograms.other_styles` has written them.
+    Test sets of other styles are included if `research.pictograms.other_styles` wrote them.
 
     Raises:
-      FileNotFoundError: a split is missing.
+      FileNotFoundError: if a split is missing.
     """
     fluent, clip_art = load_split(data, "fluent3d"), load_split(data, "clipart_test")
     trained = {row["caption"] for row in load_split(data, "train").rows}
@@ -63,7 +63,7 @@ def report(data: str | Path, encode_images: Encode, encode_texts: Encode) -> dic
         return split.subset(lambda row: row["near"] <= NEAR_DUPLICATE)
 
     unseen = distant(clip_art.subset(lambda row: row["caption"] not in trained))
-    figures = {
+    metrics = {
         "fluent3d": scores_of(fluent, *encode),
         f"fluent3d, near <= {NEAR_DUPLICATE}": scores_of(
             distant(fluent), *encode, names=[row["caption"] for row in fluent.rows]
@@ -76,5 +76,5 @@ def report(data: str | Path, encode_images: Encode, encode_texts: Encode) -> dic
     }
     for style in (*OTHER_STYLES, ON_PHOTOGRAPHS):
         if (Path(data) / f"{style}.npz").is_file():
-            figures[style] = scores_of(load_split(data, style), *encode)
-    return figures
+            metrics[style] = scores_of(load_split(data, style), *encode)
+    return metrics

@@ -1,7 +1,7 @@
-"""Where the pictograms come from: packages of the npm and Debian registries, read into (row, image source) pairs.
+"""Sources of the pictograms: packages of the npm and Debian registries, read into (row, image source) pairs.
 
-Five emoji vendors and Open Clip Art are for training, a sixth vendor (Fluent 3-D) is held out. Licences: see the
-embedded model's card. The packages come by their registries' own clients, `npm pack` and `apt-get download`.
+Five emoji vendors and Open Clip Art are for training; a sixth vendor (Fluent 3D) is held out. The card of the bundled
+model lists the licences. `npm pack` and `apt-get download` fetch the packages.
 """
 
 import collections
@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-VENDORS = ("noto", "noto-v1", "twemoji", "emojione", "fxemoji")  # the ones to train on
-NPM_PACKAGES = {  # versions pinned: other drawings or captions would make another data set
+VENDORS = ("noto", "noto-v1", "twemoji", "emojione", "fxemoji")  # vendors in the training split
+NPM_PACKAGES = {  # pinned, because other drawings or captions would be another data set
     "@iconify-json/noto": "1.2.9",
     "@iconify-json/noto-v1": "1.2.5",
     "@iconify-json/twemoji": "1.2.5",
@@ -27,7 +27,7 @@ NPM_PACKAGES = {  # versions pinned: other drawings or captions would make anoth
     "@lobehub/fluent-emoji-3d": "1.1.0",
     "emojibase-data": "17.0.0",
 }
-OTHER_STYLES = {  # drawings to measure on and never to train on: outlines, and glyphs of one colour
+OTHER_STYLES = {  # drawings for evaluation only: outlines, and glyphs of one colour
     "openmoji": "1.2.29",
     "emojione-monotone": "1.2.1",
     "fluent-emoji-high-contrast": "1.2.6",
@@ -35,7 +35,7 @@ OTHER_STYLES = {  # drawings to measure on and never to train on: outlines, and 
 }
 CLIP_ART_PACKAGE = "openclipart-svg"
 
-# Maps, icons, playing cards and the like: not images of the thing that their title names.
+# Maps, icons, playing cards and the like, which do not show the thing that their title names.
 CLIP_ART_SKIPPED = (
     "shapes/",
     "special/",
@@ -57,7 +57,7 @@ TITLE_NOISE = {"various cliparts", "clipart", "people", "new image"}
 
 
 class Source(NamedTuple):
-    """An image to be: its row of the data set and what it is drawn from, SVG text or the bytes of a bitmap."""
+    """An image before rendering: its row of the data set, and SVG text or the bytes of a bitmap."""
 
     row: dict[str, Any]
     image: str | bytes
@@ -67,18 +67,18 @@ def _run(command: list[str], directory: Path) -> None:
     try:
         done = subprocess.run(command, cwd=directory, capture_output=True, text=True)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{command[0]} not found: it is needed to fetch {command[-1]}; install it") from None
+        raise FileNotFoundError(f"{command[0]} not found, which fetches {command[-1]}; install it") from None
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ValueError(f"{' '.join(command)} failed ({done.returncode}): {reason}")
 
 
 def fetch_styles(downloads: Path) -> None:
-    """Downloads into `downloads`/npm the drawings of `OTHER_STYLES` that are not there yet, 4 MB in all.
+    """Downloads the missing drawings of `OTHER_STYLES` to `downloads`/npm, 4 MB in all.
 
     Raises:
-      FileNotFoundError: npm is not installed.
-      ValueError: a download failed.
+      FileNotFoundError: if npm is not installed.
+      ValueError: if a download failed.
     """
     _fetch_npm(downloads, {f"@iconify-json/{style}": version for style, version in OTHER_STYLES.items()})
 
@@ -91,11 +91,11 @@ def _fetch_npm(downloads: Path, packages: dict[str, str]) -> None:
 
 
 def fetch(downloads: Path) -> None:
-    """Downloads into `downloads`/npm and `downloads`/deb whatever is not there yet, 38 MB in all.
+    """Downloads missing packages to `downloads`/npm and `downloads`/deb, 38 MB in all.
 
     Raises:
-      FileNotFoundError: npm or apt-get is not installed.
-      ValueError: a download failed.
+      FileNotFoundError: if npm or apt-get is not installed.
+      ValueError: if a download failed.
     """
     _fetch_npm(downloads, NPM_PACKAGES)
     (downloads / "deb").mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def _archive(downloads: Path, name: str) -> Path:
 
 
 def package_files(downloads: Path, name: str, pattern: str) -> dict[str, bytes]:
-    """The files of a downloaded npm package whose path inside it matches `pattern` in full."""
+    """Returns the files of a downloaded npm package whose full path in it matches `pattern`."""
     with tarfile.open(_archive(downloads, name)) as archive:
         inside = ((member, member.name.partition("/")[2]) for member in archive if member.isfile())
         return {path: archive.extractfile(m).read() for m, path in inside if re.fullmatch(pattern, path)}  # type: ignore[union-attr]
@@ -121,12 +121,12 @@ def _slug(text: str) -> str:
 
 
 def _code_points(hexcode: str) -> str:
-    """Without the variation selector, which vendors write or leave out as they like."""
+    """Removes the variation selector, which only some vendors write."""
     return re.sub(r"-?fe0f", "", hexcode.lower())
 
 
 def emoji_concepts(downloads: Path) -> list[dict[str, Any]]:
-    """Every emoji of emojibase but components: `row` (all of it but `source`), `hexcode`, `emoji` and `shortcodes`."""
+    """Returns every emoji of emojibase except components: `row` (without `source`), `label`, `emoji`, `shortcodes`."""
     files = package_files(downloads, "emojibase-data", r"en/(data|messages|shortcodes/\w+)\.json")
     read = {path: json.loads(content) for path, content in files.items()}
     messages = read["en/messages.json"]
@@ -155,7 +155,7 @@ def emoji_concepts(downloads: Path) -> list[dict[str, Any]]:
 
 
 def _icon_names(concept: dict[str, Any]) -> Iterator[str]:
-    """Slugs under which a vendor may have filed a concept, most telling first."""
+    """Yields slugs under which a vendor may file a concept, the most specific first."""
     names = [concept["label"]]
     if len(concept["emoji"].replace("\ufe0f", "")) == 1:
         names.append(unicodedata.name(concept["emoji"][0], ""))
@@ -168,7 +168,7 @@ def _icon_names(concept: dict[str, Any]) -> Iterator[str]:
 
 
 def _svg(icons: dict[str, Any], name: str) -> str:
-    """One icon of a set, as a document of its own."""
+    """Returns one icon of a set as an SVG document."""
     icon = icons["icons"][name]
     width, height = (icon.get(k, icons.get(k, 16)) for k in ("width", "height"))
     box = f'viewBox="{icon.get("left", 0)} {icon.get("top", 0)} {width} {height}" width="{width}" height="{height}"'
@@ -177,7 +177,7 @@ def _svg(icons: dict[str, Any], name: str) -> str:
 
 
 def vendor_images(downloads: Path, vendor: str, concepts: list[dict[str, Any]]) -> list[Source]:
-    """A vendor's drawing, as SVG text, of every concept that it has, found by code points, else by name."""
+    """Returns a vendor's drawings of the concepts as SVG text, matched by code points or else by name."""
     files = package_files(downloads, f"@iconify-json/{vendor}", r"(icons|chars)\.json")
     icons = json.loads(files["icons.json"])
     by_code = {_code_points(code): name for code, name in json.loads(files.get("chars.json", b"{}")).items()}
@@ -194,7 +194,7 @@ def vendor_images(downloads: Path, vendor: str, concepts: list[dict[str, Any]]) 
 
 
 def line_icons(downloads: Path, name: str, concepts: list[dict[str, Any]]) -> list[Source]:
-    """The icons of a set of thin lines named as an emoji is, "face" left out; filled ones are passed by."""
+    """Returns the line icons with the name of an emoji, with or without "face", except filled ones."""
     icons = json.loads(package_files(downloads, f"@iconify-json/{name}", r"icons\.json")["icons.json"])
     by_slug = {_slug(icon): icon for icon in icons["icons"] if not icon.endswith(("-filled", "-off"))}
     found = []
@@ -207,10 +207,10 @@ def line_icons(downloads: Path, name: str, concepts: list[dict[str, Any]]) -> li
 
 
 def held_out_images(downloads: Path, concepts: list[dict[str, Any]]) -> list[Source]:
-    """The Fluent 3-D image (WebP) of every concept that it has, flags left out."""
+    """Returns the Fluent 3D images (WebP) of the concepts, without flags."""
     files = package_files(downloads, "@lobehub/fluent-emoji-3d", r"assets/[^/]+\.webp")
     by_code: dict[str, bytes] = {}
-    for path in sorted(files):  # two emoji are there twice, with and without variation selectors: the first is taken
+    for path in sorted(files):  # two emoji occur with and without variation selectors; the first is used
         by_code.setdefault(_code_points(Path(path).stem), files[path])
     return [
         Source({"source": "fluent3d"} | concept["row"], by_code[code])
@@ -228,7 +228,7 @@ def _unpacked_clip_art(downloads: Path) -> Iterator[Path]:
 
 
 def _metadata(text: str) -> tuple[str, list[str], str]:
-    """Title, keywords and artist of an Open Clip Art file."""
+    """Returns title, keywords and artist of an Open Clip Art file."""
     block = re.search(r"<metadata.*?</metadata>", text, re.DOTALL)
     metadata = block[0] if block else ""
 
@@ -246,7 +246,7 @@ def _metadata(text: str) -> tuple[str, list[str], str]:
 
 
 def _file_name_caption(path: str, artist: str) -> str:
-    """A caption from a file's name, without running numbers and names of artists."""
+    """Returns a caption from the name of a file, without running numbers and names of artists."""
     artists = [word for word in re.split(r"\W+", artist) if len(word) > 2]
     words = []
     for word in Path(path).name[: -len(".svg")].lower().replace("-", " ").replace("_", " ").split():
@@ -258,7 +258,7 @@ def _file_name_caption(path: str, artist: str) -> str:
 
 
 def clip_art_images(downloads: Path) -> list[Source]:
-    """Open Clip Art drawings, as SVG text in the order of their paths, captioned by title, or name if that is void."""
+    """Returns Open Clip Art drawings as SVG text, sorted by path, captioned by title or else by file name."""
     with _unpacked_clip_art(downloads) as root:
         paths = sorted(str(path.relative_to(root)) for path in root.rglob("*.svg"))
         paths = [path for path in paths if not path.startswith(CLIP_ART_SKIPPED)]

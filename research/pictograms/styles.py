@@ -1,11 +1,10 @@
-"""Wide augmentation for small pictograms: styles and surroundings that no training image has.
+"""Wide augmentation for small pictograms: styles and backgrounds that no training image has.
 
-To the colour, light and relief of `embedded_augmentation` come drawings in ink (lines, filled or hollow, and glyphs:
-dark shapes with gaps along the edges), also light on dark, and backgrounds: plain colours, smooth and fine noise,
-other images near and far. Everything is elementwise or a small matrix product and runs inside the jitted training
-step.
+Adds to the colour, light and relief of `augmentation` drawings in ink (filled or hollow lines, and glyphs: dark shapes
+with gaps along the edges), also light on dark, and backgrounds: plain colours, smooth and fine noise, other images near
+and far. Everything is elementwise or a small matrix product and runs inside the jitted training step.
 
-The rows of a batch come in random order, so a share of the images is a range of rows: no work is thrown away.
+The rows of a batch are in random order, so a random share of the images is a range of rows and no work is wasted.
 """
 
 import jax
@@ -15,9 +14,9 @@ from jaxtyping import Array, Bool, Float, Key, UInt8
 
 from research.pictograms.augmentation import SIZE, blur_matrix, lighten, recolour, separable
 
-REDRAWN = 0.3  # of the images become drawings in ink
-BUSY = 0.35  # of the images stand on noise or on other images
-BUSY_DRAWN = 0.1  # of the images are both
+REDRAWN = 0.3  # share of the images that become drawings in ink
+BUSY = 0.35  # share of the images on noise or on other images
+BUSY_DRAWN = 0.1  # share of the images that are both
 LUMA = np.asarray([0.3, 0.59, 0.11], np.float32).reshape(1, 3, 1, 1)
 
 Planes = Float[Array, "n 3 h w"]
@@ -33,7 +32,7 @@ def _some(key: Key[Array, ""], n: int, rate: float) -> Bool[Array, "n 1 1 1"]:
 
 
 def _samples(at: np.ndarray, size: int) -> Float[np.ndarray, "rows size"]:
-    """Row i of the product with a column of `size` is its linear interpolation at `at[i]`, in pixels."""
+    """Returns the matrix that interpolates a column of `size` pixels linearly at the positions `at`."""
     at = np.clip(at, 0, size - 1)
     left = np.minimum(np.floor(at).astype(int), size - 2)
     matrix, rows = np.zeros((len(at), size), np.float32), np.arange(len(at))
@@ -44,13 +43,13 @@ def _samples(at: np.ndarray, size: int) -> Float[np.ndarray, "rows size"]:
 
 _PIXELS = np.arange(SIZE)
 _STRETCH = {n: _samples((_PIXELS + 0.5) * n / SIZE - 0.5, n) for n in (3, 8, 24)}
-_NEAR = _samples((_PIXELS + 0.5) / 1.7 + SIZE * (1 - 1 / 1.7) / 2 - 0.5, SIZE)  # the middle, enlarged
-# Half the difference of the neighbours; at the border the image goes on as it ends.
+_NEAR = _samples((_PIXELS + 0.5) / 1.7 + SIZE * (1 - 1 / 1.7) / 2 - 0.5, SIZE)  # enlarges the middle
+# Half the difference of the neighbours; the border is replicated.
 _SLOPE = (_samples(_PIXELS + 1.0, SIZE) - _samples(_PIXELS - 1.0, SIZE)) / 2
 
 
 def _ink(key: Key[Array, ""], rgb: Planes, alpha: Plane) -> Plane:
-    """Ink in [0, 1] along the edges of colours and of the outline: thin or thick, few or many, crisp or soft."""
+    """Returns ink in [0, 1] along edges of colours and outline: thin or thick, sparse or dense, crisp or soft."""
     n = len(rgb)
     keys = jax.random.split(key, 4)
     planes = jnp.concatenate([rgb * alpha + 0.5 * (1 - alpha), alpha], axis=1)
@@ -70,7 +69,7 @@ def _ink(key: Key[Array, ""], rgb: Planes, alpha: Plane) -> Plane:
 
 
 def redraw(key: Key[Array, ""], rgb: Planes, alpha: Plane) -> tuple[Planes, Plane]:
-    """Images drawn again in ink: 65 % as lines, the others as glyphs; one in eight light on dark."""
+    """Redraws images in ink, 65 % as lines, the others as glyphs, one in eight light on dark; returns (rgb, alpha)."""
     n = len(rgb)
     keys = jax.random.split(key, 14)
     ink = _ink(keys[0], rgb, alpha)
@@ -79,7 +78,7 @@ def redraw(key: Key[Array, ""], rgb: Planes, alpha: Plane) -> tuple[Planes, Plan
     inverted = _some(keys[5], n, 0.12)
     pen, paper = jnp.where(inverted, light, dark), jnp.where(inverted, dark, light)
 
-    filling = _uniform(keys[6], n)  # hollow, paper, few tones, one colour, or as painted
+    filling = _uniform(keys[6], n)  # selects hollow, paper, few tones, one colour, or the original colours
     levels = jax.random.randint(keys[7], (n, 1, 1, 1), 1, 4).astype(rgb.dtype)
     coloured = jnp.where(filling < 0.75, jnp.round(rgb * levels) / levels, rgb)
     coloured = jnp.where((filling >= 0.75) & (filling < 0.85), _uniform(keys[8], n, 0.3, 1.0, 3), coloured)
@@ -99,7 +98,7 @@ def redraw(key: Key[Array, ""], rgb: Planes, alpha: Plane) -> tuple[Planes, Plan
 
 
 def surroundings(key: Key[Array, ""], images: Planes, others: Planes) -> Planes:
-    """Busy backgrounds for n images: noise of three sizes on a plain colour, or parts of n other images in it."""
+    """Returns busy backgrounds for n images: noise at three scales on a plain colour, or crops of n other images."""
     n = len(images)
     keys = jax.random.split(key, 10)
 
@@ -120,12 +119,12 @@ def surroundings(key: Key[Array, ""], images: Planes, others: Planes) -> Planes:
 
 
 def restyle_widely(key: Key[Array, ""], premultiplied: UInt8[Array, "n 64 64 4"]) -> Float[Array, "n 64 64 3"]:
-    """Premultiplied RGBA to augmented pixels in [-1, 1]; the rows must come in an order that means nothing."""
+    """Returns augmented pixels in [-1, 1] of premultiplied RGBA rows, which must be in random order."""
     n = len(premultiplied)
     redrawn, busy = round(REDRAWN * n), round(BUSY * n)
     first_busy = redrawn - round(BUSY_DRAWN * n)
     keys = jax.random.split(key, 16)
-    scaled = jnp.moveaxis(premultiplied, -1, 1).astype(jnp.float32) / 255  # planes, for the matrix products
+    scaled = jnp.moveaxis(premultiplied, -1, 1).astype(jnp.float32) / 255  # channels first, for the matrix products
     alpha = scaled[:, 3:]
     rgb = scaled[:, :3] / jnp.maximum(alpha, 1 / 255)
     drawn, drawn_alpha = redraw(keys[0], rgb[:redrawn], alpha[:redrawn])

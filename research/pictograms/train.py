@@ -1,12 +1,12 @@
-"""Trains the model that the package carries: a SigLIP for 64-pixel pictograms, on a CPU, in a few hours.
+"""Trains the bundled model: a SigLIP for 64-pixel pictograms, on a CPU, in a few hours.
 
     python -m research.pictograms.build DATA
     python -m research.pictograms.train DATA OUT
 
-OUT receives the model in Hugging Face layout; checkpoints and logs (JSON lines) go to DATA/run, one folder for each
-stage of `embedded_recipe`. An interrupted run goes on from its last checkpoint when the command is given again. The
-number of steps is fixed and the weights are the moving average at the last one: no held-out image is looked at before
-the end. Needs the extra `train`.
+OUT receives the model in the layout of Hugging Face; checkpoints and logs (JSON lines) go to DATA/run, one folder for
+each stage of `recipe.STAGES`. Running the command again resumes from the last checkpoint. The number of steps is fixed
+and the weights are the moving average at the last step: no held-out image is used before the end. Needs the packages of
+the README.
 """
 
 import argparse
@@ -38,17 +38,17 @@ from siglip_jax.training.optimizer import treatments
 from siglip_jax.training.prepare import make_plan, make_state
 from siglip_jax.training.step import make_step
 
-DESCRIPTION = "Train the model that the package carries, from the data of research.pictograms.build."
+DESCRIPTION = "Train the bundled model on the data of research.pictograms.build."
 STOPPED = 143  # exit status of a run that a signal stopped
 
 
 def train_stage(
     model: SiglipModel, stage: Stage, params: dict[str, Any], batches: Batches, run: LoopOptions
 ) -> Outcome:
-    """Runs a stage, or the rest of it; it takes `params` over.
+    """Runs a stage, or the rest of it; takes ownership of `params`.
 
     Raises:
-      ValueError: the loss stopped being finite, or the directory holds a run of another stage or other data.
+      ValueError: if the loss is not finite, or the directory holds a run of another stage or other data.
     """
     table = treatments(stage.recipe.optimizer, flatten(params))
     plan = make_plan(stage.recipe, table, make_objective(model, stage), len(batches.drawings), None)
@@ -58,20 +58,20 @@ def train_stage(
 
 
 def make_processor(vocabulary: Path, positions: int) -> SiglipProcessor:
-    """The tokenizer and the image processor of the model: 64 pixels, values in [-1, 1]."""
+    """Returns the tokenizer and the image processor of the model: 64 pixels, values in [-1, 1]."""
     tokenizer = SiglipTokenizer(vocabulary, model_max_length=positions, model_input_names=["input_ids"])
     return SiglipProcessor(SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE}), tokenizer)
 
 
 def export(out: Path, model: SiglipModel, params: Any, processor: SiglipProcessor) -> None:
-    """Writes the model directory: float16 weights, configuration, vocabulary, processor."""
+    """Writes the model directory: weights in float16, configuration, vocabulary, processor."""
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out, jax.tree.map(lambda p: p.astype(jnp.float16), params))
     processor.save_pretrained(out)
 
 
 def evaluate(directory: Path, data: Path) -> dict[str, Scores]:
-    """Zero-shot figures of an exported model, computed in float32 (see `pictogram_scores.report`)."""
+    """Returns the zero-shot metrics of an exported model, computed in float32 (see `scores.report`)."""
     model, params = SiglipModel.from_pretrained(directory, param_dtype=jnp.float32)
     processor = SiglipProcessor.from_pretrained(directory)
 
@@ -91,21 +91,21 @@ def evaluate(directory: Path, data: Path) -> dict[str, Scores]:
 
 
 def run(data: Path, out: Path, work: Path, start: Path | None = None, stages: Sequence[Stage] = STAGES) -> bool:
-    """Trains through the stages, each from the averaged weights of the one before, and exports the last ones.
+    """Runs the stages, each from the averaged weights of the one before, and exports the final weights.
 
     Args:
       data: directory written by `research.pictograms.build`.
       out: directory for the model.
-      work: directory for the vocabulary and, in a folder for each stage, checkpoints and log. Stages that are done
-        are not done again.
-      start: directory of a model with the same vocabulary, to start the first stage from.
-      stages: what to run, all with texts of one length, the last one on whole images.
+      work: directory for the vocabulary and, in a folder for each stage, checkpoints and log. Finished stages are not
+        repeated.
+      start: directory of a model with the same vocabulary, from which the first stage starts; None: random weights.
+      stages: stages to run, all with the same text length; the last one uses images of full size.
 
     Returns:
-      Whether it came to the end; False if a signal stopped it.
+      True if the run finished, False if a signal stopped it.
 
     Raises:
-      ValueError: `work` holds a run of another stage, or a loss stopped being finite.
+      ValueError: if `work` holds a run of another stage, or a loss is not finite.
     """
     pictograms = load_split(data, "train")
     work.mkdir(parents=True, exist_ok=True)
@@ -137,14 +137,14 @@ def run(data: Path, out: Path, work: Path, start: Path | None = None, stages: Se
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; see the module's text."""
+    """Runs the command line; see the module docstring."""
     parser = argparse.ArgumentParser("python -m research.pictograms.train", description=DESCRIPTION)
     parser.add_argument("data", type=Path, help="directory written by research.pictograms.build")
     parser.add_argument("out", type=Path, help="directory for the model")
     parser.add_argument("--work", type=Path, help="directory for checkpoints and logs (default: DATA/run)")
     options = parser.parse_args(arguments)
     if not run(options.data, options.out, options.work or options.data / "run"):
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; the same command resumes the run", file=sys.stderr)
         return STOPPED
     print(json.dumps(evaluate(options.out, options.data), indent=2))
     return 0

@@ -1,8 +1,8 @@
-"""The embedded model's vocabulary: a small sentencepiece unigram model in the layout of SigLIP's own (`c4_en`).
+"""The vocabulary of the bundled model: a small sentencepiece unigram model in the layout of SigLIP's own (`c4_en`).
 
-`<pad>` 0, `</s>` 1, `<unk>` 2, no beginning-of-sentence piece, no byte fallback. Text reaches it lower-cased and
-without ASCII punctuation, as `SiglipTokenizer` prepares it, so it needs no normaliser tables of its own: `identity`,
-which also keeps the file at 33 KB instead of 280 KB.
+`<pad>` is 0, `</s>` 1, `<unk>` 2; there is no beginning-of-sentence piece and no byte fallback. `SiglipTokenizer`
+lower-cases texts and removes ASCII punctuation, so the model needs no normaliser tables: `identity` keeps the file at
+33 KB instead of 280 KB.
 """
 
 import os
@@ -17,12 +17,12 @@ from research.pictograms.dataset import PROMPTS
 from siglip_jax.processing.text.canonical import canonicalize
 
 VOCABULARY_SIZE = 2048
-# "<" and ">" because the tokenizer encodes "<unk>" + text: were ">" unknown, an unknown first character would join it.
+# "<" and ">" because the tokenizer encodes "<unk>" + text: an unknown first character would merge with an unknown ">".
 REQUIRED_CHARACTERS = string.ascii_lowercase + string.digits + "<>" + "éüñçãôåíó’“”"
 
 
 def corpus(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """The different captions (four times over) and strings of tags, and a prompt around every third caption."""
+    """Returns the different captions (four times each), the strings of tags, and every third caption in a prompt."""
     captions: dict[str, None] = {}
     tags: dict[str, None] = {}
     for row in rows:
@@ -35,7 +35,7 @@ def corpus(rows: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def write_vocabulary(lines: Iterable[str], path: str | Path, size: int = VOCABULARY_SIZE) -> None:
-    """Train on `lines` and write the sentencepiece model to `path`; the same lines give the same bytes."""
+    """Trains on `lines` and writes the sentencepiece model to `path`; equal lines make equal bytes."""
     path = Path(path)
     aside = path.with_name(path.name + ".tmp")
     with open(aside, "wb") as out:

@@ -170,6 +170,7 @@ def linear_probe(
       settings have the strength and whether the fit converged.
 
     Raises:
+      NotInstalledError: if Optax, which logistic regression needs, is not installed.
       ValueError: if there are no classes, no readable images or no labels, `train` lacks a class, or no class has two
         images to choose the strength.
 

@@ -54,8 +54,8 @@ def load(
 
     Raises:
       FileNotFoundError: if the checkpoint, or a file it needs, does not exist.
-      ValueError: if it is not a SigLIP checkpoint or is damaged, `quantization` is unknown or differs from the scheme of
-        a quantized checkpoint, or the package that quantization needs is not installed.
+      ValueError: if it is not a SigLIP checkpoint or is damaged, `quantization` is unknown or differs from the scheme
+        of a quantized checkpoint, or the package that quantization needs is not installed.
 
     Example:
       >>> import siglip_jax

@@ -221,7 +221,7 @@ class _Loop:
         return batches
 
     def _log(self, done: int) -> Log:
-        """Opens the log; each process but the first has its own in a folder beside it, with its own unreadable examples."""
+        """Opens the log of this process; each but the first has its own, for its unreadable examples, in a folder."""
         directory = self.options.directory
         if jax.process_index():
             directory = directory / f"process-{jax.process_index()}"
@@ -298,7 +298,8 @@ def check_same_run(directory: Path, facts: Mapping[str, Any], identity: Mapping[
         differing.append("the data must be those of this run, got others")
     if differing:
         raise ValueError(
-            f"{directory}: to resume the run, {', '.join(differing)}; give another output directory, or the same options"
+            f"{directory}: to resume the run, {', '.join(differing)}; give another output directory, or the same"
+            " options"
         )
 
 

@@ -132,8 +132,9 @@ class Pairs(Objective):
       >>> (input_ids,) = siglip.tokens(["a horse", "a lemon"])
       >>> image_embeds = siglip.encode_text(["one horse", "one lemon"])
       >>> batch = {"image_embeds": jnp.asarray(image_embeds), "input_ids": input_ids}
-      >>> embeds = objective.embed(siglip.params, batch, jax.random.key(0))
-      >>> loss, metrics = objective.loss(siglip.params, embeds, batch)
+      >>> params = jax.tree.map(lambda x: x.astype("float32"), siglip.params)
+      >>> embeds = objective.embed(params, batch, jax.random.key(0))
+      >>> loss, metrics = objective.loss(params, embeds, batch)
       >>> loss.shape, sorted(metrics)
       ((), ['bias', 'loss_negative', 'loss_positive', 'temperature'])
     """

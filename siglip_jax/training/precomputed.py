@@ -1,4 +1,4 @@
-"""Images embedded once, for a run whose image tower does not change: after that a step costs the text tower only."""
+"""Images embedded once, for a run with a frozen image tower, so that a step computes the text tower only."""
 
 import copy
 import functools
@@ -18,7 +18,7 @@ from siglip_jax.data.transform import Transform
 from siglip_jax.models.siglip import normalize
 from siglip_jax.training.objective import Objective
 
-BATCH = 64  # images
+BATCH = 64  # images of a step
 PART = 8192  # images of a file
 
 
@@ -31,18 +31,20 @@ def precompute_image_embeds(
     *,
     on_progress: OnProgress | None = None,
 ) -> "Precomputed":
-    """Embeds every image of a source; what an interrupted call has done is kept and gone on with.
+    """Embeds every image of a source; an interrupted call is resumed.
 
-    Several processes share the files among them, and all must call it.
+    Several processes share the files, and all of them must call this function.
 
     Args:
-      objective, params: embed a batch of images, on this process alone.
+      objective: objective whose module has an image tower and uses no other process.
+      params: parameters of the module, a nested dict.
+      source: examples to embed the images of.
       transform: makes rows of examples; its augmentation must be "none".
-      directory: for the embeddings, float32, a file for every 8,192 images.
-      on_progress: called with (images done, images in all).
+      directory: directory of the embeddings, float32, one file for every 8,192 images; made if need be.
+      on_progress: called with (images done, images in all); None: nothing is called.
 
     Returns:
-      The source with embeddings in the place of images.
+      The source, with an embedding (E,) float32 in place of each image.
     """
     directory.mkdir(parents=True, exist_ok=True)
     images = copy.copy(transform)
@@ -80,22 +82,30 @@ def precompute_image_embeds(
 
 
 class Precomputed:
-    """A source whose images are their embeddings, read from files as they are needed."""
+    """A source with embeddings in place of images, memory-mapped from files.
+
+    Attributes:
+      source: source of the examples.
+      parts: files of the embeddings, in order.
+      classes: names of the classes of the source.
+      path: path of the source.
+    """
 
     def __init__(self, source: Source, parts: list[Path]):
-        """Keeps both; nothing is read."""
+        """Keeps the source and the files; nothing is read."""
         self.source, self.parts = source, parts
         self.classes = source.classes
         self.path = getattr(source, "path", type(source).__name__)
 
     def __len__(self) -> int:
+        """Returns the number of examples."""
         return len(self.source)
 
     def __getitem__(self, index: int) -> Example:
-        """Returns an example whose image is a float32 vector.
+        """Returns an example whose image is its embedding, (E,) float32.
 
         Raises:
-          ValueError: if the image could not be read when it was to be embedded.
+          ValueError: if the image was unreadable when it was embedded.
         """
         example = self.source[index]
         row = self._part(index // PART)[index % PART]
@@ -113,20 +123,27 @@ def _mapped(path: Path) -> np.ndarray:
 
 
 class PrecomputedTransform(Transform):
-    """Makes rows of the examples of `Precomputed`: `image_embeds` (rows, embed) in the place of `pixels`."""
+    """Makes rows of the examples of `Precomputed`, with `image_embeds` (rows, E) float32 in place of `pixels`."""
 
     def _pixels(self, example: Example, rng: np.random.Generator) -> Any:
         return example.image
 
     def stack(self, rows: Any) -> dict[str, np.ndarray]:
-        """Returns the arrays of several rows."""
+        """Returns the arrays of a batch.
+
+        Args:
+          rows: rows of the batch, one for each example.
+
+        Returns:
+          Arrays by name, each with a row for an example.
+        """
         arrays = super().stack(rows)
         arrays["image_embeds"] = arrays.pop("pixels")
         return arrays
 
 
 class _Slice:
-    """Some of the examples of a source."""
+    """The examples of a source from `start` to `stop`."""
 
     def __init__(self, source: Source, start: int, stop: int):
         self.source, self.start, self.stop = source, start, stop

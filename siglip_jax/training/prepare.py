@@ -1,4 +1,4 @@
-"""From a recipe, a checkpoint and data to all that the loop needs."""
+"""Prepares a run: makes of a recipe, a checkpoint and data what the loop needs."""
 
 import dataclasses
 import functools
@@ -37,13 +37,13 @@ Trainable = SiglipModel | SiglipForImageClassification
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A module with what it starts from.
+    """A module with its initial parameters.
 
     Attributes:
-      module: with the recipe's compute type and mesh.
-      params: float32, on their devices; low-rank additions beside them under "lora".
-      processor: for images of the module's size.
-      table: what the rules say of each parameter.
+      module: module with the compute dtype and the mesh of the recipe.
+      params: parameters, a nested dict of float32 arrays on their devices; low-rank additions under "lora".
+      processor: processor for images of the module's size.
+      table: treatment of each parameter by path, as from `treatments`.
     """
 
     module: Trainable
@@ -53,10 +53,13 @@ class Model:
 
 
 def mesh_of(recipe: Recipe) -> Mesh | None:
-    """Returns the mesh of the recipe over the devices there are; None for a single one.
+    """Returns the mesh of a recipe over all devices; None for a single device.
+
+    Args:
+      recipe: recipe with the number of devices along each axis.
 
     Raises:
-      ValueError: if the sizes or the batch do not fit the devices.
+      ValueError: if the mesh does not fit the devices, or the batch does not fit the mesh.
     """
     shape = recipe.mesh
     mesh = make_mesh(shape.data, shape.fsdp, shape.tensor)
@@ -72,11 +75,16 @@ def mesh_of(recipe: Recipe) -> Mesh | None:
 def prepare_model(
     recipe: Recipe, name_or_path: str | os.PathLike[str], *, labels: Sequence[str] = (), mesh: Mesh | None = None
 ) -> Model:
-    """Reads a checkpoint and makes of it what the recipe trains.
+    """Reads a checkpoint and adapts it to a recipe: resolution, classes, fresh parameters and low-rank additions.
 
     Args:
-      name_or_path: a Hub name, directory or file, with the files of the processor beside the weights.
+      recipe: recipe of the run.
+      name_or_path: Hub name, directory or weights file, with the files of the processor beside the weights.
       labels: names of the classes, for `task="labels"`.
+      mesh: mesh over which the parameters are sharded; None: one device.
+
+    Returns:
+      The module with its parameters and processor.
 
     Raises:
       FileNotFoundError: if a file is missing.
@@ -86,12 +94,12 @@ def prepare_model(
     checkpoint = read_checkpoint(path)
     if type(checkpoint.config) is not SiglipConfig or checkpoint.architecture not in _ARCHITECTURES[recipe.task]:
         raise ValueError(
-            f"{name_or_path}: expected a whole SigLIP model of fixed resolution to train with task={recipe.task!r},"
-            f" found a {checkpoint.architecture} with a {type(checkpoint.config).__name__}"
+            f"{name_or_path}: the checkpoint must be a whole SigLIP model of fixed resolution for task={recipe.task!r},"
+            f" got a {checkpoint.architecture} with a {type(checkpoint.config).__name__}"
         )
     dropout = checkpoint.config.vision_config.attention_dropout, checkpoint.config.text_config.attention_dropout
     if any(dropout):
-        raise ValueError(f"expected attention_dropout 0, as in all published models, found {max(dropout)}")
+        raise ValueError(f"attention_dropout must be 0, as in all published models, got {max(dropout)}")
     processor = SiglipProcessor.from_pretrained(path if path.is_dir() else path.parent)
     if recipe.resolution is not None and recipe.resolution != checkpoint.config.vision_config.image_size:
         checkpoint = with_resolution(checkpoint, recipe.resolution).checkpoint
@@ -116,14 +124,17 @@ def prepare_model(
     if recipe.fresh is not None:
         params = _with_fresh(params, module, recipe)
     placed = place_params(params, jnp.float32, scan_layers=recipe.scan_layers, mesh=mesh)
-    for name in LOGITS & placed.keys():  # left in the type of the file, where a small step would be lost
+    for name in LOGITS & placed.keys():  # still in the dtype of the file, where a small update would be lost
         placed[name] = placed[name].astype(jnp.float32)
     if recipe.lora.rank:
         lora = init_lora(jax.random.fold_in(jax.random.key(recipe.seed), 1), recipe.lora, placed)
         placed["lora"] = lora if mesh is None else shard_params(lora, mesh, ((".*", jax.P()),))
     table = treatments(recipe.optimizer, flatten(placed))
     if recipe.locked_images and any(not e.frozen for path, e in table.items() if path.startswith("vision_model/")):
-        raise ValueError("locked_images needs the rule ('vision_model/.*', 0.0) first in optimizer.rates")
+        raise ValueError(
+            "optimizer.rates must freeze vision_model/.* with locked_images, got a factor other than 0; put the rule"
+            " ('vision_model/.*', 0.0) first"
+        )
     return Model(module, placed, processor, table)
 
 
@@ -134,11 +145,12 @@ _ARCHITECTURES = {
 
 
 def _labels(checkpoint: Any) -> list[str]:
+    """Returns the names of the classes of a checkpoint, in the order of its logits."""
     return list((checkpoint.config.id2label or {}).values())
 
 
 def _with_fresh(params: Mapping[str, Any], module: Trainable, recipe: Recipe) -> dict[str, Any]:
-    """Replaces the parameters whose paths the recipe's pattern fits by random ones."""
+    """Replaces the parameters whose paths match the recipe's pattern by random ones."""
     config = module.config
     side, channels = config.vision_config.image_size, config.vision_config.num_channels
     pixels = jnp.zeros((1, side, side, channels), jnp.float32)
@@ -152,13 +164,13 @@ def _with_fresh(params: Mapping[str, Any], module: Trainable, recipe: Recipe) ->
 
 
 def make_transform(recipe: Recipe, processor: SiglipProcessor) -> Transform:
-    """Returns what makes a row of a batch of an example."""
+    """Returns the transform from an example to a row of a batch."""
     pairs = recipe.task == "pairs"
     return Transform(processor, augment=recipe.augment, captions=pairs, labels=not pairs)
 
 
 def make_objective(recipe: Recipe, model: Model, transform: Transform, mesh: Mesh | None) -> Objective:
-    """Returns what the recipe minimises."""
+    """Returns the objective that a recipe minimises."""
     normalize = functools.partial(
         normalize_pixels, mean=transform.mean, std=transform.std, rescale_factor=transform.rescale_factor
     )
@@ -174,13 +186,13 @@ def make_objective(recipe: Recipe, model: Model, transform: Transform, mesh: Mes
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How long, and with which step.
+    """The steps of a run.
 
     Attributes:
-      table: what the rules say of each parameter.
-      steps: of the whole run.
-      schedule: from steps done to the factor of rate and decay.
-      step: to be compiled by `make_step`.
+      table: treatment of each parameter by path, as from `treatments`.
+      steps: steps of the whole run.
+      schedule: function from steps done to the factor of rate and decay.
+      step: step of the run, which `make_step` compiles.
     """
 
     table: Mapping[str, Treatment]
@@ -192,13 +204,17 @@ class Plan:
 def make_plan(
     recipe: Recipe, table: Mapping[str, Treatment], objective: Objective, examples: int, mesh: Mesh | None
 ) -> Plan:
-    """Returns the plan of a run over data with `examples` in an epoch.
+    """Returns the plan of a run.
 
     Args:
-      table: what the recipe's rules say of each parameter, as from `treatments`.
+      recipe: recipe of the run.
+      table: treatment of each parameter by path, as from `treatments`.
+      objective: objective to minimise.
+      examples: examples of an epoch.
+      mesh: mesh over which the batch is sharded; None: one device.
 
     Raises:
-      ValueError: if a duration makes no sense.
+      ValueError: if warm-up and cool-down are longer than the run.
     """
     units = {"batch_size": recipe.batch_size, "examples": examples}
     steps = steps_of(recipe.duration, **units)
@@ -209,40 +225,46 @@ def make_plan(
 
 
 def make_state(plan: Plan, params: Mapping[str, Any]) -> TrainState:
-    """Returns the state before the first step; it takes `params` over."""
+    """Returns the state before the first step, which takes ownership of `params`."""
     step = plan.step
     return init_state(params, lambda path: plan.table[path].frozen, step.optimizer, step.average is not None, step.mesh)
 
 
 def identity_of(recipe: Recipe, name_or_path: str) -> dict[str, Any]:
-    """Returns, as JSON, what must be the same for a run to go on: the recipe but for the devices, and the start."""
+    """Returns what must be the same for a run to be resumed, for JSON: the recipe without its mesh, and the model."""
     fields = {name: value for name, value in dataclasses.asdict(recipe).items() if name != "mesh"}
     return json.loads(json.dumps(fields | {"model": name_or_path}))
 
 
 def whole(recipe: Recipe, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the parameters as the module takes them, low-rank additions folded in."""
+    """Returns the parameters that the module takes, with low-rank additions folded in."""
     params = dict(params)
     additions = params.pop("lora", None)
     return params if additions is None else merge_lora(recipe.lora, params, additions)
 
 
 def gathered(params: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns parameters that a process can use without the others; all of them must call it."""
+    """Returns parameters that a process can use without the others; all processes must call it."""
     return params if jax.process_count() == 1 else multihost_utils.process_allgather(dict(params), tiled=True)
 
 
 def local_objective(objective: Objective) -> Objective:
-    """Returns the objective for what a process computes without the others: on one device if there are others."""
+    """Returns the objective for use without the other processes: on one device if there are others."""
     if jax.process_count() == 1:
         return objective
     return dataclasses.replace(objective, module=objective.module.clone(mesh=None))
 
 
 def save_model(directory: Path, recipe: Recipe, model: Model, params: Mapping[str, Any]) -> None:
-    """Writes a Hugging Face directory: weights in float32 with low-rank additions folded in, and the processor.
+    """Writes a Hugging Face directory: float32 weights with low-rank additions folded in, and the processor.
 
     All processes must call it; the first one writes.
+
+    Args:
+      directory: directory to write; made if need be.
+      recipe: recipe of the run.
+      model: module and processor.
+      params: trained parameters; low-rank additions under "lora".
     """
     params = gathered(params)
     if jax.process_index():

@@ -1,4 +1,4 @@
-"""A training run from data, a checkpoint and a recipe to a model: what `siglip-jax train` does, as a function."""
+"""Trains a model from data, a checkpoint and a recipe: the job of `siglip-jax train`, as a function."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ Path_ = str | os.PathLike[str]
 Data = Path_ | Source | Sequence[Path_ | tuple[Path_, float | None]] | Mapping[Path_, float]
 Sources = list[tuple[Source, float]]
 
-SCHEDULE_POINTS = 60  # of the schedule that a dry run returns
+SCHEDULE_POINTS = 60  # values of the schedule that a dry run returns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +70,8 @@ class Run:
       steps: steps done.
       total_steps: steps of the whole run.
       stopped: whether a signal (Ctrl-C, SIGTERM) stopped the run before its end; the same call resumes it.
+
+    No example: `train` returns it, and its example shows one.
     """
 
     model: Trainable
@@ -109,19 +111,19 @@ def train(
     processes call `siglip_jax.join_processes` first, and this function on every process with the same arguments.
 
     Args:
-      data: what to train on: a path as `siglip_jax.data.open_source` takes it, a list of paths or of pairs
+      data: data to train on: a path as `siglip_jax.data.open_source` takes it, a list of paths or of pairs
         (path, weight), a mapping from paths to weights, or an opened source. A weight is a share of the examples that
         are drawn; without one it is the length of the source.
       model: checkpoint that gives sizes, processor and initial weights: a Hub name, directory or file.
       out: directory of the run; made if need be.
       recipe: name of a recipe in `siglip_jax.training.RECIPES`, or a `Recipe`.
-      on_metrics: called with each line of the log, a dict with "step" and metrics.
-      on_progress: called with (steps done, steps in all), as often as `on_metrics`.
+      on_metrics: called with each line of the log, a dict with "step" and metrics; None: nothing is called.
+      on_progress: called with (steps done, steps in all), as often as `on_metrics`; None: nothing is called.
       on_precompute: called with (images embedded, images in all) before the first step, if the recipe has
-        `locked_images`.
+        `locked_images`; None: nothing is called.
       evaluate: data to evaluate every checkpoint on: by zero-shot accuracy if it has classes, else by retrieval; a
-        classifier by accuracy.
-      best: name of a metric of `evaluate`; the checkpoint where it is highest is kept too.
+        classifier by accuracy. None: nothing is evaluated.
+      best: name of a metric of `evaluate`; the checkpoint where it is highest is kept too. None: only the latest.
       save_every: steps between checkpoints.
       keep: number of latest checkpoints to keep.
       log_every: steps between lines of the log.
@@ -142,16 +144,17 @@ def train(
         finite.
 
     Example:
-      >>> import pathlib, tempfile, siglip_jax
+      >>> import pathlib, shutil, tempfile, siglip_jax
       >>> from siglip_jax.training import train
-      >>> names = ["horse", "lemon", "church", "tractor"]
-      >>> with tempfile.TemporaryDirectory() as out:
-      ...     table = pathlib.Path(out, "pairs.csv")
-      ...     rows = [f"{siglip_jax.assets.EXAMPLES / name}.png,{name}" for name in names]
-      ...     _ = table.write_text("\\n".join(["image,caption", *rows]))
-      ...     run = train(table, siglip_jax.assets.BUNDLED_MODEL, out, batch_size=4, duration="2 steps")
-      >>> run.steps, run.stopped, "loss" in run.metrics[0]
-      (2, False, True)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     data, out = pathlib.Path(folder, "data"), pathlib.Path(folder, "run")
+      ...     for name in ("horse", "lemon"):
+      ...         (data / name).mkdir(parents=True)
+      ...         _ = shutil.copy(siglip_jax.assets.EXAMPLES / f"{name}.png", data / name)
+      ...     model = siglip_jax.assets.BUNDLED_MODEL
+      ...     run = train(data, model, out, "linear-probe", batch_size=8, duration="2 steps")
+      >>> run.steps, run.stopped, "loss" in run.metrics[0], run.model.config.id2label
+      (2, False, True, {0: 'horse', 1: 'lemon'})
     """
     recipe = recipe_with(recipe, fields)
     keys = {"image_key": image_key, "text_key": text_key, "label_key": label_key}
@@ -207,19 +210,21 @@ def dry_run(
     label_key: str | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
-    """Returns what `train` would do, parameter by parameter, without a step.
+    """Returns the plan of a run: what `train` would do with each parameter, without a step.
 
     Args:
-      data: as in `train`.
-      model: as in `train`.
-      recipe: as in `train`.
-      image_key: as in `train`.
-      text_key: as in `train`.
-      label_key: as in `train`.
-      **fields: as in `train`.
+      data: data to train on: a path as `siglip_jax.data.open_source` takes it, a list of paths or of pairs
+        (path, weight), a mapping from paths to weights, or an opened source.
+      model: checkpoint that gives sizes, processor and initial weights: a Hub name, directory or file.
+      recipe: name of a recipe in `siglip_jax.training.RECIPES`, or a `Recipe`.
+      image_key: column, key or ending of the images; None: one of the usual names.
+      text_key: column, key or ending of the captions; None: one of the usual names.
+      label_key: column, key or ending of the labels; None: one of the usual names.
+      **fields: fields of the recipe to change; nested ones as `optimizer=dict(rate=1e-5)` or
+        `**{"optimizer.rate": 1e-5}`.
 
     Returns:
-      A dictionary that JSON can hold: `steps`, `batch_size`, `examples` of an epoch, `epochs`, `trained_parameters`,
+      A dict that JSON can hold: `steps`, `batch_size`, `examples` of an epoch, `epochs`, `trained_parameters`,
       `all_parameters`, `mesh`, `memory_per_device` in bytes (None where no estimate applies), `peak_rate`, `schedule`
       (factors of the rate, evenly spaced over the run), and `parameters`, a row for each: path, shape, rate, decay,
       whether it is frozen, and its sharding.
@@ -227,6 +232,17 @@ def dry_run(
     Raises:
       FileNotFoundError: if data or checkpoint do not exist.
       ValueError: if data, checkpoint and recipe do not fit together.
+
+    Example:
+      >>> import pathlib, tempfile, siglip_jax
+      >>> from siglip_jax.training import dry_run
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     table = pathlib.Path(folder, "pairs.csv")
+      ...     _ = table.write_text("image,caption\\nhorse.png,a horse\\nlemon.png,a lemon\\n")
+      ...     frozen = {"optimizer.rates": (("vision_model/.*", 0.0), (".*", 1.0))}
+      ...     plan = dry_run(table, siglip_jax.assets.BUNDLED_MODEL, batch_size=2, duration="5 epochs", **frozen)
+      >>> plan["steps"], plan["peak_rate"], {row["frozen"] for row in plan["parameters"]} == {False, True}
+      (5, 1e-05, True)
     """
     recipe = recipe_with(recipe, fields)
     keys = {"image_key": image_key, "text_key": text_key, "label_key": label_key}
@@ -282,6 +298,7 @@ def recipe_with(recipe: str | Recipe, fields: Mapping[str, Any]) -> Recipe:
 
 
 def _replaced(options: Any, fields: Mapping[str, Any], name: str) -> Any:
+    """Returns a dataclass with some fields changed, also in nested dataclasses."""
     nested: dict[str, dict[str, Any]] = {}
     changed: dict[str, Any] = {}
     refuse_unknown((key.partition(".")[0] for key in fields), (f.name for f in dataclasses.fields(options)), name)
@@ -318,13 +335,13 @@ def _set_up(
     directory: Path | None,
     on_precompute: OnProgress | None,
 ) -> _Setup:
-    """Opens data and checkpoint; images are embedded beforehand only where there is a directory for them."""
+    """Opens data and checkpoint; embeds locked images only if there is a directory for the embeddings."""
     sources = _opened(data, keys)
     classes = [source.classes for source, _ in sources if source.classes]
     if recipe.task == "labels" and (len(classes) < len(sources) or len(set(classes)) > 1):
         raise ValueError(
-            f"expected the same classes in each of {len(sources)} data sets, found {len(classes)} with classes,"
-            f" {len(set(classes))} kinds of them; give data with labels"
+            f"all of {len(sources)} data sets must have the same classes, got {len(classes)} with classes, which are of"
+            f" {len(set(classes))} kinds; give data with labels"
         )
     mesh = mesh_of(recipe)
     model = prepare_model(recipe, name_or_path, labels=classes[0] if recipe.task == "labels" else (), mesh=mesh)
@@ -347,7 +364,7 @@ def _set_up(
 
 
 def _opened(data: Data, keys: Mapping[str, Any]) -> Sources:
-    """Returns opened sources with their weights: their lengths unless given."""
+    """Returns opened sources with their weights, by default their lengths."""
     if isinstance(data, Source):
         return [(data, float(len(data)))]
     items: Iterable[Any] = [data] if isinstance(data, str | os.PathLike) else data
@@ -369,7 +386,7 @@ def _precomputed(
     directory: Path,
     on_progress: OnProgress | None,
 ) -> Sources:
-    """Returns sources of embeddings of the images, each kept in a folder of the run."""
+    """Returns sources with embeddings in place of images, stored in a folder of the run for each."""
     transform: Transform = make_transform(recipe, model.processor)
     objective, params = local_objective(objective), jax.device_put(gathered(model.params))
     found: Sources = []
@@ -381,7 +398,7 @@ def _precomputed(
 
 
 def _evaluation(data: Path_ | Source, keys: Mapping[str, Any], recipe: Recipe, setup: _Setup) -> Evaluate:
-    """Returns the function that evaluates a state."""
+    """Returns the function from a state to the metrics of its evaluation."""
     objective, model = local_objective(setup.objective), setup.model
     module, config = objective.module, model.module.config
     source = data if isinstance(data, Source) else open_source(data, **keys)
@@ -424,6 +441,7 @@ def _speed_metrics(recipe: Recipe, model: Model, plan: Plan) -> Callable[[int, f
 
 
 def _treatment_row(recipe: Recipe, model: Model, path: str, shape: tuple[int, ...], spec: str) -> dict[str, Any]:
+    """Returns the row of a parameter in the plan of a dry run."""
     entry = model.table[path]
     return {
         "parameter": path,
@@ -436,7 +454,7 @@ def _treatment_row(recipe: Recipe, model: Model, path: str, shape: tuple[int, ..
 
 
 def _memory(recipe: Recipe, model: Model, sizes: dict[str, int]) -> int | None:
-    """Returns bytes on each device as `siglip-jax info --mesh` estimates them; None where that does not apply."""
+    """Returns bytes on each device, as `siglip-jax info --mesh` estimates them; None where no estimate applies."""
     if recipe.task != "pairs" or recipe.locked_images or recipe.remat not in (None, "full"):
         return None
     shapes = {p: tuple(x.shape) for p, x in flatten(model.params).items() if not p.startswith("lora/")}
@@ -444,4 +462,4 @@ def _memory(recipe: Recipe, model: Model, sizes: dict[str, int]) -> int | None:
     batch = recipe.batch_size // recipe.micro_batches
     found = estimate(model.module.config, rows, sizes, batch, training=True, remat=recipe.remat, dtype=recipe.dtype)
     frozen = sum(row.bytes for row in rows if model.table[row.path].frozen)
-    return found.total - 3 * frozen  # no gradient and no moments of what is frozen
+    return found.total - 3 * frozen  # frozen parameters have no gradient and no moments

@@ -35,7 +35,7 @@ def folder(tmp_path):
     return home
 
 
-def test_a_folder_of_pictures(folder):
+def test_a_folder_of_images(folder):
     names = ["a.JPG", "b.jpg", "deep/d.jpg", "deep/er/c.jpg"]
     assert everything(open_items(folder)) == list(zip(names, map(encoded, (1, 0, 3, 2)), strict=True))
 
@@ -136,7 +136,7 @@ def test_mistakes_are_said_clearly(tmp_path, monkeypatch):
         open_items(tmp_path / "q.txt")
     with pytest.raises(ValueError, match="leave image_key and split out"):
         open_items(tmp_path / "q.txt", image_key="image")
-    with pytest.raises(ValueError, match="leave image_key out"):
+    with pytest.raises(ValueError, match="image_key must be None for folders of images, got 'image'; leave it out"):
         (tmp_path / "empty" / "a.jpg").write_bytes(encoded())
         open_items(tmp_path / "empty", image_key="image")
     for name in [name for name in sys.modules if name.startswith("siglip_jax.data.")]:

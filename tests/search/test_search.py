@@ -28,7 +28,7 @@ def siglip():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    home = tmp_path_factory.mktemp("data") / "pictures"
+    home = tmp_path_factory.mktemp("data") / "images"
     home.mkdir()
     for i in range(COUNT):
         PIL.Image.fromarray(picture(i)).save(home / f"{i:02}.png")
@@ -91,7 +91,7 @@ def test_a_text_finds_pictures_with_probabilities(siglip, folder, made):
     assert [match.rank for match in matches] == [1, 2, 3, 4, 5]
 
 
-def test_a_picture_finds_itself_and_its_copy(siglip, folder, made):
+def test_an_image_finds_itself_and_its_copy(siglip, folder, made):
     matches = search(siglip, made, folder / "40.png", kind=IMAGES, top_k=100)
     assert len(matches) == COUNT - 1
     assert [match.id for match in matches[:2]] == ["07.png", "40.png"]
@@ -169,7 +169,7 @@ def test_a_damaged_index_is_refused(made, tmp_path):
         open_index(own)
 
 
-def test_an_empty_collection_and_lost_pictures(siglip, made, folder, tmp_path):
+def test_an_empty_collection_and_lost_images(siglip, made, folder, tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "a.png").write_bytes(b"")
     embed_collection(siglip, open_items(tmp_path / "x"), tmp_path / "out")
@@ -183,8 +183,8 @@ def test_an_empty_collection_and_lost_pictures(siglip, made, folder, tmp_path):
 
 def test_a_contact_sheet():
     colours = ["red", "lime", "blue", "black", "gray", "yellow", "cyan"]
-    pictures = [PIL.Image.new("RGB", (30, 30), colour) for colour in colours]
-    sheet = contact_sheet(pictures, [("1: 0.9", "x" * 200)] * 7, "a title")
+    images = [PIL.Image.new("RGB", (30, 30), colour) for colour in colours]
+    sheet = contact_sheet(images, [("1: 0.9", "x" * 200)] * 7, "a title")
     assert sheet.size == (COLUMNS * (SIDE + GAP) + GAP, 2 * (SIDE + 2 * LINE + GAP) + LINE + 2 * GAP)
     for i, colour in enumerate(colours):
         x, y = GAP + i % COLUMNS * (SIDE + GAP), LINE + 2 * GAP + i // COLUMNS * (SIDE + 2 * LINE + GAP)

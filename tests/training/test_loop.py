@@ -158,10 +158,10 @@ def test_a_run_goes_on_on_other_devices(tmp_path, whole):
 
 
 def test_the_best_and_the_last_checkpoints_stay(tmp_path):
-    figures = iter([0.1, 0.9, 0.3, 0.2])
+    metrics = iter([0.1, 0.9, 0.3, 0.2])
 
     def evaluate(state):
-        return {"top1": next(figures)}
+        return {"top1": next(metrics)}
 
     run(tmp_path, Data(), evaluate=evaluate, keep=1, best="top1", tensorboard=True)
     assert list((tmp_path / "tensorboard").glob("events.*"))

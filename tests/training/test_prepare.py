@@ -134,7 +134,10 @@ def test_fresh_parameters_are_random_and_the_others_the_checkpoints(tiny):
     ("changes", "said"),
     [
         ({"fresh": "decoder/.*"}, "matches no parameter; use a pattern for paths such as"),
-        ({"locked_images": True}, "needs the rule"),
+        (
+            {"locked_images": True},
+            r"must freeze vision_model/.* got a factor other than 0; put the rule \('vision_model",
+        ),
         (
             {"lora": Lora(rank=2, where="nothing")},
             "lora.where: 'nothing' matches no parameter; use a pattern for paths such as .*/q_proj",
@@ -152,7 +155,7 @@ def test_recipes_that_do_not_fit_the_checkpoint_are_refused(tiny, changes, said)
 
 def test_models_of_variable_resolution_are_refused(tmp_path):
     directory = write_checkpoint(tmp_path / "naflex", text_length=16, flexible=True)
-    with pytest.raises(ValueError, match="expected a whole SigLIP model of fixed resolution"):
+    with pytest.raises(ValueError, match="must be a whole SigLIP model of fixed resolution for task='pairs', got a"):
         prepare_model(Recipe(), directory)
 
 

@@ -29,10 +29,10 @@ def files(tmp_path_factory):
 
 
 def outcome(out):
-    """The weights and the figures of a run, by step."""
+    """The weights and the metrics of a run, by step."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    figures = {name: [line[name] for line in lines if name in line] for name in ("loss", "top1")}
-    return safetensors.numpy.load_file(out / "model" / "model.safetensors"), figures
+    metrics = {name: [line[name] for line in lines if name in line] for name in ("loss", "top1")}
+    return safetensors.numpy.load_file(out / "model" / "model.safetensors"), metrics
 
 
 def assert_same(found, expected):

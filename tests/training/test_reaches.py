@@ -18,7 +18,7 @@ FROM_NOTHING = ("--fresh", ".*", "--scan-layers", "--batch-size", 16, "--optimiz
 
 
 class Trainer:
-    """Runs `siglip-jax train` and returns the last figures of its evaluation."""
+    """Runs `siglip-jax train` and returns the last metrics of its evaluation."""
 
     def __init__(self, home):
         self.home = home
@@ -54,14 +54,14 @@ def test_sigmoid_loss_from_nothing(sigmoid):
 
 
 def test_softmax_loss_from_nothing(train):
-    figures, _ = train("softmax", "finetune", 1000, *FROM_NOTHING, "--loss", "softmax")
-    assert figures["top1"] >= 0.3 and figures["top5"] >= 0.9
+    metrics, _ = train("softmax", "finetune", 1000, *FROM_NOTHING, "--loss", "softmax")
+    assert metrics["top1"] >= 0.3 and metrics["top5"] >= 0.9
 
 
 def test_lit_learns_a_new_text_tower_on_embeddings(train, sigmoid):
     options = ("--batch-size", 16, "--optimizer.rate", 0.005, "--scan-layers")
-    figures, model = train("lit", "lit", 500, *options, model=sigmoid[1])
-    assert figures["top1"] >= 0.3 and figures["top5"] >= 0.9
+    metrics, model = train("lit", "lit", 500, *options, model=sigmoid[1])
+    assert metrics["top1"] >= 0.3 and metrics["top5"] >= 0.9
     assert (train.home / "lit" / "image_embeds" / "0" / "000000000000.npy").is_file()
 
 
@@ -82,8 +82,8 @@ def test_lora_learns_other_words(train, sigmoid):
         for path in folder.iterdir():
             (test / renamed(folder.name) / path.name).write_bytes(path.read_bytes())
     options = ("--batch-size", 16, "--optimizer.rate", 0.01)
-    figures, _ = train("lora", "lora", 500, *options, model=sigmoid[1], data=data, test=test)
-    assert figures["top1"] >= 0.3 and figures["top5"] >= 0.9
+    metrics, _ = train("lora", "lora", 500, *options, model=sigmoid[1], data=data, test=test)
+    assert metrics["top1"] >= 0.3 and metrics["top5"] >= 0.9
 
 
 @pytest.mark.parametrize("recipe", ["linear-probe", "classification"])
@@ -93,8 +93,8 @@ def test_labels(train, sigmoid, recipe):
         write_classes(data, 20)
         write_classes(test, 3, seed=9)
     options = ("--batch-size", 32, "--augment", "none", "--optimizer.rate", 0.02)
-    figures, model = train(recipe, recipe, 200, *options, model=sigmoid[1], data=data, test=test)
-    assert figures["accuracy"] >= 0.9
+    metrics, model = train(recipe, recipe, 200, *options, model=sigmoid[1], data=data, test=test)
+    assert metrics["accuracy"] >= 0.9
     assert json.loads((model / "config.json").read_text())["id2label"] == {
         str(i): n for i, n in enumerate(sorted(FORMS))
     }

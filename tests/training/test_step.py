@@ -23,7 +23,7 @@ SGD = optax.sgd(0.1)
 
 
 def gradients(model, params, batch, parts, mesh=None, **fields):
-    """Returns loss and gradients of what a step would do, by path, and the figures."""
+    """Returns loss and gradients of what a step would do, by path, and the metrics."""
     objective = Pairs(model, steps.to_float, mesh=mesh, **fields)
     step = Step(objective, SGD, micro_batches=parts, mesh=mesh)
     if mesh is not None:

@@ -1,4 +1,4 @@
-"""The builder of the pictograms, on packages made here; the real ones are a download of 38 MB."""
+"""The builder of the pictograms, on small generated packages; the real ones are a download of 38 MB."""
 
 import contextlib
 import io
@@ -222,7 +222,7 @@ class TestSet:
 
     def test_rows_that_do_not_fit_the_images(self, tmp_path):
         pictograms.write_split(tmp_path, "train", [{"caption": "a"}], np.zeros((2, 64, 64, 4), np.uint8))
-        with pytest.raises(ValueError, match="found 2 images and 1 rows"):
+        with pytest.raises(ValueError, match="train must have one row per image, got 2 images and 1 rows"):
             load_split(tmp_path, "train")
 
     def test_zero_shot_ranks(self):
@@ -247,5 +247,5 @@ class TestSet:
         rows += [{"caption": "f", "group": "objects", "near": 0.96}, {"caption": "g", "group": "symbols", "near": 0.1}]
         split = Pictograms(np.zeros((7, 64, 64, 4), np.uint8), rows)
         assert [row["caption"] for row in draw(split, 3).rows] == ["a", "b", "c"]
-        with pytest.raises(ValueError, match="at least 4 images to draw from, found 3"):
+        with pytest.raises(ValueError, match="suitable images must be at least 4, got 3; build the data again"):
             draw(split, 4)

@@ -1,4 +1,4 @@
-"""The sets of other drawing styles, on packages made here; the real ones are a download of 4 MB."""
+"""The test sets of other drawing styles, on small generated packages; the real ones are a download of 4 MB."""
 
 import io
 import json
@@ -75,13 +75,13 @@ class TestStyles:
         def encode(inputs):
             return np.ones((len(inputs), 2), np.float32)
 
-        figures = report(data, encode, encode)
-        assert [*figures][-5:] == [*sources.OTHER_STYLES, "on_photographs"]
-        assert figures["on_photographs"]["rows"] == 2 and figures["tabler"]["candidates"] == 1
+        metrics = report(data, encode, encode)
+        assert [*metrics][-5:] == [*sources.OTHER_STYLES, "on_photographs"]
+        assert metrics["on_photographs"]["rows"] == 2 and metrics["tabler"]["candidates"] == 1
 
     def test_what_is_not_there_is_not_reported(self, data):
-        figures = report(data, lambda x: np.ones((len(x), 2)), lambda x: np.ones((len(x), 2)))
-        assert not {*sources.OTHER_STYLES, "on_photographs"} & set(figures)
+        metrics = report(data, lambda x: np.ones((len(x), 2)), lambda x: np.ones((len(x), 2)))
+        assert not {*sources.OTHER_STYLES, "on_photographs"} & set(metrics)
 
 
 class TestPhotographs:
@@ -97,5 +97,5 @@ class TestPhotographs:
     @pytest.mark.parametrize(("size", "found"), [([], "none"), ([(90, 300)], r"\[\(90, 300\)\]")])
     def test_no_fit_photograph(self, size, found):
         rows, images = split(["a"])
-        with pytest.raises(ValueError, match=f"more than 100 pixels, found {found}"):
+        with pytest.raises(ValueError, match=f"must be of more than 100 pixels, got {found}; pass others"):
             styles.on_photographs(Pictograms(images, rows), [PIL.Image.new("RGB", s) for s in size])

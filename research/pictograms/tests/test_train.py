@@ -1,4 +1,4 @@
-"""The training of the embedded model, on a few synthetic images."""
+"""The training of the bundled model, on a few synthetic images."""
 
 import dataclasses
 import json
@@ -174,7 +174,9 @@ class TestStages:
     @pytest.mark.parametrize("stop_in", [None, 1, 2])
     def test_each_stage_starts_from_what_the_one_before_ended_with(self, tmp_path, monkeypatch, stop_in):
         monkeypatch.setattr(pictogram_train, "load_split", lambda *_: pictograms())
-        monkeypatch.setattr(pictogram_train, "write_vocabulary", lambda lines, path: write_vocabulary(lines, path, size=90))
+        monkeypatch.setattr(
+            pictogram_train, "write_vocabulary", lambda lines, path: write_vocabulary(lines, path, size=90)
+        )
         second = with_recipe(dataclasses.replace(TINY, wide=0.5, blend=0.25), seed=1)
         started, zero = [], jnp.zeros((), jnp.int32)
 
@@ -227,7 +229,7 @@ class TestBatches:
                 assert ["red", "green", "blue"][int(np.argmax(total[:3]))] == name.split()[0]
 
     def test_too_many_texts_are_refused(self):
-        with pytest.raises(ValueError, match="4 images, 7 texts and 6 captions"):
+        with pytest.raises(ValueError, match="got 4 images, 7 texts and 6 captions; lower the batch"):
             Batches(pictograms(), tokenize, 4, 7, seed=0)
 
     def test_texts_of_a_caption(self):
