@@ -4,10 +4,10 @@
 
 Rows: a bare loop that reads, decodes, converts and resizes with Pillow, in one and in two threads; the pipeline of this
 package with threads and with two worker processes; torch's `DataLoader` with two workers and the same calls of Pillow.
-All read the same synthetic photos of 640 x 480 and resize them to 224 x 224, in random order, in turns. Results are medians; the first batches of
-each turn, which may have been ready, do not count. Ratios are relative to the bare loop in two threads, the limit of
-two cores. The processor time per image, over all threads and processes, is the cost of a loader that shares its cores
-with other work. The row of torch is empty if torch is not installed.
+All read the same synthetic photos of 640 x 480 in random order, resize them to 224 x 224, and take turns. Results are
+medians; the first batches of each turn, which may have been ready, do not count. Ratios are relative to the bare loop
+in two threads, the limit of two cores. The processor time per image, over all threads and processes, is the cost of a
+loader that shares its cores with other work. The row of torch says so if torch is not installed.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python benchmarks/quantization.py [--variant siglip-base-patch16-224] [--repeats 5] [--data DATA] [--json]
 
-Bytes, memory and time are those of a random checkpoint with the shapes of the variant in float32. Each load is a process
+Bytes, memory and time are those of a random float32 checkpoint with the shapes of the variant. Each load is a process
 of its own, and batches of 8 images take turns; times are medians. Peak memory is the increase by loading. Agreement is
 that of the bundled model on the 64 example images and labels and, with --data (the output of
 `research.pictograms.build`), on the 1,599 held-out drawings.

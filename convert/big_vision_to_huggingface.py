@@ -1,4 +1,4 @@
-"""Converts a SigLIP checkpoint; the same as `siglip-jax convert SRC DST --to huggingface`.
+"""Converts a big_vision .npz file to a Hugging Face directory: `siglip-jax convert SRC DST --to huggingface`.
 
 python convert/big_vision_to_huggingface.py SRC DST [--dtype bfloat16] [--resolution 384] [--dry-run] [--help]
 """

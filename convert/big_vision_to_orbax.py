@@ -1,4 +1,4 @@
-"""Converts a SigLIP checkpoint; the same as `siglip-jax convert SRC DST --to orbax`.
+"""Converts a big_vision .npz file to an orbax directory: `siglip-jax convert SRC DST --to orbax`.
 
 python convert/big_vision_to_orbax.py SRC DST [--dtype bfloat16] [--resolution 384] [--dry-run] [--help]
 """

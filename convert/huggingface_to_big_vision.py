@@ -1,4 +1,4 @@
-"""Converts a SigLIP checkpoint; the same as `siglip-jax convert SRC DST --to big_vision`.
+"""Converts a Hugging Face directory to a big_vision .npz file: `siglip-jax convert SRC DST --to big_vision`.
 
 python convert/huggingface_to_big_vision.py SRC DST [--dtype bfloat16] [--resolution 384] [--dry-run] [--help]
 """

@@ -1,4 +1,4 @@
-"""Converts a SigLIP checkpoint; the same as `siglip-jax convert SRC DST --to open_clip`.
+"""Converts a Hugging Face directory to an open_clip directory: `siglip-jax convert SRC DST --to open_clip`.
 
 python convert/huggingface_to_open_clip.py SRC DST [--dtype bfloat16] [--resolution 384] [--dry-run] [--help]
 """

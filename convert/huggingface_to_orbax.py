@@ -1,4 +1,4 @@
-"""Converts a SigLIP checkpoint; the same as `siglip-jax convert SRC DST --to orbax`.
+"""Converts a Hugging Face directory to an orbax directory: `siglip-jax convert SRC DST --to orbax`.
 
 python convert/huggingface_to_orbax.py SRC DST [--dtype bfloat16] [--resolution 384] [--dry-run] [--help]
 """

@@ -1,12 +1,15 @@
-"""SigLIP for JAX: linen modules, checkpoint interchange, processing without torch, zero-shot classification.
+"""SigLIP for JAX: linen modules, checkpoint interchange, processing without torch, training, evaluation and search.
 
-    import siglip_jax
+Example:
+  >>> import siglip_jax
+  >>> siglip = siglip_jax.load()  # the bundled model
+  >>> image = siglip_jax.assets.EXAMPLES / "horse.png"
+  >>> siglip.classify(image, ["a horse", "a lemon"])[0]["label"]
+  'a horse'
 
-    siglip = siglip_jax.load()
-    siglip.classify("horse.png", ["a horse", "a lemon"])
-
-The packages group what belongs together: `checkpoints`, `configs`, `data`, `evaluation`, `inference`, `losses`,
-`models`, `parallel`, `plots`, `processing`, `quantization`, `search` and `training`.
+The names here are those that most programs need. Everything else is in the packages `assets`, `checkpoints`,
+`configs`, `data`, `evaluation`, `inference`, `losses`, `models`, `parallel`, `plots`, `processing`, `quantization`,
+`search` and `training`.
 """
 
 from typing import TYPE_CHECKING
@@ -19,7 +22,7 @@ from siglip_jax import losses as losses
 from siglip_jax import models as models
 from siglip_jax import parallel as parallel
 from siglip_jax import processing as processing
-from siglip_jax._lazy import lazy_names
+from siglip_jax._lazy import make_lazy
 from siglip_jax._version import __version__ as __version__
 from siglip_jax.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from siglip_jax.configs import (
@@ -116,9 +119,7 @@ __all__ = [
     "write_checkpoint",
 ]
 
-_LAZY = ("data", "evaluation", "plots", "quantization", "search", "training")
-
-__getattr__ = lazy_names(__name__, {name: f"{__name__}.{name}" for name in _LAZY})
+make_lazy(__name__, submodules=("data", "evaluation", "plots", "quantization", "search", "training"))
 
 
 def __dir__() -> list[str]:

@@ -1,30 +1,37 @@
 """Names of a package that are imported on first use, so that importing the package stays fast."""
 
 import importlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 
-def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """Returns the `__getattr__` of a package.
+def make_lazy(package: str, names: Mapping[str, str] | None = None, submodules: Sequence[str] = ()) -> None:
+    """Lets a package import some of its names when they are first used.
+
+    A name may be that of the submodule it is defined in, as `convert` in `convert.py`: the package then has the name of
+    the submodule's attribute, even after the submodule itself has been imported.
 
     Args:
-      package: `__name__` of the package.
-      modules: full name of the module that each name is imported from. A name that maps to itself within the package
-        is a submodule; no other name may equal that of a submodule, since importing the submodule would hide it.
-
-    Returns:
-      A function from a name to its value, which raises `AttributeError` for other names and for names that need a
-      package that is not installed.
+      package: `__name__` of the package, whose `__init__` calls this.
+      names: full name of the module that defines each name.
+      submodules: names of submodules that are imported when they are first used.
     """
+    known = dict(names or {})
 
-    def __getattr__(name: str) -> Any:
-        if name not in modules:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        try:
-            module = importlib.import_module(modules[name])
-        except ModuleNotFoundError as error:
-            raise AttributeError(str(error)) from error
-        return module if modules[name] == f"{package}.{name}" else getattr(module, name)
+    class LazyPackage(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            if name not in known and name not in submodules:
+                raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            try:
+                module = importlib.import_module(known.get(name, f"{package}.{name}"))
+            except ModuleNotFoundError as error:  # of a package that an extra installs
+                raise AttributeError(str(error)) from error
+            return getattr(module, name) if name in known else module
 
-    return __getattr__
+        def __setattr__(self, name: str, value: Any) -> None:
+            if not (name in known and isinstance(value, ModuleType)):  # what the import of a submodule sets
+                super().__setattr__(name, value)
+
+    sys.modules[package].__class__ = LazyPackage

@@ -1,11 +1,16 @@
 """Checkpoints: reading files into a configuration and parameters, and writing them, without building a module."""
 
+from typing import TYPE_CHECKING
+
+from siglip_jax._lazy import make_lazy
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
-from siglip_jax.checkpoints.convert import Conversion, convert
-from siglip_jax.checkpoints.describe import describe
 from siglip_jax.checkpoints.read import read_checkpoint, read_contents
-from siglip_jax.checkpoints.verify import Check, verify
 from siglip_jax.checkpoints.write import write_checkpoint
+
+if TYPE_CHECKING:
+    from siglip_jax.checkpoints.convert import Conversion, convert
+    from siglip_jax.checkpoints.describe import describe
+    from siglip_jax.checkpoints.verify import Check, verify
 
 __all__ = [
     "Check",
@@ -19,3 +24,14 @@ __all__ = [
     "verify",
     "write_checkpoint",
 ]
+
+make_lazy(
+    __name__,
+    {
+        "Check": "siglip_jax.checkpoints.verify",
+        "Conversion": "siglip_jax.checkpoints.convert",
+        "convert": "siglip_jax.checkpoints.convert",
+        "describe": "siglip_jax.checkpoints.describe",
+        "verify": "siglip_jax.checkpoints.verify",
+    },
+)

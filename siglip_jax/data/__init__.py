@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from siglip_jax._lazy import lazy_names
+from siglip_jax._lazy import make_lazy
 from siglip_jax.data.example import Example, Source
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "Example", "Pipeline", "Source", "Transform", "open_source"]
 
-__getattr__ = lazy_names(
+make_lazy(
     __name__,
     {
         "Batch": "siglip_jax.data.pipeline",

@@ -1,14 +1,19 @@
 """Inference: loading, the engine, the pipeline, batching for servers, export, quantization, verification, speed."""
 
+from typing import TYPE_CHECKING
+
+from siglip_jax._lazy import make_lazy
 from siglip_jax.inference.batcher import Batcher, QueueFullError
-from siglip_jax.inference.bench import bench
-from siglip_jax.inference.describe import describe_model
 from siglip_jax.inference.engine import Siglip
-from siglip_jax.inference.export import export
 from siglip_jax.inference.load import load
 from siglip_jax.inference.pipeline import ZeroShotImageClassificationPipeline, pipeline
-from siglip_jax.inference.quantize import quantize_checkpoint
-from siglip_jax.inference.verify import Verification, verify_model
+
+if TYPE_CHECKING:
+    from siglip_jax.inference.bench import bench
+    from siglip_jax.inference.describe import describe_model
+    from siglip_jax.inference.export import export
+    from siglip_jax.inference.quantize import quantize_checkpoint
+    from siglip_jax.inference.verify import Verification, verify_model
 
 __all__ = [
     "Batcher",
@@ -24,3 +29,15 @@ __all__ = [
     "quantize_checkpoint",
     "verify_model",
 ]
+
+make_lazy(
+    __name__,
+    {
+        "Verification": "siglip_jax.inference.verify",
+        "bench": "siglip_jax.inference.bench",
+        "describe_model": "siglip_jax.inference.describe",
+        "export": "siglip_jax.inference.export",
+        "quantize_checkpoint": "siglip_jax.inference.quantize",
+        "verify_model": "siglip_jax.inference.verify",
+    },
+)

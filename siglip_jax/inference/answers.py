@@ -25,7 +25,7 @@ class Comparison(NamedTuple):
 
     Attributes:
       answer: the published values, with their images, texts and tolerance.
-      found: values that the model computes, (images, texts) float64; logits or probabilities, as `answer.kind` says.
+      found: values that the model computes, (images, texts) float64; logits or probabilities, by `answer.kind`.
     """
 
     answer: Answer

@@ -109,7 +109,7 @@ def pipeline(
     Args:
       task: "zero-shot-image-classification", the only task.
       model: local directory or weights file, a Hub name, or a loaded `Siglip`; None: the bundled model.
-      batch_size: number of images per step; None: what suits the model and the device, `Siglip.choices.image_batch`.
+      batch_size: number of images per step; None: `choices.image_batch` of the model.
       dtype: dtype of the parameters and of the computation, such as `jnp.bfloat16` or "bfloat16"; None: float32.
       quantization: number format of the kernels of both towers, "int8", "int4", "nf4" or "fp8"; None: floats, or the
         scheme of the checkpoint if that is quantized already.

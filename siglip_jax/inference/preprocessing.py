@@ -58,7 +58,7 @@ def describe(
 
 
 def lines_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns the rows (name, description) of a table of what `describe` returns."""
+    """Returns the result of `describe` as rows (name, description) of a table."""
     image = facts["image"]
     size = image.get("size")
     if size is not None:

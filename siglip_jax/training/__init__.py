@@ -5,7 +5,7 @@ The extra `train` installs the packages that training needs.
 
 from typing import TYPE_CHECKING
 
-from siglip_jax._lazy import lazy_names
+from siglip_jax._lazy import make_lazy
 from siglip_jax.training.recipe import Lora, MeshShape, Optimizer, Recipe, Schedule
 from siglip_jax.training.recipes import RECIPES
 
@@ -28,7 +28,7 @@ __all__ = [
     "train",
 ]
 
-__getattr__ = lazy_names(
+make_lazy(
     __name__,
     {
         "Labels": "siglip_jax.training.objective",

@@ -1,4 +1,4 @@
-"""The model inside the package: whole, small, as good as its card says, and what transformers makes of it."""
+"""The bundled model: complete, small, as accurate as its card says, and equal to transformers."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def labels() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def pictures(labels) -> list[Path]:
+def images(labels) -> list[Path]:
     return [EXAMPLES / f"{label}.png" for label in labels]
 
 
@@ -65,12 +65,12 @@ class TestFiles:
 
         assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(checkpoint.params))
 
-    def test_examples_are_sixty_four_small_pictures_with_their_names(self, labels, pictures):
+    def test_examples_are_sixty_four_small_images_with_their_names(self, labels, images):
         assert len(set(labels)) == 64 and labels == sorted(labels)
-        assert {path.name for path in EXAMPLES.iterdir() if path.suffix == ".png"} == {path.name for path in pictures}
-        for path in pictures:
-            with PIL.Image.open(path) as picture:
-                assert (picture.size, picture.mode) == ((64, 64), "RGBA")
+        assert {path.name for path in EXAMPLES.iterdir() if path.suffix == ".png"} == {path.name for path in images}
+        for path in images:
+            with PIL.Image.open(path) as image:
+                assert (image.size, image.mode) == ((64, 64), "RGBA")
         assert "Microsoft Corporation" in (EXAMPLES / "LICENSE-fluent-emoji").read_text(encoding="utf-8")
 
 
@@ -81,32 +81,32 @@ class TestAnswers:
         assert {str(x.dtype) for x in siglip.params["vision_model"]["post_layernorm"].values()} == {"float32"}
 
     @pytest.mark.parametrize(("template", "least"), [(None, LEAST_BARE), (TEMPLATE, LEAST_TEMPLATE)])
-    def test_examples_are_recognised(self, siglip, labels, pictures, template, least):
-        answers = siglip.classify(pictures, labels, hypothesis_template=template)
+    def test_examples_are_recognised(self, siglip, labels, images, template, least):
+        answers = siglip.classify(images, labels, hypothesis_template=template)
         right = sum(answer[0]["label"] == label for answer, label in zip(answers, labels, strict=True))
         assert right >= least  # of 64
 
-    def test_scores_are_sigmoids_each_on_its_own(self, siglip, labels, pictures):
-        among_all = siglip.similarity(pictures[:4], labels)
-        alone = siglip.similarity(pictures[:4], labels[:1])
+    def test_scores_are_sigmoids_each_on_its_own(self, siglip, labels, images):
+        among_all = siglip.similarity(images[:4], labels)
+        alone = siglip.similarity(images[:4], labels[:1])
         np.testing.assert_allclose(among_all[:, :1], alone, rtol=1e-4)
-        cosines = siglip.encode_image(pictures[:4]) @ siglip.encode_text(labels).T
+        cosines = siglip.encode_image(images[:4]) @ siglip.encode_text(labels).T
         logits = cosines.astype(np.float64) * siglip.temperature + siglip.logit_bias
         np.testing.assert_allclose(among_all, 1 / (1 + np.exp(-logits)), rtol=1e-4)
 
-    def test_transparent_pictures_are_seen_on_white(self, siglip, pictures):
-        with PIL.Image.open(pictures[0]) as picture:
-            flat = PIL.Image.new("RGBA", picture.size, "white")
-            flat.alpha_composite(picture)
-        a, b = siglip.encode_image(pictures[0]), siglip.encode_image(flat.convert("RGB"))
+    def test_transparent_images_are_seen_on_white(self, siglip, images):
+        with PIL.Image.open(images[0]) as image:
+            flat = PIL.Image.new("RGBA", image.size, "white")
+            flat.alpha_composite(image)
+        a, b = siglip.encode_image(images[0]), siglip.encode_image(flat.convert("RGB"))
         np.testing.assert_allclose(a, b, atol=0.02)  # the one composites in floating point, the other in bytes
 
 
-def test_transformers_gives_the_same_logits(labels, pictures):
+def test_transformers_gives_the_same_logits(labels, images):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     processor = SiglipProcessor.from_pretrained(MODEL)
-    inputs = processor(text=labels, images=[PIL.Image.open(path) for path in pictures])
+    inputs = processor(text=labels, images=[PIL.Image.open(path) for path in images])
     model, params = siglip_jax.SiglipModel.from_pretrained(MODEL, param_dtype=np.float32)
     ours = np.asarray(model.apply({"params": params}, **inputs).logits_per_image)
 

@@ -23,9 +23,9 @@ class Ran:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     """A folder of three images, out of order, and two other files."""
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     (folder / "deeper").mkdir(parents=True)
     for name in ("c.png", "a.jpg", "b.png", "deeper/d.PNG"):
         PIL.Image.fromarray(picture(ord(name[0]))).save(folder / name)

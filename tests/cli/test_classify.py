@@ -13,29 +13,29 @@ from siglip_jax.inference import load
 LABELS = ["a cat", "two dogs", "a house"]
 
 
-def test_json_is_what_the_engine_says(run, checkpoint, pictures):
-    ran = run("classify", pictures / "b.png", pictures, "--labels", *LABELS, "--model", checkpoint, "--json")
+def test_json_is_what_the_engine_says(run, checkpoint, images):
+    ran = run("classify", images / "b.png", images, "--labels", *LABELS, "--model", checkpoint, "--json")
     assert ran.status == 0
     found = json.loads(ran.out)
-    files = [str(pictures / name) for name in ("b.png", "a.jpg", "b.png", "c.png")]
+    files = [str(images / name) for name in ("b.png", "a.jpg", "b.png", "c.png")]
     assert [entry["image"] for entry in found] == files
     expected = load(checkpoint).classify(files, LABELS)
     for entry, scores in zip(found, expected, strict=True):
         assert set(entry) == {"image", "scores"}
         assert [e["label"] for e in entry["scores"]] == [e["label"] for e in scores]
         assert [e["score"] for e in entry["scores"]] == pytest.approx([e["score"] for e in scores], abs=1e-6)
-    assert ran.err == f"siglip-jax: {pictures}: 2 of 5 files are not images and were skipped\n"
+    assert ran.err == f"siglip-jax: {images}: 2 of 5 files are not images and were skipped\n"
 
 
-def test_plain_bars_without_a_terminal(run, checkpoint, pictures):
-    ran = run("classify", pictures / "a.jpg", pictures / "b.png", "--labels", *LABELS, "--model", checkpoint)
+def test_plain_bars_without_a_terminal(run, checkpoint, images):
+    ran = run("classify", images / "a.jpg", images / "b.png", "--labels", *LABELS, "--model", checkpoint)
     assert ran.status == 0
     assert ran.err == ""
     assert "\x1b" not in ran.out
     blocks = [block.splitlines() for block in ran.out.split("\n\n")]
-    assert [block[0] for block in blocks] == [str(pictures / "a.jpg"), str(pictures / "b.png")]
+    assert [block[0] for block in blocks] == [str(images / "a.jpg"), str(images / "b.png")]
     for block, name in zip(blocks, ("a.jpg", "b.png"), strict=True):
-        ranked = load(checkpoint).classify(pictures / name, LABELS)
+        ranked = load(checkpoint).classify(images / name, LABELS)
         assert len(block) == 1 + len(LABELS)
         for line, entry in zip(block[1:], ranked, strict=True):
             assert line.strip().startswith(entry["label"])
@@ -43,10 +43,10 @@ def test_plain_bars_without_a_terminal(run, checkpoint, pictures):
             assert "█" in line
 
 
-def test_colour_on_a_terminal(run_on_terminal, checkpoint, pictures):
+def test_colour_on_a_terminal(run_on_terminal, checkpoint, images):
     long = "a label [red]that[/red] is much too long for sixty columns of text, really"
     options = ("--labels", "a cat", long, "--model", checkpoint)
-    ran = run_on_terminal("classify", pictures / "a.jpg", *options, columns=60)
+    ran = run_on_terminal("classify", images / "a.jpg", *options, columns=60)
     assert ran.status == 0
     assert "\x1b[36m" in ran.out
     assert "[red]" in ran.out
@@ -57,30 +57,30 @@ def test_colour_on_a_terminal(run_on_terminal, checkpoint, pictures):
     assert all(len(line) <= 60 for line in plain)
 
 
-def test_labels_from_a_file_template_and_top_k(run, checkpoint, pictures, tmp_path):
+def test_labels_from_a_file_template_and_top_k(run, checkpoint, images, tmp_path):
     labels = tmp_path / "labels.txt"
     labels.write_bytes("\ufeffcat\r\n\r\n  two dogs \nhouse\n".encode())
     options = ("--labels-from", labels, "--template", "a photo of {}!", "--top-k", 2, "--model", checkpoint)
-    ran = run("classify", pictures / "a.jpg", *options, "--json")
+    ran = run("classify", images / "a.jpg", *options, "--json")
     (entry,) = json.loads(ran.out)
     names = ["cat", "two dogs", "house"]
-    expected = load(checkpoint).classify(pictures / "a.jpg", names, hypothesis_template="a photo of {}!", top_k=2)
+    expected = load(checkpoint).classify(images / "a.jpg", names, hypothesis_template="a photo of {}!", top_k=2)
     assert [e["label"] for e in entry["scores"]] == [e["label"] for e in expected]
     assert [e["score"] for e in entry["scores"]] == pytest.approx([e["score"] for e in expected], abs=1e-6)
 
 
-def test_folders_within_folders(run, checkpoint, pictures):
+def test_folders_within_folders(run, checkpoint, images):
     options = ("--labels", "a cat", "--model", checkpoint, "--json")
-    assert len(json.loads(run("classify", pictures, *options).out)) == 3
-    deep = json.loads(run("classify", pictures, "--recursive", *options).out)
-    assert [os.path.relpath(entry["image"], pictures) for entry in deep] == ["a.jpg", "b.png", "c.png", "deeper/d.PNG"]
+    assert len(json.loads(run("classify", images, *options).out)) == 3
+    deep = json.loads(run("classify", images, "--recursive", *options).out)
+    assert [os.path.relpath(entry["image"], images) for entry in deep] == ["a.jpg", "b.png", "c.png", "deeper/d.PNG"]
 
 
-def test_the_others_are_done(run, checkpoint, pictures, tmp_path):
+def test_the_others_are_done(run, checkpoint, images, tmp_path):
     """One line for each unusable image, results for the others, and exit status 2."""
-    (pictures / "aa.png").write_bytes(b"no image")
+    (images / "aa.png").write_bytes(b"no image")
     options = ("--labels", "a cat", "--model", checkpoint, "--json")
-    ran = run("classify", tmp_path / "missing.png", pictures, *options)
+    ran = run("classify", tmp_path / "missing.png", images, *options)
     assert ran.status == 2
     assert [os.path.basename(entry["image"]) for entry in json.loads(ran.out)] == ["a.jpg", "b.png", "c.png"]
     missing, skipped, broken = ran.err.splitlines()
@@ -89,11 +89,11 @@ def test_the_others_are_done(run, checkpoint, pictures, tmp_path):
     assert "aa.png" in broken
 
 
-def test_save_plot(run, checkpoint, pictures, tmp_path):
+def test_save_plot(run, checkpoint, images, tmp_path):
     pytest.importorskip("matplotlib")
-    (pictures / "aa.png").write_bytes(b"no image")
+    (images / "aa.png").write_bytes(b"no image")
     plot = tmp_path / "plot.png"
-    ran = run("classify", pictures, "--labels", *LABELS, "--model", checkpoint, "--save-plot", plot)
+    ran = run("classify", images, "--labels", *LABELS, "--model", checkpoint, "--save-plot", plot)
     assert ran.status == 2  # one image is unreadable; the plot shows the others
     with PIL.Image.open(plot) as drawn:
         assert drawn.format == "PNG"

@@ -119,7 +119,7 @@ def test_a_bar_on_a_terminal_only(run, checkpoint, tmp_path, monkeypatch):
     assert "values" in screen.getvalue()
 
 
-def test_quantization_says_what_it_saves_and_costs(run, checkpoint, pictures, tmp_path):
+def test_quantization_says_what_it_saves_and_costs(run, checkpoint, images, tmp_path):
     facts = json.loads(run("convert", checkpoint, tmp_path / "small", "--quantization", "int8", "--json").out)
     weights = tmp_path / "small" / "quantized.safetensors"
     assert facts["bytes"] == weights.stat().st_size < facts["bytes_before"]
@@ -134,7 +134,7 @@ def test_quantization_says_what_it_saves_and_costs(run, checkpoint, pictures, tm
     assert [said[name] for name in same] == [whole[name] for name in same]
     assert said["weight_files"] == ["quantized.safetensors"] and said["bytes"] == weights.stat().st_size
     assert "quantized to int8" in run("info", tmp_path / "small").out
-    ran = run("classify", pictures / "a.jpg", "--labels", "a cat", "a dog", "--model", tmp_path / "small")
+    ran = run("classify", images / "a.jpg", "--labels", "a cat", "a dog", "--model", tmp_path / "small")
     assert ran.status == 0 and "a cat" in ran.out
     for command in ("verify", "info --mesh data=2"):
         name, *options = command.split()

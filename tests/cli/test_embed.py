@@ -111,7 +111,7 @@ def test_in_words(run, folder, tmp_path):
     assert left.err == "siglip-jax: 100.png: bytes: data must be an image that Pillow can read, got other bytes\n"
 
 
-def test_texts_are_found_by_a_picture(run, folder, tmp_path):
+def test_texts_are_found_by_an_image(run, folder, tmp_path):
     (tmp_path / "q.txt").write_text("a red square\na blue circle\n")
     assert run("embed", tmp_path / "q.txt", "--out", tmp_path / "out", "--format", "parquet").status == 0
     ran = run("search", tmp_path / "out", "--image", folder / "001.png", "--json")

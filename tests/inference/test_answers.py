@@ -1,4 +1,4 @@
-"""Published logits computed anew: on images drawn here, on files, on pixels; and `siglip-jax verify` with them."""
+"""Comparison with published logits, on drawn images, files and pixel values, and `siglip-jax verify` with them."""
 
 import dataclasses
 import json
@@ -32,14 +32,14 @@ def fixed(tmp_path_factory):
 
 
 def antialiased(size, new):
-    """The weights of a bilinear resize with antialiasing, in float64: (new, size)."""
+    """Returns the weights of a bilinear resize with antialiasing, (new, size) float64."""
     places = (np.arange(new)[:, None] + 0.5) * size / new - 0.5
     weights = np.maximum(0, 1 - np.abs(places - np.arange(size)[None]) / max(1, size / new))
     return weights / weights.sum(1, keepdims=True)
 
 
 def disc_logits(siglip):
-    """The logits of the discs by another way: resized in float64, cut into patches by hand, given to the module."""
+    """Returns the logits of the discs by another path: resized in float64, split into patches, passed to the module."""
     processor = siglip.processor.image_processor
     p, most = processor.patch_size, processor.max_num_patches
     values, mask, grids = np.zeros((3, most, p * p * 3), np.float32), np.zeros((3, most), np.int32), []
@@ -80,7 +80,7 @@ def test_discs(flexible):
     assert not wrong.right and wrong.error == pytest.approx(2e-3, rel=0.1)
 
 
-def test_pictures_and_pixels(fixed, tmp_path):
+def test_image_files_and_pixels(fixed, tmp_path):
     siglip = load(fixed)
     images = [PIL.Image.fromarray(picture(i)) for i in range(2)]
     images[0].save(tmp_path / "cats.png")
@@ -106,7 +106,7 @@ def test_pictures_and_pixels(fixed, tmp_path):
 
 @pytest.fixture
 def released(monkeypatch):
-    """Lets a tiny checkpoint pass for a released one, with answers of its own."""
+    """Makes a tiny checkpoint pass for a released one with published answers of its own."""
 
     def pretend(name, *answers):
         monkeypatch.setitem(ANSWERS, find(name).short_name, answers)
@@ -133,7 +133,7 @@ def test_verify_computes_the_discs_unasked(flexible, released, capsys):
     )
 
 
-def test_verify_takes_the_published_picture_or_its_pixels(fixed, released, tmp_path, monkeypatch, capsys):
+def test_verify_takes_the_published_image_or_its_pixels(fixed, released, tmp_path, monkeypatch, capsys):
     siglip = load(fixed)
     PIL.Image.fromarray(picture(0)).save(tmp_path / "cats.png")
     pixels = siglip.processor(images=[picture(0), picture(1)]).pixel_values

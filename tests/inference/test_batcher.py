@@ -1,4 +1,4 @@
-"""The batcher: answers belong to their questions under load, and what it does with every kind of trouble."""
+"""The batcher: under load each call gets its own embeddings, and every kind of failure reaches the right calls."""
 
 import concurrent.futures
 import subprocess
@@ -19,12 +19,12 @@ PICTURES = [picture(i) for i in range(16)]
 
 @pytest.fixture
 def siglip(shared_siglip: Siglip) -> Siglip:
-    """An engine of its own whose functions, compiled already by other tests, can be replaced."""
+    """A separate engine with the functions that other tests have compiled, which a test may replace."""
     return shared_siglip.with_params(shared_siglip.params)
 
 
 class Device:
-    """Stands before the model's jitted function: counts its calls, and can be stopped and broken."""
+    """Wraps the model's jitted function: counts its calls, and can block or fail them."""
 
     def __init__(self, siglip: Siglip, name: str = "_encode_pixels") -> None:
         self.function: Callable = getattr(siglip, name)
@@ -42,7 +42,7 @@ class Device:
         return self.function(params, *inputs)
 
     def entered(self, times: int = 1) -> None:
-        """Returns once the device has been called so often."""
+        """Returns when the device has been called that many times."""
         until(lambda: len(self.sizes) >= times)
 
 
@@ -108,7 +108,7 @@ def test_images_do_not_starve_texts(siglip):
     assert text_device.sizes == [1] and sizes[0] <= 3 < len(device.sizes)
 
 
-def test_company_is_waited_for_but_no_longer_than_the_delay(siglip):
+def test_a_batch_waits_for_more_items_but_no_longer_than_the_delay(siglip):
     device = Device(siglip)
     siglip.encode_image(PICTURES[:1])
     with Batcher(siglip, max_batch_size=4, max_delay=0.2) as batcher:
@@ -117,9 +117,9 @@ def test_company_is_waited_for_but_no_longer_than_the_delay(siglip):
         assert time.monotonic() - start > 0.2
     device.sizes.clear()
     with Batcher(siglip, max_batch_size=4, max_delay=60.0) as batcher:
-        futures = [batcher.submit_image(p) for p in PICTURES[:4]]  # full: nobody waits a minute
+        futures = [batcher.submit_image(p) for p in PICTURES[:4]]  # a full batch: sent without the delay
         found = [future.result(30) for future in futures]
-        last = batcher.submit_image(PICTURES[4])  # nor does close()
+        last = batcher.submit_image(PICTURES[4])  # close() sends it without the delay
     assert device.sizes == [4, 1]
     np.testing.assert_allclose(
         np.concatenate([*found, last.result(0)]), siglip.encode_image(PICTURES[:5], batch_size=4), atol=1e-6
@@ -139,7 +139,7 @@ def test_a_full_queue_refuses(siglip):
             batcher.submit_text("a cat")
         with pytest.raises(ValueError, match="a call must bring at most queue_size=3 images, got 4; split it"):
             batcher.encode_image(PICTURES[:4])
-        assert batcher.encode_image([]).shape == (0, 32)  # nothing needs no place
+        assert batcher.encode_image([]).shape == (0, 32)  # no items need no room
         device.free.set()
         assert [len(future.result(30)) for future in [running, *waiting]] == [1, 1, 2]
         assert len(batcher.encode_image(PICTURES[:3])) == 3
@@ -160,7 +160,7 @@ def test_a_call_that_gives_up_leaves_the_queue(siglip):
     assert len(device.sizes) == 2
 
 
-def test_a_bad_picture_fails_its_own_call(siglip, tmp_path):
+def test_an_unreadable_image_fails_its_own_call(siglip, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     with Batcher(siglip, max_batch_size=4, max_delay=0.1) as batcher:
         bad = batcher.submit_image([PICTURES[0], tmp_path / "bad.png"])
@@ -209,7 +209,7 @@ def test_a_forgotten_batcher_leaves_no_threads(siglip):
 
 
 def test_the_interpreter_ends_after_the_last_answer():
-    """Nothing is closed, no answer is waited for, and a thread goes on asking: it gets answers or an error."""
+    """The batcher is not closed, and a thread keeps calling it at exit: each call gets an answer or an error."""
     code = """
 import threading
 import siglip_jax

@@ -1,4 +1,4 @@
-"""Measuring a model: that the figures are those of what was run, and agree with each other."""
+"""Measurements of a model: they are of the code that ran, and agree with each other."""
 
 import io
 import time
@@ -23,7 +23,7 @@ from siglip_jax.models.cost import image_flops, text_flops
 from tests.support.tiny_checkpoint import picture, write_checkpoint
 
 
-def test_the_figures_of_the_towers_agree(shared_siglip):
+def test_the_measurements_of_the_towers_agree(shared_siglip):
     speeds = list(towers(shared_siglip, [3, 1], 0.01))
     assert [(speed.what, speed.batch_size) for speed in speeds] == [
         ("images", 3),
@@ -40,7 +40,7 @@ def test_the_figures_of_the_towers_agree(shared_siglip):
         assert speed.repetitions >= FEWEST
 
 
-def test_a_figure_is_of_the_whole_batch(shared_siglip, monkeypatch):
+def test_a_measurement_is_of_the_whole_batch(shared_siglip, monkeypatch):
     rows = []
     real = type(shared_siglip).embed_pixels
 
@@ -67,7 +67,7 @@ def test_time_is_of_the_calls_after_the_first():
     assert len(repeated(lambda: time.sleep(0.02), 1e-9)) == FEWEST
 
 
-def test_pictures_are_decoded_from_a_file_of_the_stated_size(shared_siglip):
+def test_images_are_decoded_from_a_file_of_the_stated_size(shared_siglip):
     with PIL.Image.open(io.BytesIO(jpeg())) as image:
         assert (image.format, image.size, image.mode) == ("JPEG", IMAGE_SIZE, "RGB")
     speed = preparation(shared_siglip, 0.01)
@@ -97,7 +97,7 @@ def test_ready_arrays_have_the_embeddings_of_what_they_were_made_of(shared_sigli
 
 
 def test_a_model_of_variable_resolution(tmp_path):
-    """All of it in batches of one, so that one program is compiled, by the first embedding."""
+    """All batches have one row, so that the first embedding compiles the only program."""
     siglip = load(write_checkpoint(tmp_path, flexible=True))
     assert first_embedding(siglip) > 2 * first_embedding(siglip) > 0
     images = next(towers(siglip, [1], 1e-9))

@@ -17,7 +17,7 @@ print(jax.config.jax_compilation_cache_dir)
 
 
 def run(**settings: str | Path) -> tuple[str, list[str]]:
-    """Returns where a new process kept its compiled code, and what it logged of finding some."""
+    """Returns the directory of a new process's compiled code, and its log lines about cache hits."""
     given = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     environment = {**given, "JAX_LOGGING_LEVEL": "DEBUG", **{name: str(value) for name, value in settings.items()}}
     ran = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Batches through a tower: padding, several steps within one program, and independence of company."""
+"""Batches through a tower: padding, several steps within one program, and independence of the other rows."""
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,8 @@ def test_a_large_batch_takes_several_steps(shared_siglip, pixels):
     assert "stablehlo.while" in text and "tensor<4x32x32x3xf32>" in text
 
 
-def test_company_changes_nothing_at_the_highest_precision(shared_siglip, pixels):
-    """To the bit: alone, in any place, with any neighbours, in batches of any size asked for."""
+def test_other_rows_change_nothing_at_the_highest_precision(shared_siglip, pixels):
+    """A row is the same to the bit alone, at any position, with any other rows, and for any batch size."""
     with jax.default_matmul_precision("highest"):
         expected = shared_siglip.embed_pixels(pixels)
         for size in (1, 2, 8, 32):
@@ -52,7 +52,7 @@ def test_company_changes_nothing_at_the_highest_precision(shared_siglip, pixels)
         np.testing.assert_array_equal(shared_siglip.encode_text(texts[::-1], batch_size=3), expected[::-1])
 
 
-def test_company_changes_no_more_than_rounding_otherwise(shared_siglip, pixels):
+def test_other_rows_change_no_more_than_rounding_otherwise(shared_siglip, pixels):
     expected = shared_siglip.embed_pixels(pixels)
     for size in (1, 3, 32):
         np.testing.assert_allclose(shared_siglip.embed_pixels(pixels, batch_size=size), expected, atol=1e-6, rtol=0)
@@ -98,7 +98,7 @@ def test_choices_follow_the_model(shared_siglip):
     assert SiglipModel(shared_siglip.config).attn_implementation == "auto" and "softmax in float32" in base.attention
 
 
-def test_choices_are_those_of_each_share_of_a_batch(shared_siglip):
+def test_choices_are_those_of_each_shard_of_a_batch(shared_siglip):
     alone = shared_siglip.choices
     over = choose(shared_siglip.config, "float32", mesh=make_mesh(data=2, fsdp=2, tensor=2))
     numbers = ("image_batch", "text_batch", "image_rows", "text_rows")

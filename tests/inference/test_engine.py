@@ -1,4 +1,4 @@
-"""The engine: what goes in, in what order it comes out, and how little is compiled."""
+"""The engine: its inputs, the order of its results, and the number of compilations."""
 
 import io
 from pathlib import Path
@@ -18,7 +18,7 @@ TEXTS = ["a cat", "two dogs on the beach", "", "a drawing of a house " * 40]
 
 
 def direct(siglip: Siglip, images, texts):
-    """The contract, spelled out: processor, then one application of the module."""
+    """Returns what the engine must compute: the processor, then one application of the module."""
     inputs = siglip.processor(text=texts, images=[PIL.Image.fromarray(image) for image in images])
     return siglip.model.apply({"params": siglip.params}, **{k: jnp.asarray(v) for k, v in inputs.items()})
 
@@ -51,14 +51,14 @@ def test_padding_changes_no_result(shared_siglip, pictures, count):
     np.testing.assert_allclose(few, shared_siglip.encode_image(pictures, batch_size=11)[:count], atol=5e-7)
 
 
-def test_texts_are_padded_and_cut_to_the_models_length(tmp_path):
+def test_texts_are_padded_and_truncated_to_the_models_length(tmp_path):
     siglip = load(write_checkpoint(tmp_path, text_length=16))
     long = "a photo of two dogs on the beach and a red car and a house and a tree"
     np.testing.assert_array_equal(*siglip.encode_text([long, long + " and a cat"]))
     assert np.abs(np.subtract(*siglip.encode_text(["a cat", "a dog"]))).max() > 1e-3
 
 
-def test_every_kind_of_picture(shared_siglip, pictures, tmp_path):
+def test_every_kind_of_image(shared_siglip, pictures, tmp_path):
     pil = PIL.Image.fromarray(pictures[0])
     path = tmp_path / "a.png"
     pil.save(path)
@@ -88,7 +88,7 @@ def test_nothing_in_nothing_out(shared_siglip):
 
 
 def test_a_generator_is_streamed_in_order(siglip, pictures):
-    """Images are drawn from the generator only shortly before their turn, and come out in their order."""
+    """Images are read from the generator only shortly before they are needed, and results keep their order."""
     drawn: list[int] = []
     done_at_draw: list[int] = []
     done = 0
@@ -125,7 +125,7 @@ def test_an_error_of_the_generator_is_the_users_to_see(shared_siglip):
         shared_siglip.encode_image(broken())
 
 
-def test_unreadable_pictures(shared_siglip, tmp_path):
+def test_unreadable_images(shared_siglip, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
     mixed = [picture(0), tmp_path / "broken.png", picture(1), tmp_path / "missing.png"]
     with pytest.raises(ValueError, match=r"broken\.png"):
@@ -221,7 +221,7 @@ def test_rank_keeps_the_order_of_equal_scores():
         (lambda s: s.classify(picture(0), ["a"], top_k=0), "top_k must be"),
     ],
 )
-def test_mistakes_are_told_in_one_line(shared_siglip, wrong, words):
+def test_mistakes_are_reported_in_one_line(shared_siglip, wrong, words):
     with pytest.raises(ValueError) as caught:
         wrong(shared_siglip)
     assert words in str(caught.value)

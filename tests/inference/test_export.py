@@ -1,4 +1,4 @@
-"""Exported encoders: what they compute, on which platforms, without this package, and what is refused."""
+"""Exported encoders: their results, their platforms, running without this package, and refused models."""
 
 import collections
 import json
@@ -31,7 +31,7 @@ def exported(shared_siglip, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """An image in colour, one partly transparent, a grey one, and one that the camera turned."""
+    """A colour image, a partly transparent one, a grey one, and one with an EXIF orientation."""
     folder = tmp_path_factory.mktemp("pictures")
     colour, turned = (PIL.Image.fromarray(picture(i)) for i in range(2))
     transparent = colour.copy()
@@ -114,7 +114,7 @@ def test_the_manifest_says_what_is_there(exported, shared_siglip):
 
 
 def test_a_narrow_type_is_multiplied_as_suits_each_platform(checkpoint, tmp_path, monkeypatch):
-    """A CPU without instructions for bfloat16 gets products of float32, whatever exports; an accelerator never does."""
+    """A CPU without bfloat16 instructions gets float32 products, whichever machine exports; an accelerator never does."""
     monkeypatch.setattr(products, "cpu_multiplies_bfloat16", lambda: False)
     siglip = load(checkpoint, dtype="bfloat16")
     counts = {}

@@ -26,7 +26,7 @@ def reference(checkpoint):
     return transformers.pipeline(TASK, str(checkpoint), image_processor=processor, dtype=torch.float32)
 
 
-@pytest.mark.filterwarnings("default")  # the reference warns of itself
+@pytest.mark.filterwarnings("default")  # the reference emits warnings
 @pytest.mark.parametrize("template", [{}, {"hypothesis_template": "{}"}, {"hypothesis_template": "a drawing of {}!"}])
 def test_same_as_the_reference(checkpoint, reference, pictures, template):
     ours = pipeline(TASK, checkpoint)
@@ -68,7 +68,7 @@ def test_paths(checkpoint, shared_siglip, pictures, tmp_path):
 
 
 def test_transparency_is_white_however_it_arrives(shared_siglip, tmp_path):
-    """The reference drops the alpha channel here and sees the red beneath."""
+    """The reference drops the alpha channel and sees the red below it."""
     clear = PIL.Image.new("RGBA", (32, 32), (200, 0, 0, 0))
     clear.save(tmp_path / "clear.png")
     pipe = pipeline(model=shared_siglip)
@@ -78,7 +78,7 @@ def test_transparency_is_white_however_it_arrives(shared_siglip, tmp_path):
 
 
 def test_models_of_16_positions(tmp_path, pictures):
-    """The reference asks for 64 tokens whatever the model, and fails."""
+    """The reference pads to 64 tokens for every model, and fails."""
     checkpoint = write_checkpoint(tmp_path, text_length=16)
     found = pipeline(TASK, checkpoint)(pictures[0], candidate_labels=LABELS)
     prompts = [f"This is a photo of {label}." for label in LABELS]

@@ -1,4 +1,4 @@
-"""Quantized models: what is quantized, how close they stay, and files that come back to the bit or are refused."""
+"""Quantized models: which parameters are quantized, their accuracy, and files that are read to the bit or refused."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from siglip_jax.quantization.schemes import SCHEMES, Quantized, dequantize, quan
 from tests.support.tiny_checkpoint import picture
 
 TEXTS = ["a cat", "two dogs on the beach", "a red car"]
-LEAST_COSINE = {"int8": 0.999, "int4": 0.95}  # to the float embeddings of the embedded model; 0.9996 and 0.963 measured
+LEAST_COSINE = {"int8": 0.999, "int4": 0.95}  # to the float embeddings of the bundled model; 0.9996 and 0.963 measured
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -31,12 +31,12 @@ def pictures() -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def embedded():
+def bundled():
     return siglip_jax.load()
 
 
 def write_random(home: Path, directory: Path, text: dict, vision: dict, flexible: bool = False) -> Path:
-    """Writes a random model beside the processor's files of another, with a few weights a thousand times the others."""
+    """Writes a random model with the processor files of another; a few weights are a thousand times the others."""
     shutil.copytree(home, directory)
     known = SiglipConfig.from_pretrained(home).text_config
     text |= {"vocab_size": known.vocab_size, "max_position_embeddings": known.max_position_embeddings}
@@ -100,8 +100,8 @@ def test_every_dense_kernel_and_nothing_else_is_quantized(checkpoint, shared_sig
 
 
 @pytest.mark.parametrize("scheme", LEAST_COSINE)
-def test_embedded_model_stays_close_to_the_float_one(embedded, scheme):
-    found = compare(embedded, siglip_jax.load(quantization=scheme))
+def test_the_bundled_model_stays_close_to_the_float_one(bundled, scheme):
+    found = compare(bundled, siglip_jax.load(quantization=scheme))
     assert found["examples"] == 64
     for cosine in found["cosine"].values():
         assert LEAST_COSINE[scheme] <= cosine["least"] <= cosine["mean"] < 1
@@ -173,7 +173,7 @@ def test_over_a_mesh(checkpoint, scheme, pictures, tmp_path):
     if scheme == "int4":
         np.testing.assert_allclose(over.encode_image(pictures), alone.encode_image(pictures), atol=2e-6)
     if scheme == "int8":
-        # A float sum cut in another way may round an input to the next of its 255 values.
+        # A float sum that is sharded in another way may round an input to the next of its 255 values.
         np.testing.assert_allclose(over.encode_text(TEXTS), alone.encode_text(TEXTS), atol=1e-2)
         over.save_pretrained(tmp_path)
         same(siglip_jax.load(tmp_path, mesh=mesh), over)

@@ -1,4 +1,4 @@
-"""The plumbing of the engine."""
+"""The engine's input stream."""
 
 import threading
 
@@ -14,18 +14,18 @@ from siglip_jax.inference.stream import as_images, batches, in_threads, is_one_i
 @pytest.mark.parametrize(
     "one", ["a.png", b"bytes", PIL.Image.new("L", (1, 1)), np.zeros((2, 2)), np.zeros((2, 2, 3), np.uint8)]
 )
-def test_single_pictures(one):
+def test_single_images(one):
     assert is_one_image(one)
     assert list(as_images(one)) == [one] or as_images(one)[0] is one
 
 
 @pytest.mark.parametrize("many", [["a.png"], (), np.zeros((1, 2, 2, 3)), np.array(["a.png", "b.png"]), iter("ab")])
-def test_several_pictures(many):
+def test_several_images(many):
     assert not is_one_image(many)
     assert as_images(many) is many
 
 
-def test_no_pictures_at_all():
+def test_what_is_no_image():
     with pytest.raises(ValueError, match="images must be an image .* got int"):
         as_images(3)
 
@@ -43,7 +43,7 @@ def test_in_threads_keeps_order_and_distance():
     def work(i: int) -> int:
         started.append(i)
         if i == 0:
-            release.wait(10)  # the first is the slowest: it must still come first
+            release.wait(10)  # the first is the slowest, but must still be first
         return i * i
 
     stream = in_threads(work, draw(), workers=3, ahead=5)
