@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+DTYPES = ("float32", "bfloat16", "float16")  # of parameters and of the computation, by name
+
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str], what: str) -> None:
     """Raises a `ValueError` for the first unknown argument; the message names the closest known one.

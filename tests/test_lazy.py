@@ -12,7 +12,8 @@ from siglip_jax._lazy import make_lazy
 
 @pytest.mark.parametrize("first", ["", "import siglip_jax.checkpoints.convert", "import siglip_jax.training.run"])
 def test_a_function_is_not_hidden_by_the_submodule_of_its_name(first):
-    code = f"{first}\nimport siglip_jax\nprint(*map(callable, (siglip_jax.checkpoints.convert, siglip_jax.training.train)))"
+    names = "siglip_jax.checkpoints.convert, siglip_jax.training.train"
+    code = f"{first}\nimport siglip_jax\nprint(*map(callable, ({names})))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "True True\n", done.stderr
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from siglip_jax._callbacks import Counter, OnProgress
-from siglip_jax._checks import check_choice
+from siglip_jax._checks import DTYPES, check_choice
 from siglip_jax._files import inside, read_json, write_atomically
 from siglip_jax._hub import PROCESSOR_FILES, TOKENIZER_FILES
 from siglip_jax.checkpoints.checkpoint import Checkpoint
@@ -33,7 +33,6 @@ from siglip_jax.checkpoints.surgery import (
 from siglip_jax.checkpoints.write import check_write_options, write_checkpoint
 from siglip_jax.params import LazyArray, Shape, flatten, unflatten
 
-DTYPES = ("float32", "bfloat16", "float16")
 TOWERS = {"text": "TextModel", "image": "VisionModel"}
 
 

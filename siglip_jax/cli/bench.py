@@ -9,7 +9,8 @@ import json
 import math
 from typing import Any
 
-from siglip_jax.cli._output import DTYPES, QUANTIZATIONS, print_table, progress, whole_number
+from siglip_jax._checks import DTYPES
+from siglip_jax.cli._output import QUANTIZATIONS, print_table, progress, whole_number
 
 HELP = "measure the speed of a model on this machine"
 EPILOG = """examples:

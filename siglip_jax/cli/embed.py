@@ -15,8 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from siglip_jax._checks import DTYPES
 from siglip_jax.cli._output import (
-    DTYPES,
     QUANTIZATIONS,
     STOPPED,
     print_table,

@@ -16,8 +16,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from siglip_jax._checks import DTYPES
 from siglip_jax.cli._output import (
-    DTYPES,
     QUANTIZATIONS,
     percent,
     print_table,

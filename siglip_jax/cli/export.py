@@ -8,7 +8,7 @@ them.
 import argparse
 import json
 
-from siglip_jax.cli._output import DTYPES
+from siglip_jax._checks import DTYPES
 from siglip_jax.inference.export import DEFAULT_PLATFORMS, PLATFORMS
 
 HELP = "export the encoders to run without this package"

@@ -240,7 +240,7 @@ def test_plot_in_a_folder_that_is_closed(run, checkpoint, images, tmp_path, monk
     monkeypatch.setattr(os, "access", lambda path, mode: not (path == tmp_path and mode == os.W_OK))  # root may all
     plot = tmp_path / "plot.png"
     ran = run("classify", images / "a.jpg", "--labels", "a", "--model", checkpoint, "--save-plot", plot)
-    assert "can be written to" in one_line(ran)
+    assert f"the folder of the plot must be writable, got {tmp_path}, which is not; choose another" in one_line(ran)
 
 
 def test_plot_on_a_full_disk(run, checkpoint, images, tmp_path, monkeypatch):

@@ -166,7 +166,7 @@ MISTAKES = {
     "one image a class": (["linear-probe", "{few}", "--train", "{few}"], "a class must have two images or more"),
     "no captions": (["retrieval", "{few}"], "images must have texts for retrieval"),
     "temperature of zero": (["knn", "{few}", "--temperature", "0"], "the value must be a number above 0, got '0'"),
-    "unknown plot": (["zero-shot", "{few}", "--save-plot", "plot.txt"], "found '.txt'"),
+    "unknown plot": (["zero-shot", "{few}", "--save-plot", "plot.txt"], "the ending of a plot must be one of .png"),
     "names that are too few": (
         ["zero-shot", "{few}", "--classes", "{few}/one.txt"],
         "names must be one for each of 4 classes, got 1",

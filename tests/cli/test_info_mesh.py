@@ -138,7 +138,10 @@ MISTAKES = {
     "zero": (["--mesh", "data=0"], ["at least 1", "got 'data=0'; write data=4,fsdp=2"]),
     "an axis twice": (["--mesh", "data=2,data=2"], ["got 'data=2,data=2'; write data=4,fsdp=2"]),
     "no axis": (["--mesh", ""], ["got ''; write data=4,fsdp=2"]),
-    "batch that does not divide": (["--mesh", "data=4,fsdp=2", "--batch", "12"], ["batch of 12", "8 devices"]),
+    "batch that does not divide": (
+        ["--mesh", "data=4,fsdp=2", "--batch", "12"],
+        ["batch must be a positive multiple of", "8 devices", "got 12"],
+    ),
     "batch of no pair": (["--mesh", "data=2", "--batch", "0"], ["--batch", "at least 1", "got '0'"]),
     "batch without a mesh": (["--batch", "8"], ["--batch must be used with --mesh, got it alone", "data=4,fsdp=2"]),
     "remat without a mesh": (["--remat", "full"], ["--remat must be used with --mesh"]),

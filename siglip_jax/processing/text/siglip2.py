@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from siglip_jax import _hub as hub
+from siglip_jax._optional import import_optional
 from siglip_jax.processing.text._sequences import Ids
 from siglip_jax.processing.text.base import UNBOUNDED, TokenizerBase
 from siglip_jax.processing.text.settings import (
@@ -271,14 +272,8 @@ class Siglip2Tokenizer(TokenizerBase):
 
 
 def _library() -> Any:
-    """Returns the library `tokenizers`; raises a ValueError if it is not installed."""
-    try:
-        import tokenizers
-    except ImportError:
-        raise ValueError(
-            "a tokenizer.json needs the library tokenizers, which is not installed: pip install 'siglip_jax[siglip2]'"
-        ) from None
-    return tokenizers
+    """Returns the library `tokenizers`, which the extra `siglip2` installs."""
+    return import_optional("tokenizers", "a tokenizer.json", "siglip2")
 
 
 def _load(file: str) -> Any:
