@@ -1,8 +1,8 @@
 """Comparison with published logits, on drawn images, files and pixel values, and `siglip-jax verify` with them."""
 
 import dataclasses
+import importlib
 import json
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -111,7 +111,7 @@ def released(monkeypatch):
     def pretend(name, *answers):
         monkeypatch.setitem(ANSWERS, find(name).short_name, answers)
         for module in ("siglip_jax.checkpoints.verify", "siglip_jax.inference.verify"):
-            monkeypatch.setattr(sys.modules[module], "released_variant", lambda *_: find(name))
+            monkeypatch.setattr(importlib.import_module(module), "released_variant", lambda *_: find(name))
 
     return pretend
 
@@ -142,7 +142,7 @@ def test_verify_takes_the_published_image_or_its_pixels(fixed, released, tmp_pat
     apples = dataclasses.replace(APPLES, values=rows(compare(siglip, APPLES, pixels).found))
     released("siglip-base-patch16-224", apples, cats)
     monkeypatch.setattr(
-        sys.modules["siglip_jax.checkpoints.verify"], "verify_tokens", lambda *_: iter(())
+        importlib.import_module("siglip_jax.checkpoints.verify"), "verify_tokens", lambda *_: iter(())
     )  # another vocabulary
 
     assert main(["verify", str(fixed)]) == 0

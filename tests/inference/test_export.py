@@ -114,7 +114,7 @@ def test_the_manifest_says_what_is_there(exported, shared_siglip):
 
 
 def test_a_narrow_type_is_multiplied_as_suits_each_platform(checkpoint, tmp_path, monkeypatch):
-    """A CPU without bfloat16 instructions gets float32 products, whichever machine exports; an accelerator never does."""
+    """A CPU without bfloat16 instructions gets float32 products, whichever exports; an accelerator does not."""
     monkeypatch.setattr(products, "cpu_multiplies_bfloat16", lambda: False)
     siglip = load(checkpoint, dtype="bfloat16")
     counts = {}
