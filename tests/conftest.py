@@ -2,6 +2,8 @@
 
 import tests.support.strict  # noqa: F401  isort: skip  before anything that imports jax
 
+import functools
+import re
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,17 @@ def shared_siglip(checkpoint: Path) -> Siglip:
 def siglip(checkpoint: Path) -> Siglip:
     """The tiny checkpoint, loaded anew: nothing compiled, nothing remembered."""
     return load(checkpoint)
+
+
+@functools.cache
+def compares_with_the_reference(file: Path) -> bool:
+    """Returns whether a test file uses torch, transformers, or golden files made with them."""
+    uses = r"^\s*(import|from) (torch|transformers)\b|\bGOLDEN\b|\bcases\."
+    return re.search(uses, file.read_text(encoding="utf-8"), re.MULTILINE) is not None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of such files, so that `-m reference` runs them alone."""
+    for item in items:
+        if item.path.name.startswith("test_") and compares_with_the_reference(item.path):
+            item.add_marker(pytest.mark.reference)

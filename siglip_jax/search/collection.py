@@ -72,7 +72,7 @@ def embed_collection(
       model_name: name or path of the model for `load`, recorded so that `load_for` finds it; None: the bundled model.
       format: "npy" or "parquet"; None: that of the collection, or "npy".
       part_size: items of a part; None: that of the collection, or 2048.
-      batch_size: items of a step; None: that of the collection, or what suits model and device. The last bits of the
+      batch_size: items of a step; None: that of the collection, or a size for model and device. The last bits of the
         embeddings may depend on it.
       shard: (i, n) to do part p if p % n == i; None: this process's share among those of `jax.distributed`.
       on_progress: called with (items done, items that this call has to do); None: nothing is called.
@@ -139,7 +139,7 @@ def begin_collection(
       model_name: name or path of the model for `load`; None: the bundled model.
       format: "npy" or "parquet"; None: that of the collection, or "npy".
       part_size: items of a part; None: that of the collection, or 2048.
-      batch_size: items of a step; None: that of the collection, or what suits model and device.
+      batch_size: items of a step; None: that of the collection, or a size for model and device.
 
     Returns:
       The manifest.
@@ -255,8 +255,8 @@ def verify_collection(directory: str | os.PathLike[str]) -> list[str]:
 class Collection:
     """A complete collection, whose embeddings are memory-mapped part by part; `open_collection` opens one.
 
-    Rows are numbered through all parts. An unreadable item has no row, so a row's item has a `position` of its own.
-    `len` is the number of rows.
+    Rows are numbered through all parts, and `len` is their number. An unreadable item has no row; `position` maps a row
+    to its item.
 
     Attributes:
       directory: directory of the collection.
@@ -272,8 +272,10 @@ class Collection:
       ...     collection = open_collection(out)
       ...     collection.embeddings(1).shape, collection.ids(1)[0]
       ((24, 192), 'labels.txt:41')
-      >>> collection.starts.tolist(), collection.place(41)
-      ([0, 40, 64], (1, 1))
+      >>> collection.starts.tolist()
+      [0, 40, 64]
+      >>> collection.place(41)
+      (1, 1)
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:

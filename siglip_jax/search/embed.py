@@ -76,9 +76,9 @@ def embed(
       format: "npy" or "parquet"; None: that of the collection, or "npy".
       shard: (i, n) to do part p if p % n == i; None: this process's share among those of `jax.distributed`.
       part_size: items of a part; None: that of the collection, or 2048.
-      batch_size: items of a step; None: what suits model and device.
+      batch_size: items of a step; None: that of the collection, or a size for model and device.
       image_key: column, key or ending of the images; None: one of the usual names.
-      split: split of the data set to take; None: "train" where there are splits.
+      split: split of the data set to take; None: "train" if it has splits.
       on_progress: called with (items done, items that this call has to do); None: nothing is called.
       on_unreadable: called with (index of an item, error); None: unreadable items are only listed.
 

@@ -11,7 +11,7 @@ IMAGES, TEXTS = "images", "texts"
 
 @runtime_checkable
 class Items(Protocol):
-    """Images or texts in a fixed order: what `embed` reads. `open_items` opens the usual sources.
+    """Images or texts in a fixed order, the input of `embed`; `open_items` opens the usual sources.
 
     An object with these members can be embedded too; no base class is needed.
 

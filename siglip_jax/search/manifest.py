@@ -73,7 +73,7 @@ class Manifest:
         return range(start, min(start + self.layout["part_size"], self.items["count"]))
 
     def check_same(self, wanted: "Manifest", directory: Path) -> None:
-        """Checks that a call would add to this collection what it already holds.
+        """Checks that a call may resume this collection: with the same model, items, preparation and layout.
 
         Args:
           wanted: manifest of the collection that the call would begin.

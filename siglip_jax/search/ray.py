@@ -3,7 +3,7 @@
     python -m siglip_jax.search.ray SRC DIR [--model M] [--workers N]
 
 An example to start from: each worker loads the model once and embeds whole parts as `embed_collection` does. The files
-are the same to the byte, and each of the two resumes what the other began. Needs the extra `ray`.
+are the same to the byte, and each of the two resumes the work of the other. Needs the extra `ray`.
 """
 
 import argparse

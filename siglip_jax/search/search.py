@@ -145,8 +145,8 @@ def search(
       ...     _ = embed(siglip_jax.assets.EXAMPLES / "labels.txt", out, siglip)
       ...     horse = siglip_jax.assets.EXAMPLES / "horse.png"
       ...     matches = search(siglip, open_collection(out), horse, kind="images", top_k=3)
-      >>> [match.rank for match in matches], matches[0].id
-      ([1, 2, 3], 'labels.txt:32')
+      >>> len(matches), matches[0].rank, matches[0].id
+      (3, 1, 'labels.txt:32')
     """
     check_count("top_k", top_k)
     if not len(collection):

@@ -114,7 +114,7 @@ def train(
       data: data to train on: a path as `siglip_jax.data.open_source` takes it, a list of paths or of pairs
         (path, weight), a mapping from paths to weights, or an opened source. A weight is a share of the examples that
         are drawn; without one it is the length of the source.
-      model: checkpoint that gives sizes, processor and initial weights: a Hub name, directory or file.
+      model: checkpoint with the sizes, the processor and the initial weights: a Hub name, directory or file.
       out: directory of the run; made if need be.
       recipe: name of a recipe in `siglip_jax.training.RECIPES`, or a `Recipe`.
       on_metrics: called with each line of the log, a dict with "step" and metrics; None: nothing is called.
@@ -153,8 +153,10 @@ def train(
       ...         _ = shutil.copy(siglip_jax.assets.EXAMPLES / f"{name}.png", data / name)
       ...     model = siglip_jax.assets.BUNDLED_MODEL
       ...     run = train(data, model, out, "linear-probe", batch_size=8, duration="2 steps")
-      >>> run.steps, run.stopped, "loss" in run.metrics[0], run.model.config.id2label
-      (2, False, True, {0: 'horse', 1: 'lemon'})
+      >>> run.model.config.id2label
+      {0: 'horse', 1: 'lemon'}
+      >>> run.steps, run.stopped, "loss" in run.metrics[0]
+      (2, False, True)
     """
     recipe = recipe_with(recipe, fields)
     keys = {"image_key": image_key, "text_key": text_key, "label_key": label_key}
@@ -214,8 +216,9 @@ def dry_run(
 
     Args:
       data: data to train on: a path as `siglip_jax.data.open_source` takes it, a list of paths or of pairs
-        (path, weight), a mapping from paths to weights, or an opened source.
-      model: checkpoint that gives sizes, processor and initial weights: a Hub name, directory or file.
+        (path, weight), a mapping from paths to weights, or an opened source. A weight is a share of the examples that
+        are drawn; without one it is the length of the source.
+      model: checkpoint with the sizes, the processor and the initial weights: a Hub name, directory or file.
       recipe: name of a recipe in `siglip_jax.training.RECIPES`, or a `Recipe`.
       image_key: column, key or ending of the images; None: one of the usual names.
       text_key: column, key or ending of the captions; None: one of the usual names.
