@@ -1,6 +1,4 @@
-"""Strictness for every test, and a tiny checkpoint with the engine around it."""
-
-import tests.support.strict  # noqa: F401  isort: skip  before anything that imports jax
+"""A tiny checkpoint with the engine around it, and the marker of tests that compare with the reference."""
 
 import functools
 import re
