@@ -229,8 +229,8 @@ def dry_run(
     Returns:
       A dict that JSON can hold: `steps`, `batch_size`, `examples` of an epoch, `epochs`, `trained_parameters`,
       `all_parameters`, `mesh`, `memory_per_device` in bytes (None where no estimate applies), `peak_rate`, `schedule`
-      (factors of the rate, evenly spaced over the run), and `parameters`, a row for each: path, shape, rate, decay,
-      whether it is frozen, and its sharding.
+      (factors of the rate, evenly spaced over the run), and `parameters`, a row for each: `parameter` (its path),
+      `shape`, `rate`, `decay`, `frozen` and `sharding`.
 
     Raises:
       FileNotFoundError: if data or checkpoint do not exist.
