@@ -1,8 +1,9 @@
 """Small SigLIPs of open_clip's own, and what they compute, as golden files for tests/checkpoints/test_other_models.py.
 
 `python -m tests.support.open_clip_golden` writes tests/golden/open_clip_*.npz anew. It needs open_clip_torch 3.3.0,
-timm 1.0.31 and torchvision 0.28.0 beside torch. Install them apart from the tests' environment (`pip install --no-deps --target`,
-with that directory on PYTHONPATH), for `transformers` prepares images otherwise where it finds torchvision.
+timm 1.0.31 and torchvision 0.28.0 beside torch. Install them apart from the tests' environment
+(`pip install --no-deps --target`, with that directory on PYTHONPATH): `transformers` prepares images in another way
+where it finds torchvision.
 
 A file holds `config` (the JSON of open_clip's `model_cfg`), `state/…` (the state dict, of values that float16 holds
 exactly), the inputs `ids` and `pixels` (images, channel, height, width), and what open_clip computes in float64.
