@@ -29,6 +29,7 @@ def python(code, *words):
     return subprocess.run([sys.executable, "-c", BARE + code, *words], capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_packages_import_and_the_bundled_model_answers(tmp_path):
     done = python(
         """
@@ -46,6 +47,7 @@ print(sorted(siglip_jax.training.RECIPES)[0])
     assert done.stdout == "classification\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "package", "extra"),
     [

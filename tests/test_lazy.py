@@ -10,6 +10,7 @@ import siglip_jax
 from siglip_jax._lazy import make_lazy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["", "import siglip_jax.checkpoints.convert", "import siglip_jax.training.run"])
 def test_a_function_is_not_hidden_by_the_submodule_of_its_name(first):
     names = "siglip_jax.checkpoints.convert, siglip_jax.training.train"

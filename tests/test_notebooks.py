@@ -66,6 +66,7 @@ def test_committed_with_its_outputs(notebook):
     assert all(len(figure) < 150_000 for figure in figures(notebook))
 
 
+@pytest.mark.slow
 def test_runs_and_prints_the_same(request, notebook, executed):
     tolerance = TOLERANCES.get(request.node.callspec.params["notebook"].stem, DIGIT)
     assert len(figures(executed)) == len(figures(notebook)) > 0

@@ -23,6 +23,7 @@ def python(code):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_import_adds_less_than_three_tenths_of_a_second():
     code = """
 import time, jax, flax
@@ -74,6 +75,7 @@ def test_ruff_is_clean(command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_type_checker_is_clean():
     checker = shutil.which("pyrefly", path=str(Path(sys.executable).parent))
     assert checker, "pyrefly is part of the extra 'test'"

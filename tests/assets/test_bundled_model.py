@@ -80,12 +80,14 @@ class TestAnswers:
         assert siglip.config.vision_config.image_size == 64
         assert {str(x.dtype) for x in siglip.params["vision_model"]["post_layernorm"].values()} == {"float32"}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("template", "least"), [(None, LEAST_BARE), (TEMPLATE, LEAST_TEMPLATE)])
     def test_examples_are_recognised(self, siglip, labels, images, template, least):
         answers = siglip.classify(images, labels, hypothesis_template=template)
         right = sum(answer[0]["label"] == label for answer, label in zip(answers, labels, strict=True))
         assert right >= least  # of 64
 
+    @pytest.mark.slow
     def test_scores_are_sigmoids_each_on_its_own(self, siglip, labels, images):
         among_all = siglip.similarity(images[:4], labels)
         alone = siglip.similarity(images[:4], labels[:1])
@@ -102,6 +104,7 @@ class TestAnswers:
         np.testing.assert_allclose(a, b, atol=0.02)  # the one composites in floating point, the other in bytes
 
 
+@pytest.mark.slow
 def test_transformers_gives_the_same_logits(labels, images):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

@@ -138,6 +138,7 @@ def fetched(server, online, checkpoint):
     return online.path("owner/whole")
 
 
+@pytest.mark.slow
 def test_a_fetched_repository_is_the_checkpoint(fetched, checkpoint):
     names = {file.name for file in checkpoint.iterdir()}
     assert {"config.json", "spiece.model", "preprocessor_config.json", "tokenizer_config.json"} < names
@@ -271,6 +272,7 @@ def test_a_cut_download_is_taken_up_where_it_broke(server, online):
     assert asked == [None, f"bytes={10 << 20}-"]
 
 
+@pytest.mark.slow
 def test_without_a_connection_the_cache_serves(server, worker, online):
     server.repositories["owner/kept"] = one_commit()
     path = online.path("owner/kept")

@@ -121,6 +121,7 @@ def assert_same(found, expected):
     assert max(errors.values()) <= TOLERANCE, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stacked", [[], BOTH], ids=["one_by_one", "stacked"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_formulae_of_big_vision(tmp_path, name, stacked):
@@ -189,6 +190,7 @@ def channels_last(pixels):
     return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
 
 
+@pytest.mark.slow
 def test_a_directory_of_open_clip(name, directory, caplog):
     _, _, ids, pixels, expected = golden(name)
     with caplog.at_level(logging.WARNING):
@@ -197,6 +199,7 @@ def test_a_directory_of_open_clip(name, directory, caplog):
     assert_same(found, expected)
 
 
+@pytest.mark.slow
 def test_the_two_gelus_can_be_told_apart(name, directory):
     """The comparison above is fine enough to see the difference of the activations, in either tower alone."""
     _, _, ids, pixels, expected = golden(name)
@@ -216,6 +219,7 @@ def write_again(directory, out):
     return out / "written"
 
 
+@pytest.mark.slow
 def test_what_is_written_as_open_clip_is_what_open_clip_had(name, directory, tmp_path):
     config, state, ids, pixels, expected = golden(name)
     written = write_again(directory, tmp_path)

@@ -25,6 +25,7 @@ def others(checkpoint, *paths):
     return {path: np.asarray(x).tobytes() for path, x in flatten(checkpoint.params).items() if path not in paths}
 
 
+@pytest.mark.slow
 def test_resized_positions_compute_what_interpolation_computes(checkpoint):
     changed, said = surgery.with_resolution(checkpoint, 48)
     assert said == "position table 4 x 4 resized to 6 x 6 (bicubic) for images of 48 pixels"

@@ -7,6 +7,7 @@ import pytest
 QUICK = ("--seconds", "0.001", "--batch-sizes", "1", "1")  # the same size, measured once
 
 
+@pytest.mark.slow
 def test_json_has_the_measurements(run, checkpoint):
     ran = run("bench", "--model", checkpoint, *QUICK, "--json")
     assert (ran.status, ran.err) == (0, "")
@@ -30,6 +31,7 @@ def test_json_has_the_measurements(run, checkpoint):
     assert facts["versions"]["jax"] and facts["versions"]["devices"]
 
 
+@pytest.mark.slow
 def test_table(run, checkpoint):
     ran = run("bench", "--model", checkpoint, *QUICK, "--dtype", "bfloat16")
     assert (ran.status, ran.err) == (0, "")
@@ -44,6 +46,7 @@ def test_table(run, checkpoint):
     assert "MiB host" in ran.out
 
 
+@pytest.mark.slow
 def test_quantized(run, checkpoint):
     ran = run("bench", "--model", checkpoint, *QUICK, "--quantization", "int4", "--json")
     assert (ran.status, ran.err) == (0, "")

@@ -13,6 +13,7 @@ from siglip_jax.inference import load
 LABELS = ["a cat", "two dogs", "a house"]
 
 
+@pytest.mark.slow
 def test_json_is_what_the_engine_says(run, checkpoint, images):
     ran = run("classify", images / "b.png", images, "--labels", *LABELS, "--model", checkpoint, "--json")
     assert ran.status == 0
@@ -27,6 +28,7 @@ def test_json_is_what_the_engine_says(run, checkpoint, images):
     assert ran.err == f"siglip-jax: {images}: 2 of 5 files are not images and were skipped\n"
 
 
+@pytest.mark.slow
 def test_plain_bars_without_a_terminal(run, checkpoint, images):
     ran = run("classify", images / "a.jpg", images / "b.png", "--labels", *LABELS, "--model", checkpoint)
     assert ran.status == 0
@@ -57,6 +59,7 @@ def test_colour_on_a_terminal(run_on_terminal, checkpoint, images):
     assert all(len(line) <= 60 for line in plain)
 
 
+@pytest.mark.slow
 def test_labels_from_a_file_template_and_top_k(run, checkpoint, images, tmp_path):
     labels = tmp_path / "labels.txt"
     labels.write_bytes("\ufeffcat\r\n\r\n  two dogs \nhouse\n".encode())
@@ -69,6 +72,7 @@ def test_labels_from_a_file_template_and_top_k(run, checkpoint, images, tmp_path
     assert [e["score"] for e in entry["scores"]] == pytest.approx([e["score"] for e in expected], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_folders_within_folders(run, checkpoint, images):
     options = ("--labels", "a cat", "--model", checkpoint, "--json")
     assert len(json.loads(run("classify", images, *options).out)) == 3
@@ -89,6 +93,7 @@ def test_the_others_are_done(run, checkpoint, images, tmp_path):
     assert "aa.png" in broken
 
 
+@pytest.mark.slow
 def test_save_plot(run, checkpoint, images, tmp_path):
     pytest.importorskip("matplotlib")
     (images / "aa.png").write_bytes(b"no image")

@@ -17,6 +17,7 @@ from siglip_jax.cli import _output as output
 CONVERT = Path(__file__).parents[2] / "convert"
 
 
+@pytest.mark.slow
 def test_there_and_back(run, checkpoint, tmp_path):
     for format, name in (("big_vision", "a.npz"), ("open_clip", "b"), ("orbax", "c"), ("huggingface", "d")):
         ran = run("convert", checkpoint, tmp_path / name, "--to", format)
@@ -84,6 +85,7 @@ def test_mistakes_are_told_in_one_line(run, checkpoint, arguments, words, monkey
     assert sorted(checkpoint.iterdir()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", sorted(path.name for path in CONVERT.glob("*.py")))
 def test_the_scripts_are_the_command(script, checkpoint, tmp_path):
     ran = subprocess.run([sys.executable, CONVERT / script, "--help"], capture_output=True, text=True, check=True)
@@ -91,6 +93,7 @@ def test_the_scripts_are_the_command(script, checkpoint, tmp_path):
     assert script.removesuffix(".py").split("_to_")[1] in (CONVERT / script).read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["huggingface", "big_vision", "open_clip", "orbax"])
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_every_byte_is_followed_twice(checkpoint, tmp_path, format, dtype):
@@ -119,6 +122,7 @@ def test_a_bar_on_a_terminal_only(run, checkpoint, tmp_path, monkeypatch):
     assert "values" in screen.getvalue()
 
 
+@pytest.mark.slow
 def test_quantization_says_what_it_saves_and_costs(run, checkpoint, images, tmp_path):
     facts = json.loads(run("convert", checkpoint, tmp_path / "small", "--quantization", "int8", "--json").out)
     weights = tmp_path / "small" / "quantized.safetensors"

@@ -58,6 +58,7 @@ def contents(directory):
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
+@pytest.mark.slow
 def test_killed_runs_end_with_the_bytes_of_the_whole_one(folder, tmp_path):
     def command(out):
         return [*COMMAND, folder, "--out", out, "--part-size", 8]
@@ -72,6 +73,7 @@ def test_killed_runs_end_with_the_bytes_of_the_whole_one(folder, tmp_path):
     assert verify_collection(killed) == []
 
 
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_says_how_to_go_on(folder, tmp_path):
     out = tmp_path / "out"
     command = [*map(str, (*COMMAND, folder, "--out", out, "--part-size", 8))]
@@ -85,6 +87,7 @@ def test_a_run_that_is_asked_to_stop_says_how_to_go_on(folder, tmp_path):
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.slow
 def test_shards(run, folder, tmp_path):
     options = ("--part-size", 64, "--json")
     assert run("embed", folder, "--out", tmp_path / "whole", *options).status == 0
@@ -111,6 +114,7 @@ def test_in_words(run, folder, tmp_path):
     assert left.err == "siglip-jax: 100.png: bytes: data must be an image that Pillow can read, got other bytes\n"
 
 
+@pytest.mark.slow
 def test_texts_are_found_by_an_image(run, folder, tmp_path):
     (tmp_path / "q.txt").write_text("a red square\na blue circle\n")
     assert run("embed", tmp_path / "q.txt", "--out", tmp_path / "out", "--format", "parquet").status == 0
@@ -125,6 +129,7 @@ def test_texts_are_found_by_an_image(run, folder, tmp_path):
     assert "the collection must be of images, got one of texts" in ran.err
 
 
+@pytest.mark.slow
 def test_search_prints_a_table_json_and_a_contact_sheet(run, embedded, folder, tmp_path):
     ran = run("search", embedded, "stripes", "--top-k", 4)
     lines = ran.out.splitlines()

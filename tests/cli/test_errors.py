@@ -210,6 +210,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes(run, checkpoint, images, tmp_path, name):
     (tmp_path / "empty.txt").write_text(" \n\n")
@@ -274,6 +275,7 @@ def test_version(run):
     assert run("--version").out == f"siglip-jax {__version__}\n"
 
 
+@pytest.mark.slow
 def test_a_real_process(checkpoint, images, tmp_path):
     """Status, both streams, and the absence of a traceback, as a shell sees them."""
     base = [sys.executable, "-W", "error", "-m", "siglip_jax", "classify", "--model", str(checkpoint)]

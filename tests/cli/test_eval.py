@@ -60,6 +60,7 @@ def facts_of(out: str) -> dict[str, str]:
     return {name: said.strip() for name, said in (line.split("  ", 1) for line in out.split("\n\n")[0].splitlines())}
 
 
+@pytest.mark.slow
 def test_the_bundled_model_reaches_the_accuracy_of_its_card(run, pictograms):
     ran = run("eval", "zero-shot", pictograms, "--json")
     assert (ran.status, ran.err) == (0, "")

@@ -241,6 +241,7 @@ def test_files_with_the_shapes_of_a_released_checkpoint(run, tmp_path):
     assert "original" not in lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tower", "changes"),
     [

@@ -12,6 +12,7 @@ def pairs(tmp_path_factory):
     return write_pairs(tmp_path_factory.mktemp("pairs"), 1)
 
 
+@pytest.mark.slow
 def test_dry_run_shows_every_parameter_and_stops(run, checkpoint, pairs, tmp_path):
     words = ("train", "finetune", "--data", pairs, "--model", checkpoint, "--out", tmp_path / "out", "--dry-run")
     ran = run(*words, "--batch-size", 8, "--duration", "2 epochs", "--optimizer.rates", "vision_model/.*", 0, ".*", 0.5)
@@ -31,6 +32,7 @@ def _size(shape):
     return size
 
 
+@pytest.mark.slow
 def test_trains_evaluates_and_leaves_a_model(run, checkpoint, pairs, tmp_path):
     test = write_classes(tmp_path / "test", 1, colours=True)
     out = tmp_path / "out"

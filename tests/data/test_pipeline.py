@@ -85,6 +85,7 @@ def alive(count: int) -> bool:
     return len(multiprocessing.active_children()) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "shared_memory"), [(2, True), (1, False)])
 def test_workers_change_nothing_and_end(transform, monkeypatch, workers, shared_memory):
     monkeypatch.setattr(Pipeline, "_shared_memory_suffices", lambda self: shared_memory)
@@ -140,6 +141,7 @@ def test_one_good_example_among_many_is_found(transform):
     assert (batch.arrays["index"] == 0).all() and batch.skipped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_no_good_example_at_all(transform, workers):
     source = Memory(300, bad=range(300), path="/somewhere/shards")

@@ -59,6 +59,7 @@ def test_zero_shot_with_templates_and_names(siglip, source):
         evaluate_zero_shot(siglip, source, classes=["a"])
 
 
+@pytest.mark.slow
 def test_retrieval(siglip, source):
     result = evaluate_retrieval(siglip, source)
     images = siglip.encode_image([example.image for example in source.examples])
@@ -75,6 +76,7 @@ def test_retrieval(siglip, source):
         evaluate_retrieval(siglip, Listed([source.examples[0]._replace(texts=())]))
 
 
+@pytest.mark.slow
 def test_nearest_and_linear_on_what_they_have_seen(siglip, source):
     """Classes in another order and with one more, so that labels have to be found by name."""
     turned = Listed(

@@ -38,6 +38,7 @@ def newton(features, labels, strength, scale):
     return x @ weights
 
 
+@pytest.mark.slow
 def test_logistic_regression_is_the_minimum(problem, monkeypatch):
     monkeypatch.setattr(probes, "BLOCK", 40 * CLASSES)  # eight blocks, the last not full
     features, labels = problem
@@ -73,6 +74,7 @@ def test_ridge_with_fewer_examples_than_features():
     assert found.classify(features, top=1)[:, 0].tolist() == labels.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fit", [fit_logistic, fit_ridge])
 def test_separable_classes_are_separated(fit):
     """Two classes on either side of a plane whose direction is known, a third class that has no examples."""

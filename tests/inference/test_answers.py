@@ -71,6 +71,7 @@ def test_the_disc_is_as_described():
         assert image.getpixel((x - radius + width // 20 + 2, y)) == (0, 0, 255)
 
 
+@pytest.mark.slow
 def test_discs(flexible):
     siglip = load(flexible)
     logits = disc_logits(siglip)
@@ -80,6 +81,7 @@ def test_discs(flexible):
     assert not wrong.right and wrong.error == pytest.approx(2e-3, rel=0.1)
 
 
+@pytest.mark.slow
 def test_image_files_and_pixels(fixed, tmp_path):
     siglip = load(fixed)
     images = [PIL.Image.fromarray(picture(i)) for i in range(2)]
@@ -116,6 +118,7 @@ def released(monkeypatch):
     return pretend
 
 
+@pytest.mark.slow
 def test_verify_computes_the_discs_unasked(flexible, released, capsys):
     logits = disc_logits(load(flexible))
     released("siglip2-base-patch16-naflex", dataclasses.replace(DISCS, values=rows(logits)))
@@ -133,6 +136,7 @@ def test_verify_computes_the_discs_unasked(flexible, released, capsys):
     )
 
 
+@pytest.mark.slow
 def test_verify_takes_the_published_image_or_its_pixels(fixed, released, tmp_path, monkeypatch, capsys):
     siglip = load(fixed)
     PIL.Image.fromarray(picture(0)).save(tmp_path / "cats.png")
@@ -182,6 +186,7 @@ def test_a_checkpoint_without_tokenizer_says_what_it_could_not_compute(flexible,
     assert "not computed: published logits: no tokenizer beside the weights" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_nothing_is_hidden_where_the_model_answers_nan(flexible):
     siglip = load(flexible)
     siglip.params["logit_bias"] = jnp.array([np.nan])

@@ -57,6 +57,7 @@ def batcher_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("siglip-batcher")]
 
 
+@pytest.mark.slow
 def test_under_load_every_answer_belongs_to_its_question(siglip):
     images, texts = siglip.encode_image(PICTURES, batch_size=4), siglip.encode_text(SENTENCES, batch_size=4)
     for size in (1, 2, 4):  # compiled before the clock starts
@@ -208,6 +209,7 @@ def test_a_forgotten_batcher_leaves_no_threads(siglip):
     until(lambda: batcher_threads() == [])
 
 
+@pytest.mark.slow
 def test_the_interpreter_ends_after_the_last_answer():
     """The batcher is not closed, and a thread keeps calling it at exit: each call gets an answer or an error."""
     code = """

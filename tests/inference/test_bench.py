@@ -23,6 +23,7 @@ from siglip_jax.models.cost import image_flops, text_flops
 from tests.support.tiny_checkpoint import picture, write_checkpoint
 
 
+@pytest.mark.slow
 def test_the_measurements_of_the_towers_agree(shared_siglip):
     speeds = list(towers(shared_siglip, [3, 1], 0.01))
     assert [(speed.what, speed.batch_size) for speed in speeds] == [
@@ -75,6 +76,7 @@ def test_images_are_decoded_from_a_file_of_the_stated_size(shared_siglip):
     assert speed.per_second == pytest.approx(IMAGES / speed.seconds)
 
 
+@pytest.mark.slow
 def test_peak_memory_grows_with_what_is_held():
     before = peak_memory()
     held = np.ones(before["host"] // 2, np.uint8)  # beyond the peak, whatever else was freed meanwhile
@@ -96,6 +98,7 @@ def test_ready_arrays_have_the_embeddings_of_what_they_were_made_of(shared_sigli
     assert shared_siglip.embed_pixels(pixels[:0]).shape == (0, shared_siglip.config.vision_config.hidden_size)
 
 
+@pytest.mark.slow
 def test_a_model_of_variable_resolution(tmp_path):
     """All batches have one row, so that the first embedding compiles the only program."""
     siglip = load(write_checkpoint(tmp_path, flexible=True))

@@ -24,6 +24,7 @@ def run(**settings: str | Path) -> tuple[str, list[str]]:
     return ran.stdout.strip(), [line for line in ran.stderr.splitlines() if "Persistent compilation cache hit" in line]
 
 
+@pytest.mark.slow
 def test_the_next_process_compiles_nothing(tmp_path):
     folder, hits = run(XDG_CACHE_HOME=tmp_path)
     assert Path(folder) == tmp_path / "siglip_jax" / "compiled" / _this_cpu() and not hits
@@ -32,6 +33,7 @@ def test_the_next_process_compiles_nothing(tmp_path):
     assert again == folder and any("embed" in line for line in hits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -46,6 +48,7 @@ def test_settings_of_the_user_come_first(tmp_path, settings, expected):
     assert folder == (str(tmp_path / "mine") if expected == "mine" else expected)
 
 
+@pytest.mark.slow
 def test_a_folder_that_others_can_write_to_is_not_used(tmp_path):
     (tmp_path / "siglip_jax" / "compiled" / _this_cpu()).mkdir(parents=True)
     (tmp_path / "siglip_jax" / "compiled" / _this_cpu()).chmod(0o777)

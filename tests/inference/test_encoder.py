@@ -25,6 +25,7 @@ def test_run_drops_the_padding():
     assert encoder.run([], 4).shape == (0, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [1, 4, 7, 20, 21])
 def test_steps_within_a_batch_change_nothing(shared_siglip, pixels, most):
     whole = jitted(shared_siglip.model, "get_image_features", None)(shared_siglip.params, pixels)

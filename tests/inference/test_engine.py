@@ -28,6 +28,7 @@ def pictures() -> list[np.ndarray]:
     return [picture(seed, (30 + 3 * seed, 40)) for seed in range(11)]
 
 
+@pytest.mark.slow
 def test_embeddings_and_probabilities_are_those_of_the_module(shared_siglip, pictures):
     out = direct(shared_siglip, pictures, TEXTS)
     image_embeds, text_embeds = shared_siglip.encode_image(pictures), shared_siglip.encode_text(TEXTS)
@@ -40,6 +41,7 @@ def test_embeddings_and_probabilities_are_those_of_the_module(shared_siglip, pic
     assert similarity.dtype == np.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 9])
 def test_padding_changes_no_result(shared_siglip, pictures, count):
     """A row is the same to the bit whatever rows share its batch, and to rounding in a batch of another size."""
@@ -51,6 +53,7 @@ def test_padding_changes_no_result(shared_siglip, pictures, count):
     np.testing.assert_allclose(few, shared_siglip.encode_image(pictures, batch_size=11)[:count], atol=5e-7)
 
 
+@pytest.mark.slow
 def test_texts_are_padded_and_truncated_to_the_models_length(tmp_path):
     siglip = load(write_checkpoint(tmp_path, text_length=16))
     long = "a photo of two dogs on the beach and a red car and a house and a tree"
@@ -137,6 +140,7 @@ def test_unreadable_images(shared_siglip, tmp_path):
     np.testing.assert_array_equal(embeds[::2], shared_siglip.encode_image(mixed[::2]))
 
 
+@pytest.mark.slow
 def test_few_compilations(siglip, pictures):
     for count in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11):
         siglip.encode_image(pictures[:count], batch_size=8)
@@ -147,6 +151,7 @@ def test_few_compilations(siglip, pictures):
     assert siglip._encode_pixels._cache_size() == 5
 
 
+@pytest.mark.slow
 def test_the_same_labels_are_encoded_once(siglip):
     calls: list[int] = []
     inner = siglip._encode_tokens

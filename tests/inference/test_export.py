@@ -44,6 +44,7 @@ def pictures(tmp_path_factory):
     return sorted(folder.iterdir())
 
 
+@pytest.mark.slow
 def test_any_number_of_rows_equals_the_model(exported, shared_siglip):
     images, texts = [picture(i) for i in range(8)], TEXTS[:8]
     inputs = SiglipProcessor.from_pretrained(exported)(images=images, text=texts)
@@ -56,6 +57,7 @@ def test_any_number_of_rows_equals_the_model(exported, shared_siglip):
             np.testing.assert_allclose(encode(values[:rows]), expected[:rows], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_run_py_needs_nothing_of_this_package(exported, shared_siglip, pictures, tmp_path):
     code = f"""
 import runpy, sys
@@ -113,6 +115,7 @@ def test_the_manifest_says_what_is_there(exported, shared_siglip):
         assert said["output"] == ["batch", 32] and program.in_avals[-1].dtype.name == said["input_dtype"]
 
 
+@pytest.mark.slow
 def test_a_narrow_type_is_multiplied_as_suits_each_platform(checkpoint, tmp_path, monkeypatch):
     """A CPU without bfloat16 instructions gets float32 products, whichever exports; an accelerator does not."""
     monkeypatch.setattr(products, "cpu_multiplies_bfloat16", lambda: False)

@@ -26,6 +26,7 @@ def pictures():
     return [PIL.Image.fromarray(picture(i, size)) for i, size in enumerate(SIZES)]
 
 
+@pytest.mark.slow
 def test_similarity_is_the_reference_s(directory, pictures):
     torch = pytest.importorskip("torch", reason="torch has no CPU build here; the module itself is tested elsewhere")
     siglip = load(directory)
@@ -38,6 +39,7 @@ def test_similarity_is_the_reference_s(directory, pictures):
     np.testing.assert_allclose(siglip.similarity(pictures, TEXTS), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_few_programs_serve_all_forms_and_padding_changes_nothing(directory, pictures):
     siglip = load(directory)
     assert {tuple(grid) for grid in siglip.processor(images=pictures)["spatial_shapes"].tolist()} == {
@@ -51,6 +53,7 @@ def test_few_programs_serve_all_forms_and_padding_changes_nothing(directory, pic
     assert np.isfinite(together).all() and np.abs(together[0] - together[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_pipeline_and_command_line(directory, pictures, tmp_path, capsys):
     pictures[1].save(tmp_path / "wide.png")
     ranked = load(directory).classify(pictures[1], TEXTS)

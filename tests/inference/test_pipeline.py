@@ -26,6 +26,7 @@ def reference(checkpoint):
     return transformers.pipeline(TASK, str(checkpoint), image_processor=processor, dtype=torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # the reference emits warnings
 @pytest.mark.parametrize("template", [{}, {"hypothesis_template": "{}"}, {"hypothesis_template": "a drawing of {}!"}])
 def test_same_as_the_reference(checkpoint, reference, pictures, template):
@@ -49,6 +50,7 @@ def compare(found, expected):
         assert ranked == sorted(ranked, reverse=True)
 
 
+@pytest.mark.slow
 def test_models_are_loaded_as_load_does(checkpoint, pictures):
     mesh = siglip_jax.make_mesh(data=8)
     over = pipeline(TASK, checkpoint, quantization="int4", mesh=mesh)
@@ -77,6 +79,7 @@ def test_transparency_is_white_however_it_arrives(shared_siglip, tmp_path):
     assert pipe(tmp_path / "clear.png", candidate_labels=LABELS) == white
 
 
+@pytest.mark.slow
 def test_models_of_16_positions(tmp_path, pictures):
     """The reference pads to 64 tokens for every model, and fails."""
     checkpoint = write_checkpoint(tmp_path, text_length=16)

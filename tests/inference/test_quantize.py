@@ -99,6 +99,7 @@ def test_every_dense_kernel_and_nothing_else_is_quantized(checkpoint, shared_sig
         np.testing.assert_array_equal(flat[path], floats[path])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", LEAST_COSINE)
 def test_the_bundled_model_stays_close_to_the_float_one(bundled, scheme):
     found = compare(bundled, siglip_jax.load(quantization=scheme))
@@ -107,6 +108,7 @@ def test_the_bundled_model_stays_close_to_the_float_one(bundled, scheme):
         assert LEAST_COSINE[scheme] <= cosine["least"] <= cosine["mean"] < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["nf4", "fp8"])
 def test_weights_alone_compute_what_the_dequantized_float_model_does(awkward, awkward_floats, scheme, pictures):
     made = siglip_jax.load(awkward, quantization=scheme)
@@ -119,6 +121,7 @@ def test_weights_alone_compute_what_the_dequantized_float_model_does(awkward, aw
     np.testing.assert_allclose(made.encode_image(pictures), floats.encode_image(pictures), atol=2e-6)
 
 
+@pytest.mark.slow
 def test_awkward_sizes_and_outliers_in_int8(awkward, awkward_floats, pictures):
     made = siglip_jax.load(awkward, quantization="int8")
     for one, other in (
@@ -161,6 +164,7 @@ def test_only_the_tower_that_is_used_is_quantized(checkpoint, monkeypatch):
     assert sum(isinstance(x, Quantized) for x in flatten(siglip.params).values()) == len(done) > texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", [None, "int8", "int4"])
 def test_over_a_mesh(checkpoint, scheme, pictures, tmp_path):
     mesh = siglip_jax.make_mesh(data=2, fsdp=2, tensor=2)

@@ -24,6 +24,7 @@ def arrays(*values):
     return [jnp.asarray(x, jnp.float32) for x in values]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(  # 24, 12, 6 or 3 rows a device: tiles that divide them and not, smaller and larger
     ("devices", "block_size"), [(1, 5), (2, None), (2, 5), (4, 2), (4, "auto"), (8, None), (8, 2), (8, 5)]
 )
@@ -40,6 +41,7 @@ def test_over_a_mesh(devices, block_size):
         np.testing.assert_allclose(alone(*sharded, *arrays(scale, bias)), value, rtol=1e-6)  # without gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("axis", "jit"), [("data", True), ("fsdp", True), (("data", "fsdp"), False), (("data", "fsdp", "tensor"), True)]
 )
@@ -60,6 +62,7 @@ def test_groups_over_a_mesh():
     check(found, truth(images, texts, np.log(10), -10.0, groups[0][:, None] == groups[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", [None, 3])
 def test_inside_pmap(block_size):
     images, texts = embeddings(48, alike=0.5)

@@ -19,6 +19,7 @@ def arrays(*values):
     return [jnp.asarray(x, jnp.float32) for x in values]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", BLOCKS)
 def test_value_and_gradients_equal_float64(block_size):
     loss = functools.partial(sigmoid_loss, block_size=block_size)
@@ -51,6 +52,7 @@ def test_well_matched_pairs_keep_their_digits(block_size):
     np.testing.assert_allclose(gradients[0], slopes[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(  # tiles are checked above; here those that divide one side or none, or are larger than one
     ("images", "texts", "block_size"),
     [(13, 13, None), (13, 13, 4), (6, 15, None), (6, 15, 1), (6, 15, 7), (6, 15, "auto"), (15, 6, 5), (15, 6, 7)]

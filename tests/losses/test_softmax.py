@@ -20,6 +20,7 @@ def truth(images, texts, scale):
     return value, (t * d @ texts, t * d.T @ images, (d * t * similarity).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"block_size": 1}, {"block_size": 5}, {"mesh": 8, "block_size": "auto"}, {"mesh": 8, "block_size": 2}],

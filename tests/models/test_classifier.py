@@ -23,6 +23,7 @@ PROBLEMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_losses_and_gradients_equal_the_reference(tmp_path, problem):
     pytest.importorskip("torch", reason="torch has no CPU build here; test_losses_equal_their_definition stands in")

@@ -103,6 +103,7 @@ def estimated(config, sizes, batch, **options):
 
 
 # Measured, in this order: 1.23, 1.16, 1.07.
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "sizes"), [("odd", (8, 1, 1)), ("odd", (2, 4, 1)), ("base_like", (2, 2, 2))], ids=str)
 def test_a_forward_pass_takes_what_xla_says(name, sizes):
     config, batch = CONFIGS[name], EXAMPLES * sizes[0] * sizes[1]
@@ -116,6 +117,7 @@ def test_a_forward_pass_takes_what_xla_says(name, sizes):
 
 
 # Measured with jax 0.10 and 0.12, in this order: 1.06, 1.16; 0.96, 1.04; 1.01, 1.09.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sizes", "remat"),
     [("odd", (8, 1, 1), None), ("odd", (2, 4, 1), "full"), ("base_like", (2, 2, 2), None)],
@@ -133,6 +135,7 @@ def test_a_training_step_takes_what_xla_says(name, sizes, remat):
     assert 0.85 < temporaries / found.temp_size_in_bytes < 1.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype", "remat", "activation"),
     [

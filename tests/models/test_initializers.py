@@ -30,6 +30,7 @@ def assert_spread(x, std, bound=None):
         assert np.abs(x).max() <= bound and np.abs(x).max() > 0.9 * bound
 
 
+@pytest.mark.slow
 def test_the_paper_s():
     params = flatten(draw("paper"))
     assert params["logit_scale"] == pytest.approx(math.log(10)) and params["logit_bias"] == -10
@@ -57,6 +58,7 @@ def test_the_paper_s():
     assert not classifier["kernel"].any() and not classifier["bias"].any()
 
 
+@pytest.mark.slow
 def test_the_reference_s():
     pytest.importorskip("torch", reason="torch has no CPU build here")
     import torch

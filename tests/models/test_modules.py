@@ -30,6 +30,7 @@ def apply(loaded, *args, **kwargs):
     return model.apply({"params": params}, *args, **kwargs)
 
 
+@pytest.mark.slow
 def test_features_are_the_pooled_embeddings(loaded, inputs):
     out = apply(loaded, inputs["input_ids"], inputs["pixel_values"])
     images = apply(loaded, inputs["pixel_values"], method="get_image_features")
@@ -104,6 +105,7 @@ def test_a_batch_permutes(loaded, inputs):
     np.testing.assert_allclose(permuted.logits_per_image, out.logits_per_image[order], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_normalisation_and_logits_in_float32(loaded, inputs):
     model, params = loaded
     exact = apply(loaded, inputs["input_ids"], inputs["pixel_values"], return_loss=True)
@@ -119,6 +121,7 @@ def test_bfloat16_keeps_normalisation_and_logits_in_float32(loaded, inputs):
     np.testing.assert_allclose(out.logits_per_image, logits, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_of_bfloat16(loaded, inputs):
     """Under the strict promotion that all tests have, and in the type of the parameters."""
     mask, params = jnp.ones_like(inputs["input_ids"]).at[0, 5:].set(0), {"text_model": loaded[1]["text_model"]}
@@ -140,6 +143,7 @@ def test_gradients_of_bfloat16(loaded, inputs):
                 assert np.linalg.norm(x - exact[path]) < 0.05 * np.linalg.norm(exact[path]), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_dropout(inputs, scan_layers):
     text = TEXT.replace(attention_dropout=0.5)
@@ -199,6 +203,7 @@ def test_cudnn_without_a_gpu_says_so(inputs):
         model.init(jax.random.key(0), inputs["input_ids"])
 
 
+@pytest.mark.slow
 def test_without_a_pooling_head(inputs):
     config = VISION.replace(vision_use_head=False)
     model = SiglipVisionModel(config)
@@ -216,6 +221,7 @@ def pixels(*shape, dtype=jnp.float32):
     return jnp.zeros(shape, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "kwargs", "words"),
     [
@@ -247,6 +253,7 @@ def test_wrong_inputs_are_refused_with_both_shapes(loaded, args, kwargs, words):
         assert word in str(caught.value)
 
 
+@pytest.mark.slow
 def test_jit_and_pmap_equal_the_plain_call(loaded, inputs):
     model, params = loaded
     images = jnp.tile(inputs["pixel_values"], (3, 1, 1, 1))[:8]

@@ -72,27 +72,32 @@ def gradients(directory, inputs):
     return loss_gradients(directory, inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_every_output_equals_the_reference(directory, inputs, golden, scan_layers):
     found = compute(directory, inputs, scan_layers=scan_layers, attn_implementation="eager")
     assert_equal(found, outputs_of(golden, attentions=True))
 
 
+@pytest.mark.slow
 def test_fused_attention_equals_the_reference(fused, golden):
     assert_equal(fused, outputs_of(golden, attentions=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["naflex_odd"], indirect=True)
 def test_without_jit_equals_the_reference(directory, inputs, golden):
     assert_equal(compute(directory, inputs, jit=False), outputs_of(golden, attentions=False))
 
 
+@pytest.mark.slow
 def test_gradients_of_the_loss_equal_the_reference(directory, inputs, golden, gradients):
     scanned = loss_gradients(directory, inputs, scan_layers=True, remat="full")
     for found in (gradients, scanned):
         assert_equal(cases.projections(found), {k: v for k, v in golden.items() if k.startswith("gradient/")})
 
 
+@pytest.mark.slow
 def test_golden_files_are_what_the_reference_computes(directory, inputs, golden, fused, gradients):
     pytest.importorskip("torch", reason="torch has no CPU build here; the golden files made with it stand in")
     given = {k: np.asarray(v) for k, v in inputs.items()}
@@ -104,6 +109,7 @@ def test_golden_files_are_what_the_reference_computes(directory, inputs, golden,
     assert_equal(fused, outputs_of(reference, attentions=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["naflex"], indirect=True)
 def test_what_is_in_the_padding_changes_nothing(directory, inputs):
     model, params = Siglip2Model.from_pretrained(directory)
@@ -131,6 +137,7 @@ def test_one_program_serves_all_grids(directory, inputs):
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["naflex"], indirect=True)
 @pytest.mark.parametrize("implementation", ["xla", "eager"])
 def test_bfloat16_stays_near_float32_and_finite(directory, inputs, golden, implementation):
@@ -139,6 +146,7 @@ def test_bfloat16_stays_near_float32_and_finite(directory, inputs, golden, imple
     assert np.abs(np.asarray(out.image_embeds) - golden["plain/image_embeds"]).max() < 0.02
 
 
+@pytest.mark.slow
 def test_towers_alone_equal_the_whole(directory, inputs, golden):
     text, text_params = Siglip2TextModel.from_pretrained(directory)
     vision, vision_params = Siglip2VisionModel.from_pretrained(directory)
@@ -149,6 +157,7 @@ def test_towers_alone_equal_the_whole(directory, inputs, golden):
     assert error(np.asarray(found), golden["plain/vision.pooler_output"]) <= 1e-5
 
 
+@pytest.mark.slow
 def test_what_is_saved_loads_in_both_libraries(directory, inputs, golden, tmp_path):
     model, params = Siglip2Model.from_pretrained(directory)
     model.save_pretrained(tmp_path, params)
@@ -205,6 +214,7 @@ def antialiased(side, size):
     return weights / weights.sum(1, keepdims=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [1, 4, 16])
 def test_positions_equal_an_antialiased_bilinear_resize(side):
     table = np.random.RandomState(0).standard_normal((side * side, 5)).astype(np.float32)

@@ -84,6 +84,7 @@ def assert_same(found, expected):
         assert np.abs(x - y).max() <= 1e-5 * np.abs(y).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -99,6 +100,7 @@ def test_every_module(name):
     assert_same(forward_of(name)(shard_params(params, mesh), global_batch(batch, mesh)), expected_of(name))
 
 
+@pytest.mark.slow
 def test_methods_and_options_under_pmap():
     model, params, batch, _ = setting("SiglipModel")
     everything = {"output_hidden_states": True, "position_ids": jnp.arange(16)[None][:, ::-1]}
@@ -112,6 +114,7 @@ def test_methods_and_options_under_pmap():
     assert_same(features, apply("get_image_features", pixel_values=pixels))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SiglipModel", "Siglip2ForImageClassification"])
 def test_what_pmap_users_have(name):
     """Parameters replicated by flax, and inputs that are sharded already."""
@@ -142,6 +145,7 @@ def test_uneven_batches_are_refused():
         global_batch(np.zeros((6, 2)), make_mesh(data=4, fsdp=2), "data")
 
 
+@pytest.mark.slow
 def test_as_many_texts_as_one_likes():
     """The numbers of images and texts need not be the same, only divide evenly."""
     model, params, batch, _ = setting("SiglipModel")

@@ -79,10 +79,12 @@ def fused(directory, inputs):
     return compute(directory, inputs)
 
 
+@pytest.mark.slow
 def test_every_output_equals_the_reference(directory, inputs, golden):
     assert_equal(compute(directory, inputs, attn_implementation="eager"), outputs_of(golden, attentions=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["odd_heads", "giant_like", "non_divisible"], indirect=True)
 def test_every_output_of_scanned_layers_equals_the_reference(directory, inputs, golden):
     """Of all cases only the gradients, below."""
@@ -90,10 +92,12 @@ def test_every_output_of_scanned_layers_equals_the_reference(directory, inputs, 
     assert_equal(found, outputs_of(golden, attentions=True))
 
 
+@pytest.mark.slow
 def test_fused_attention_equals_the_reference(fused, golden):
     assert_equal(fused, outputs_of(golden, attentions=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["odd_heads"], indirect=True)
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_without_jit_equals_the_reference(directory, inputs, golden, scan_layers):
@@ -121,21 +125,25 @@ def assert_gradients(found, golden):
     assert_equal(cases.projections(found), {k: v for k, v in golden.items() if k.startswith("gradient/")})
 
 
+@pytest.mark.slow
 def test_gradients_of_the_loss_equal_the_reference(gradients, golden):
     assert_gradients(gradients, golden)
 
 
+@pytest.mark.slow
 def test_gradients_of_scanned_layers_computed_again_equal_the_reference(directory, inputs, golden):
     model, params = SiglipModel.from_pretrained(directory, scan_layers=True, remat="full")
     assert_gradients(loss_gradients(model, params, inputs), golden)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["so400m_like", "giant_like"], indirect=True)
 def test_gradients_with_products_kept_equal_the_reference(directory, inputs, golden):
     model, params = SiglipModel.from_pretrained(directory, remat="dots")
     assert_gradients(loss_gradients(model, params, inputs), golden)
 
 
+@pytest.mark.slow
 def test_golden_files_are_what_the_reference_computes(directory, inputs, golden, fused, gradients):
     pytest.importorskip("torch", reason="torch has no CPU build here; the golden files made with it stand in")
     given = {k: np.asarray(v) for k, v in inputs.items()}

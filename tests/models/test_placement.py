@@ -22,6 +22,7 @@ def directory(tmp_path):
     return cases.make_checkpoint(tmp_path, CASE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_layers", [False, True])
 @pytest.mark.parametrize("format", ["huggingface", "big_vision", "open_clip", "orbax"])
 def test_onto_a_mesh(directory, tmp_path, format, scan_layers):
@@ -40,6 +41,7 @@ def test_onto_a_mesh(directory, tmp_path, format, scan_layers):
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
 
 
+@pytest.mark.slow
 def test_the_sharded_model_computes_the_same(directory):
     inputs = cases.make_inputs(cases.make_config(CASE))
     ids, pixels = inputs["input_ids"], inputs["pixel_values"]
@@ -50,6 +52,7 @@ def test_the_sharded_model_computes_the_same(directory):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_orbax_directory_written_from_one_mesh_is_restored_onto_another(directory, tmp_path):
     model, params = SiglipModel.from_pretrained(directory, mesh=make_mesh(data=1, fsdp=8))
     checkpoint = siglip_jax.Checkpoint(model.config, params, "orbax", "SiglipModel")
@@ -97,6 +100,7 @@ print((peak() - base) / sum(x.nbytes for x in jax.tree.leaves(params)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of the resident memory from /proc")
 def test_loading_takes_little_more_than_the_parameters(tmp_path):
     config = siglip_jax.SiglipConfig(text_config={"vocab_size": 8000}, vision_config={"num_hidden_layers": 6})

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from siglip_jax import SiglipModel, make_mesh
@@ -12,6 +13,7 @@ from tests.models.test_cost import CONFIGS, abstract, analysis
 BATCH = 64
 
 
+@pytest.mark.slow
 def test_a_scanned_model_with_a_mesh_holds_its_shard_of_the_batch_only():
     mesh = make_mesh(data=1, fsdp=8)
 

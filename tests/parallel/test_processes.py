@@ -17,6 +17,7 @@ def found(processes):
     return [json.loads(out.splitlines()[-1]) for out in run(SCRIPT, processes, timeout=120)]
 
 
+@pytest.mark.slow
 def test_loss_and_gradients_of_two_processes_are_those_of_one():
     (one,), two = found(1), found(2)
     for each in two:

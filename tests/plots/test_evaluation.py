@@ -44,6 +44,7 @@ def test_nothing_wrong_and_few_classes(siglip):
     assert "taken for" not in words(figure)
 
 
+@pytest.mark.slow
 def test_what_texts_find(siglip, tmp_path):
     source = pictograms()
     result = evaluate_retrieval(siglip, source)

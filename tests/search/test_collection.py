@@ -58,6 +58,7 @@ def contents(directory):
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
+@pytest.mark.slow
 def test_embeddings_are_those_of_the_engine(siglip, folder, whole):
     opened = open_collection(whole)
     paths = [path for i, path in enumerate(sorted(folder.rglob("*.png"))) if i != BAD]
@@ -209,6 +210,7 @@ def test_nothing_that_can_be_read(siglip, tmp_path):
     assert len(open_collection(tmp_path / "out")) == 0
 
 
+@pytest.mark.slow
 def test_another_collection_is_not_gone_on_with(siglip, shared_siglip, folder, texts, whole, tmp_path):
     out = shutil.copytree(whole, tmp_path / "out")
     before = contents(out)
@@ -233,6 +235,7 @@ def test_another_collection_is_not_gone_on_with(siglip, shared_siglip, folder, t
     assert contents(out) == before
 
 
+@pytest.mark.slow
 def test_quantized_models_are_told_apart_and_found_again(texts, tmp_path):
     embed_collection(siglip_jax.load(quantization="int8"), open_items(texts), tmp_path)
     assert read_manifest(tmp_path).model["quantization"] == "int8"
@@ -292,6 +295,7 @@ def test_arrays_are_checked_before_they_are_used(whole, tmp_path):
         opened.ids(0)
 
 
+@pytest.mark.slow
 def test_two_workers_of_ray_make_the_same_bytes(siglip, folder, tmp_path):
     size = 5  # ten parts, which are handed out four at a time
     embed_collection(siglip, open_items(folder), tmp_path / "alone", part_size=size)

@@ -78,6 +78,7 @@ def test_one_program_serves_any_number_of_embeddings():
     assert merged._cache_size() == before + 1
 
 
+@pytest.mark.slow
 def test_a_text_finds_pictures_with_probabilities(siglip, folder, made):
     matches = search(siglip, made, "a red square", top_k=5)
     paths = [path for path in sorted(folder.iterdir()) if path.name != "03.png"]
@@ -108,6 +109,7 @@ def test_only_the_model_that_made_it_is_taken(made, checkpoint):
         load_for(made, str(checkpoint))
 
 
+@pytest.mark.slow
 def test_only_the_tower_of_the_query_is_read_and_compared(siglip, folder, tmp_path):
     params = dict(siglip.params)
     siglip.with_params(params).save_pretrained(tmp_path / "model")

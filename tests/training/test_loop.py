@@ -89,6 +89,7 @@ def whole(tmp_path_factory):
     return arrays(run(directory, Data())), lines(directory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_same_call_goes_on(tmp_path, whole, number):
     def stop(batch):
@@ -149,6 +150,7 @@ def test_another_recipe_or_other_data_are_refused_by_name(tmp_path):
         run(tmp_path, other)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_other_devices(tmp_path, whole):
     run(tmp_path, Data(), steps=10, mesh=make_mesh(data=2, fsdp=4))
     outcome = run(tmp_path, Data(), mesh=make_mesh(data=2, fsdp=2, tensor=2))

@@ -51,6 +51,7 @@ def adafactor(gradients, options):
         yield mean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "formula"), [("adamw", adam), ("adafactor", adafactor)])
 def test_steps_equal_big_visions_formulae(name, formula):
     """Clip, direction, rate, factor, decay after the rate, schedule over both, minus: in big_vision's order."""
@@ -114,6 +115,7 @@ def test_only_kernels_decay_of_a_whole_model():
     assert {"logit_scale", "logit_bias", "vision_model/head/probe"} <= {p for p, e in table.items() if not e.decay}
 
 
+@pytest.mark.slow
 def test_frozen_parameters_have_no_state_and_do_not_move():
     model, params = steps.make_model()
     options = Optimizer(rates=(("vision_model/.*", 0.0), (".*", 1.0)))
@@ -125,6 +127,7 @@ def test_frozen_parameters_have_no_state_and_do_not_move():
         np.testing.assert_array_equal(x, flatten(after.frozen)[path])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_muon_takes_dense_matrices_stacked_or_not_and_orthogonalises_each(scan_layers):
     _, params = steps.make_model(scan_layers=scan_layers)

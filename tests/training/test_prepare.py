@@ -55,6 +55,7 @@ def started(recipe, directory, pairs):
     return model, state, make_step(plan.step, state), batch.arrays
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["embedded", "tiny"])
 def test_the_first_loss_is_the_models_own(which, tiny, pairs):
     """Nothing clamps or resets temperature or bias, and images and texts are prepared as for inference."""
@@ -78,6 +79,7 @@ def test_temperature_and_bias_are_trained_in_float32_whatever_the_file_holds():
     assert {x.dtype for x in jax.tree.leaves(model.params)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_low_rank_additions_change_nothing_at_first_and_fold_into_the_weights(tiny, pairs):
     recipe = dataclasses.replace(RECIPES["lora"], batch_size=8, duration="2 steps", lora=Lora(rank=3, alpha=6.0))
     model, state, step, batch = started(recipe, tiny, pairs)
@@ -121,6 +123,7 @@ def test_another_resolution_resizes_positions_and_pictures(tiny, tmp_path):
     assert json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())["size"]["height"] == 48
 
 
+@pytest.mark.slow
 def test_fresh_parameters_are_random_and_the_others_the_checkpoints(tiny):
     recipe = Recipe(fresh="text_model/.*|logit_.*", scan_layers=True)
     model = prepare_model(recipe, tiny)
@@ -130,6 +133,7 @@ def test_fresh_parameters_are_random_and_the_others_the_checkpoints(tiny):
     np.testing.assert_allclose(found["logit_bias"], [-10.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -153,6 +157,7 @@ def test_recipes_that_do_not_fit_the_checkpoint_are_refused(tiny, changes, said)
         prepare_model(Recipe(**changes), tiny)
 
 
+@pytest.mark.slow
 def test_models_of_variable_resolution_are_refused(tmp_path):
     directory = write_checkpoint(tmp_path / "naflex", text_length=16, flexible=True)
     with pytest.raises(ValueError, match="must be a whole SigLIP model of fixed resolution for task='pairs', got a"):

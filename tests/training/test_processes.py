@@ -50,6 +50,7 @@ def words_of(recipe, files, *more):
     return *words, "--evaluate", classes, "--best", "top1", *more
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does_and_one_goes_on_for_them(files, tmp_path):
     """Of all recipes LiT shares most: images embedded before the first step, and a text tower cut in two."""
     words = words_of("lit", files, "--duration", "4 steps", "--save-every", 2, "--mesh.fsdp", 2)
@@ -66,6 +67,7 @@ def test_two_processes_do_what_one_does_and_one_goes_on_for_them(files, tmp_path
     assert_same(outcome(two), expected)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_after_the_same_step(files, tmp_path):
     words = words_of("finetune", files, "--duration", "3000 steps")
     log = tmp_path / "log.jsonl"

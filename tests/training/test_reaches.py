@@ -49,15 +49,18 @@ def sigmoid(train):
     return train("sigmoid", "finetune", 1000, *FROM_NOTHING)
 
 
+@pytest.mark.slow
 def test_sigmoid_loss_from_nothing(sigmoid):
     assert sigmoid[0]["top1"] >= 0.3 and sigmoid[0]["top5"] >= 0.9
 
 
+@pytest.mark.slow
 def test_softmax_loss_from_nothing(train):
     metrics, _ = train("softmax", "finetune", 1000, *FROM_NOTHING, "--loss", "softmax")
     assert metrics["top1"] >= 0.3 and metrics["top5"] >= 0.9
 
 
+@pytest.mark.slow
 def test_lit_learns_a_new_text_tower_on_embeddings(train, sigmoid):
     options = ("--batch-size", 16, "--optimizer.rate", 0.005, "--scan-layers")
     metrics, model = train("lit", "lit", 500, *options, model=sigmoid[1])
@@ -65,6 +68,7 @@ def test_lit_learns_a_new_text_tower_on_embeddings(train, sigmoid):
     assert (train.home / "lit" / "image_embeds" / "0" / "000000000000.npy").is_file()
 
 
+@pytest.mark.slow
 def test_lora_learns_other_words(train, sigmoid):
     """The names of the forms are dealt out anew: before, at most chance is right."""
     rows = [json.loads(line) for line in train.pairs.read_text().splitlines()]
@@ -86,6 +90,7 @@ def test_lora_learns_other_words(train, sigmoid):
     assert metrics["top1"] >= 0.3 and metrics["top5"] >= 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["linear-probe", "classification"])
 def test_labels(train, sigmoid, recipe):
     data, test = train.home / "forms", train.home / "forms-test"

@@ -19,6 +19,7 @@ def setting(tmp_path_factory):
     return home, model, data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_runs_end_like_the_whole_one(setting, workers):
     home, model, data = setting

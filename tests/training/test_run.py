@@ -38,6 +38,7 @@ def done(checkpoint, pairs, tmp_path_factory):
     return run, said
 
 
+@pytest.mark.slow
 def test_returns_the_model_that_it_wrote(done):
     run, _ = done
     assert (run.steps, run.total_steps, run.stopped) == (4, 4, False)
@@ -64,6 +65,7 @@ def test_a_finished_run_is_not_run_again(done, checkpoint, pairs):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), run.params, again.params)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_bits(done, checkpoint, pairs, tmp_path):
     """As in a notebook: the cell is interrupted, the same call again goes on."""
 
@@ -97,6 +99,7 @@ def test_every_kind_of_data(checkpoint, pairs, kind):
     json.dumps(facts, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_evaluates_on_an_opened_source(checkpoint, pairs, tmp_path):
     test = open_source(write_classes(tmp_path / "test", 1, colours=True))
     run = train(pairs, checkpoint, tmp_path / "out", evaluate=test, save_every=2, log_every=4, **FIELDS)

@@ -52,6 +52,7 @@ def whole():
     return model, params, batch, value, flatten(jax.device_get(gradient))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("parts", [1, 2, 4, 8])
 def test_accumulated_gradients_are_those_of_the_large_batch(whole, parts, devices):
@@ -71,6 +72,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(whole, parts, device
         assert np.abs(found[path] - x).max() <= 3e-6 * scale, path
 
 
+@pytest.mark.slow
 def test_the_parts_of_the_loss(whole):
     model, params, batch, _, _ = whole
     _, _, metrics = gradients(model, params, batch, 1)
@@ -81,6 +83,7 @@ def test_the_parts_of_the_loss(whole):
     np.testing.assert_allclose(metrics["temperature"], np.exp(params["logit_scale"][0]), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_softmax_and_groups_accumulate_too(whole):
     model, params, batch, _, _ = whole
     groups = jnp.arange(BATCH, dtype=jnp.int32) // 2
@@ -92,6 +95,7 @@ def test_softmax_and_groups_accumulate_too(whole):
             assert np.abs(np.asarray(two[1][path] - one[1][path])).max() <= 2e-6 * largest, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("parts", "devices"), [(1, 1), (4, 4)])
 def test_equal_texts_match_each_others_pictures(whole, parts, devices):
     model, params, batch, _, _ = whole
@@ -116,6 +120,7 @@ def test_fingerprints_tell_rows_apart():
     np.testing.assert_array_equal(np.asarray(fingerprints(jnp.asarray(rows[::-1])))[::-1], found)
 
 
+@pytest.mark.slow
 def test_embeddings_made_before_take_the_place_of_pictures(whole):
     model, params, batch, value, _ = whole
     pixels = steps.to_float(None, jnp.asarray(batch["pixels"]))
@@ -126,6 +131,7 @@ def test_embeddings_made_before_take_the_place_of_pictures(whole):
     assert not np.asarray(found["vision_model/head/probe"]).any()
 
 
+@pytest.mark.slow
 def test_a_step_over_a_mesh_is_that_of_one_device():
     model, params = steps.make_model(scan_layers=True)
     batch = steps.make_batch(8)
@@ -142,6 +148,7 @@ def test_a_step_over_a_mesh_is_that_of_one_device():
     assert flatten(many.average)["vision_model/encoder/layers/mlp/fc1/kernel"].sharding == kernel.sharding
 
 
+@pytest.mark.slow
 def test_the_average_starts_at_the_weights_and_not_at_their_past():
     model, params = steps.make_model(scan_layers=True)
     before, after, _ = steps.one_step(model, params, steps.make_batch(4), Optimizer(average=0.9))
@@ -150,6 +157,7 @@ def test_the_average_starts_at_the_weights_and_not_at_their_past():
     np.testing.assert_allclose(average, old + (1 - 1 / 11) * (new - old), atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
     model, params = steps.make_model(scan_layers=True)
     options = Optimizer(rate=0.1)

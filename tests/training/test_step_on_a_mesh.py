@@ -72,6 +72,7 @@ def setting(tmp_path_factory):
     return Setting(directory, (ids, pixels))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "scan_layers"),
     [((8, 1, 1), True), ((1, 8, 1), True), ((2, 2, 2), True), ((2, 2, 2), False)],

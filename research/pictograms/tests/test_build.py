@@ -199,6 +199,7 @@ class TestImages:
         assert [row["n"] for row, _ in train] == list(range(2, 24))
 
 
+@pytest.mark.slow
 def test_build_is_whole_and_deterministic(downloads, tmp_path, capsys):
     for out in ("a", "b"):
         pictograms.main([str(tmp_path / out), "--downloads", str(downloads), "--processes", "1"])

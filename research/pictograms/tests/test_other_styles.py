@@ -63,6 +63,7 @@ class TestStyles:
             assert found.row["caption"] == "cat face" and found.row["source"] == style
             assert 'stroke="black"' in found.image and "currentColor" not in found.image
 
+    @pytest.mark.slow
     def test_build_writes_every_style_and_the_report_has_it(self, data):
         photographs = data / "photographs"
         photographs.mkdir()

@@ -90,6 +90,7 @@ def plain(monkeypatch):
 
 @pytest.mark.usefixtures("plain")
 class TestTraining:
+    @pytest.mark.slow
     def test_loss_falls_and_the_run_is_of_this_stage(self, tmp_path, batches, model, params):
         outcome = pictogram_train.train_stage(
             model, TINY, jax.tree.map(jnp.array, params), batches, LoopOptions(tmp_path, log_every=5)
@@ -107,6 +108,7 @@ class TestTraining:
         with pytest.raises(ValueError, match="the data must be those of this run, got others"):
             pictogram_train.train_stage(model, TINY, jax.tree.map(jnp.array, params), others, LoopOptions(tmp_path))
 
+    @pytest.mark.slow
     def test_the_loss_is_the_sigmoid_loss_of_all_pairs_with_matches_by_row(self, batches, model, params):
         objective, arrays = make_objective(model, TINY), jax.tree.map(jnp.asarray, batches(3).arrays)
         params = jax.tree.map(jnp.asarray, params)
@@ -152,6 +154,7 @@ class TestImages:
 
 @pytest.mark.usefixtures("plain")
 class TestStages:
+    @pytest.mark.slow
     def test_a_grown_model_sees_an_enlarged_patch_as_it_was_seen(self, params):
         finer = dataclasses.replace(TINY, patch_size=8, image_size=48)
         grown = pictogram_recipe.grown(TINY.config(64), params, finer)
@@ -171,6 +174,7 @@ class TestStages:
             assert a.dtype == np.float32
             np.testing.assert_array_equal(a, b)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("stop_in", [None, 1, 2])
     def test_each_stage_starts_from_what_the_one_before_ended_with(self, tmp_path, monkeypatch, stop_in):
         monkeypatch.setattr(pictogram_train, "load_split", lambda *_: pictograms())
@@ -255,6 +259,7 @@ class TestAugmentation:
         np.testing.assert_allclose(flipped[:, [0, 3]], -plain[:, [0, 3]])
         np.testing.assert_allclose(flipped[:, [1, 4]], plain[:, [1, 4]])
 
+    @pytest.mark.slow
     def test_restyled_pixels_are_in_range_and_mostly_on_white(self, batches):
         images = np.stack([np.asarray(image) for image in batches.drawings] * 8)
         pixels = np.asarray(jax.jit(restyle)(jax.random.key(0), images))
@@ -263,6 +268,7 @@ class TestAugmentation:
         white = (pixels[:, 0, 0] == 1).all(axis=-1).mean()
         assert 0.6 < white < 0.9
 
+    @pytest.mark.slow
     def test_widely_restyled_pixels_are_in_range_and_not_all_on_white(self, batches):
         images = np.stack([np.asarray(image) for image in batches.drawings] * 16)
         pixels = np.asarray(jax.jit(pictogram_styles.restyle_widely)(jax.random.key(0), images))
@@ -273,6 +279,7 @@ class TestAugmentation:
         busy = slice(round(0.2 * 192), round(0.2 * 192) + round(0.35 * 192))
         assert white[busy].mean() < 0.15 < 0.6 < np.delete(white, np.r_[busy]).mean()  # noise can be white, too
 
+    @pytest.mark.slow
     def test_ink_follows_edges_and_leaves_the_border_of_the_image_alone(self):
         alpha = jnp.zeros((8, 1, 64, 64)).at[:, :, 20:44, 20:].set(1.0)  # it touches the right border
         rgb = jnp.full((8, 3, 64, 64), 0.9)

@@ -25,6 +25,7 @@ def destination(tmp_path, format):
     return tmp_path / ("out.npz" if format == "big_vision" else f"{format}_out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_variant_round_trips_through_every_format(tmp_path, name, dtype, caplog):
@@ -44,6 +45,7 @@ def test_every_variant_round_trips_through_every_format(tmp_path, name, dtype, c
         assert files(back) == expected_files, format
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("stacked", [[], ["vision_model"], BOTH], ids=["one_by_one", "image_stacked", "stacked"])
 @pytest.mark.parametrize("name", NAMES)

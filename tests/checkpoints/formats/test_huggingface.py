@@ -52,6 +52,7 @@ def test_round_trip_keeps_every_byte(directory, tmp_path, dtype, scan_layers):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "model_class"),
     [

@@ -26,6 +26,7 @@ def extremes(height: int, width: int) -> np.ndarray:
 
 
 class TestPillow:
+    @pytest.mark.slow
     @pytest.mark.parametrize("resample", range(6))
     def test_filters_down_and_up(self, resample):
         """All in one bucket, so that one program per filter and order of the passes does for many sizes."""
@@ -37,6 +38,7 @@ class TestPillow:
                 for size in ((33, 58), (98, 110)):
                     np.testing.assert_array_equal(on_device(image, size, resample), pillow(image, size, resample))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "shape", [(1, 1), (1, 83), (83, 1), (7, 300), (300, 7), (2, 2), (224, 224), (223, 225), (1500, 40), (40, 1500)]
     )
@@ -46,11 +48,13 @@ class TestPillow:
             image = extremes(*shape)
             np.testing.assert_array_equal(on_device(image, size, resample), pillow(image, size, resample))
 
+    @pytest.mark.slow
     def test_reduction_by_a_hundred(self):
         image = extremes(1600, 1600)
         for resample in (module.BICUBIC, module.BOX, module.BILINEAR):
             np.testing.assert_array_equal(on_device(image, (16, 16), resample), pillow(image, (16, 16), resample))
 
+    @pytest.mark.slow
     def test_order_of_the_passes_matters(self):
         """Pillow 13 begins with the vertical pass here; if this cannot fail, the test above does not look at it."""
         image, size = extremes(96, 65), (33, 58)
@@ -59,6 +63,7 @@ class TestPillow:
         assert (outs[0] != outs[1]).any()
         np.testing.assert_array_equal(outs[module.vertical_first(96, 65, size)], pillow(image, size, 3))
 
+    @pytest.mark.slow
     def test_bfloat16_of_accelerators(self, monkeypatch):
         monkeypatch.setattr(module.jax, "default_backend", lambda: "gpu")
         image = extremes(90, 130)
@@ -104,6 +109,7 @@ class TestProcessor:
         picture("CMYK", 1, 83),
     ]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "options",
         [

@@ -34,6 +34,7 @@ def same(reference_class, images, **options):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_modes_and_sizes(reference_class, mode):
     same(reference_class, [picture(mode, *size, seed=i) for i, size in enumerate(SIZES)])
@@ -73,6 +74,7 @@ def test_a_picture_of_whole_patches_need_not_be_resized(reference_class):
     assert found.spatial_shapes.tolist() == [[2, 3], [1, 1]]
 
 
+@pytest.mark.slow
 def test_grids_equal_the_reference():
     from transformers.models.siglip2.image_processing_pil_siglip2 import get_image_size_for_max_num_patches
 

@@ -64,6 +64,7 @@ def pair(spiece: Path) -> tuple[SiglipTokenizer, transformers.PreTrainedTokenize
 
 
 class TestIds:
+    @pytest.mark.slow
     def test_twenty_thousand_strings(self, pair):
         ours, reference = pair
         texts = fuzz(20_000, seed=1)
