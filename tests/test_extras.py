@@ -70,6 +70,7 @@ def test_a_command_names_the_extra_in_one_line(tmp_path, words, package, extra):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_help_needs_no_extra():
     done = python("import siglip_jax.cli\nsys.exit(siglip_jax.cli.main(['train', '--help']))")
     assert done.returncode == 0 and "high-resolution" in done.stdout, done.stderr

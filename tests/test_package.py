@@ -35,6 +35,7 @@ print(time.process_time() - t)
     assert min(float(python(code)) for _ in range(3)) < 0.3
 
 
+@pytest.mark.slow
 def test_no_other_framework_is_imported():
     code = """
 import pkgutil, importlib, sys
@@ -48,6 +49,7 @@ print(sorted(m for m in ("torch", "transformers", "tensorflow") if sys.modules[m
     assert python(code).strip() == "[]"
 
 
+@pytest.mark.slow
 def test_optional_packages_are_not_needed():
     code = """
 import sys

@@ -96,6 +96,7 @@ class TestAnswers:
         logits = cosines.astype(np.float64) * siglip.temperature + siglip.logit_bias
         np.testing.assert_allclose(among_all, 1 / (1 + np.exp(-logits)), rtol=1e-4)
 
+    @pytest.mark.slow
     def test_transparent_images_are_seen_on_white(self, siglip, images):
         with PIL.Image.open(images[0]) as image:
             flat = PIL.Image.new("RGBA", image.size, "white")

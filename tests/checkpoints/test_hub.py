@@ -153,6 +153,7 @@ def test_a_fetched_repository_loads_with_equal_parameters(fetched, checkpoint):
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
+@pytest.mark.slow
 def test_the_name_loads_as_the_directory_does(fetched, checkpoint, home, monkeypatch):
     import huggingface_hub.constants
 
@@ -262,6 +263,7 @@ def test_the_token_is_sent_to_the_hub_alone(server, online):
     assert sent == {("127.0.0.1", "hf_right"), ("localhost", None)}
 
 
+@pytest.mark.slow
 def test_a_cut_download_is_taken_up_where_it_broke(server, online):
     weights = np.random.default_rng(0).bytes(12 << 20)  # the library writes 10 MiB at a time
     files = SMALL | {"model.safetensors": weights}
@@ -322,6 +324,7 @@ def test_errors_say_what_to_do(server, online):
     assert not server.files("owner/data")
 
 
+@pytest.mark.slow
 def test_a_full_or_locked_disk_is_told_from_a_bad_connection(server, worker, tmp_path):
     server.repositories["owner/public2"] = one_commit()
     (tmp_path / "file").write_bytes(b"")
@@ -342,6 +345,7 @@ def test_names_that_lead_out_of_the_cache_are_never_written(server, online, home
     assert not Path(out[1]).exists()
 
 
+@pytest.mark.slow
 def test_no_bar_of_progress_but_on_a_terminal(server, online, home):
     server.repositories["owner/bar"] = server.repositories["owner/bar2"] = one_commit()
     before = online.errors.read_text()  # the cut download told of itself
@@ -371,6 +375,7 @@ def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
         resolve("owner/name")
 
 
+@pytest.mark.slow
 def test_a_path_that_exists_wins(tmp_path, monkeypatch):
     (tmp_path / "owner" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

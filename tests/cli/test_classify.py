@@ -45,6 +45,7 @@ def test_plain_bars_without_a_terminal(run, checkpoint, images):
             assert "█" in line
 
 
+@pytest.mark.slow
 def test_colour_on_a_terminal(run_on_terminal, checkpoint, images):
     long = "a label [red]that[/red] is much too long for sixty columns of text, really"
     options = ("--labels", "a cat", long, "--model", checkpoint)
@@ -80,6 +81,7 @@ def test_folders_within_folders(run, checkpoint, images):
     assert [os.path.relpath(entry["image"], images) for entry in deep] == ["a.jpg", "b.png", "c.png", "deeper/d.PNG"]
 
 
+@pytest.mark.slow
 def test_the_others_are_done(run, checkpoint, images, tmp_path):
     """One line for each unusable image, results for the others, and exit status 2."""
     (images / "aa.png").write_bytes(b"no image")

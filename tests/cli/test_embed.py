@@ -100,6 +100,7 @@ def test_shards(run, folder, tmp_path):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_in_words(run, folder, tmp_path):
     out = tmp_path / "out"
     left = run("embed", folder, "--out", out, "--part-size", "64", "--shard", "1/2")

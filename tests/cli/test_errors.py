@@ -244,6 +244,7 @@ def test_plot_in_a_folder_that_is_closed(run, checkpoint, images, tmp_path, monk
     assert f"the folder of the plot must be writable, got {tmp_path}, which is not; choose another" in one_line(ran)
 
 
+@pytest.mark.slow
 def test_plot_on_a_full_disk(run, checkpoint, images, tmp_path, monkeypatch):
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device", str(tmp_path / "plot.png"))
@@ -287,6 +288,7 @@ def test_a_real_process(checkpoint, images, tmp_path):
     assert bad.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_news(checkpoint):
     reader, writer = os.pipe()
     os.close(reader)

@@ -75,6 +75,7 @@ def test_the_bundled_model_reaches_the_accuracy_of_its_card(run, pictograms):
     assert found["preprocessing"]["model"] == "the bundled model"
 
 
+@pytest.mark.slow
 def test_in_words(run, few):
     (few / FEW[3] / "zero.png").write_bytes(b"")
     shutil.copy(EXAMPLES / f"{FEW[0]}.png", few / FEW[1])  # wrong by design
@@ -95,6 +96,7 @@ def test_in_words(run, few):
     assert len(worst) == 2
 
 
+@pytest.mark.slow
 def test_on_a_terminal(run_on_terminal, few):
     ran = run_on_terminal("eval", "zero-shot", few, columns=50)
     assert ran.status == 0

@@ -5,6 +5,7 @@ import json
 import pytest
 
 
+@pytest.mark.slow
 def test_export(run, checkpoint, tmp_path):
     ran = run("export", "--model", checkpoint, "--out", tmp_path / "deeper" / "x", "--dtype", "bfloat16", "--json")
     assert (ran.status, ran.err) == (0, "")

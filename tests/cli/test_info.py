@@ -227,6 +227,7 @@ def test_a_path_goes_before_the_registry(run, checkpoint, tmp_path, monkeypatch)
     assert (facts["path"], facts["vision"]["width"]) == (NAME, 32)
 
 
+@pytest.mark.slow
 def test_files_with_the_shapes_of_a_released_checkpoint(run, tmp_path):
     write_headers(tmp_path, SiglipConfig.from_variant("siglip2-base-patch16-256"))
     facts = json.loads(run("info", tmp_path, "--json").out)

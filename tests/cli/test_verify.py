@@ -24,6 +24,7 @@ def change(checkpoint, tmp_path, **tensors):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["huggingface", "big_vision", "open_clip", "orbax"])
 def test_whole_checkpoints_of_every_format(run, checkpoint, tmp_path, format):
     path = tmp_path / ("x.npz" if format == "big_vision" else "x")
@@ -48,6 +49,7 @@ def poisoned(value, dtype=np.float32):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tensors", "name", "found"),
     [

@@ -109,6 +109,7 @@ def test_a_file_that_is_no_object_is_refused(tmp_path, text):
         SiglipConfig.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_values_of_the_wrong_type_are_refused():
     # In a process of its own: here the checker of annotations would speak first.
     code = """

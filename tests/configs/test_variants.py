@@ -82,6 +82,7 @@ def test_no_two_configurations_are_alike():
     assert len({json.dumps(config, sort_keys=True) for config in configs}) == 27
 
 
+@pytest.mark.slow
 @every_variant
 def test_the_reference_built_with_these_sizes_has_as_many_parameters(variant):
     torch = pytest.importorskip("torch")

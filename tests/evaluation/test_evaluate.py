@@ -36,6 +36,7 @@ def mixed(source):
     return Listed([OSError("disk"), first, broken, third._replace(label=None), fourth, first], source.classes)
 
 
+@pytest.mark.slow
 def test_zero_shot_is_what_the_card_and_the_engine_say(siglip, source):
     result = evaluate_zero_shot(siglip, source)
     assert round(result.metrics["top1"] * 64) >= 51  # the card; tests/assets/test_bundled_model.py allows 50
@@ -141,6 +142,7 @@ def test_no_labels(siglip, source):
         evaluate_zero_shot(siglip, Listed([source.examples[0]._replace(label=None)], ("a",)))
 
 
+@pytest.mark.slow
 def test_a_model_that_has_diverged_has_no_metrics(siglip, source):
     params = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), siglip.params)
     with pytest.raises(

@@ -24,6 +24,7 @@ def by_hand(images, texts, owners):
     return text_to_image, image_to_text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", [None, 1, 4, 7, 1000])
 @pytest.mark.parametrize("exact", [True, False])
 def test_equal_to_brute_force(block_size, exact):

@@ -18,6 +18,7 @@ def pixels(shared_siglip):
     return np.concatenate([shared_siglip.pixels(picture(i))[0][None] for i in range(21)])
 
 
+@pytest.mark.slow
 def test_run_drops_the_padding():
     stream = [(np.full((3, 2), 1, np.float32), np.arange(3)), (np.full((1, 2), 2, np.float32), np.arange(1))]
     encoder = Encoder(jax.jit(lambda params, x, y: x + y[:, None].astype(np.float32)), {}, 2, 4)
@@ -39,6 +40,7 @@ def test_a_large_batch_takes_several_steps(shared_siglip, pixels):
     assert "stablehlo.while" in text and "tensor<4x32x32x3xf32>" in text
 
 
+@pytest.mark.slow
 def test_other_rows_change_nothing_at_the_highest_precision(shared_siglip, pixels):
     """A row is the same to the bit alone, at any position, with any other rows, and for any batch size."""
     with jax.default_matmul_precision("highest"):

@@ -90,6 +90,7 @@ def test_nothing_in_nothing_out(shared_siglip):
     assert shared_siglip.classify([], ["a cat"]) == []
 
 
+@pytest.mark.slow
 def test_a_generator_is_streamed_in_order(siglip, pictures):
     """Images are read from the generator only shortly before they are needed, and results keep their order."""
     drawn: list[int] = []
@@ -184,6 +185,7 @@ def test_classify_ranks(shared_siglip, pictures):
     ]
 
 
+@pytest.mark.slow
 def test_reduced_precision(checkpoint, shared_siglip, pictures):
     half = load(checkpoint, dtype=jnp.bfloat16)
     assert {x.dtype for x in jax.tree.leaves(half.params["vision_model"])} == {jnp.dtype(jnp.bfloat16)}

@@ -87,6 +87,7 @@ def expected_kernels(config) -> set[str]:
     return paths | {f"vision_model/head/mlp/{name}/kernel" for name in ("fc1", "fc2")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_dense_kernel_and_nothing_else_is_quantized(checkpoint, shared_siglip, scheme):
     made = siglip_jax.load(checkpoint, quantization=scheme)
@@ -131,6 +132,7 @@ def test_awkward_sizes_and_outliers_in_int8(awkward, awkward_floats, pictures):
         assert one.shape == (len(one), 45) and (one * other).sum(axis=1).min() >= 0.998
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_awkward_sizes_in_files(awkward, scheme, tmp_path):
     made = siglip_jax.load(awkward, quantization=scheme)
@@ -138,6 +140,7 @@ def test_awkward_sizes_in_files(awkward, scheme, tmp_path):
     same(siglip_jax.load(tmp_path), made)
 
 
+@pytest.mark.slow
 def test_variable_resolution_and_bfloat16(checkpoint, tmp_path):
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
     vision = tower | {"num_patches": 16, "patch_size": 8}

@@ -53,6 +53,7 @@ def test_along_one_axis_or_several(axis, jit):
     check((jax.jit(both) if jit else both)(*given), truth(images, texts, np.log(10), -10.0))
 
 
+@pytest.mark.slow
 def test_groups_over_a_mesh():
     images, texts = embeddings(8, 24)
     groups = np.arange(8) // 2, np.random.RandomState(0).randint(0, 6, 24)
@@ -83,6 +84,7 @@ def test_inside_pmap(block_size):
     assert (values == values[0]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_inside_shard_map(check_vma):
     images, texts = embeddings(16)
@@ -113,6 +115,7 @@ def test_the_local_loss_inside_shard_map():
     np.testing.assert_allclose(slope, np.mean([part[1][2] for part in parts]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_shares_of_unequal_weight_give_no_wrong_gradient():
     images, texts, scale, bias = arrays(*embeddings(16), 1.0, -3.0)
 

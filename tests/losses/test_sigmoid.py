@@ -29,6 +29,7 @@ def test_value_and_gradients_equal_float64(block_size):
         check(compiled(*arrays(images, texts, scale, bias)), truth(images, texts, scale, bias))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", [None, 512])
 def test_a_larger_batch_keeps_its_digits(block_size):
     images, texts = embeddings(1500, width=32, alike=0.5)
@@ -37,6 +38,7 @@ def test_a_larger_batch_keeps_its_digits(block_size):
     check(found, truth(images, texts, np.log(10), -10.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", [None, 3])
 def test_well_matched_pairs_keep_their_digits(block_size):
     """Where a matching pair is certain its loss is tiny: 1 - sigmoid and softplus - x would have lost it."""
@@ -75,6 +77,7 @@ def test_pairs_that_share_a_group_match(images, texts, block_size):
     check(found, expected)
 
 
+@pytest.mark.slow
 def test_unique_groups_are_the_plain_loss():
     given = arrays(*embeddings(), np.log(10), -10.0)
     ids = jnp.asarray(np.random.RandomState(0).permutation(13))
@@ -84,6 +87,7 @@ def test_unique_groups_are_the_plain_loss():
         assert loss(*given, block_size=block_size, image_groups=ids, text_groups=ids) == plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", [None, 5])
 def test_bfloat16_embeddings_are_summed_in_float32(block_size):
     rounded = [jnp.asarray(x, jnp.bfloat16) for x in embeddings(64, width=32)]
@@ -99,6 +103,7 @@ def test_bfloat16_embeddings_are_summed_in_float32(block_size):
     assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.bfloat16, jnp.float32, jnp.float32]
 
 
+@pytest.mark.slow
 def test_types_may_differ():
     images, texts = embeddings()
     mixed = jnp.asarray(images, jnp.bfloat16), jnp.asarray(texts, jnp.float32), *arrays(1.0, -3.0)
@@ -109,6 +114,7 @@ def test_types_may_differ():
     assert [g.dtype for g in blocked[1]] == [x.dtype for x in mixed]
 
 
+@pytest.mark.slow
 def test_scalars_may_come_as_in_a_checkpoint():
     images, texts = arrays(*embeddings())
     for block_size in (None, 4):
@@ -119,6 +125,7 @@ def test_scalars_may_come_as_in_a_checkpoint():
         assert slope.shape == (1,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", [None, 3])
 def test_extreme_logits_stay_finite(block_size):
     x = jnp.eye(4)
@@ -130,6 +137,7 @@ def test_extreme_logits_stay_finite(block_size):
     assert jnp.isfinite(value) and all(jnp.isfinite(g).all() for g in gradients)
 
 
+@pytest.mark.slow
 def test_second_derivatives_of_the_blocked_loss_are_those_of_the_dense():
     images, texts, scale, bias = arrays(*embeddings(6, width=4), 1.0, -3.0)
 

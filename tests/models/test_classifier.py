@@ -60,6 +60,7 @@ def test_losses_and_gradients_equal_the_reference(tmp_path, problem):
             assert wrong <= 1e-5 * query.abs().max(), key
 
 
+@pytest.mark.slow
 def test_losses_equal_their_definition():
     logits = jnp.asarray(np.random.RandomState(0).standard_normal((3, 5)).astype(np.float32))
     p = np.exp(np.float64(logits))

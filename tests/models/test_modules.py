@@ -52,6 +52,7 @@ def test_towers_alone_equal_the_whole(loaded, inputs):
     np.testing.assert_array_equal(vision.pooler_output, out.vision_model_output.pooler_output)
 
 
+@pytest.mark.slow
 def test_output_is_a_pytree_with_the_reference_s_order(loaded, inputs):
     out = apply(loaded, inputs["input_ids"], inputs["pixel_values"], return_loss=True)
     assert out[0] is out.loss and out["logits_per_image"] is out[1] and len(out.to_tuple()) == 7
@@ -70,6 +71,7 @@ def test_hidden_states_end_before_the_last_normalisation(loaded, inputs):
     np.testing.assert_allclose(x * scale + bias, out.last_hidden_state, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_mask_of_ones_changes_nothing_and_padding_is_seen_without_one(loaded, inputs):
     ids = inputs["input_ids"]
     plain = apply(loaded, ids, method="get_text_features")
@@ -98,6 +100,7 @@ def test_the_text_tower_is_not_causal(loaded, inputs):
     assert jnp.abs(hidden[0][:, 0] - hidden[1][:, 0]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_batch_permutes(loaded, inputs):
     order = jnp.array([2, 0, 1])
     out = apply(loaded, inputs["input_ids"], inputs["pixel_values"])
@@ -194,6 +197,7 @@ def test_choices_that_cannot_run_say_so(inputs, kwargs, call, words):
         assert word in str(caught.value)
 
 
+@pytest.mark.slow
 def test_cudnn_without_a_gpu_says_so(inputs):
     if jax.default_backend() == "gpu":
         model = SiglipTextModel(TEXT, attn_implementation="cudnn")  # float32: refused on a GPU too

@@ -122,6 +122,7 @@ def test_what_is_in_the_padding_changes_nothing(directory, inputs):
     np.testing.assert_allclose(cut, whole, rtol=0, atol=1e-5 * float(jnp.abs(whole).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["naflex"], indirect=True)
 def test_one_program_serves_all_grids(directory, inputs):
     model, params = Siglip2VisionModel.from_pretrained(directory)
@@ -168,6 +169,7 @@ def test_what_is_saved_loads_in_both_libraries(directory, inputs, golden, tmp_pa
     assert all(np.array_equal(before[k], after[k]) for k in before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["naflex_odd"], indirect=True)
 def test_the_classifier_equals_the_reference(case, inputs, tmp_path):
     pytest.importorskip("torch", reason="torch has no CPU build here; test_the_classifier_is_a_masked_mean stands in")

@@ -155,6 +155,7 @@ def test_golden_files_are_what_the_reference_computes(directory, inputs, golden,
     assert_equal(fused, outputs_of(reference, attentions=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["base_like"], indirect=True)
 def test_tolerance_would_catch_a_wrong_gelu(directory, inputs, golden):
     model, params = SiglipModel.from_pretrained(directory)

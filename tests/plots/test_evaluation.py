@@ -21,6 +21,7 @@ def words(figure) -> list[str]:
     return [text.get_text() for text in figure.axes[0].texts]
 
 
+@pytest.mark.slow
 def test_worst_classes(siglip, tmp_path):
     source = pictograms()
     result = evaluate_zero_shot(siglip, source)
@@ -36,6 +37,7 @@ def test_worst_classes(siglip, tmp_path):
     assert len(figure.axes[0].images) == 2 * CLASSES
 
 
+@pytest.mark.slow
 def test_nothing_wrong_and_few_classes(siglip):
     source = pictograms()
     few = Listed(source.examples[:2], source.classes[:2])
@@ -57,6 +59,7 @@ def test_what_texts_find(siglip, tmp_path):
     assert len(plot_evaluation(evaluate_retrieval(siglip, two), two).axes[0].images) == 3 * 2
 
 
+@pytest.mark.slow
 def test_an_unknown_ending_is_refused(siglip, tmp_path):
     source = Listed(pictograms().examples[:2])
     with pytest.raises(ValueError, match="the ending of a plot must be one of .*, got '.txt'"):

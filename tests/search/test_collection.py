@@ -111,6 +111,7 @@ def test_by_default_the_shard_is_the_process_of_jax(siglip, folder, tmp_path, mo
     assert {path.name for path in tmp_path.glob("part-??????.json")} == {"part-000003.json"}
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_anywhere_goes_on_to_the_same_bytes(siglip, folder, whole, tmp_path, monkeypatch):
     """The first run stops at its first file, the second at its second, and so on: arrays, names and records."""
     stops = written = 0
@@ -189,6 +190,7 @@ def test_parquet(siglip, folder, whole, tmp_path):
     assert verify_collection(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_texts(siglip, texts, tmp_path):
     embed_collection(siglip, open_items(texts), tmp_path, part_size=PART, batch_size=32)
     opened = open_collection(tmp_path)

@@ -125,6 +125,7 @@ def test_a_lost_step_is_counted_and_changes_nothing_else(tmp_path):
     assert lines(tmp_path)[-1]["skipped_steps"] == 1 and lines(tmp_path)[1]["loss"] < 2
 
 
+@pytest.mark.slow
 def test_a_run_of_lost_steps_goes_back_and_on_with_other_data(tmp_path):
     data = Data(lambda number: "nan" if 6 <= number < 6 + PATIENCE + 3 else None)
     outcome = run(tmp_path, data)

@@ -112,6 +112,7 @@ def plain_params(state):
     return {name: x for name, x in state.params.items() if name != "lora"}
 
 
+@pytest.mark.slow
 def test_another_resolution_resizes_positions_and_pictures(tiny, tmp_path):
     recipe = Recipe(resolution=48)
     model = prepare_model(recipe, tiny)

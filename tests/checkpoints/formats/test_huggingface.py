@@ -40,6 +40,7 @@ def rewrite(directory, change):
     safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_layers", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_round_trip_keeps_every_byte(directory, tmp_path, dtype, scan_layers):

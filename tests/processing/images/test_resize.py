@@ -159,6 +159,7 @@ class TestCompilations:
         assert [len(part) for part in module.powers_of_two(range(71))] == [32, 32, 4, 2, 1]
         assert [i for part in module.powers_of_two(range(71)) for i in part] == list(range(71))
 
+    @pytest.mark.slow
     def test_programs_are_few_and_made_once(self):
         processor = SiglipImageProcessor(size=(17, 19))
         rng = np.random.default_rng(0)

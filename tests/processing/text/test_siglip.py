@@ -74,6 +74,7 @@ class TestIds:
         assert [t for t, a, b in zip(texts, found, expected, strict=True) if a != b] == []
         assert sum("</s>" in t for t in texts) > 300  # the traps are in there
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("options", [{"additional_special_tokens": EXTRA}, {"do_lower_case": False}])
     def test_options(self, spiece, options):
         ours, reference = both(spiece, **options)
@@ -81,6 +82,7 @@ class TestIds:
         with quiet_reference():
             assert ours(texts)["input_ids"] == reference(texts)["input_ids"]
 
+    @pytest.mark.slow
     def test_another_layout_and_normaliser(self, spiece_other):
         ours, reference = both(spiece_other)
         assert (ours.eos_token_id, ours.pad_token_id, ours.unk_token_id) == (2, 2, 0)
