@@ -21,6 +21,8 @@ from siglip_jax.models.positions import flexible_positions
 from tests.models.test_parity import assert_equal, error, outputs_of
 from tests.support import cases, naflex_cases
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=list(naflex_cases.CASES))
 def case(request):

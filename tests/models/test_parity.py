@@ -16,6 +16,8 @@ from siglip_jax.checkpoints.formats.huggingface import to_tensors
 from siglip_jax.models import SiglipModel
 from tests.support import cases
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5  # of the largest value
 
 

@@ -14,6 +14,8 @@ from tests.support.pairs import FORMS, write_classes, write_pairs
 from tests.support.processes import compiled_in
 from tests.support.tiny_checkpoint import write_checkpoint
 
+pytestmark = pytest.mark.slow
+
 FROM_NOTHING = ("--fresh", ".*", "--scan-layers", "--batch-size", 16, "--optimizer.rate", 0.005)
 
 

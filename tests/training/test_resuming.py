@@ -7,6 +7,8 @@ from tests.support.pairs import write_pairs
 from tests.support.tiny_checkpoint import write_checkpoint
 from tests.support.training_run import run_until_done
 
+pytestmark = pytest.mark.slow
+
 STEPS, KILLS = 40, 3
 
 

@@ -13,6 +13,8 @@ from siglip_jax.training import RECIPES, Recipe, dry_run, train
 from siglip_jax.training.run import recipe_with
 from tests.support.pairs import write_classes, write_pairs
 
+pytestmark = pytest.mark.slow
+
 FIELDS = {"batch_size": 8, "duration": "4 steps", "optimizer": {"rate": 1e-3}}
 
 

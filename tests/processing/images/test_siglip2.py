@@ -13,6 +13,8 @@ from siglip_jax.processing.images.siglip2 import grid_of
 from tests.support.images import MODES, edges, noise, picture, smooth
 from tests.support.spiece import quiet_reference
 
+pytestmark = pytest.mark.slow
+
 SIZES = [(1, 1), (1, 83), (83, 1), (37, 64), (64, 37), (224, 100), (90, 300), (128, 128), (3, 2000), (2000, 3)]
 
 
