@@ -211,6 +211,7 @@ PROMISES = {
 }
 
 
+@pytest.mark.slow
 def test_keeps_its_promises(request, executed):
     """Checks the numbers that the prose relies on."""
     name = request.node.callspec.params["notebook"].stem
