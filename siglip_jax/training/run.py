@@ -21,7 +21,7 @@ from siglip_jax.data.transform import Transform
 from siglip_jax.inference.bench import peak_memory
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.models import SiglipModel
-from siglip_jax.models.cost import estimate, placements, step_flops
+from siglip_jax.models.cost import Placement, estimate, placements, step_flops
 from siglip_jax.parallel.mesh import AXES
 from siglip_jax.params import flatten
 from siglip_jax.processing import SiglipProcessor
@@ -270,7 +270,7 @@ def dry_run(
         "trained_parameters": trained,
         "all_parameters": sum(int(np.prod(shape)) for shape in shapes.values()),
         "mesh": sizes,
-        "memory_per_device": _memory(recipe, setup.model, sizes),
+        "memory_per_device": _memory(recipe, setup.model, placed, sizes),
         "peak_rate": recipe.optimizer.rate,
         "schedule": [float(plan.schedule(step)) for step in points],
         "parameters": rows,
@@ -456,13 +456,11 @@ def _treatment_row(recipe: Recipe, model: Model, path: str, shape: tuple[int, ..
     }
 
 
-def _memory(recipe: Recipe, model: Model, sizes: dict[str, int]) -> int | None:
+def _memory(recipe: Recipe, model: Model, placed: Sequence[Placement], sizes: dict[str, int]) -> int | None:
     """Returns bytes on each device, as `siglip-jax info --mesh` estimates them; None where no estimate applies."""
     if recipe.task != "pairs" or recipe.locked_images or recipe.remat not in (None, "full"):
         return None
-    shapes = {p: tuple(x.shape) for p, x in flatten(model.params).items() if not p.startswith("lora/")}
-    rows = placements(shapes, sizes)
     batch = recipe.batch_size // recipe.micro_batches
-    found = estimate(model.module.config, rows, sizes, batch, training=True, remat=recipe.remat, dtype=recipe.dtype)
-    frozen = sum(row.bytes for row in rows if model.table[row.path].frozen)
+    found = estimate(model.module.config, placed, sizes, batch, training=True, remat=recipe.remat, dtype=recipe.dtype)
+    frozen = sum(row.bytes for row in placed if model.table[row.path].frozen)
     return found.total - 3 * frozen  # frozen parameters have no gradient and no moments
