@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,26 @@ from typing import Any
 def user_cache() -> Path:
     """Returns the directory for data that can be recomputed: `siglip_jax` in the user's cache directory."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "siglip_jax"
+
+
+def output_path(path: str | os.PathLike[str], what: str = "out") -> Path:
+    """Returns the path that a job writes to, with `~` expanded.
+
+    Args:
+      path: path that the user gave.
+      what: name of the argument, for the error: "out", "--out".
+
+    Raises:
+      ValueError: if it is a URL, which would become a folder of that name on this disk.
+    """
+    text = os.fspath(path)
+    url = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", text)  # one slash is left where a Path was made of the URL
+    if url is not None:
+        raise ValueError(
+            f"{what} must be a path on this machine, got the URL {url[1]}://{text[url.end() :]}; write to a local or"
+            " mounted directory and copy it from there"
+        )
+    return Path(os.path.expanduser(text))
 
 
 def read_json(path: Path, need: str) -> dict[str, Any]:

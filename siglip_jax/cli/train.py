@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from siglip_jax._files import output_path
 from siglip_jax._optional import import_optional
 from siglip_jax.cli._output import STOPPED, progress, say
 from siglip_jax.training.recipes import ABOUT, RECIPES
@@ -52,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     data = [_path_and_weight(word) for word in options.data]
     keys = {name: getattr(options, name) for name in ("image_key", "text_key", "label_key")}
+    out = output_path(options.out, "--out")
     if options.dry_run:
         print_plan(dry_run(data, options.model, options.recipe, **keys), options.json)
         return 0
@@ -65,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         done = train(
             data,
             options.model,
-            options.out,
+            out,
             options.recipe,
             on_metrics=note_loss,
             on_progress=on_progress,
@@ -77,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"stopped after step {done.steps} of {done.total_steps}; the same command resumes the run")
         return STOPPED
     if jax.process_index() == 0:
-        result = {"steps": done.steps, "model": str(options.out / "model"), "log": str(options.out / "log.jsonl")}
+        result = {"steps": done.steps, "model": str(done.directory / "model"), "log": str(done.directory / "log.jsonl")}
         print(json.dumps(result) if options.json else f"{done.steps} steps done; the model is in {result['model']}")
     return 0
 

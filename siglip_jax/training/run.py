@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from siglip_jax._callbacks import OnProgress
 from siglip_jax._checks import check_choice, refuse_unknown
-from siglip_jax._files import write_atomically
+from siglip_jax._files import output_path, write_atomically
 from siglip_jax.data.example import Source
 from siglip_jax.data.open import open_source
 from siglip_jax.data.pipeline import Pipeline
@@ -115,7 +115,7 @@ def train(
         (path, weight), a mapping from paths to weights, or an opened source. A weight is a share of the examples that
         are drawn; without one it is the length of the source.
       model: checkpoint with the sizes, the processor and the initial weights: a Hub name, directory or file.
-      out: directory of the run; made if need be.
+      out: directory of the run, made if need be; `~` is the home directory. A URL (`gs://...`) is refused.
       recipe: name of a recipe in `siglip_jax.training.RECIPES`, or a `Recipe`.
       on_metrics: called with each line of the log, a dict with "step" and metrics; None: nothing is called.
       on_progress: called with (steps done, steps in all), as often as `on_metrics`; None: nothing is called.
@@ -158,10 +158,10 @@ def train(
       >>> run.steps, run.stopped, "loss" in run.metrics[0]
       (2, False, True)
     """
+    directory = output_path(out)
     recipe = recipe_with(recipe, fields)
     keys = {"image_key": image_key, "text_key": text_key, "label_key": label_key}
-    setup = _set_up(data, model, recipe, keys, workers, Path(out), on_precompute)
-    directory = Path(out)
+    setup = _set_up(data, model, recipe, keys, workers, directory, on_precompute)
     directory.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         write_atomically(directory / "recipe.json", json.dumps(dataclasses.asdict(recipe), indent=2).encode() + b"\n")
