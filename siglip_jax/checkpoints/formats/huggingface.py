@@ -16,10 +16,18 @@ from typing import Any
 from siglip_jax._files import inside, read_json, write_atomically, written_aside
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.formats._format import Format
-from siglip_jax.checkpoints.keymap import CLASSIFIER, architecture_of, key_table
+from siglip_jax.checkpoints.keymap import CLASSIFIER, TEXT, VISION, architecture_of, key_table
 from siglip_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from siglip_jax.checkpoints.table import NewTensor, Row, StoredTensor, new_tensors
-from siglip_jax.configs.configuration import CONFIGS, Config, SiglipVisionConfig, config_from_dict, read_config
+from siglip_jax.configs.configuration import (
+    CONFIGS,
+    Config,
+    SiglipConfig,
+    SiglipVisionConfig,
+    TextConfig,
+    config_from_dict,
+    read_config,
+)
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -75,13 +83,14 @@ def read_contents(path: Path) -> Contents:
     """
     tensors: dict[str, StoredTensor] = {}
     for file in weight_files(path):
-        tensors |= {key: t for key, t in read_safetensors(file).items() if not _IGNORED.fullmatch(key)}
+        tensors |= read_safetensors(file)
     d = read_config(path)
     part = d.get("vision_config")
     if d.get("model_type") not in CONFIGS and isinstance(part, dict):
         config: Config = SiglipVisionConfig.from_dict(SiglipVisionConfig._select(d))
         return Contents(path, "huggingface", config, "SiglipVisionModel", _image_tower(path, tensors), {})
     config = config_from_dict(d)
+    tensors = _without_ignored(tensors if isinstance(config, SiglipConfig) else _with_prefix(tensors, config))
     classes = d.get("architectures")
     declared = isinstance(classes, list) and str(*classes[:1]).endswith("ForImageClassification")
     classifies = declared or any(key.startswith(CLASSIFIER) for key in tensors)
@@ -95,7 +104,19 @@ def _image_tower(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, S
         raise ValueError(f"{path}: the model must have one image tower (…{_PATCHES}), got {len(prefixes)}")
     prefix = prefixes[0]
     renamed = {f"vision_model.{key.removeprefix(prefix)}": t for key, t in tensors.items() if key.startswith(prefix)}
-    return {key: t for key, t in renamed.items() if not _IGNORED.fullmatch(key)}
+    return _without_ignored(renamed)
+
+
+def _with_prefix(tensors: dict[str, StoredTensor], config: Config) -> dict[str, StoredTensor]:
+    """Returns the tensors of a tower under the names of a whole model, which `transformers` 5.6 and later leave out."""
+    prefix = f"{TEXT if isinstance(config, TextConfig) else VISION}."
+    if any(key.startswith(prefix) for key in tensors):
+        return tensors
+    return {prefix + key: t for key, t in tensors.items()}
+
+
+def _without_ignored(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    return {key: t for key, t in tensors.items() if not _IGNORED.fullmatch(key)}
 
 
 def table(config: Config, architecture: str, layout: Mapping[str, Any]) -> list[Row]:

@@ -17,7 +17,7 @@ from siglip_jax import SiglipForImageClassification, SiglipModel, SiglipTextMode
 from siglip_jax.checkpoints.formats import huggingface
 from siglip_jax.checkpoints.keymap import key_table
 from siglip_jax.params import flatten, stack_layers, unstack_layers
-from tests.support import cases
+from tests.support import cases, naflex_cases
 
 CASE = "giant_like"
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -95,6 +95,74 @@ def test_every_class_round_trips_and_the_reference_loads_it(config, tmp_path, ar
     )
     found = model.apply({"params": params}, *given)
     np.testing.assert_allclose(found[field], expected[field].numpy(), rtol=1e-5, atol=1e-5)
+
+
+def naflex_inputs(config):
+    inputs = naflex_cases.make_inputs(config)
+    images = {name: inputs[name] for name in ("pixel_values", "pixel_attention_mask", "spatial_shapes")}
+    return {"input_ids": inputs["input_ids"]}, images
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["Model", "TextModel", "VisionModel", "ForImageClassification"])
+@pytest.mark.parametrize("family", ["Siglip", "Siglip2"])
+def test_what_the_reference_saves_is_read_with_equal_outputs(config, tmp_path, family, kind):
+    """From 5.6 on, a single tower is saved without the prefix of the whole model."""
+    torch = pytest.importorskip("torch", reason="torch has no CPU build here")
+    import transformers
+
+    flexible = family == "Siglip2"
+    config = naflex_cases.make_config("naflex") if flexible else config.replace(num_labels=3)
+    part = {"TextModel": config.text_config, "VisionModel": config.vision_config}.get(kind, config)
+    made = cases.make_tensors(part, family + kind)
+    cases.write_directory(tmp_path / "ours", part, made, family + kind)
+    # Built anew: a model that was loaded from a file with the prefix is saved with it.
+    reference = getattr(transformers, family + kind)(transformers.AutoConfig.from_pretrained(tmp_path / "ours")).eval()
+    renamed = {
+        re.sub(r"^(text|vision)_model\.", "", k) if kind.endswith(("TextModel", "VisionModel")) else k: x
+        for k, x in made.items()
+    }
+    reference.load_state_dict({key: torch.tensor(x) for key, x in renamed.items()})
+    reference.save_pretrained(tmp_path / "theirs")
+    saved = safetensors.numpy.load_file(tmp_path / "theirs" / "model.safetensors")
+    assert set(saved) == set(renamed)
+
+    if flexible:
+        text, images = naflex_inputs(config)
+    else:
+        inputs = cases.make_inputs(config)
+        text, images = {"input_ids": inputs["input_ids"]}, {"pixel_values": inputs["pixel_values"]}
+    given = {"Model": text | images, "TextModel": text}.get(kind, images)
+    tensors = {k: torch.tensor(x.transpose(0, 3, 1, 2) if x.ndim == 4 else x) for k, x in given.items()}
+    with torch.no_grad():
+        expected = reference(**tensors)
+    model, params = getattr(siglip_jax, family + kind).from_pretrained(tmp_path / "theirs")
+    found = jax.jit(lambda p, x: model.apply({"params": p}, **x))(params, given)
+    for name in {
+        "Model": ("logits_per_image", "text_embeds", "image_embeds"),
+        "ForImageClassification": ("logits",),
+    }.get(kind, ("last_hidden_state", "pooler_output")):
+        wanted, ours = expected[name].numpy(), np.asarray(found[name])
+        if name == "last_hidden_state" and flexible and kind == "VisionModel":  # padding has no defined state
+            wanted, ours = (x[given["pixel_attention_mask"] == 1] for x in (wanted, ours))
+        assert np.abs(ours - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+    model.save_pretrained(tmp_path / "again", params)  # with the prefix, which older versions need
+    assert set(safetensors.numpy.load_file(tmp_path / "again" / "model.safetensors")) == set(made)
+
+
+@pytest.mark.parametrize("tower", ["text", "vision"])
+def test_a_tower_is_read_with_and_without_the_prefix_of_the_whole_model(config, tmp_path, tower):
+    part, architecture = getattr(config, f"{tower}_config"), f"Siglip{tower.title()}Model"
+    tensors = cases.make_tensors(part, architecture)
+    plain = {key.removeprefix(f"{tower}_model."): x for key, x in tensors.items()}
+    plain["embeddings.position_ids"] = np.arange(16)[None]
+    with_prefix = cases.write_directory(tmp_path / "with", part, tensors, architecture)
+    without = cases.write_directory(tmp_path / "without", part, plain, architecture)
+    expected, found = (flatten(siglip_jax.read_checkpoint(path).params) for path in (with_prefix, without))
+    assert set(found) == set(expected) == {row.path for row in key_table(part, architecture)}
+    assert all(np.array_equal(found[path], x) for path, x in expected.items())
+    assert siglip_jax.checkpoints.describe(without)["parameters"]["total"] == sum(x.size for x in tensors.values())
 
 
 def test_towers_and_classifier_load_from_a_whole_model(directory, caplog):
