@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from siglip_jax._version import __version__
 from siglip_jax.cli import bench, classify, convert, embed, evaluate, export, info, search, train, verify
-from siglip_jax.cli._output import printable, say
+from siglip_jax.cli._output import printable, say, warnings_as_lines
 
 COMMANDS = {
     "bench": bench,
@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser.parse_args(argv)
         if arguments.command is None:
             raise ValueError(f"the command must be one of {', '.join(COMMANDS)}, got none; see siglip-jax --help")
-        status = arguments.run(arguments)
+        with warnings_as_lines():
+            status = arguments.run(arguments)
         sys.stdout.flush()
         return status
     except SystemExit as done:  # --help and --version

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -20,6 +21,22 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 def say(line: str) -> None:
     """Prints one line on stderr, prefixed with the name of the program."""
     print(f"siglip-jax: {shown(line, sys.stderr.encoding)}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Prints each warning as one line on stderr, without the line of source code that Python adds.
+
+    The package's own warnings are printed however Python was told to treat warnings.
+    """
+
+    def show(message: Warning | str, *rest: Any, **named: Any) -> None:
+        say(" ".join(str(message).split()))
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=UserWarning, module=r"siglip_jax\b")
+        warnings.showwarning = show
+        yield
 
 
 def printable(error: Exception) -> str:
