@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     options = parse(arguments.recipe, arguments.rest)
     from siglip_jax.cli._training_plan import print_plan
     from siglip_jax.parallel import join_processes
-    from siglip_jax.training.run import dry_run, train
+    from siglip_jax.training.plan import dry_run
+    from siglip_jax.training.run import train
 
     join_processes()
     import jax

@@ -11,7 +11,8 @@ from siglip_jax.training.recipes import RECIPES
 
 if TYPE_CHECKING:
     from siglip_jax.training.objective import Labels, Objective, Pairs
-    from siglip_jax.training.run import Run, dry_run, train
+    from siglip_jax.training.plan import dry_run
+    from siglip_jax.training.run import Run, train
 
 __all__ = [
     "RECIPES",
@@ -35,7 +36,7 @@ make_lazy(
         "Objective": "siglip_jax.training.objective",
         "Pairs": "siglip_jax.training.objective",
         "Run": "siglip_jax.training.run",
-        "dry_run": "siglip_jax.training.run",
+        "dry_run": "siglip_jax.training.plan",
         "train": "siglip_jax.training.run",
     },
 )

@@ -10,7 +10,7 @@ import pytest
 import siglip_jax
 from siglip_jax.data import open_source
 from siglip_jax.training import RECIPES, Recipe, dry_run, train
-from siglip_jax.training.run import recipe_with
+from siglip_jax.training.setup import recipe_with
 from tests.support.pairs import write_classes, write_pairs
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,113 @@
+"""The plan of a run: what `train` would do with each parameter, its schedule, and the memory on each device."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from siglip_jax.models.cost import Placement, estimate, placements
+from siglip_jax.parallel.mesh import AXES
+from siglip_jax.params import flatten
+from siglip_jax.training.prepare import Model
+from siglip_jax.training.recipe import Recipe
+from siglip_jax.training.setup import Data, Path_, recipe_with, set_up
+
+SCHEDULE_POINTS = 60  # values of the schedule that a dry run returns
+
+
+def dry_run(
+    data: Data,
+    model: Path_,
+    recipe: str | Recipe = "finetune",
+    *,
+    image_key: str | None = None,
+    text_key: str | None = None,
+    label_key: str | None = None,
+    **fields: Any,
+) -> dict[str, Any]:
+    """Returns the plan of a run: what `train` would do with each parameter, without a step.
+
+    Args:
+      data: data to train on: a path as `siglip_jax.data.open_source` takes it, a list of paths or of pairs
+        (path, weight), a mapping from paths to weights, or an opened source. A weight is a share of the examples that
+        are drawn; without one it is the length of the source.
+      model: checkpoint with the sizes, the processor and the initial weights: a Hub name, directory or file.
+      recipe: name of a recipe in `siglip_jax.training.RECIPES`, or a `Recipe`.
+      image_key: column, key or ending of the images; None: one of the usual names.
+      text_key: column, key or ending of the captions; None: one of the usual names.
+      label_key: column, key or ending of the labels; None: one of the usual names.
+      **fields: fields of the recipe to change; nested ones as `optimizer=dict(rate=1e-5)` or
+        `**{"optimizer.rate": 1e-5}`.
+
+    Returns:
+      A dict that JSON can hold: `steps`, `batch_size`, `examples` of an epoch, `epochs`, `trained_parameters`,
+      `all_parameters`, `mesh`, `memory_per_device` in bytes (None where no estimate applies), `peak_rate`, `schedule`
+      (factors of the rate, evenly spaced over the run), and `parameters`, a row for each: `parameter` (its path),
+      `shape`, `rate`, `decay`, `frozen` and `sharding`.
+
+    Raises:
+      FileNotFoundError: if data or checkpoint do not exist.
+      ValueError: if data, checkpoint and recipe do not fit together.
+
+    Example:
+      >>> import pathlib, tempfile, siglip_jax
+      >>> from siglip_jax.training import dry_run
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     table = pathlib.Path(folder, "pairs.csv")
+      ...     _ = table.write_text("image,caption\\nhorse.png,a horse\\nlemon.png,a lemon\\n")
+      ...     frozen = {"optimizer.rates": (("vision_model/.*", 0.0), (".*", 1.0))}
+      ...     plan = dry_run(table, siglip_jax.assets.BUNDLED_MODEL, batch_size=8, duration="5 steps", **frozen)
+      >>> plan["steps"], plan["peak_rate"], {row["frozen"] for row in plan["parameters"]} == {False, True}
+      (5, 1e-05, True)
+    """
+    recipe = recipe_with(recipe, fields)
+    keys = {"image_key": image_key, "text_key": text_key, "label_key": label_key}
+    setup = set_up(data, model, recipe, keys, 0, None, None)
+    plan, examples = setup.plan, setup.pipeline.examples
+    sizes = {"data": recipe.mesh.data, "fsdp": recipe.mesh.fsdp, "tensor": recipe.mesh.tensor}
+    if setup.mesh is not None:
+        sizes = {axis: setup.mesh.shape[axis] for axis in AXES}
+    sizes = {axis: max(size, 1) for axis, size in sizes.items()}
+    shapes = {path: tuple(x.shape) for path, x in flatten(setup.model.params).items()}
+    lora = {path: shape for path, shape in shapes.items() if path.startswith("lora/")}
+    placed = placements({path: shape for path, shape in shapes.items() if path not in lora}, sizes)
+    specs = {row.path: row.spec for row in placed} | dict.fromkeys(lora, "whole")
+    rows = [_treatment_row(recipe, setup.model, path, shapes[path], spec) for path, spec in specs.items()]
+    trained = sum(int(np.prod(row["shape"])) for row in rows if not row["frozen"])
+    points = np.linspace(0, plan.steps, SCHEDULE_POINTS).round().astype(int)
+    return {
+        "steps": plan.steps,
+        "batch_size": recipe.batch_size,
+        "examples": examples,
+        "epochs": round(plan.steps * recipe.batch_size / examples, 3),
+        "trained_parameters": trained,
+        "all_parameters": sum(int(np.prod(shape)) for shape in shapes.values()),
+        "mesh": sizes,
+        "memory_per_device": _memory(recipe, setup.model, placed, sizes),
+        "peak_rate": recipe.optimizer.rate,
+        "schedule": [float(plan.schedule(step)) for step in points],
+        "parameters": rows,
+    }
+
+
+def _treatment_row(recipe: Recipe, model: Model, path: str, shape: tuple[int, ...], spec: str) -> dict[str, Any]:
+    """Returns the row of a parameter in the plan of a dry run."""
+    entry = model.table[path]
+    return {
+        "parameter": path,
+        "shape": list(shape),
+        "rate": recipe.optimizer.rate * entry.rate,
+        "decay": recipe.optimizer.weight_decay * entry.decay,
+        "frozen": entry.frozen,
+        "sharding": spec,
+    }
+
+
+def _memory(recipe: Recipe, model: Model, placed: Sequence[Placement], sizes: dict[str, int]) -> int | None:
+    """Returns bytes on each device, as `siglip-jax info --mesh` estimates them; None where no estimate applies."""
+    if recipe.task != "pairs" or recipe.locked_images or recipe.remat not in (None, "full"):
+        return None
+    batch = recipe.batch_size // recipe.micro_batches
+    found = estimate(model.module.config, placed, sizes, batch, training=True, remat=recipe.remat, dtype=recipe.dtype)
+    frozen = sum(row.bytes for row in placed if model.table[row.path].frozen)
+    return found.total - 3 * frozen  # frozen parameters have no gradient and no moments

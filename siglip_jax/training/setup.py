@@ -1,0 +1,159 @@
+"""Sets up a run: the recipe with its changed fields, the opened data, the model, the objective and the plan."""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from siglip_jax._callbacks import OnProgress
+from siglip_jax._checks import check_choice, refuse_unknown
+from siglip_jax.data.example import Source
+from siglip_jax.data.open import open_source
+from siglip_jax.data.pipeline import Pipeline
+from siglip_jax.data.transform import Transform
+from siglip_jax.training.objective import Objective
+from siglip_jax.training.precomputed import PrecomputedTransform, precompute_image_embeds
+from siglip_jax.training.prepare import (
+    Model,
+    Plan,
+    gathered,
+    local_objective,
+    make_objective,
+    make_plan,
+    make_transform,
+    mesh_of,
+    prepare_model,
+)
+from siglip_jax.training.recipe import Recipe
+from siglip_jax.training.recipes import RECIPES
+
+Path_ = str | os.PathLike[str]
+Data = Path_ | Source | Sequence[Path_ | tuple[Path_, float | None]] | Mapping[Path_, float]
+Sources = list[tuple[Source, float]]
+
+
+def recipe_with(recipe: str | Recipe, fields: Mapping[str, Any]) -> Recipe:
+    """Returns a recipe with some fields changed.
+
+    Args:
+      recipe: name of a recipe in `siglip_jax.training.RECIPES`, or a `Recipe`.
+      fields: new values by field; nested ones as {"optimizer": {"rate": 1e-5}} or {"optimizer.rate": 1e-5}.
+
+    Returns:
+      The changed recipe.
+
+    Raises:
+      ValueError: if the name or a field is unknown, or a value is impossible.
+
+    Example:
+      >>> recipe_with("finetune", {"batch_size": 64, "optimizer.rate": 1e-6}).optimizer.rate
+      1e-06
+    """
+    if isinstance(recipe, str):
+        check_choice("recipe", recipe, RECIPES)
+        recipe = RECIPES[recipe]
+    return _replaced(recipe, fields, "recipe")
+
+
+def _replaced(options: Any, fields: Mapping[str, Any], name: str) -> Any:
+    """Returns a dataclass with some fields changed, also in nested dataclasses."""
+    nested: dict[str, dict[str, Any]] = {}
+    changed: dict[str, Any] = {}
+    refuse_unknown((key.partition(".")[0] for key in fields), (f.name for f in dataclasses.fields(options)), name)
+    for key, value in fields.items():
+        first, dot, rest = key.partition(".")
+        if dot:
+            nested.setdefault(first, {})[rest] = value
+        elif isinstance(value, Mapping):
+            nested.setdefault(first, {}).update(value)
+        else:
+            changed[first] = tuple(map(tuple, value)) if first in ("rates", "decays") else value
+    for first, inner in nested.items():
+        changed[first] = _replaced(changed.get(first, getattr(options, first)), inner, f"{name}.{first}")
+    return dataclasses.replace(options, **changed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Everything that a run is made of."""
+
+    model: Model
+    objective: Objective
+    pipeline: Pipeline
+    plan: Plan
+    mesh: Mesh | None
+
+
+def set_up(
+    data: Data,
+    name_or_path: Path_,
+    recipe: Recipe,
+    keys: Mapping[str, Any],
+    workers: int,
+    directory: Path | None,
+    on_precompute: OnProgress | None,
+) -> Setup:
+    """Opens data and checkpoint; embeds locked images only if there is a directory for the embeddings."""
+    sources = _opened(data, keys)
+    classes = [source.classes for source, _ in sources if source.classes]
+    if recipe.task == "labels" and (len(classes) < len(sources) or len(set(classes)) > 1):
+        raise ValueError(
+            f"all of {len(sources)} data sets must have the same classes, got {len(classes)} with classes, which are of"
+            f" {len(set(classes))} kinds; give data with labels"
+        )
+    mesh = mesh_of(recipe)
+    model = prepare_model(recipe, name_or_path, labels=classes[0] if recipe.task == "labels" else (), mesh=mesh)
+    transform = make_transform(recipe, model.processor)
+    objective = make_objective(recipe, model, transform, mesh)
+    if recipe.locked_images and directory is not None:
+        sources = _precomputed(sources, recipe, model, objective, directory, on_precompute)
+        transform = PrecomputedTransform(model.processor)
+    pipeline = Pipeline(
+        sources,
+        transform,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        workers=workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    plan = make_plan(recipe, model.table, objective, pipeline.examples, mesh)
+    return Setup(model, objective, pipeline, plan, mesh)
+
+
+def _opened(data: Data, keys: Mapping[str, Any]) -> Sources:
+    """Returns opened sources with their weights, by default their lengths."""
+    if isinstance(data, Source):
+        return [(data, float(len(data)))]
+    items: Iterable[Any] = [data] if isinstance(data, str | os.PathLike) else data
+    if isinstance(data, Mapping):
+        items = data.items()
+    found: Sources = []
+    for item in items:
+        path, weight = item if isinstance(item, tuple) else (item, None)
+        source = open_source(path, **keys)
+        found.append((source, float(len(source) if weight is None else weight)))
+    return found
+
+
+def _precomputed(
+    sources: Sources,
+    recipe: Recipe,
+    model: Model,
+    objective: Objective,
+    directory: Path,
+    on_progress: OnProgress | None,
+) -> Sources:
+    """Returns sources with embeddings in place of images, stored in a folder of the run for each."""
+    transform: Transform = make_transform(recipe, model.processor)
+    objective, params = local_objective(objective), jax.device_put(gathered(model.params))
+    found: Sources = []
+    for number, (source, weight) in enumerate(sources):
+        folder = directory / "image_embeds" / str(number)
+        embedded = precompute_image_embeds(objective, params, source, transform, folder, on_progress=on_progress)
+        found.append((embedded, weight))
+    return found
