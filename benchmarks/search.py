@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from siglip_jax.search.approximate import open_index
-from siglip_jax.search.collection import PART_SIZE, Collection, finish_collection, open_collection
+from siglip_jax.search.collection import Collection, open_collection
+from siglip_jax.search.making import PART_SIZE, finish_collection
 from siglip_jax.search.manifest import Manifest
 from siglip_jax.search.nearest import nearest
 from siglip_jax.search.parts import write_part

@@ -4,11 +4,15 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from siglip_jax._lock import create_held, remove_unless_held
+
+_TEMPORARY = re.compile(r"\.(.+)\.[^.]+\.tmp", re.DOTALL)  # names of the siblings of `written_aside`
 
 
 def user_cache() -> Path:
@@ -115,21 +119,22 @@ def inside(path: Path) -> Path:
 
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Yields a temporary sibling to write to, which replaces `path` when the block ends without an error."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    aside = Path(name)
-    try:
+    """Yields a temporary sibling to write to, which replaces `path` when the block ends without an error.
+
+    Siblings that killed writers of the same file left are removed first.
+    """
+    with _aside(path) as aside:
+        mode = aside.stat().st_mode & 0o777
         yield aside
-        aside.chmod(0o666 & ~_umask())  # files of mkstemp are private
+        aside.chmod(mode)  # a writer may have replaced the file
         os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def directory_written_aside(path: Path) -> Iterator[Path]:
     """Yields a temporary sibling to fill, which is renamed to `path` when the block ends without an error.
+
+    Siblings that killed writers of the same directory left are removed first.
 
     Raises:
       FileExistsError: if `path` exists.
@@ -137,19 +142,46 @@ def directory_written_aside(path: Path) -> Iterator[Path]:
     if path.exists():
         raise FileExistsError(f"{path}: the destination must not exist yet, got an existing one; choose another")
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    with _aside(path, directory=True) as aside:
+        yield aside
+        aside.rename(path)
+
+
+@contextlib.contextmanager
+def _aside(path: Path, *, directory: bool = False) -> Iterator[Path]:
+    """Yields a new temporary sibling, which is locked, and removed at the end if it is still there."""
+    remove_litter(path.parent, lambda name: name == path.name)
+    while True:
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            handle = create_held(aside, directory=directory)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError) or not path.parent.is_dir():
+                error.filename = os.fspath(path)  # that of the sibling tells nobody anything
+                raise
     try:
         yield aside
-        aside.chmod(0o777 & ~_umask())
-        aside.rename(path)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True) if directory else aside.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
 
 
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+def remove_litter(directory: Path, ours: Callable[[str], bool]) -> None:
+    """Removes the temporary files that killed writers left in a directory; those of live ones stay.
+
+    Args:
+      directory: directory that `written_aside` or `directory_written_aside` wrote to.
+      ours: whether the temporary files of a name may be removed.
+    """
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            found = _TEMPORARY.fullmatch(entry.name)
+            if found is not None and ours(found[1]):
+                remove_unless_held(Path(entry.path))
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -1,10 +1,85 @@
-"""Paths that jobs write to."""
+"""Paths that jobs write to, and files written aside: only what killed writers left is removed."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from siglip_jax._files import output_path
+from siglip_jax._files import directory_written_aside, output_path, remove_litter, write_atomically, written_aside
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from siglip_jax._files import directory_written_aside, written_aside
+
+file, folder = map(Path, sys.argv[1:])
+with written_aside(file) as one, directory_written_aside(folder) as other:
+    one.write_bytes(bytes(1000))
+    (other / "weights").write_bytes(bytes(1000))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_the_next_writer_of_a_file_removes_what_a_killed_one_left(tmp_path):
+    file, folder = tmp_path / "out.npz", tmp_path / "exported"
+    subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, file, folder], check=False, timeout=120)
+    assert len(names(tmp_path)) == 2 and all(name.endswith(".tmp") for name in names(tmp_path))
+    write_atomically(tmp_path / "out", b"of another file")
+    assert len(names(tmp_path)) == 3
+    write_atomically(file, b"new")
+    with directory_written_aside(folder) as aside:
+        (aside / "weights").write_bytes(b"new")
+    assert names(tmp_path) == ["exported", "out", "out.npz"]
+
+
+def test_what_a_live_writer_has_begun_stays(tmp_path):
+    file, folder = tmp_path / "out.npz", tmp_path / "exported"
+    with written_aside(file) as first, directory_written_aside(folder) as begun:
+        first.write_bytes(b"first")
+        (begun / "weights").write_bytes(b"first")
+        with written_aside(file) as second:
+            second.write_bytes(b"second")
+        remove_litter(tmp_path, lambda name: True)
+        assert file.read_bytes() == b"second"
+        assert (first.read_bytes(), (begun / "weights").read_bytes()) == (b"first", b"first")
+    assert file.read_bytes() == b"first"
+    assert names(tmp_path) == ["exported", "out.npz"]
+
+
+def test_files_of_others_are_no_litter(tmp_path):
+    for name in (".out.npz.tmp", "out.npz.1.tmp", ".other.npz.1.tmp", ".out.npz.1.2.tmp"):
+        (tmp_path / name).touch()
+    (tmp_path / ".out.npz.link.tmp").symlink_to(tmp_path / "out.npz.1.tmp")
+    before = names(tmp_path)
+    write_atomically(tmp_path / "out.npz", b"")
+    assert names(tmp_path) == sorted([*before, "out.npz"])
+
+
+@pytest.mark.parametrize(("umask", "expected"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_the_permissions_are_those_of_the_umask_which_is_never_changed(umask, expected, tmp_path, monkeypatch):
+    before = os.umask(umask)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "umask", lambda mask: pytest.fail("the umask is that of the whole process"))
+            write_atomically(tmp_path / "file", b"")
+            with directory_written_aside(tmp_path / "folder"):
+                pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == expected
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_a_missing_folder_is_reported_with_the_name_of_the_file(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        write_atomically(tmp_path / "no" / "out.npz", b"")
+    assert caught.value.filename == str(tmp_path / "no" / "out.npz")
 
 
 @pytest.mark.parametrize("given", ["gs://bucket/run", Path("gs://bucket/run"), "s3://bucket/run"])

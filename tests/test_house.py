@@ -26,6 +26,7 @@ FLOORS = (
         "_files",
         "_hub",
         "_lazy",
+        "_lock",
         "_optional",
         "_version",
         "assets",

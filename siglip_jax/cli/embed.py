@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    from siglip_jax.search.collection import ERRORS
     from siglip_jax.search.embed import embed
+    from siglip_jax.search.making import ERRORS
 
     options = ("dtype", "quantization", "format", "shard", "part_size", "batch_size", "image_key", "split")
     try:

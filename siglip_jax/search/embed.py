@@ -8,8 +8,8 @@ from pathlib import Path
 from siglip_jax._callbacks import OnProgress, OnUnreadable
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.load import load
-from siglip_jax.search.collection import embed_collection
 from siglip_jax.search.items import Items, open_items
+from siglip_jax.search.making import embed_collection
 from siglip_jax.search.manifest import read_manifest
 
 
@@ -86,6 +86,7 @@ def embed(
       Counts of the items done by this call, and of the rows of the collection once it is complete.
 
     Raises:
+      BlockingIOError: if another process is embedding the same share into `out`.
       OSError: if the source does not exist or `out` cannot be written.
       ValueError: if `out` holds another collection, or an argument is impossible.
 

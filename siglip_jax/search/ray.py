@@ -14,8 +14,8 @@ import numpy as np
 
 from siglip_jax._optional import import_optional
 from siglip_jax.inference.load import load
-from siglip_jax.search.collection import begin_collection, embed_parts, finish_collection
 from siglip_jax.search.items import open_items
+from siglip_jax.search.making import begin_collection, embed_parts, finish_collection, share_held
 from siglip_jax.search.manifest import read_manifest
 from siglip_jax.search.parts import fault_of
 
@@ -52,19 +52,22 @@ def embed_with_ray(
       The number of parts left, which is 0 unless a worker failed.
 
     Raises:
+      BlockingIOError: if another process is embedding into `out`.
       OSError: if the source does not exist or `out` cannot be written.
       ValueError: if `out` holds another collection, an argument is impossible, or Ray is not installed.
     """
     data: Any = import_optional("ray.data", "embedding with Ray", "ray")
     directory = Path(out)
     manifest = begin_collection(load(model), open_items(source), directory, model_name=model, part_size=part_size)
-    missing = [part for part in range(manifest.parts) if fault_of(directory, manifest, part) is not None]
-    if missing:
-        blocks = -(-len(missing) // PARTS)
-        pool = data.ActorPoolStrategy(size=workers)
-        options: dict[str, Any] = {"fn_constructor_args": (source, out, model), "batch_size": PARTS, "compute": pool}
-        data.from_items(missing, override_num_blocks=blocks).map_batches(_Worker, **options).materialize()
-    return finish_collection(directory, manifest)
+    with share_held(directory, 0, 1):
+        missing = [part for part in range(manifest.parts) if fault_of(directory, manifest, part) is not None]
+        if missing:
+            blocks = -(-len(missing) // PARTS)
+            pool = data.ActorPoolStrategy(size=workers)
+            options: dict[str, Any] = {"fn_constructor_args": (source, out, model), "batch_size": PARTS}
+            work = data.from_items(missing, override_num_blocks=blocks).map_batches(_Worker, compute=pool, **options)
+            work.materialize()
+        return finish_collection(directory, manifest)
 
 
 def main() -> None:

@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import siglip_jax
-from siglip_jax.search import collection, parts
-from siglip_jax.search.collection import embed_collection, open_collection, verify_collection
+from siglip_jax import _files
+from siglip_jax.search import making, parts
+from siglip_jax.search.collection import open_collection, verify_collection
 from siglip_jax.search.items import open_items
+from siglip_jax.search.making import embed_collection
 from siglip_jax.search.manifest import read_manifest
 from siglip_jax.search.search import load_for
 from tests.support.tiny_checkpoint import picture
@@ -104,9 +106,41 @@ def test_shards_in_any_order_equal_the_whole(siglip, folder, whole, tmp_path):
     assert contents(tmp_path / "out") == contents(whole)
 
 
+def test_two_runs_of_the_same_parts_are_refused_and_of_other_parts_are_not(siglip, folder, tmp_path):
+    refused = []
+
+    def others(done, total):
+        if done == 8:
+            for shard in ((0, 1), (2, 4), (0, 2), (1, 2), (3, 4)):
+                try:
+                    embed_collection(siglip, open_items(folder), tmp_path, part_size=8, batch_size=8, shard=shard)
+                except BlockingIOError as error:
+                    refused.append((shard, str(error)))
+
+    outcome = embed_collection(
+        siglip, open_items(folder), tmp_path, part_size=8, batch_size=8, shard=(0, 2), on_progress=others
+    )
+    assert [shard for shard, _ in refused] == [(0, 1), (2, 4), (0, 2)]
+    for (index, count), said in refused:
+        what = "a collection" if count == 1 else f"share {index}/{count} of a collection"
+        assert said.startswith(
+            f"{tmp_path}: {what} must be written by one process at a time, got process {os.getpid()} on"
+        )
+    assert outcome.parts_left == 0 and verify_collection(tmp_path) == []
+    assert not [name for name in contents(tmp_path) if name.startswith(".")]
+
+
+def test_a_finishing_run_leaves_what_a_live_one_writes(siglip, folder, tmp_path):
+    with _files.written_aside(tmp_path / "part-000009.npy") as live:
+        (tmp_path / ".part-000001.npy.1234.tmp").touch()
+        (tmp_path / ".embed-1-of-2.lock").touch()
+        embed_collection(siglip, open_items(folder), tmp_path, batch_size=8)
+        assert [path.name for path in tmp_path.glob(".*")] == [live.name]
+
+
 def test_by_default_the_shard_is_the_process_of_jax(siglip, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(collection.jax, "process_index", lambda: 3)
-    monkeypatch.setattr(collection.jax, "process_count", lambda: 4)
+    monkeypatch.setattr(making.jax, "process_index", lambda: 3)
+    monkeypatch.setattr(making.jax, "process_count", lambda: 4)
     embed_collection(siglip, open_items(folder), tmp_path, part_size=PART, batch_size=8)
     assert {path.name for path in tmp_path.glob("part-??????.json")} == {"part-000003.json"}
 

@@ -12,8 +12,9 @@ import siglip_jax
 from siglip_jax.plots.contact_sheet import COLUMNS, GAP, LINE, SIDE, contact_sheet
 from siglip_jax.search import approximate, nearest
 from siglip_jax.search.approximate import open_index
-from siglip_jax.search.collection import embed_collection, open_collection
+from siglip_jax.search.collection import open_collection
 from siglip_jax.search.items import IMAGES, TEXTS, open_items
+from siglip_jax.search.making import embed_collection
 from siglip_jax.search.nearest import merged
 from siglip_jax.search.search import load_for, open_source_of, search
 from tests.support.tiny_checkpoint import picture
