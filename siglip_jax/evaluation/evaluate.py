@@ -38,7 +38,8 @@ def evaluate_zero_shot(
       siglip: the model.
       source: data set with classes; images without a label are left out.
       templates: sentences in which the name of a class replaces `{}`; the default is the bare name.
-      classes: names to use in place of `source.classes`, in the same order; None: the names of the source.
+      classes: names to use in place of `source.classes`, in the same order; they may be missing in the source, whose
+        labels are then indices of these names. None: the names of the source.
       canonicalize: whether to write names and templates in lower case, without punctuation and with spaces for
         underscores; otherwise they are unchanged.
       first_name_only: whether to use only the part of a name before the first comma: "tench" of "tench, Tinca tinca".
@@ -67,6 +68,8 @@ def evaluate_zero_shot(
     names = _names(source, classes)
     texts = prompts(names, templates, canonicalize=canonicalize, first_name_only=first_name_only)
     embedded = _labelled(siglip, source, options, Counter(options.on_progress, len(spread(len(source), options.limit))))
+    if (highest := int(embedded.labels.max())) >= len(names):
+        raise ValueError(f"labels must be below {len(names)}, the number of names, got {highest}; name every class")
     class_embeds = zero_shot.ensemble(embed_texts(siglip, texts, batch_size=options.batch_size), len(templates))
     ranked = zero_shot.classify(embedded.embeds, class_embeds)
     described = describe(
@@ -319,11 +322,12 @@ def same_classes(source: Source, train: Source) -> Int[np.ndarray, " classes"]:
 
 def _names(source: Source, classes: Sequence[str] | None) -> tuple[str, ...]:
     """Returns the names of the classes: those given, or those of the source."""
-    if not source.classes:
+    if not source.classes and classes is None:
         raise ValueError(
-            "a data set must have classes, got none; pass a folder of class folders, or name the labels with label_key"
+            "a data set must have classes, got none; pass a folder of class folders, name the labels with label_key, or"
+            " name the classes that numbers in a tar stand for: with classes, or in classnames.txt beside it"
         )
-    if classes is not None and len(classes) != len(source.classes):
+    if classes is not None and source.classes and len(classes) != len(source.classes):
         raise ValueError(f"names must be one for each of {len(source.classes)} classes, got {len(classes)}")
     return tuple(source.classes if classes is None else classes)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from siglip_jax.data.example import Example, Source
+from siglip_jax.data.open import open_source
 from siglip_jax.evaluation import (
     Options,
     evaluate_retrieval,
@@ -20,6 +21,7 @@ from siglip_jax.evaluation.prompts import TEMPLATES
 from siglip_jax.inference import Siglip
 from siglip_jax.inference.preprocessing import describe, lines_of
 from siglip_jax.processing import Siglip2ImageProcessor, SiglipProcessor
+from tests.support.data_sets import write_tar
 from tests.support.sources import Listed, pictograms
 
 
@@ -34,6 +36,19 @@ def mixed(source):
     first, second, third, fourth = source.examples[:4]
     broken = second._replace(image=b"no image", name="broken.png")
     return Listed([OSError("disk"), first, broken, third._replace(label=None), fourth, first], source.classes)
+
+
+def test_numbers_in_a_tar_are_indices_of_the_names_that_are_given(siglip, source, tmp_path):
+    files = {}
+    for i, example in enumerate(source.examples[:3]):
+        files |= {f"{i}.png": example.image, f"{i}.cls": str(i).encode()}
+    numbered = open_source(write_tar(tmp_path / "a.tar", files))
+    result = evaluate_zero_shot(siglip, numbered, classes=source.classes[:3])
+    assert result.classes == source.classes[:3] and result.metrics["top1"] == 1.0
+    with pytest.raises(ValueError, match="labels must be below 2, the number of names, got 2; name every class"):
+        evaluate_zero_shot(siglip, numbered, classes=source.classes[:2])
+    with pytest.raises(ValueError, match="a data set must have classes, got none; .* with classes, or in classnames.t"):
+        evaluate_zero_shot(siglip, numbered)
 
 
 @pytest.mark.slow

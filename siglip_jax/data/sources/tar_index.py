@@ -5,6 +5,7 @@ skipped.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -12,13 +13,15 @@ _BLOCK = 512
 _ZERO = bytes(_BLOCK)
 _LONGEST = 2**20  # bytes of a long name, or of the pax header of one member
 _REGULAR = (b"0", b"\0", b"7")
+_MOST_DIGITS = 19
+_DIGITS = re.compile(rb"[0-9]{1,%d}" % _MOST_DIGITS)
 
 
 class Member(NamedTuple):
     """A regular file in a tar.
 
     Attributes:
-      name: name in the tar, with folders.
+      name: name in the tar, with folders; bytes that are not UTF-8 become surrogates (surrogateescape).
       offset: position of its data, in bytes from the start of the tar.
       size: bytes of its data.
     """
@@ -73,9 +76,9 @@ def _members(descriptor: int, end: int) -> Iterator[Member]:
             if kind == b"L":
                 name = _text(notes)
             else:
-                found = _pax(notes, position)
-                name = found.get(b"path", b"").decode("utf-8", "replace") or name
-                size = int(found[b"size"]) if found.get(b"size", b"").isdigit() else size
+                found = pax_entries(notes, position)
+                name = _text(found.get(b"path", b"")) or name
+                size = int(found[b"size"]) if _DIGITS.fullmatch(found.get(b"size", b"")) else size
         elif kind not in (b"K", b"g"):
             if kind in _REGULAR:
                 yield Member(name or _own_name(header), start, length)
@@ -103,7 +106,7 @@ def _number(field: bytes, position: int) -> int:
 
 
 def _text(field: bytes) -> str:
-    return field.split(b"\0")[0].decode("utf-8", "replace")
+    return field.split(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
 def _own_name(header: bytes) -> str:
@@ -111,16 +114,18 @@ def _own_name(header: bytes) -> str:
     return f"{prefix}/{_text(header[:100])}" if prefix else _text(header[:100])
 
 
-def _pax(notes: bytes, position: int) -> dict[bytes, bytes]:
+def pax_entries(notes: bytes, position: int) -> dict[bytes, bytes]:
     """Returns the entries "LENGTH KEY=VALUE\\n" of an extended header."""
     found: dict[bytes, bytes] = {}
-    while notes and notes[0]:
-        length, _, _ = notes.partition(b" ")
-        if not length.isdigit() or not len(length) < int(length) <= len(notes):
+    start = 0  # not the rest of the notes, whose copies would take quadratic time
+    while start < len(notes) and notes[start]:
+        space = notes.find(b" ", start, start + _MOST_DIGITS + 1)
+        digits = notes[start : max(space, start)]
+        if not _DIGITS.fullmatch(digits) or not len(digits) < int(digits) <= len(notes) - start:
             raise BrokenTarError(
                 f"the pax header at byte {position} must have entries of the stated length, got others"
             )
-        key, _, value = notes[len(length) + 1 : int(length) - 1].partition(b"=")
+        key, _, value = notes[space + 1 : start + int(digits) - 1].partition(b"=")
         found[key] = value
-        notes = notes[int(length) :]
+        start += int(digits)
     return found

@@ -10,7 +10,7 @@ import pytest
 
 from siglip_jax.data.open import open_source
 from siglip_jax.data.sources import tar as tar_module
-from siglip_jax.data.sources.tar_index import members
+from siglip_jax.data.sources.tar_index import members, pax_entries
 from tests.support.data_sets import encoded, write_tar
 
 IMAGE = encoded()
@@ -100,10 +100,140 @@ def test_a_label_in_json_counts_where_it_was_asked_for(tmp_path):
 def test_endings(tmp_path):
     files = {"a/0.b.png": b"mask", "a/0.jpg": IMAGE, "a/0.Caption.TXT": b"long", "a/0.txt": b"short"}
     path = write_tar(tmp_path / "a.tar", files | {"b/0.jpg": encoded(1), "b/0.txt": b"other", "b/.hidden": b""})
-    source = open_source(path)
+    with pytest.warns(UserWarning, match=r"1 images in tar files are left out, .* the first dot .*: a.tar:a/0.b.png$"):
+        source = open_source(path)
     assert [source[i].texts for i in range(2)] == [("short",), ("other",)]
     assert [source[i].image for i in range(2)] == [IMAGE, encoded(1)]
-    assert open_source(path, image_key="b.png", text_key=".caption.txt")[0][:2] == (b"mask", ("long",))
+    with pytest.warns(UserWarning, match="1 examples .* have no image with the ending 'b.png': a.tar:b/0.jpg$"):
+        source = open_source(path, image_key="b.png", text_key=".caption.txt")
+    assert source[0][:2] == (b"mask", ("long",))
+
+
+DOTTED = {f"2023.01.0{i}.jpg": encoded(i) for i in range(4)}
+
+
+def test_images_are_examples_by_their_full_names_where_only_images_are_wanted(tmp_path):
+    path = write_tar(tmp_path / "a.tar", DOTTED | {"x/2023.01.00.seg.PNG": encoded(4), "x/2023.txt": b"a"})
+    source = open_source(path, images_only=True)
+    assert [source.name(i) for i in range(len(source))] == [
+        *(f"a.tar:2023.01.0{i}.jpg" for i in range(4)),
+        "a.tar:x/2023.01.00.seg.PNG",
+    ]
+    assert [source[i].image for i in range(5)] == [encoded(i) for i in range(5)]
+    assert [source[i].texts for i in range(5)] == [()] * 5
+    assert [e.name for e in open_source(path, images_only=True, image_key="seg.png")] == ["a.tar:x/2023.01.00.seg.PNG"]
+
+
+def test_images_that_share_a_name_up_to_the_first_dot_are_counted_and_named(tmp_path):
+    path = write_tar(tmp_path / "a.tar", DOTTED | {"2023.txt": b"a year", "0.txt": b"alone", "README": b""})
+    with pytest.warns(UserWarning) as warned:
+        source = open_source(path)
+    assert [e.image for e in source] == [encoded(0)]
+    assert [str(warning.message).removeprefix(f"{path}: ") for warning in warned] == [
+        "1 members of tar files are left out, whose names are hidden or have no ending: a.tar:README",
+        "3 images in tar files are left out, because members whose names agree up to the first dot are one example;"
+        " rename them, or choose the images with image_key: a.tar:2023.01.01.jpg, a.tar:2023.01.02.jpg,"
+        " a.tar:2023.01.03.jpg",
+        "1 examples in tar files are left out, because they have no image: a.tar:0.txt",
+    ]
+
+
+def write_twice(path, names):
+    with tarfile.open(path, "w") as tar:
+        for i, name in enumerate(names):
+            member = tarfile.TarInfo(name)
+            data = encoded(i) if name.endswith("jpg") else b"a"
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def test_repeated_names_are_refused_within_an_example_and_named_elsewhere(tmp_path):
+    path = write_twice(tmp_path / "a.tar", ["0.jpg", "0.JPG", "0.txt"])
+    with pytest.raises(ValueError, match=r"names of members in an example must differ, got 1 .*: a.tar:0.JPG$"):
+        open_source(path)
+    path = write_twice(tmp_path / "b.tar", ["0.jpg", "0.txt", "1.jpg", "1.txt", "0.jpg", "0.txt"])
+    with pytest.warns(UserWarning, match="1 names in tar files are repeated, and each is an example: b.tar:0$"):
+        source = open_source(path)
+    assert [e.image for e in source] == [encoded(i) for i in (0, 2, 4)]
+    with pytest.warns(UserWarning, match="1 names in tar files are repeated, and each is an example: b.tar:0.jpg$"):
+        source = open_source(path, images_only=True)
+    assert [e.image for e in source] == [encoded(i) for i in (0, 2, 4)]
+
+
+def test_members_of_an_example_that_do_not_stand_together(tmp_path):
+    path = write_twice(tmp_path / "a.tar", ["0.jpg", "1.jpg", "0.txt", "1.txt"])
+    with pytest.raises(ValueError) as error:
+        open_source(path)
+    assert str(error.value) == (
+        f"{path}: members of an example must stand together, got 2 examples in several places; write the tar sorted"
+        " by name, as with tar --sort=name: a.tar:0, a.tar:1"
+    )
+
+
+@pytest.mark.parametrize("layout", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_names_are_those_of_whole_members(tmp_path, layout):
+    long = [f"{'folder/' * 15}{name}.jpg" for name in ("one", "two")]
+    path = write_tar(tmp_path / "a.tar", {name: encoded(i) for i, name in enumerate(long)}, layout)
+    assert [e.name for e in open_source(path, images_only=True)] == [f"a.tar:{name}" for name in long]
+
+
+def test_names_that_are_not_utf8_stay_different(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, errors="surrogateescape") as tar:
+        for name in (b"\xe9.jpg", b"\xe8.jpg"):
+            member = tarfile.TarInfo(os.fsdecode(name))
+            member.size = len(IMAGE)
+            tar.addfile(member, io.BytesIO(IMAGE))
+    assert [e.name for e in open_source(path, images_only=True)] == ["a.tar:\udce9.jpg", "a.tar:\udce8.jpg"]
+
+
+def test_shards_of_the_same_name_in_two_folders_differ_in_their_names(tmp_path):
+    for folder in "ab":
+        write_tar(tmp_path / folder / "0.tar", {"0.jpg": IMAGE})
+    source = open_source(tmp_path / "{a,b}" / "0.tar", images_only=True)
+    assert [e.name for e in source] == ["a/0.tar:0.jpg", "b/0.tar:0.jpg"]
+
+
+def test_text_that_is_not_utf8_is_an_error_of_its_example(tmp_path):
+    files = {"0.jpg": IMAGE, "0.txt": "café".encode("latin-1"), "1.jpg": IMAGE, "1.txt": b"\xef\xbb\xbftea"}
+    source = open_source(write_tar(tmp_path / "a.tar", files))
+    with pytest.raises(ValueError) as error:
+        source[0]
+    assert str(error.value) == "a.tar:0.jpg: the caption must be text in UTF-8, got b'caf\\xe9'; convert it"
+    assert source[1].texts == ("tea",)
+
+
+class Counted(bytes):
+    """Bytes that count how many of them are copied."""
+
+    copied = 0
+
+    def __getitem__(self, index):
+        found = super().__getitem__(index)
+        if isinstance(found, int):
+            return found
+        Counted.copied += len(found)
+        return Counted(found)
+
+
+def test_a_long_pax_header_is_read_in_linear_time():
+    entries = [b"%d key%d=value\n" % (len(b"%d key%d=value\n" % (10, i)), i) for i in range(1000, 3000)]
+    notes = b"".join(entries)
+    found = pax_entries(Counted(notes), 0)
+    assert (len(found), found[b"key2999"]) == (2000, b"value")
+    assert Counted.copied < 2 * len(notes)
+
+
+def test_a_pax_size_of_thousands_of_digits_is_ignored(tmp_path):
+    entry = b" size=" + b"9" * 5000 + b"\n"
+    notes = b"%d" % (len(entry) + 4) + entry
+    member = tarfile.TarInfo("x")
+    member.type, member.size = tarfile.XHDTYPE, len(notes)
+    rest = write_tar(tmp_path / "rest.tar", {"0.jpg": IMAGE}).read_bytes()
+    path = tmp_path / "a.tar"
+    path.write_bytes(member.tobuf(tarfile.USTAR_FORMAT) + notes.ljust(-(-len(notes) // 512) * 512, b"\0") + rest)
+    assert open_source(path, images_only=True)[0].image == IMAGE
 
 
 def test_nothing_to_train_on(tmp_path):
