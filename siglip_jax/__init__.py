@@ -14,56 +14,56 @@ The names here are those that most programs need. Everything else is in the pack
 
 from typing import TYPE_CHECKING
 
-from siglip_jax import assets as assets
-from siglip_jax import checkpoints as checkpoints
-from siglip_jax import configs as configs
-from siglip_jax import inference as inference
-from siglip_jax import losses as losses
-from siglip_jax import models as models
-from siglip_jax import parallel as parallel
-from siglip_jax import processing as processing
 from siglip_jax._lazy import make_lazy
 from siglip_jax._version import __version__ as __version__
-from siglip_jax.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from siglip_jax.configs import (
-    Siglip2Config,
-    Siglip2TextConfig,
-    Siglip2VisionConfig,
-    SiglipConfig,
-    SiglipTextConfig,
-    SiglipVisionConfig,
-)
-from siglip_jax.inference import Batcher, QueueFullError, Siglip, load, pipeline
-from siglip_jax.losses import ring_sigmoid_loss, sigmoid_loss, softmax_loss
-from siglip_jax.models import (
-    Siglip2ForImageClassification,
-    Siglip2Model,
-    Siglip2TextModel,
-    Siglip2VisionModel,
-    SiglipForImageClassification,
-    SiglipModel,
-    SiglipTextModel,
-    SiglipVisionModel,
-    pmap_forward,
-)
-from siglip_jax.parallel import global_batch, join_processes, make_mesh, shard_params
-from siglip_jax.processing import (
-    Siglip2ImageProcessor,
-    Siglip2Tokenizer,
-    SiglipImageProcessor,
-    SiglipImageProcessorPil,
-    SiglipProcessor,
-    SiglipTokenizer,
-    load_image,
-)
 
 if TYPE_CHECKING:
+    from siglip_jax import assets as assets
+    from siglip_jax import checkpoints as checkpoints
+    from siglip_jax import configs as configs
     from siglip_jax import data as data
     from siglip_jax import evaluation as evaluation
+    from siglip_jax import inference as inference
+    from siglip_jax import losses as losses
+    from siglip_jax import models as models
+    from siglip_jax import parallel as parallel
     from siglip_jax import plots as plots
+    from siglip_jax import processing as processing
     from siglip_jax import quantization as quantization
     from siglip_jax import search as search
     from siglip_jax import training as training
+    from siglip_jax.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+    from siglip_jax.configs import (
+        Siglip2Config,
+        Siglip2TextConfig,
+        Siglip2VisionConfig,
+        SiglipConfig,
+        SiglipTextConfig,
+        SiglipVisionConfig,
+    )
+    from siglip_jax.inference import Batcher, QueueFullError, Siglip, load, pipeline
+    from siglip_jax.losses import ring_sigmoid_loss, sigmoid_loss, softmax_loss
+    from siglip_jax.models import (
+        Siglip2ForImageClassification,
+        Siglip2Model,
+        Siglip2TextModel,
+        Siglip2VisionModel,
+        SiglipForImageClassification,
+        SiglipModel,
+        SiglipTextModel,
+        SiglipVisionModel,
+        pmap_forward,
+    )
+    from siglip_jax.parallel import global_batch, join_processes, make_mesh, shard_params
+    from siglip_jax.processing import (
+        Siglip2ImageProcessor,
+        Siglip2Tokenizer,
+        SiglipImageProcessor,
+        SiglipImageProcessorPil,
+        SiglipProcessor,
+        SiglipTokenizer,
+        load_image,
+    )
 
 __all__ = [
     "Batcher",
@@ -119,7 +119,47 @@ __all__ = [
     "write_checkpoint",
 ]
 
-make_lazy(__name__, submodules=("data", "evaluation", "plots", "quantization", "search", "training"))
+_DEFINED_IN = {
+    "checkpoints": ("Checkpoint", "read_checkpoint", "write_checkpoint"),
+    "configs": (
+        "Siglip2Config",
+        "Siglip2TextConfig",
+        "Siglip2VisionConfig",
+        "SiglipConfig",
+        "SiglipTextConfig",
+        "SiglipVisionConfig",
+    ),
+    "inference": ("Batcher", "QueueFullError", "Siglip", "load", "pipeline"),
+    "losses": ("ring_sigmoid_loss", "sigmoid_loss", "softmax_loss"),
+    "models": (
+        "Siglip2ForImageClassification",
+        "Siglip2Model",
+        "Siglip2TextModel",
+        "Siglip2VisionModel",
+        "SiglipForImageClassification",
+        "SiglipModel",
+        "SiglipTextModel",
+        "SiglipVisionModel",
+        "pmap_forward",
+    ),
+    "parallel": ("global_batch", "join_processes", "make_mesh", "shard_params"),
+    "processing": (
+        "Siglip2ImageProcessor",
+        "Siglip2Tokenizer",
+        "SiglipImageProcessor",
+        "SiglipImageProcessorPil",
+        "SiglipProcessor",
+        "SiglipTokenizer",
+        "load_image",
+    ),
+}
+
+# Everything is imported on first use, jax too: the command line handles Ctrl-C before that second has passed.
+make_lazy(
+    __name__,
+    {name: f"{__name__}.{package}" for package, names in _DEFINED_IN.items() for name in names},
+    submodules=(*_DEFINED_IN, "assets", "data", "evaluation", "plots", "quantization", "search", "training"),
+)
 
 
 def __dir__() -> list[str]:

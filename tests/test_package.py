@@ -35,6 +35,11 @@ print(time.process_time() - t)
     assert min(float(python(code)) for _ in range(3)) < 0.3
 
 
+def test_jax_is_imported_on_first_use():
+    code = "import sys, siglip_jax; print('jax' in sys.modules, callable(siglip_jax.load), 'jax' in sys.modules)"
+    assert python(code).split() == ["False", "True", "True"]
+
+
 @pytest.mark.slow
 def test_no_other_framework_is_imported():
     code = """

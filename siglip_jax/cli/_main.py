@@ -9,6 +9,7 @@ from typing import NoReturn
 from siglip_jax._version import __version__
 from siglip_jax.cli import bench, classify, convert, embed, evaluate, export, info, search, train, verify
 from siglip_jax.cli._output import printable, say, warnings_as_lines
+from siglip_jax.cli._signals import INTERRUPTED, raised
 
 COMMANDS = {
     "bench": bench,
@@ -54,26 +55,22 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit status.
-
-    0: the job is done. 2: a mistake, reported in one line on stderr. 130: interrupted. 141: the reader of the output
-    closed the pipe, as `head` does. `verify` and `convert` also return 1, and `train` and `embed` 143.
-    """
+def run(argv: Sequence[str] | None) -> int:
+    """Runs the command line and returns its exit status, as `siglip_jax.cli.main` does."""
     parser = build_parser()
     try:
         arguments = parser.parse_args(argv)
         if arguments.command is None:
             raise ValueError(f"the command must be one of {', '.join(COMMANDS)}, got none; see siglip-jax --help")
-        with warnings_as_lines():
+        with warnings_as_lines(), raised():
             status = arguments.run(arguments)
-        sys.stdout.flush()
+            sys.stdout.flush()
         return status
-    except SystemExit as done:  # --help and --version
+    except SystemExit as done:  # --help, --version and SIGTERM
         return int(done.code or 0)
     except KeyboardInterrupt:
         say("interrupted")
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         # The unwritten rest of the buffer would raise again when the interpreter exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

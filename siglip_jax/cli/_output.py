@@ -13,7 +13,6 @@ from siglip_jax.quantization.schemes import SCHEMES
 Item = TypeVar("Item")
 
 QUANTIZATIONS = tuple(SCHEMES)
-STOPPED = 143  # exit status of a program that SIGTERM ended
 PATIENCE = 2.0  # seconds before a progress bar appears
 EIGHTHS = " ▏▎▍▌▋▊▉"
 

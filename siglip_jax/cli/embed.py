@@ -6,19 +6,14 @@ and listed in DIR/errors.jsonl; the exit status is 2 only if nothing could be re
 """
 
 import argparse
-import contextlib
 import json
 import re
-import signal
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from siglip_jax._checks import DTYPES
 from siglip_jax.cli._output import (
     QUANTIZATIONS,
-    STOPPED,
     print_table,
     progress,
     report_unreadable,
@@ -60,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     options = ("dtype", "quantization", "format", "shard", "part_size", "batch_size", "image_key", "split")
     try:
-        with _ended_by_sigterm(), progress("items", rate=True) as on_progress:
+        with progress("items", rate=True) as on_progress:
             result = embed(
                 arguments.source,
                 arguments.out,
@@ -111,17 +106,3 @@ def _shard(text: str) -> tuple[int, int]:
     if found is None or int(found[1]) >= int(found[2]):
         raise argparse.ArgumentTypeError(f"a shard must be I/N with I from 0 to N - 1, got {text!r}; write 0/4")
     return int(found[1]), int(found[2])
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Turns SIGTERM into an exception, so that half-written files are removed."""
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(STOPPED)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

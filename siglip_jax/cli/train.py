@@ -16,7 +16,8 @@ from typing import Any
 
 from siglip_jax._files import output_path
 from siglip_jax._optional import import_optional
-from siglip_jax.cli._output import STOPPED, progress, say
+from siglip_jax.cli._output import progress, say
+from siglip_jax.cli._signals import STOPPED
 from siglip_jax.training.recipes import ABOUT, RECIPES
 
 HELP = "train a model, from a checkpoint or from random weights"
