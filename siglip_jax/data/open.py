@@ -10,7 +10,7 @@ from siglip_jax._files import read_json, user_cache
 from siglip_jax.data.sources import parquet
 from siglip_jax.data.sources.arrow import ArrowSource, Chosen
 from siglip_jax.data.sources.columns import listed
-from siglip_jax.data.sources.folder import FolderSource, PlainFolder
+from siglip_jax.data.sources.folder import FolderSource, PlainFolder, walk
 from siglip_jax.data.sources.paths import expanded
 from siglip_jax.data.sources.table import ENDINGS, TableSource
 from siglip_jax.data.sources.tar import TarSource
@@ -35,6 +35,7 @@ def open_source(
     split: str | None = None,
     cache: str | os.PathLike[str] | None = None,
     images_only: bool = False,
+    root: str | os.PathLike[str] | None = None,
 ) -> Opened:
     """Opens a data set on disk as a source of examples with random access.
 
@@ -54,6 +55,8 @@ def open_source(
       cache: folder for the copy of a Parquet data set that can be read at random; None: the user's cache folder.
       images_only: whether captions and labels are ignored and may be missing; a folder without tar, table, Parquet or
         Arrow files is then opened as plain images, including those of its subfolders.
+      root: folder that the images of a table must be in, and that their relative paths may begin in: for tables with
+        absolute paths or with `..`; None: the folder of the table.
 
     Returns:
       A `Source`, which also has `name(index)` and `files()`.
@@ -88,7 +91,7 @@ def open_source(
         if len(files) > 1:
             tables = listed(map(os.path.basename, files))
             raise ValueError(f"{name}: a folder must hold one table, got {tables}; pass the path of one")
-        return TableSource(files[0], **keys)
+        return TableSource(files[0], root=root, **keys)
     if kind == "parquet":
         chosen = Chosen(parquet.read_schema(files[0]), image_key, text_key, label_key, name, images_only)
         files = [os.fspath(parquet.as_arrow(files, chosen, Path(cache) if cache else user_cache()))]
@@ -135,7 +138,7 @@ def _folders(path: Path) -> list[str]:
 
 
 def _has_images(folder: Path) -> bool:
-    return any(file.lower().endswith(IMAGE_SUFFIXES) for _, _, files in os.walk(folder) for file in files)
+    return any(file.lower().endswith(IMAGE_SUFFIXES) for _, files in walk(folder) for file in files)
 
 
 def _contents(path: Path) -> list[str]:

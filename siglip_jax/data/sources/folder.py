@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from siglip_jax.data.example import Example
-from siglip_jax.data.sources.paths import read_inside
+from siglip_jax.data.sources.paths import read_file
 from siglip_jax.processing.images.loading import IMAGE_SUFFIXES
 
 
@@ -55,7 +55,8 @@ class FolderSource:
             yield name, os.path.join(self._root, name)
 
     def _read(self, index: int) -> bytes:
-        return read_inside(self._root, os.fsdecode(self._names[index].as_py()), self.name(index))
+        name = os.fsdecode(self._names[index].as_py())
+        return read_file(os.path.join(self._root, name), name, self.name(index))
 
 
 class PlainFolder(FolderSource):
@@ -77,8 +78,27 @@ class PlainFolder(FolderSource):
 
 def _images(root: Path, folder: str) -> list[str]:
     found = []
-    for directory, _, files in os.walk(root / folder):
+    for directory, files in walk(root / folder):
         for file in files:
             if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
                 found.append(os.path.relpath(os.path.join(directory, file), root))
     return found
+
+
+def walk(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yields (path, names of files) of a folder and of all folders in it.
+
+    Symbolic links are followed, but a folder comes only once, by its own path if that is among them.
+    """
+    seen: set[str] = set()
+    todo = [os.fspath(folder)]
+    while todo:
+        for directory, folders, files in os.walk(todo.pop(0)):
+            real = os.path.realpath(directory)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            yield directory, files
+            links = [os.path.join(directory, name) for name in sorted(folders)]
+            todo += [link for link in links if os.path.islink(link)]

@@ -1,4 +1,4 @@
-"""Files of a data set: patterns of names, images that must be inside a folder, reads at an offset."""
+"""Files of a data set: patterns of names, paths that must be inside a folder, reads at an offset."""
 
 import functools
 import glob
@@ -46,39 +46,59 @@ def _choices(inside: str, pattern: str) -> list[str]:
     return [str(number).zfill(len(match[1])) for number in range(first, last + 1)]
 
 
-def read_inside(root: str, relative: str, where: str) -> bytes:
-    """Returns the bytes of a file in a folder; a path or link that leads out of the folder is refused.
+def path_inside(relative: str, folder: str, root: str, where: str) -> str:
+    """Returns the path of a file that a data set names; a path that leads out of a folder is refused.
+
+    Symbolic links in the folder are followed: they are the user's own, unlike the paths in a data set.
 
     Args:
-      root: the folder, a path without symbolic links.
-      relative: path of the file relative to `root`.
+      relative: path of the file: relative to `folder` or else to `root`, or absolute.
+      folder: absolute path of the folder of the data set.
+      root: absolute path of the folder that the file must be in.
+      where: name of the example; every message begins with it.
+
+    Raises:
+      ValueError: if the path leads out of `root`, or is a URL.
+    """
+    if "://" in relative:
+        raise ValueError(f"{where}: an image must be the path of a file, got the URL {relative}; download it first")
+    if "\0" in relative:
+        raise ValueError(f"{where}: an image must be the path of a file, got {relative!r} with a null byte")
+    # Normalised before it is used: `link/..` would be the parent of the link's target.
+    tried = [os.path.normpath(os.path.join(base, relative)) for base in dict.fromkeys((folder, root))]
+    homes = (root, os.path.realpath(root))
+    inside = [path for path in tried if any(Path(path).is_relative_to(home) for home in homes)]
+    if not inside:
+        raise ValueError(
+            f"{where}: an image must be inside {root}, got {relative}, which leads out of it; name the folder that"
+            " holds the images with root (--root DIR)"
+        )
+    return next(filter(os.path.exists, inside), inside[0])
+
+
+def read_file(path: str, relative: str, where: str) -> bytes:
+    """Returns the bytes of a file of a data set.
+
+    Args:
+      path: path of the file.
+      relative: path of the file as the data set names it, for messages.
       where: name of the example; every message begins with it.
 
     Raises:
       FileNotFoundError: if the file does not exist.
       OSError: if the file is unreadable.
-      ValueError: if the path leads out of the folder, is not a regular file, or the file is larger than `MAX_BYTES`.
+      ValueError: if it is not a regular file, or is larger than `MAX_BYTES`.
     """
-    if "://" in relative:
-        raise ValueError(f"{where}: an image must be the path of a file, got the URL {relative}; download it first")
     try:
-        target = os.path.realpath(os.path.join(root, relative))
-    except ValueError as error:  # a null byte
-        raise ValueError(f"{where}: an image must be the path of a file, got {relative!r} ({error})") from None
-    if not Path(target).is_relative_to(root):
-        raise ValueError(
-            f"{where}: an image must be inside {root}, got {relative}, which leads out of it; copy it into that folder"
-        )
-    try:
-        status = os.stat(target)
+        status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{where}: {relative} must be a regular file, got something else")
         if status.st_size > MAX_BYTES:
             raise ValueError(f"{where}: {relative} must have at most {MAX_BYTES} bytes, got {status.st_size}")
-        with open(target, "rb") as file:
+        with open(path, "rb") as file:
             return file.read(MAX_BYTES)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{where}: no such image as {relative} in {root}") from None
+        raise FileNotFoundError(f"{where}: no such image as {relative}, got no file {path}") from None
     except OSError as error:
         raise OSError(f"{where}: {relative} cannot be read ({error.strerror or error})") from error
 

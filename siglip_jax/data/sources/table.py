@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from siglip_jax.data.example import Example
 from siglip_jax.data.sources import columns
-from siglip_jax.data.sources.paths import read_inside
+from siglip_jax.data.sources.paths import path_inside, read_file
 
 ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv")
 _CHUNK = 2**16  # rows
@@ -23,7 +23,7 @@ Row = tuple[int, dict[str, Any]]  # number of the line, counted from 1, and its 
 
 
 class TableSource:
-    """Rows of a table, whose image paths are relative to the folder of the table and must not lead out of it."""
+    """Rows of a table, whose image paths are relative to its folder and must not lead out of that or another folder."""
 
     def __init__(
         self,
@@ -33,6 +33,7 @@ class TableSource:
         text_key: str | None = None,
         label_key: str | None = None,
         images_only: bool = False,
+        root: str | os.PathLike[str] | None = None,
     ) -> None:
         """Reads the table, but no image.
 
@@ -42,6 +43,7 @@ class TableSource:
           text_key: column of the captions; None: the usual names are tried.
           label_key: column of the labels; None: the usual names are tried.
           images_only: whether captions and labels are ignored and may be missing.
+          root: folder that all images must be in, and that relative paths may begin in; None: that of the table.
 
         Raises:
           FileNotFoundError: if the table does not exist.
@@ -49,7 +51,8 @@ class TableSource:
         """
         self.path = os.fspath(path)
         self._file = Path(path).name
-        self._root = os.path.realpath(Path(path).parent)
+        self._folder = os.path.abspath(Path(path).parent)
+        self._root = self._folder if root is None else os.path.abspath(root)
         rows = _rows(Path(path))
         first = list(itertools.islice(rows, _LOOK))
         names = list(dict.fromkeys(name for _, row in first for name in row))
@@ -93,7 +96,9 @@ class TableSource:
         if texts is None:
             raise ValueError(f"{where}: captions must be a string or a list of strings, got something else")
         label = None if self._labels is None else columns.label_of(int(self._labels[index]))
-        return Example(read_inside(self._root, name, where), tuple(texts), label, where)
+        return Example(
+            read_file(path_inside(name, self._folder, self._root, where), name, where), tuple(texts), label, where
+        )
 
     def name(self, index: int) -> str:
         """Returns the name of the table and the number of the line of an example."""
@@ -103,7 +108,10 @@ class TableSource:
         """Yields (name, path) of every file that is read: the table and the images that it names."""
         yield self._file, self.path
         for name in filter(None, self._images.to_pylist()):
-            yield name, os.path.join(self._root, name)
+            try:
+                yield name, path_inside(name, self._folder, self._root, "")
+            except ValueError:  # an error only when the row is read
+                yield name, ""
 
 
 def _path(value: Any) -> str | None:

@@ -30,11 +30,29 @@ def test_class_folders(folder):
     with pytest.raises(ValueError, match="text_key must be None for folders of images, got 'caption'; leave it out"):
         open_source(folder, text_key="caption")
     (folder / "zebra" / "a.PNG").unlink()
-    (folder / "zebra" / "a.PNG").symlink_to("/etc/passwd")
-    with pytest.raises(
-        ValueError, match="zebra/a.PNG: an image must be inside .*, got zebra/a.PNG, which leads out of it"
-    ):
+    with pytest.raises(FileNotFoundError, match="^zebra/a.PNG: no such image as zebra/a.PNG, got no file /.*/a.PNG$"):
         source[2]
+
+
+@pytest.mark.parametrize("images_only", [False, True])
+def test_links_are_followed_and_no_image_comes_twice(tmp_path, images_only):
+    blobs = tmp_path / "cache" / "blobs"
+    blobs.mkdir(parents=True)
+    for i in range(3):
+        (blobs / f"hash{i}").write_bytes(encoded(i))
+    snapshot = tmp_path / "cache" / "snapshots" / "main"
+    for name, i in (("cat/a.jpg", 0), ("cat/b.jpg", 1)):
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).symlink_to(f"../../../blobs/hash{i}")
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "deep" / "c.jpg").symlink_to(blobs / "hash2")
+    (snapshot / "dog").symlink_to(tmp_path / "elsewhere")
+    (snapshot / "cat" / "again").symlink_to(snapshot / "cat")  # a circle
+    (tmp_path / "data").symlink_to(snapshot)
+    source = open_source(tmp_path / "data", images_only=images_only)
+    examples = [source[i] for i in range(len(source))]
+    assert [e.name for e in examples] == ["cat/a.jpg", "cat/b.jpg", "dog/deep/c.jpg"]
+    assert [e.image for e in examples] == [encoded(i) for i in range(3)]
 
 
 def test_a_name_that_is_not_text(tmp_path):

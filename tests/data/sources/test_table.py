@@ -139,8 +139,15 @@ def test_paths_that_lead_elsewhere(folder):
     (folder / "way").symlink_to(folder.parent)
     (folder / "fine.jpg").symlink_to(folder / "images" / "2.jpg")
     os.mkfifo(folder / "pipe.jpg")
-    names = ["../secret.jpg", os.fspath(folder.parent / "secret.jpg"), "link.jpg", "way/secret.jpg"]
+    (folder / "images" / "deeper").symlink_to(folder.parent)
+    names = [
+        "../secret.jpg",
+        os.fspath(folder.parent / "secret.jpg"),
+        "images/../../secret.jpg",
+        "way/../../secret.jpg",
+    ]
     more = ["https://host/a.jpg", "images/none.jpg", "images", "a\0b", "pipe.jpg", None, 5, "fine.jpg", "\ud800.jpg"]
+    more += ["link.jpg", "way/secret.jpg", "images/deeper/../2.jpg"]
     source = open_source(write(folder / "a.jsonl", lines(*({"image": n, "text": "a"} for n in [*names, *more]))))
     for i, name in enumerate(names):
         with pytest.raises(
@@ -151,7 +158,7 @@ def test_paths_that_lead_elsewhere(folder):
         (4, "got the URL https://host/a.jpg"),
         (5, "no such image as images/none.jpg"),
         (6, "images must be a regular file"),
-        (7, r"an image must be the path of a file, got 'a\\x00b'"),
+        (7, r"an image must be the path of a file, got 'a\\x00b' with a null byte"),
         (8, "pipe.jpg must be a regular file"),
         (9, "an image must be the path of a file, got none"),
         (10, "an image must be the path of a file, got none"),
@@ -160,3 +167,24 @@ def test_paths_that_lead_elsewhere(folder):
         with pytest.raises((ValueError, FileNotFoundError), match=f"^a.jsonl:{i + 1}: .*{message}"):
             source[i]
     assert source[11].image == encoded(2)
+    assert [source[i].image for i in (13, 14, 15)] == [encoded(9), encoded(9), encoded(2)]
+
+
+def test_images_outside_the_folder_of_the_table_are_read_with_root(folder, tmp_path):
+    home = tmp_path / "set"
+    (home / "tables").mkdir()
+    names = ["../images/0.jpg", os.fspath(home / "images" / "1.jpg"), "images/2.jpg", "../../x.jpg"]
+    table = write(home / "tables" / "a.jsonl", lines(*({"image": n, "text": "a"} for n in names)))
+    source = open_source(table, root=home)
+    assert [source[i].image for i in range(3)] == [encoded(i) for i in range(3)]
+    advice = "name the folder that holds the images with root (--root DIR)"
+    with pytest.raises(ValueError) as error:
+        source[3]
+    outside = f"an image must be inside {home}, got ../../x.jpg, which leads out of it"
+    assert str(error.value) == f"a.jsonl:4: {outside}; {advice}"
+    for i in (0, 1):
+        with pytest.raises(ValueError) as error:
+            open_source(table)[i]
+        assert str(error.value).endswith(f", got {names[i]}, which leads out of it; {advice}")
+    (tmp_path / "link").symlink_to(home)  # the same folder by another path
+    assert open_source(table, root=tmp_path / "link")[1].image == encoded(1)
