@@ -22,6 +22,7 @@ class Checkpoint:
       architecture: model class of the parameters, such as "SiglipModel"; a key of `keymap.ARCHITECTURES`.
       layout: choices that the format leaves open, such as stacked layers, by name; writing the same format again
         repeats them.
+      directory: directory of the files it was read from, which may hold its tokenizer; None: not read from files.
 
     Example:
       >>> import siglip_jax
@@ -35,6 +36,7 @@ class Checkpoint:
     format: str
     architecture: str
     layout: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    directory: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,10 +4,8 @@
 """
 
 import dataclasses
-import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +14,11 @@ import numpy as np
 
 from siglip_jax._callbacks import Counter, OnProgress
 from siglip_jax._checks import DTYPES, check_choice
-from siglip_jax._files import inside, read_json, write_atomically
-from siglip_jax._hub import PROCESSOR_FILES, TOKENIZER_FILES
 from siglip_jax.checkpoints.checkpoint import Checkpoint
 from siglip_jax.checkpoints.formats import FORMATS
 from siglip_jax.checkpoints.mapped import release
 from siglip_jax.checkpoints.read import read_checkpoint, read_contents, select
+from siglip_jax.checkpoints.side_files import copy_side_files
 from siglip_jax.checkpoints.surgery import (
     Changed,
     with_dtype,
@@ -256,21 +253,6 @@ def _same(one: Any, two: Any) -> bool:
 
 
 def _copy_side_files(conversion: Conversion, checkpoint: Checkpoint) -> list[str]:
-    """Copies the files of the processor; the image size of the image processor is set to that of the checkpoint."""
-    source, target = conversion.source, conversion.destination
-    home = source if source.is_dir() else source.parent
+    source = conversion.source
     size = getattr(getattr(checkpoint.config, "vision_config", checkpoint.config), "image_size", None)
-    copied = []
-    for name in (*TOKENIZER_FILES, *PROCESSOR_FILES):
-        if not (home / name).is_file():
-            continue
-        if name in PROCESSOR_FILES and size is not None:
-            d = read_json(home / name, "it holds the image processor")
-            for part in (d, d.get("image_processor")):
-                if isinstance(part, dict) and isinstance(part.get("size"), dict) and "height" in part["size"]:
-                    part["size"] = {**part["size"], "height": size, "width": size}
-            write_atomically(target / name, (json.dumps(d, indent=2, sort_keys=True) + "\n").encode())
-        else:
-            shutil.copyfile(inside(home / name), target / name)
-        copied.append(name)
-    return copied
+    return copy_side_files(source if source.is_dir() else source.parent, conversion.destination, size)

@@ -141,7 +141,8 @@ def select(
     rows = part.of(format.table(part.config, part.architecture, c.layout))
     ignored = {row.key for row in rows_of(c)}
     params = format.restore(f"{c.path} (as {part.architecture})", c, rows, ignored, shardings)
-    return Checkpoint(part.config, params, c.format, part.architecture, c.layout)
+    directory = c.path if c.path.is_dir() else c.path.parent
+    return Checkpoint(part.config, params, c.format, part.architecture, c.layout, directory)
 
 
 def rows_of(contents: Contents) -> list[Row]:

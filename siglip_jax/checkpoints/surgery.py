@@ -4,6 +4,7 @@ Each preserves the outputs as far as possible and describes itself in a sentence
 stored in the dtype of the old ones.
 """
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -182,8 +183,8 @@ def with_labels(checkpoint: Checkpoint, labels: list[str]) -> Changed:
     params["classifier/kernel"] = np.zeros((config.vision_config.hidden_size, len(labels)), dtype)
     params["classifier/bias"] = np.zeros(len(labels), dtype)
     family = checkpoint.architecture.removesuffix("ForImageClassification").removesuffix("Model")
-    made = Checkpoint(
-        config, unflatten(params), checkpoint.format, f"{family}ForImageClassification", checkpoint.layout
+    made = dataclasses.replace(
+        checkpoint, config=config, params=unflatten(params), architecture=f"{family}ForImageClassification"
     )
     return Changed(made, f"a new classifier of {len(labels)} labels, all zeros")
 
@@ -202,7 +203,7 @@ def _replaced(checkpoint: Checkpoint, params: dict[str, Any], **towers: Any) -> 
     config = checkpoint.config
     if towers:
         config = config.replace(**towers) if isinstance(config, SiglipConfig) else next(iter(towers.values()))
-    return Checkpoint(config, unflatten(params), checkpoint.format, checkpoint.architecture, checkpoint.layout)
+    return dataclasses.replace(checkpoint, config=config, params=unflatten(params))
 
 
 def _resized_positions(table: np.ndarray, old: int, new: int, rule: str) -> np.ndarray:

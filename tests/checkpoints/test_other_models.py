@@ -230,6 +230,8 @@ def test_what_is_written_as_open_clip_is_what_open_clip_had(name, directory, tmp
     text = cfg["text_cfg"]
     assert int(text["width"] * text.pop("mlp_ratio")) == state["text.transformer.resblocks.0.mlp.c_fc.bias"].size
     expected_text = {key: x for key, x in config["text_cfg"].items() if key != "mlp_ratio"}
+    # The source names no tokenizer; open_clip then tokenizes with CLIP's vocabulary, so one is named.
+    expected_text |= {"hf_tokenizer_name": "local-dir", "tokenizer_kwargs": {"clean": "canonicalize"}}
     assert cfg == config | {"text_cfg": expected_text}
     assert_same(ours(written, ids, channels_last(pixels)), expected)
 

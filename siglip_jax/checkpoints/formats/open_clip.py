@@ -3,7 +3,9 @@
 Mirrors `CustomTextCLIP` with a `TimmModel`, as the SigLIP and SigLIP 2 configurations of open_clip build it. The
 activation is that of open_clip's model, which for most SigLIP 1 towers is the exact GELU although they were trained
 with the tanh approximation; a warning is logged. Directories written here also have a `config.json`, for the fields
-that open_clip's configuration cannot hold.
+that open_clip's configuration cannot hold, and the tokenizer of the checkpoint, which `open_clip.get_tokenizer` reads.
+What only open_clip's configuration holds, such as the name of the tokenizer, is kept in the key `open_clip` of the
+configuration through every format.
 """
 
 import json
@@ -21,6 +23,7 @@ from siglip_jax.checkpoints.formats._format import Format
 from siglip_jax.checkpoints.formats.text_head import is_identity, with_text_head, without_text_head
 from siglip_jax.checkpoints.keymap import architecture_of, key_table
 from siglip_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
+from siglip_jax.checkpoints.side_files import copy_tokenizer
 from siglip_jax.checkpoints.table import LINEAR, SAME, Row, Transform, new_tensors, reshaped
 from siglip_jax.configs.configuration import (
     CONFIGS,
@@ -57,6 +60,22 @@ _POSITIONS = {
 }
 # As in the SigLIP and SigLIP 2 configurations of open_clip.
 _PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+KEPT = "open_clip"  # key of a configuration with what only open_clip's configuration holds
+# Keys of `model_cfg` that follow from the model; the others are kept. The image size of a NaFlex model does not follow.
+_FOLLOWING = {
+    "text_cfg": {
+        *("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "no_causal_mask", "pool_type"),
+        *("norm_kwargs", "proj_bias", "proj_type", "act_kwargs"),
+    },
+    "vision_cfg": {"timm_model_name"},
+}
+# open_clip looks for the files in the directory itself, whatever the name is, but only where there is a name.
+_TOKENIZERS = {
+    32_000: "timm/ViT-B-16-SigLIP",
+    250_000: "timm/ViT-B-16-SigLIP-i18n-256",
+    256_000: "timm/ViT-B-16-SigLIP2-256",
+}
+_OTHER_TOKENIZER = "local-dir"
 _TEXT_HEAD = ("text.token_embedding.weight", "text.text_projection.weight", "text.text_projection.bias")
 
 # Modules in this package, and in open_clip: name, index of the part, number of parts.
@@ -167,18 +186,56 @@ def read_contents(path: Path) -> Contents:
     file = inside(directory / WEIGHTS)
     tensors = read_safetensors(file)
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
-    if (directory / "config.json").is_file():
-        config: Config = _whole(read_config(directory))
+    own = (directory / "config.json").is_file()
+    d = {} if own and not (directory / CONFIG).is_file() else read_json(directory / CONFIG, "it holds the sizes")
+    if own:
+        config: SiglipConfig = _whole(read_config(directory))
     else:
-        d = read_json(directory / CONFIG, "it holds the sizes of the model").get("model_cfg")
         try:
-            config = _config(d or {}, shapes)
+            config = _config(d.get("model_cfg") or {}, shapes)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(
                 f"{directory / CONFIG}: the model must be SigLIP of open_clip, got a missing or invalid field"
                 f" ({error!r}); use a SigLIP checkpoint"
             ) from error
+    if kept := _kept(d, config, directory):
+        config = config.replace(extra={**config.extra, KEPT: kept})
     return Contents(path, "open_clip", config, architecture_of(config), with_text_head(tensors, *_TEXT_HEAD), {})
+
+
+def _kept(d: dict[str, Any], config: SiglipConfig, directory: Path) -> dict[str, Any]:
+    """Returns the part of open_clip's configuration that neither follows from the model nor is what `write` writes."""
+    d = dict(d)
+    if isinstance(d.get("model_cfg"), dict):
+        d["model_cfg"] = {key: value for key, value in d["model_cfg"].items() if key != "embed_dim"}
+        for name, following in _FOLLOWING.items():
+            if isinstance(part := d["model_cfg"].get(name), dict):
+                fixed = name == "vision_cfg" and not isinstance(config.vision_config, Siglip2VisionConfig)
+                left_out = following | {"image_size"} if fixed else following
+                d["model_cfg"][name] = {key: value for key, value in part.items() if key not in left_out}
+    return _difference(d, _whole_cfg(config, True, directory))
+
+
+def _difference(found: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+    """Returns the entries of a nested dict that another one has not, without empty dicts."""
+    left = {}
+    for key, value in found.items():
+        if isinstance(value, dict) and isinstance(made.get(key), dict):
+            value = _difference(value, made[key])
+            if value:
+                left[key] = value
+        elif key not in made or value != made[key]:
+            left[key] = value
+    return left
+
+
+def _merged(made: Any, kept: Any) -> Any:
+    """Returns nested dicts with the entries of both; those of `kept` take precedence."""
+    if not isinstance(made, dict):
+        return kept
+    if not isinstance(kept, dict):
+        return made
+    return {**made, **{key: _merged(made.get(key), value) for key, value in kept.items()}}
 
 
 def _whole(d: Mapping[str, Any]) -> SiglipConfig:
@@ -240,7 +297,8 @@ def _depth(shapes: Mapping[str, Shape], blocks: str) -> int:
 def write(directory: Path, checkpoint: Checkpoint) -> None:
     """Writes the weights, the configuration of open_clip, and `config.json` for the fields that it cannot hold.
 
-    Files are written under temporary names; `config.json` is renamed last.
+    The tokenizer in the directory that the checkpoint was read from is copied. Files are written under temporary names;
+    `config.json` is renamed last.
 
     Args:
       directory: directory to write to, created if it does not exist.
@@ -254,19 +312,37 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
         raise ValueError(
             f"a checkpoint for open_clip must be a whole model without a classifier, got a {checkpoint.architecture}"
         )
+    _warn_of_another_tower(config.vision_config)
     layout = layout_of(checkpoint)
     rows = table(config, checkpoint.architecture, layout)
     params = checkpoint.params if layout["text_head"] else without_text_head(checkpoint.params)
     tensors = new_tensors(f"the tree of parameters (as {checkpoint.architecture})", rows, params)
-    d = {"model_cfg": _model_cfg(config, layout["text_head"]), "preprocess_cfg": _PREPROCESS}
     directory.mkdir(parents=True, exist_ok=True)
+    if checkpoint.directory is not None:
+        copy_tokenizer(checkpoint.directory, directory)
+    d = _merged(_whole_cfg(config, layout["text_head"], directory), config.extra.get(KEPT, {}))
     with written_aside(directory / WEIGHTS) as aside:
         write_safetensors(aside, tensors, {"format": "pt"})
         # All weights are on disk. Until the last line the directory has no config.json, so it cannot pass for complete.
         for old in (directory / "config.json", directory / CONFIG):
             old.unlink(missing_ok=True)
     write_atomically(directory / CONFIG, (json.dumps(d, indent=2) + "\n").encode())
-    config.save_pretrained(directory)
+    config.replace(extra={k: v for k, v in config.extra.items() if k != KEPT}).save_pretrained(directory)
+
+
+def _whole_cfg(config: SiglipConfig, text_head: bool, directory: Path) -> dict[str, Any]:
+    """Returns open_clip's configuration of a model with the tokenizer in a directory."""
+    cfg = _model_cfg(config, text_head)
+    cfg["text_cfg"] |= _tokenizer_cfg(config.text_config.vocab_size, directory)
+    return {"model_cfg": cfg, "preprocess_cfg": _PREPROCESS}
+
+
+def _tokenizer_cfg(vocab_size: int, directory: Path) -> dict[str, Any]:
+    """Returns the keys of `text_cfg` for the tokenizer: SigLIP 2's keeps punctuation, that of SigLIP 1 drops it."""
+    own = [name for name in ("spiece.model", "tokenizer.json") if (directory / name).is_file()]
+    second = own == ["tokenizer.json"] or (not own and vocab_size == 256_000)
+    name = _TOKENIZERS.get(vocab_size, _OTHER_TOKENIZER)
+    return {"hf_tokenizer_name": name, "tokenizer_kwargs": {"clean": "lower" if second else "canonicalize"}}
 
 
 def layout_of(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -295,7 +371,7 @@ def _model_cfg(config: SiglipConfig, text_head: bool) -> dict[str, Any]:
         **({"act_kwargs": {"approximate": "tanh"}} if text.hidden_act == TANH else {}),
     }
     vision = {
-        "image_size": getattr(config.vision_config, "image_size", 16 * math.isqrt(config.vision_config.num_patches)),
+        "image_size": _image_size(config.vision_config),
         "timm_model_name": _timm_name(config.vision_config),
         "timm_model_pretrained": False,
         "timm_pool": "map",
@@ -310,6 +386,11 @@ def _model_cfg(config: SiglipConfig, text_head: bool) -> dict[str, Any]:
     }
 
 
+def _image_size(c: VisionConfig) -> int:
+    """Returns the image size; for a NaFlex model that of a square with the patches of the position table."""
+    return c.patch_size * math.isqrt(c.num_patches) if isinstance(c, Siglip2VisionConfig) else c.image_size
+
+
 def _mlp_ratio(mlp: int, width: int) -> float:
     """Returns a ratio for which open_clip's `int(width * ratio)` equals the MLP width despite rounding."""
     ratio = mlp / width
@@ -317,17 +398,23 @@ def _mlp_ratio(mlp: int, width: int) -> float:
 
 
 def _timm_name(c: VisionConfig) -> str:
-    found = (c.hidden_size, c.num_hidden_layers, c.intermediate_size, c.num_attention_heads)
-    size = next((name for name, sizes in _SIZES.items() if sizes == found), None)
-    if size is None:
-        logger.warning("timm has no image tower of width, depth, MLP width, heads %s: open_clip cannot build it", found)
-        size = "custom"
+    size = next((name for name, sizes in _SIZES.items() if sizes == _timm_sizes(c)), "custom")
     if isinstance(c, Siglip2VisionConfig):
         return f"naflexvit_{size}_patch{c.patch_size}_siglip"
-    name = f"vit_{size}_patch{c.patch_size}_siglip_{c.image_size}"
-    if size != "custom" and bool(_TANH_MODELS.match(name)) != (c.hidden_act == TANH):
+    return f"vit_{size}_patch{c.patch_size}_siglip_{c.image_size}"
+
+
+def _timm_sizes(c: VisionConfig) -> tuple[int, ...]:
+    return (c.hidden_size, c.num_hidden_layers, c.intermediate_size, c.num_attention_heads)
+
+
+def _warn_of_another_tower(c: VisionConfig) -> None:
+    """Logs a warning if timm's model of the written name is not the image tower."""
+    name, sizes = _timm_name(c), _timm_sizes(c)
+    if sizes not in _SIZES.values():
+        logger.warning("timm has no image tower of width, depth, MLP width, heads %s: open_clip cannot build it", sizes)
+    elif bool(_TANH_MODELS.match(name)) != (c.hidden_act == TANH):
         logger.warning("timm's %s uses another activation than %s of this checkpoint", name, c.hidden_act)
-    return name
 
 
 FORMAT = Format(
