@@ -1,7 +1,7 @@
 """Dynamic batching for servers: concurrent requests of many threads share the device's batches.
 
     with Batcher(siglip) as batcher:      # shared by all threads of the server
-        embeds = batcher.encode_image(image, timeout=1.0)
+        embeds = batcher.encode_image(image, timeout=60.0)  # the first batch of each size compiles a program
 
 A pool of threads decodes images and tokenises texts. One more thread sends the prepared items to the device, in batches
 of the sizes that the engine uses, and sends the next full batch before it reads the result of the last. That thread
@@ -9,17 +9,19 @@ exists only while there is work, so a batcher that is never closed neither leaks
 """
 
 import concurrent.futures
-import contextlib
+import itertools
+import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence, Sized
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from siglip_jax._checks import check_count
+from siglip_jax.inference.calls import Call, Row
 from siglip_jax.inference.encoder import Encoder
 from siglip_jax.inference.engine import Images, Siglip, Texts
 from siglip_jax.inference.stream import Arrays, as_images, as_texts, batches
@@ -47,7 +49,7 @@ class Batcher:
 
     A call brings one item or a few. Its items may go through the device in different batches, together with those of
     other calls. An error of an item is raised in its own call only. An error of the model is raised in every call of
-    the batch, as a `RuntimeError` whose cause it is.
+    the batch, as a `RuntimeError` whose cause it is. A child that was forked cannot use the batcher of its parent.
 
     The first batch of each size compiles a program. To compile before it accepts requests, a server calls
     `encode_image([image] * n)` for n = 1, 2, 4, ... up to `max_batch_size`, and `encode_text` likewise.
@@ -96,6 +98,7 @@ class Batcher:
         self._texts = _Lane("texts", lambda text: (siglip.tokens([text])[0][0],), siglip.text_encoder, max_batch_size)
         self._changed = threading.Condition()  # guards all attributes below, the counts above and the lanes
         self._closed = False
+        self._process = os.getpid()
         self._runner: threading.Thread | None = None  # set while items are ready for the device
         self._pool = concurrent.futures.ThreadPoolExecutor(siglip.choices.threads, "siglip-batcher")
 
@@ -116,7 +119,7 @@ class Batcher:
           ValueError: if an image cannot be read, or `images` has more than `queue_size` items.
           QueueFullError: if too many items wait already.
           TimeoutError: if the result is not computed in time.
-          RuntimeError: if the batcher is closed, or the model failed.
+          RuntimeError: if the batcher is closed, was made by another process, or the model failed.
 
         Example:
           >>> import siglip_jax
@@ -141,7 +144,7 @@ class Batcher:
           ValueError: if `texts` is not a string or an iterable of strings, or has more than `queue_size` items.
           QueueFullError: if too many items wait already.
           TimeoutError: if the result is not computed in time.
-          RuntimeError: if the batcher is closed, or the model failed.
+          RuntimeError: if the batcher is closed, was made by another process, or the model failed.
 
         Example:
           >>> import siglip_jax
@@ -167,7 +170,7 @@ class Batcher:
         Raises:
           ValueError: if `images` is neither an image nor an iterable, or has more than `queue_size` items.
           QueueFullError: if too many items wait already.
-          RuntimeError: if the batcher is closed.
+          RuntimeError: if the batcher is closed, was made by another process, or no thread can be started.
 
         Example:
           >>> import siglip_jax
@@ -176,7 +179,7 @@ class Batcher:
           ...     future.result().shape
           (1, 192)
         """
-        return self._submit(self._images, as_images(images))
+        return self._submit(self._images, self._few(as_images(images), self._images))
 
     def submit_text(self, texts: Texts) -> concurrent.futures.Future:
         """Returns immediately with a future of the embeddings that `encode_text` returns.
@@ -193,7 +196,7 @@ class Batcher:
         Raises:
           ValueError: if `texts` is not a string or an iterable of strings, or has more than `queue_size` items.
           QueueFullError: if too many items wait already.
-          RuntimeError: if the batcher is closed.
+          RuntimeError: if the batcher is closed, was made by another process, or no thread can be started.
 
         Example:
           >>> import siglip_jax
@@ -202,7 +205,8 @@ class Batcher:
           ...     future.result().shape
           (2, 192)
         """
-        return self._submit(self._texts, as_texts(texts))
+        several = isinstance(texts, Iterable) and not isinstance(texts, str)
+        return self._submit(self._texts, as_texts(self._few(texts, self._texts) if several else texts))
 
     def close(self) -> None:
         """Refuses further calls and returns when all accepted ones are answered; closing twice is allowed.
@@ -215,6 +219,8 @@ class Batcher:
           >>> future.done()
           True
         """
+        if os.getpid() != self._process:
+            return  # the parent closes it
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -230,15 +236,26 @@ class Batcher:
         """Closes the batcher."""
         self.close()
 
-    def _submit(self, lane: "_Lane", items: Iterable[Any]) -> concurrent.futures.Future:
-        """Queues the items of a call for preparation; returns the future of their embeddings."""
-        items = list(items)
-        if len(items) > self.queue_size:
+    def _few(self, items: Iterable[Any], lane: "_Lane") -> list[Any]:
+        """Returns the items of a call; of an iterable that has too many, which may be endless, no more are read."""
+        few = list(itertools.islice(items, self.queue_size + 1))
+        if len(few) > self.queue_size:
+            found = len(items) if isinstance(items, Sized) else f"at least {len(few)}"
             raise ValueError(
-                f"a call must bring at most queue_size={self.queue_size} {lane.what}, got {len(items)}; split it, or"
-                f" use Siglip.encode_{lane.what[:-1]}"
+                f"a call must bring at most queue_size={self.queue_size} {lane.what}, got {found}; split it, or use"
+                f" Siglip.encode_{lane.what[:-1]}"
             )
-        call = _Call(len(items), lane.encoder.width)
+        return few
+
+    def _submit(self, lane: "_Lane", items: Sequence[Any]) -> concurrent.futures.Future:
+        """Queues the items of a call for preparation; returns the future of their embeddings."""
+        if os.getpid() != self._process:  # its threads do not exist here, and its lock may be held for ever
+            raise RuntimeError(
+                f"the Batcher must be used by the process that made it, {self._process}, got {os.getpid()}, a forked"
+                " child; create a new one here"
+            )
+        call = Call(len(items), lane.encoder.width)
+        rows = [Row(call, position, item) for position, item in enumerate(items)]
         with self._changed:
             if self._closed:
                 raise RuntimeError("the Batcher must be open, got a closed one; create a new one")
@@ -247,41 +264,64 @@ class Batcher:
                     f"waiting items must be at most queue_size={self.queue_size}, got {self.waiting} and {len(items)}"
                     " more; try again later, or raise queue_size"
                 )
-            for position, item in enumerate(items):
-                self._pool.submit(self._prepare, lane, call, position, item)
-                self.waiting += 1
+            self.waiting += len(rows)
+            try:
+                for row in rows:
+                    self._pool.submit(self._prepare, lane, row)
+            except BaseException as error:  # no thread can be started; the pool may hold the item nevertheless
+                call.fail(error)
+                for row in rows:
+                    self._leave(row)
+                raise
         return call.future
 
-    def _prepare(self, lane: "_Lane", call: "_Call", position: int, item: Any) -> None:
+    def _leave(self, row: Row) -> None:
+        """Counts an item as no longer waiting."""
+        self.waiting -= row.waits
+        row.waits = False
+
+    def _prepare(self, lane: "_Lane", row: Row) -> None:
         """Prepares an item in a thread of the pool and marks it as ready for the device."""
-        arrays = None
-        if not call.future.done():
+        ready = False
+        if not row.call.future.done():
             try:
-                arrays = lane.prepare(item)
-            except Exception as error:
-                call.fail(error)
+                row.arrays, ready = lane.prepare(row.item), True
+            except BaseException as error:  # a tokenizer in Rust panics with one that is no Exception
+                row.call.fail(error)
+        row.item = None
         with self._changed:
-            if arrays is None:
-                self.waiting -= 1
+            if not ready:
+                self._leave(row)
                 return
-            lane.ready.append(_Row(call, position, arrays, time.monotonic()))
-            if self._runner is None:
-                runner = threading.Thread(target=self._run, name="siglip-batcher-device")
+            row.since = time.monotonic()
+            lane.ready.append(row)
+            if self._runner is not None:
+                self._changed.notify()
+                return
+            runner = threading.Thread(target=self._run, name="siglip-batcher-device")
+            try:
                 runner.start()
                 self._runner = runner
-            else:
-                self._changed.notify()
+                return
+            except RuntimeError as error:  # no thread can be started
+                failure, lost = error, [row for lane in (self._images, self._texts) for row in lane.ready]
+            for row in lost:
+                self._leave(row)
+            self._images.ready.clear()
+            self._texts.ready.clear()
+        for row in lost:
+            row.call.fail(failure)
 
     def _run(self) -> None:
         """Sends batches to the device until no item is ready; one batch is sent ahead of the one being read."""
-        on_device: deque[tuple[str, list[_Row], Any]] = deque()
+        on_device: deque[tuple[str, list[Row], Any]] = deque()
         while (batch := self._next_batch(idle=not on_device)) or on_device:
             if batch:
                 on_device.append(_started(*batch))
             if len(on_device) > 1 or not batch:
                 _finish(*on_device.popleft())
 
-    def _next_batch(self, idle: bool) -> "tuple[_Lane, list[_Row]] | None":
+    def _next_batch(self, idle: bool) -> "tuple[_Lane, list[Row]] | None":
         """Returns the next batch for the device, or None if none is ready; waits for `max_delay` only if it is idle."""
         with self._changed:
             while True:
@@ -303,12 +343,12 @@ class Batcher:
                         return None
                     self._changed.wait(lanes[0].since() + due - now)
 
-    def _take(self, lane: "_Lane") -> "list[_Row]":
+    def _take(self, lane: "_Lane") -> "list[Row]":
         """Removes up to a batch of rows from a lane and returns those whose call still waits for an answer."""
-        rows: list[_Row] = []
+        rows: list[Row] = []
         while lane.ready and len(rows) < lane.batch_size:
             row = lane.ready.popleft()
-            self.waiting -= 1
+            self._leave(row)
             if not row.call.future.done():
                 rows.append(row)
         self.batches += bool(rows)
@@ -322,67 +362,35 @@ class _Lane:
     def __init__(self, what: str, prepare: Callable[..., Arrays], encoder: Encoder, batch_size: int | None) -> None:
         self.what, self.prepare, self.encoder = what, prepare, encoder
         self.batch_size = encoder.rows(batch_size)
-        self.ready: deque[_Row] = deque()
+        self.ready: deque[Row] = deque()
 
     def since(self) -> float:
         """Returns the time at which the oldest row became ready."""
         return self.ready[0].since
 
 
-class _Call:
-    """The future of one call and the embeddings collected for it; only the device's thread writes them."""
-
-    def __init__(self, rows: int, width: int) -> None:
-        self.future: concurrent.futures.Future = concurrent.futures.Future()
-        self._embeds, self._missing = np.empty((rows, width), np.float32), rows
-        if not rows:
-            self.future.set_result(self._embeds)
-
-    def put(self, position: int, embed: np.ndarray) -> None:
-        """Stores the embedding of one item and completes the future with the last."""
-        self._embeds[position] = embed
-        self._missing -= 1
-        if not self._missing:
-            with contextlib.suppress(concurrent.futures.InvalidStateError):  # cancelled
-                self.future.set_result(self._embeds)
-
-    def fail(self, error: Exception) -> None:
-        """Completes the future with an error, unless it is done already."""
-        with contextlib.suppress(concurrent.futures.InvalidStateError):  # cancelled, or failed already
-            self.future.set_exception(error)
-
-
-class _Row(NamedTuple):
-    """A prepared item of a call."""
-
-    call: _Call
-    position: int
-    arrays: Arrays
-    since: float  # when it became ready, on the monotonic clock
-
-
-def _started(lane: _Lane, rows: list[_Row]) -> tuple[str, list[_Row], Any]:
+def _started(lane: _Lane, rows: list[Row]) -> tuple[str, list[Row], Any]:
     """Sends rows to the device without waiting for the result; an error fails their calls and leaves no rows."""
     try:
         (batch,) = batches((row.arrays for row in rows), len(rows))
         return lane.what, rows, lane.encoder(batch, lane.batch_size)
-    except Exception as error:
+    except BaseException as error:
         _fail(lane.what, rows, error)
         return lane.what, [], ()
 
 
-def _finish(what: str, rows: list[_Row], result: Any) -> None:
+def _finish(what: str, rows: list[Row], result: Any) -> None:
     """Waits for the result of a batch and distributes it to the calls."""
     try:
         embeds = np.asarray(result)[: len(rows)]
-    except Exception as error:
+    except BaseException as error:
         _fail(what, rows, error)
         return
     for row, embed in zip(rows, embeds, strict=True):
         row.call.put(row.position, embed)
 
 
-def _fail(what: str, rows: list[_Row], error: Exception) -> None:
+def _fail(what: str, rows: list[Row], error: BaseException) -> None:
     """Fails the calls of a batch with an error of the model."""
     for row in rows:
         failure = RuntimeError(f"the model failed on a batch of {len(rows)} {what}: {type(error).__name__}: {error}")

@@ -1,6 +1,7 @@
 """The batcher: under load each call gets its own embeddings, and every kind of failure reaches the right calls."""
 
 import concurrent.futures
+import itertools
 import subprocess
 import sys
 import threading
@@ -31,7 +32,7 @@ class Device:
         self.sizes: list[int] = []
         self.free = threading.Event()
         self.free.set()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         siglip.__dict__[name] = self
 
     def __call__(self, params: dict, *inputs: np.ndarray) -> object:
@@ -232,6 +233,109 @@ threading.Thread(target=ask).start()
     assert ran.returncode == 0 and ran.stderr == ""
     answer, refusal = sorted(ran.stdout.splitlines())
     assert answer == "(1, 192)" and refusal.startswith("cannot schedule new futures after")
+
+
+def test_a_cancelled_call_is_waited_for_no_longer(siglip):
+    device = Device(siglip)
+    device.free.clear()
+    with Batcher(siglip, max_batch_size=1) as batcher:
+        running = batcher.submit_image(PICTURES[0])
+        device.entered()
+        dropped = [batcher.submit_image(PICTURES[1]), batcher.submit_image(PICTURES[2])]
+        assert [future.cancel() for future in [*dropped, *dropped]] == [True] * 4
+        assert concurrent.futures.wait(dropped, 30) == (set(dropped), set())
+        assert list(concurrent.futures.as_completed(dropped, 30))
+        device.free.set()
+        assert len(running.result(30)) == 1
+        assert not running.cancel()
+        until(lambda: batcher.waiting == 0)
+
+
+@pytest.mark.parametrize("which", ["siglip-batcher_", "siglip-batcher-device"])
+def test_a_thread_that_cannot_be_started_fails_the_call_and_nothing_is_left_waiting(siglip, which, monkeypatch):
+    start = threading.Thread.start
+
+    def failing(thread):
+        if thread.name.startswith(which):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with Batcher(siglip, max_batch_size=1) as batcher:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", failing)
+            for _ in range(3):
+                with pytest.raises(RuntimeError, match="can't start new thread"):
+                    batcher.encode_image(PICTURES[:2], timeout=30.0)
+            until(lambda: batcher.waiting == 0)
+        assert len(batcher.encode_image(PICTURES[:3], timeout=30.0)) == 3
+        assert batcher.waiting == 0
+
+
+class PanicException(BaseException):
+    """As the tokenizers written in Rust raise it."""
+
+
+@pytest.mark.parametrize("error", [PanicException("called `Option::unwrap()`"), SystemExit(3)])
+def test_what_is_raised_while_an_item_is_prepared_reaches_its_caller(siglip, error):
+    def panicking(image):
+        raise error
+
+    siglip.__dict__["pixels"] = panicking
+    with Batcher(siglip) as batcher:
+        assert batcher.submit_image(PICTURES[0]).exception(30) is error
+        assert batcher.encode_text("a cat", timeout=30.0).shape == (1, 32)
+        assert batcher.waiting == 0
+
+
+def test_what_the_device_raises_reaches_the_callers_even_if_it_is_no_exception(siglip):
+    device = Device(siglip)
+    device.error = PanicException("device")
+    with Batcher(siglip, max_batch_size=1) as batcher:
+        with pytest.raises(RuntimeError, match="the model failed on a batch of 1 images: PanicException: device"):
+            batcher.encode_image(PICTURES[0], timeout=30.0)
+        device.error = None
+        assert len(batcher.encode_image(PICTURES[0], timeout=30.0)) == 1
+
+
+def test_an_endless_iterable_is_read_no_further_than_the_queue_holds(siglip):
+    for kind, item in (("image", PICTURES[0]), ("text", "a cat")):
+        read = []
+        endless = (read.append(i) or item for i in itertools.count())
+        with Batcher(siglip, queue_size=3) as batcher:
+            with pytest.raises(ValueError, match=f"at most queue_size=3 {kind}s, got at least 4; split it, or use Si"):
+                getattr(batcher, f"submit_{kind}")(endless)
+            with pytest.raises(ValueError, match=f"at most queue_size=3 {kind}s, got 9; split it"):
+                getattr(batcher, f"submit_{kind}")([item] * 9)
+        assert read == [0, 1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_forked_child_is_refused_instead_of_waiting_for_ever(checkpoint):
+    code = """
+import os, sys
+import siglip_jax
+
+batcher = siglip_jax.Batcher(siglip_jax.load(sys.argv[1]))
+batcher._changed.acquire()  # as another thread of the parent may hold it at any moment
+if os.fork() == 0:
+    for ask in (batcher.encode_text, batcher.submit_text):
+        try:
+            ask("a cat")
+        except RuntimeError as error:
+            print(error, flush=True)
+    batcher.close()
+    os._exit(0)
+batcher._changed.release()
+os.wait()
+batcher.close()
+"""
+    ran = subprocess.run([sys.executable, "-c", code, checkpoint], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith("the Batcher must be used by the process that made it, ")
+        assert line.endswith(", a forked child; create a new one here")
 
 
 @pytest.mark.parametrize(
