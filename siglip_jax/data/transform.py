@@ -162,7 +162,7 @@ class Transform:
         """
         arrays = {"pixels": np.stack([row.pixels for row in rows])}
         if self.captions:
-            arrays["input_ids"] = self._processor(text=[row.text for row in rows])["input_ids"]
+            arrays["input_ids"] = self._processor(text=[row.text for row in rows], truncation=True)["input_ids"]
         if self.labels:
             arrays["label"] = np.array([row.label for row in rows], np.int32)
         return arrays

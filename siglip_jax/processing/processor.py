@@ -21,8 +21,9 @@ from siglip_jax.processing.images.base import PROCESSOR_CONFIG, ImageProcessor, 
 from siglip_jax.processing.images.siglip import SiglipImageProcessor, SiglipImageProcessorPil
 from siglip_jax.processing.images.siglip2 import Siglip2ImageProcessor
 from siglip_jax.processing.text.base import TokenizerBase
-from siglip_jax.processing.text.settings import DEFAULT_LENGTH, text_length
+from siglip_jax.processing.text.settings import DEFAULT_LENGTH, TOKENIZERS, text_length, vocabulary_in
 from siglip_jax.processing.text.siglip import SiglipTokenizer
+from siglip_jax.processing.text.siglip2 import Siglip2Tokenizer
 
 _TEXT = tuple(
     name
@@ -48,8 +49,6 @@ class SiglipProcessor:
       ((1, 64, 64, 3), (2, 16))
     """
 
-    model_input_names = ["pixel_values", "input_ids"]
-
     def __init__(
         self,
         image_processor: ImageProcessor,
@@ -69,6 +68,11 @@ class SiglipProcessor:
         self.tokenizer = tokenizer
         known = tokenizer.model_max_length if 0 < tokenizer.model_max_length < 10**9 else DEFAULT_LENGTH
         self.max_length = known if max_length is None else max_length
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of the arrays that a call with texts and images returns."""
+        return [*self.image_processor.model_input_names, "input_ids"]
 
     def __call__(
         self,
@@ -93,7 +97,8 @@ class SiglipProcessor:
             None: none.
           images_kwargs: keyword arguments of the image processor's call only, such as `size`, `do_rescale` or
             `data_format`; None: none.
-          **options: keyword arguments of the tokenizer's or the image processor's call; their names do not overlap.
+          **options: keyword arguments of the tokenizer's or the image processor's call; their names do not overlap. A
+            warning says once that a text is cut, unless `truncation` is given.
 
         Returns:
           A `Batch` of `input_ids` (texts, positions) int32 if there are texts, and, if there are images, of
@@ -116,6 +121,7 @@ class SiglipProcessor:
         if text is not None:
             usual: dict[str, Any] = {"padding": "max_length", "truncation": True, "return_attention_mask": False}
             usual |= {"return_tensors": return_tensors, "max_length": self.max_length}
+            usual["verbose"] = None if "truncation" in for_text else True
             if isinstance(text, str):  # one text is a batch of one, as an image is
                 text = [text]
                 for_text |= {"text_pair": [for_text["text_pair"]]} if isinstance(for_text.get("text_pair"), str) else {}
@@ -130,7 +136,8 @@ class SiglipProcessor:
         Args:
           token_ids: token ids, (positions,) or (texts, positions), as an array or lists; or a single id.
           skip_special_tokens: whether special tokens such as the end of the text and padding are left out.
-          **options: further keyword arguments of the tokenizer's `decode`: `clean_up_tokenization_spaces`.
+          **options: further keyword arguments of the tokenizer's `decode`: `clean_up_tokenization_spaces` and
+            `spaces_between_special_tokens`.
 
         Returns:
           A string for one row, a list of strings for several.
@@ -152,7 +159,8 @@ class SiglipProcessor:
         Args:
           sequences: token ids of each text, (texts, positions), as an array or lists.
           skip_special_tokens: whether special tokens such as the end of the text and padding are left out.
-          **options: further keyword arguments of the tokenizer's `batch_decode`: `clean_up_tokenization_spaces`.
+          **options: further keyword arguments of the tokenizer's `batch_decode`: `clean_up_tokenization_spaces` and
+            `spaces_between_special_tokens`.
 
         Returns:
           A list with one string per row.
@@ -170,6 +178,7 @@ class SiglipProcessor:
         revision: str | None = None,
         local_files_only: bool = False,
         backend: str | None = None,
+        **overrides: Any,
     ) -> "SiglipProcessor":
         """Returns the processor of a directory or Hub repository, in the files of `transformers` 4 or 5.
 
@@ -179,20 +188,28 @@ class SiglipProcessor:
           local_files_only: whether to use only files in the local Hub cache and make no request.
           backend: "pil" resizes on the host with Pillow, "jax" on the default device with the same values; None: "pil"
             if the default device is a CPU, else "jax". Images of variable resolution always go through Pillow.
+          **overrides: options of the image processor, such as `size` or `do_rescale`, and arguments of the tokenizer,
+            such as `padding_side`, which take precedence over the files.
 
         Returns:
-          A `SiglipProcessor` whose `max_length` is the number of text positions in `config.json`, or the tokenizer's
-          if that file is missing.
+          A `SiglipProcessor` whose `max_length` is `model_max_length` if that is given, else the number of text
+          positions in `config.json`, or the tokenizer's if that file is missing.
 
         Raises:
           FileNotFoundError: if the directory, the repository or one of its files is missing.
-          ValueError: if `name_or_path` is a file, a file has invalid contents, or `backend` does not fit the model.
+          ValueError: if `name_or_path` is a file, a file has invalid contents, `backend` does not fit the model, or an
+            override is unknown or invalid.
+
+        Example:
+          >>> from siglip_jax.assets import BUNDLED_MODEL
+          >>> SiglipProcessor.from_pretrained(BUNDLED_MODEL, do_normalize=False).image_processor.do_normalize
+          False
         """
         check_choice("backend", backend, (None, "pil", "jax"))
         directory = hub.resolve(name_or_path, revision=revision, local_files_only=local_files_only)
         if not directory.is_dir():
             raise ValueError(f"{directory}: name_or_path must be the directory of a processor, got a file")
-        tokenizer, settings = SiglipTokenizer.from_pretrained(directory), read_settings(directory)
+        vocabulary, settings = vocabulary_in(directory), read_settings(directory)
         if (kind_of(settings) or "").startswith("Siglip2"):
             if backend == "jax":
                 raise ValueError("backend must be 'pil' or None for images of variable resolution, got 'jax'")
@@ -201,7 +218,12 @@ class SiglipProcessor:
             kind = SiglipImageProcessorPil
         else:
             kind = SiglipImageProcessor
-        return cls(kind.from_dict(settings), tokenizer, max_length=text_length(directory))
+        names = (Siglip2Tokenizer if vocabulary == TOKENIZERS else SiglipTokenizer).setting_names()
+        refuse_unknown(overrides, [*names, *kind.defaults], "SiglipProcessor.from_pretrained")
+        tokenizer = SiglipTokenizer.from_pretrained(directory, **{k: v for k, v in overrides.items() if k in names})
+        images = kind.from_dict(settings, **{k: v for k, v in overrides.items() if k in kind.defaults})
+        length = None if overrides.get("model_max_length") else text_length(directory)
+        return cls(images, tokenizer, max_length=length)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Writes the files of the tokenizer and the image processor, which `transformers` 4 and 5 read.

@@ -139,3 +139,11 @@ def test_terminals_that_know_only_ascii():
 
 def test_names_cannot_steer_the_terminal():
     assert shown("a\x1b[31m\nb\udcff\u732b", "utf-8") == "a\\x1b[31m\\nb\\udcff\u732b"
+
+
+@pytest.mark.slow
+def test_a_label_that_is_not_utf_8(run, checkpoint, images):
+    ran = run("classify", images / "b.png", "--labels", "caf\udce9", "a cat", "--model", checkpoint)
+    assert ran.status == 0
+    assert ran.err == ""
+    assert "caf\\udce9" in ran.out

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import transformers
 
 from siglip_jax.processing import (
     Batch,
+    Siglip2ImageProcessor,
     SiglipImageProcessor,
     SiglipImageProcessorPil,
     SiglipProcessor,
@@ -21,6 +23,7 @@ from siglip_jax.processing import (
 from tests.support.images import noise, picture
 from tests.support.spiece import quiet_reference
 
+pytestmark = pytest.mark.filterwarnings("ignore:text has .* is cut")  # TEXTS hold one of 120 words
 TEXTS = ["a photo of a cat", "A Photo of 2 CATS.", "", "a photo of two dogs " * 30]
 
 
@@ -97,6 +100,26 @@ class TestCall:
         assert processor.decode(ids[0], skip_special_tokens=True) == "a cat"
         assert processor.decode(ids[0]).startswith("a cat</s></s>")
 
+    def test_names_of_a_model_of_variable_resolution_are_those_of_a_call(self, spiece):
+        processor = SiglipProcessor(Siglip2ImageProcessor(max_num_patches=4), SiglipTokenizer(spiece))
+        inputs = processor(noise(20, 30), "a cat")
+        assert processor.model_input_names == ["pixel_values", "pixel_attention_mask", "spatial_shapes", "input_ids"]
+        assert sorted(processor.model_input_names) == sorted(inputs)
+
+    def test_a_cut_text_causes_one_warning_unless_truncation_is_given(self, processor):
+        processor(text=TEXTS, truncation=True)
+        with pytest.warns(
+            UserWarning, match=r"^text has \d+ tokens, more than the 64 of max_length, and is cut to that"
+        ):
+            processor(text=TEXTS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            processor(text=TEXTS)
+
+    def test_texts_that_are_not_unicode(self, processor):
+        found = processor(text=["x \ud83d", "caf\udce9"]).input_ids
+        np.testing.assert_array_equal(found, processor(text=["x \ufffd", "caf\ufffd"]).input_ids)
+
     def test_files_as_images(self, processor, tmp_path):
         picture("RGBA", 20, 30).save(tmp_path / "a.png")
         found = processor([tmp_path / "a.png", picture("RGBA", 20, 30)]).pixel_values
@@ -169,6 +192,22 @@ class TestFiles:
         found = ours(image, TEXTS, data_format="channels_first")
         np.testing.assert_array_equal(found.input_ids, expected["input_ids"])
         np.testing.assert_array_equal(found.pixel_values, expected["pixel_values"])
+
+    def test_overrides_take_precedence_over_the_files(self, processor, tmp_path):
+        processor.save_pretrained(tmp_path)
+        overrides = {"size": {"height": 8, "width": 4}, "do_normalize": False, "padding_side": "left"}
+        overrides |= {"model_max_length": 9, "cls_token": "<unk>"}
+        with quiet_reference():
+            reference: Any = transformers.SiglipProcessor.from_pretrained(tmp_path, backend="pil", **overrides)
+            image = PIL.Image.fromarray(noise(20, 30))
+            expected = reference(text=TEXTS, images=image, padding="max_length", truncation=True, return_tensors="np")
+        ours = SiglipProcessor.from_pretrained(tmp_path, **overrides)
+        found = ours(image, TEXTS, data_format="channels_first")
+        np.testing.assert_array_equal(found.input_ids, expected["input_ids"])
+        np.testing.assert_array_equal(found.pixel_values, expected["pixel_values"])
+        assert (ours.max_length, ours.tokenizer.cls_token) == (9, "<unk>")
+        with pytest.raises(ValueError, match="unknown argument 'do_normalise'; did you mean 'do_normalize'"):
+            SiglipProcessor.from_pretrained(tmp_path, do_normalise=False)
 
     def test_round_trip(self, processor, tmp_path):
         processor.save_pretrained(tmp_path / "new" / "directory")

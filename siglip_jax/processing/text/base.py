@@ -8,10 +8,12 @@ types are zero, also for the second text of a pair; an id outside the vocabulary
 import abc
 import itertools
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -29,12 +31,13 @@ from siglip_jax.processing.text._sequences import (
     truncate_all,
 )
 from siglip_jax.processing.text.settings import NAMED, AddedToken, Token, read_settings, write_settings
+from siglip_jax.processing.text.vocabulary import Vocabulary
 
 UNBOUNDED = 10**20  # the reference writes 1e30 for "no limit"
-_CLEAN_UP = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+_FILL = {"attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}  # of padding
 
 
-class TokenizerBase(abc.ABC):
+class TokenizerBase(Vocabulary):
     """Base class that converts texts to token ids and back; each subclass implements its vocabulary.
 
     Attributes:
@@ -50,18 +53,11 @@ class TokenizerBase(abc.ABC):
         "split_special_tokens": False,
     }
     _arguments: ClassVar[tuple[str, ...]]  # of the constructor, which a file of settings may contain
-    _cleans_up: ClassVar[bool] = True
     vocab_file: str
-    eos_token_id: int
-    pad_token_id: int
-    all_special_ids: list[int]
-    added_tokens_decoder: dict[int, AddedToken]
-    added_tokens_encoder: dict[str, int]
-
-    @property
-    @abc.abstractmethod
-    def vocab_size(self) -> int:
-        """Number of pieces of the vocabulary, without added tokens."""
+    padding_side: str
+    truncation_side: str
+    model_input_names: list[str]
+    split_special_tokens: bool
 
     def __init__(
         self,
@@ -71,50 +67,57 @@ class TokenizerBase(abc.ABC):
         model_max_length: Any,
         settings: Mapping[str, Any],
     ) -> None:
-        """Stores the settings; the subclass reads the vocabulary, then calls `_number_special_tokens`.
+        """Stores the settings; the subclass reads the vocabulary, then calls `_add_missing`.
 
         Args:
           special_tokens: default token of each name, such as "eos_token"; `settings` takes precedence.
           additional_special_tokens: special tokens without a name; None: none.
           model_max_length: length in tokens of the longest text that the model accepts; None: no limit.
-          settings: values of `padding_side` and the other keys of `_defaults`, and of named special tokens.
+          settings: values of `padding_side` and the other keys of `_defaults`, of named special tokens, and of
+            `extra_special_tokens`, another name of `additional_special_tokens`.
 
         Raises:
           ValueError: for an unknown setting or an invalid value.
         """
-        refuse_unknown(settings, [*self._defaults, *NAMED], type(self).__name__)
-        limit = UNBOUNDED + 1 if model_max_length is None else model_max_length
-        if not isinstance(limit, (int, float)):
-            raise ValueError(f"model_max_length must be a number of tokens or None, got {limit!r}")
-        self.model_max_length = int(1e30) if limit > UNBOUNDED else int(limit)
-        self._settings = {name: settings.get(name, default) for name, default in self._defaults.items()}
-        self.padding_side = self._settings["padding_side"]
-        self.truncation_side = self._settings["truncation_side"]
-        names = self._settings["model_input_names"]
-        if not isinstance(names, (list, tuple)):
-            raise ValueError(f"model_input_names must be a list, got {names!r}")
-        self.model_input_names = list(names)
-        self.clean_up_tokenization_spaces: bool = self._settings["clean_up_tokenization_spaces"]
+        refuse_unknown(settings, [*self._defaults, *NAMED, "extra_special_tokens"], type(self).__name__)
+        self.model_max_length = model_max_length
+        for name, default in self._defaults.items():
+            setattr(self, name, settings.get(name, default))
         check_choice("padding_side", self.padding_side, ("right", "left"))
         check_choice("truncation_side", self.truncation_side, ("right", "left"))
+        if not isinstance(self.model_input_names, (list, tuple)):
+            raise ValueError(f"model_input_names must be a list, got {self.model_input_names!r}")
+        self.model_input_names = list(self.model_input_names)
 
         given = {**special_tokens, **{name: value for name, value in settings.items() if name in NAMED}}
-        named = {name: AddedToken.of(given[name]).content for name in NAMED if given.get(name) is not None}
+        self._named = {n: AddedToken.of(given[n], name=n).content for n in NAMED if given.get(n) is not None}
         for name in ("eos_token", "unk_token", "pad_token"):
-            if name not in named:
+            if name not in self._named:
                 raise ValueError(f"{name} must be a token, got None")
-        self.special_tokens_map = named
-        self.additional_special_tokens = [AddedToken.of(token).content for token in additional_special_tokens or ()]
-        self.all_special_tokens = list(dict.fromkeys([*named.values(), *self.additional_special_tokens]))
-        self.eos_token, self.unk_token, self.pad_token = (named[f"{n}_token"] for n in ("eos", "unk", "pad"))
+        extra = additional_special_tokens or settings.get("extra_special_tokens") or ()
+        self._extra = [AddedToken.of(token, name="additional_special_tokens").content for token in extra]
         self._unknown_settings: dict[str, Any] = {}
+        self._has_warned = False
 
-    def _number_special_tokens(self) -> None:
-        """Sets the ids of the special tokens."""
-        self.all_special_ids = [self._id(token) for token in self.all_special_tokens]
-        self.eos_token_id = self._id(self.eos_token)
-        self.unk_token_id: int = self._id(self.unk_token)
-        self.pad_token_id = self._id(self.pad_token)
+    def _add_missing(self) -> None:
+        """Adds the special tokens that are not among the added tokens yet."""
+        known = self.added_tokens_encoder
+        missing = [AddedToken(token) for token in self.all_special_tokens if token not in known]
+        if missing:
+            self._add(missing)
+        self._refresh()
+
+    @property
+    def model_max_length(self) -> int:
+        """Length in tokens of the longest text that the model accepts; 10**30 stands for no limit."""
+        return self._limit
+
+    @model_max_length.setter
+    def model_max_length(self, value: Any) -> None:
+        limit = UNBOUNDED + 1 if value is None else value
+        if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not limit >= 1:
+            raise ValueError(f"model_max_length must be a number of tokens, at least 1, or None, got {limit!r}")
+        self._limit = int(1e30) if limit > UNBOUNDED else int(limit)
 
     @abc.abstractmethod
     def encode_texts(self, texts: Sequence[str], split_special_tokens: bool = False) -> list[Ids]:
@@ -124,10 +127,6 @@ class TokenizerBase(abc.ABC):
           texts: texts to encode.
           split_special_tokens: whether the string of a special token is split as any other text.
         """
-
-    @abc.abstractmethod
-    def _lacks_end(self, ids: Ids) -> bool:
-        """Returns whether an eos must be appended to the ids of a text."""
 
     def __call__(
         self,
@@ -145,6 +144,7 @@ class TokenizerBase(abc.ABC):
         return_special_tokens_mask: bool = False,
         return_token_type_ids: bool | None = None,
         split_special_tokens: bool | None = None,
+        verbose: bool | None = None,
     ) -> Batch:
         """Returns the token ids of one text, a list of texts, or a list of pairs.
 
@@ -160,7 +160,8 @@ class TokenizerBase(abc.ABC):
             True if `max_length` is given and `padding` is False, else False.
           max_length: length in tokens for padding and truncation; None: `model_max_length`.
           padding_side: side that padding is added to, "right" or "left"; None: that of the tokenizer.
-          pad_to_multiple_of: number of which the padded length becomes a multiple; None: 1.
+          pad_to_multiple_of: number of which the padded length becomes a multiple; `max_length` must be one where texts
+            are truncated too. None: 1.
           return_tensors: kind of the result: "np" for numpy arrays, "jax" for JAX arrays, None for lists.
           return_attention_mask: whether `attention_mask` is returned, 1 for tokens and 0 for padding; None: if it is
             in `model_input_names`.
@@ -170,6 +171,8 @@ class TokenizerBase(abc.ABC):
             `model_input_names`.
           split_special_tokens: whether the string of a special token is split as any other text; None: as set for the
             tokenizer.
+          verbose: whether a warning says, once per tokenizer, that a text has more tokens than the model accepts: True,
+            if it is cut or is too long; None: only if it is too long; False: no.
 
         Returns:
           A `Batch` of `input_ids` and the requested masks: arrays of shape (texts, positions) int32 with
@@ -182,43 +185,45 @@ class TokenizerBase(abc.ABC):
         check_choice("return_tensors", return_tensors, (None, "np", "jax"))
         side = padding_side or self.padding_side
         check_choice("padding_side", side, ("right", "left"))
+        check_choice("truncation_side", self.truncation_side, ("right", "left"))
         padding, truncation = strategies(padding, truncation, max_length)
         if max_length is None and (padding == "max_length" or truncation != "do_not_truncate"):
-            if self.model_max_length > UNBOUNDED:
-                raise ValueError(
-                    "max_length must be given for a tokenizer without model_max_length, got None; pass max_length,"
-                    " for example 64"
-                )
-            max_length = self.model_max_length
-        split = bool(self._settings["split_special_tokens"] if split_special_tokens is None else split_special_tokens)
+            max_length = self._known_limit()
+        cut_and_padded = truncation != "do_not_truncate" and padding != "do_not_pad"
+        if cut_and_padded and pad_to_multiple_of and max_length and max_length % pad_to_multiple_of:
+            raise ValueError(
+                f"max_length must be a multiple of pad_to_multiple_of={pad_to_multiple_of} where texts are cut and"
+                f" padded, got {max_length}"
+            )
+        split = bool(self.split_special_tokens if split_special_tokens is None else split_special_tokens)
+        fill = self._needed("pad_token", "to pad texts") if padding != "do_not_pad" else 0
 
         single, texts, pairs = texts_and_pairs(text, text_pair)
         firsts, seconds = self._encoded(texts, split), None if pairs is None else self._encoded(pairs, split)
+        ends = add_special_tokens * (1 if seconds is None else 2)
+        if verbose is not False and not self._has_warned:
+            self._warn_of_length(firsts, seconds, ends, max_length, truncation != "do_not_truncate" and verbose is True)
         if max_length:
-            room = max_length - add_special_tokens * (1 if seconds is None else 2)
-            firsts, seconds = truncate_all(firsts, seconds, room, truncation, self.truncation_side)
+            firsts, seconds = truncate_all(firsts, seconds, max_length - ends, truncation, self.truncation_side)
         parts = [firsts] if seconds is None else [firsts, seconds]
         if add_special_tokens:
+            end = self._needed("eos_token", "to end a text")
             for ids in itertools.chain(*parts):
                 if self._lacks_end(ids):
-                    ids.append(self.eos_token_id)
+                    ids.append(end)
         rows = firsts if seconds is None else [a + b for a, b in zip(firsts, seconds, strict=True)]
         special: list[Ids] = []
         if return_special_tokens_mask:
-            ends = [[[0] * (len(ids) - 1) + [1] if add_special_tokens else [0] * len(ids) for ids in p] for p in parts]
-            special = [list(itertools.chain(*row)) for row in zip(*ends, strict=True)]
-        width = None
-        if padding != "do_not_pad":
-            width = max(map(len, rows)) if padding == "longest" else int(max_length or 0)
-            width += -width % (pad_to_multiple_of or 1)
-
+            ones = [[[0] * (len(ids) - 1) + [1] if add_special_tokens else [0] * len(ids) for ids in p] for p in parts]
+            special = [list(itertools.chain(*row)) for row in zip(*ones, strict=True)]
+        width = _width(padding, max_length, pad_to_multiple_of, rows)
         wants_types, wants_mask = (
             name in self.model_input_names if given is None else given
             for name, given in (("token_type_ids", return_token_type_ids), ("attention_mask", return_attention_mask))
         )
         batch = Batch()
         if return_tensors:
-            batch["input_ids"], there = stacked(rows, width, self.pad_token_id, side)
+            batch["input_ids"], there = stacked(rows, width, fill, side)
             if wants_types:
                 batch["token_type_ids"] = np.zeros(there.shape, np.int32)
             if return_special_tokens_mask:
@@ -227,7 +232,7 @@ class TokenizerBase(abc.ABC):
                 batch["attention_mask"] = there.astype(np.int32)
             return batch if return_tensors == "np" else Batch({k: jnp.asarray(v) for k, v in batch.items()})
         mask = attention(rows, width, side) if wants_mask else []
-        pad(rows, width or 0, self.pad_token_id, side)
+        pad(rows, width or 0, fill, side)
         pad(special, width or 0, 1, side)
         batch["input_ids"] = rows
         if wants_types:
@@ -237,6 +242,29 @@ class TokenizerBase(abc.ABC):
         if wants_mask:
             batch["attention_mask"] = mask
         return Batch({name: values[0] for name, values in batch.items()}) if single else batch
+
+    def _known_limit(self) -> int:
+        """Returns `model_max_length`; raises a ValueError if there is no limit."""
+        if self.model_max_length > UNBOUNDED:
+            raise ValueError(
+                "max_length must be given for a tokenizer without model_max_length, got None; pass max_length, for"
+                " example 64"
+            )
+        return self.model_max_length
+
+    def _warn_of_length(
+        self, firsts: list[Ids], seconds: list[Ids] | None, ends: int, max_length: int | None, cut: bool
+    ) -> None:
+        """Warns if a text will be cut, or if there is no `max_length` and a text is longer than the model accepts."""
+        pairs = zip(firsts, itertools.repeat(()) if seconds is None else seconds, strict=False)
+        longest = ends + max(len(first) + len(second) for first, second in pairs)
+        most = self.model_max_length if max_length is None else max_length
+        if longest <= most or not (cut or max_length is None):
+            return
+        self._has_warned = True
+        rest = "is cut to that; pass truncation=True where this is meant" if cut else "is not cut; pass truncation=True"
+        limit = f"the {most} of max_length" if max_length else f"the {most} that the model accepts"
+        warnings.warn(f"text has {longest} tokens, more than {limit}, and {rest}", stacklevel=4)
 
     def _encoded(self, texts: Sequence[Any], split: bool) -> list[Ids]:
         """Returns the ids of texts, or a copy of texts that are ids already."""
@@ -263,10 +291,97 @@ class TokenizerBase(abc.ABC):
         """
         return self(text, text_pair, return_attention_mask=False, **options)["input_ids"]
 
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+    ) -> Batch:
+        """Returns texts that are ids already, padded to one length; a data loader calls it to make batches.
+
+        Args:
+          encoded_inputs: result of a call without padding, for one text or several, or a list of results for one text
+            each. Values may be lists or arrays. Entries other than `input_ids` and the masks are kept as they are.
+          padding: True or "longest" pads to the longest text, "max_length" to `max_length`, False not at all.
+          max_length: length in tokens for `padding="max_length"`; None: `model_max_length`.
+          pad_to_multiple_of: number of which the padded length becomes a multiple; None: 1.
+          padding_side: side that padding is added to, "right" or "left"; None: that of the tokenizer.
+          return_attention_mask: whether `attention_mask` is added, 1 for tokens and 0 for padding; None: if it is in
+            `model_input_names`.
+          return_tensors: kind of the result: "np" for numpy arrays, "jax" for JAX arrays; None: that of the
+            `input_ids`, arrays or lists.
+
+        Returns:
+          A `Batch` of the same entries.
+
+        Raises:
+          ValueError: if there are no `input_ids`, for an invalid option, and for arrays of rows that differ in length.
+
+        Example:
+          >>> from siglip_jax.assets import BUNDLED_MODEL
+          >>> from siglip_jax.processing import SiglipTokenizer
+          >>> tokenizer = SiglipTokenizer.from_pretrained(BUNDLED_MODEL)
+          >>> tokenizer.pad([tokenizer("a horse"), tokenizer("a")], return_tensors="np").input_ids.tolist()
+          [[5, 689, 1], [5, 1, 1]]
+        """
+        check_choice("return_tensors", return_tensors, (None, "np", "jax"))
+        side = padding_side or self.padding_side
+        check_choice("padding_side", side, ("right", "left"))
+        padding, _ = strategies(padding, False, max_length)
+        listed = not isinstance(encoded_inputs, Mapping)
+        if listed and not (
+            isinstance(encoded_inputs, (list, tuple))
+            and encoded_inputs
+            and all(isinstance(item, Mapping) for item in encoded_inputs)
+        ):
+            raise ValueError(f"encoded_inputs must be a mapping or a list of mappings, got {encoded_inputs!r}")
+        names = list(encoded_inputs[0] if listed else encoded_inputs)
+        if "input_ids" not in names:
+            raise ValueError(f"encoded_inputs must have input_ids, got {names}")
+        found = {n: [item[n] for item in encoded_inputs] if listed else encoded_inputs[n] for n in names}
+        ids = found["input_ids"]
+        first = ids[0] if isinstance(ids, (list, tuple)) and len(ids) else ids
+        if return_tensors is None and hasattr(first, "__array__") and not isinstance(first, np.generic):
+            return_tensors = "jax" if isinstance(first, jax.Array) else "np"
+
+        columns = {name: _as_lists(values) for name, values in found.items()}
+        single = not (columns["input_ids"] and isinstance(columns["input_ids"][0], list))
+        if single:
+            columns = {name: [values] for name, values in columns.items()}
+        rows: list[Ids] = columns["input_ids"]
+        if padding == "max_length" and max_length is None:
+            max_length = self._known_limit()
+        width = _width(padding, max_length, pad_to_multiple_of, rows)
+        wants_mask = (
+            "attention_mask" in self.model_input_names if return_attention_mask is None else return_attention_mask
+        )
+        if wants_mask:
+            columns.setdefault("attention_mask", [[1] * len(row) for row in rows])
+        fill = {"input_ids": self._needed("pad_token", "to pad texts") if width else 0, **_FILL}
+        for name in fill.keys() & columns.keys():
+            pad(columns[name], width or 0, fill[name], side)
+        if return_tensors is None:
+            return Batch({name: values[0] for name, values in columns.items()} if single else columns)
+        lengths = sorted({len(row) for row in rows})
+        if len(lengths) > 1:
+            raise ValueError(f"texts must have one length to be stacked, got {lengths} tokens; pass padding=True")
+        whole = columns if listed or not single else {name: values[0] for name, values in columns.items()}
+        arrays = {n: np.asarray(values, np.int32 if n in fill else None) for n, values in whole.items()}
+        return Batch(arrays if return_tensors == "np" else {n: jnp.asarray(a) for n, a in arrays.items()})
+
+    @classmethod
+    def setting_names(cls) -> list[str]:
+        """Returns the names of the constructor's keyword arguments, which are also keys of a file of settings."""
+        return [*cls._defaults, *NAMED, *cls._arguments, "extra_special_tokens"]
+
     @classmethod
     def _settings_in(cls, directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the constructor's arguments in the files of a directory, and the other settings in them."""
-        found, names = read_settings(directory, cls.vocabulary_file), {*cls._defaults, *NAMED, *cls._arguments}
+        found, names = read_settings(directory, cls.vocabulary_file), cls.setting_names()
         return {k: v for k, v in found.items() if k in names}, {k: v for k, v in found.items() if k not in names}
 
     @abc.abstractmethod
@@ -276,30 +391,6 @@ class TokenizerBase(abc.ABC):
     @abc.abstractmethod
     def _settings_of_kind(self) -> dict[str, Any]:
         """Returns the settings in `tokenizer_config.json` that identify the kind of tokenizer."""
-
-    @abc.abstractmethod
-    def _token(self, index: int) -> str:
-        """Returns the token of an id; raises a ValueError if there is none."""
-
-    @abc.abstractmethod
-    def _id(self, token: str) -> int:
-        """Returns the id of a token, or that of the unknown token."""
-
-    @abc.abstractmethod
-    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
-        """Returns the text of some tokens, in which special tokens appear as their strings.
-
-        Args:
-          tokens: pieces and special tokens, as `tokenize` or `convert_ids_to_tokens` returns them.
-        """
-
-    @abc.abstractmethod
-    def get_vocab(self) -> dict[str, int]:
-        """Returns the id of every piece and added token."""
-
-    def __len__(self) -> int:
-        """Returns the number of pieces and added tokens."""
-        return len(self.get_vocab())
 
     def save_vocabulary(self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None) -> tuple[str]:
         """Writes the vocabulary file.
@@ -331,7 +422,10 @@ class TokenizerBase(abc.ABC):
         directory = Path(save_directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.save_vocabulary(directory)
-        settings = {name: value for name, value in self._settings.items() if value != self._defaults[name]}
+        settings = {}
+        for name, default in self._defaults.items():
+            if getattr(self, name) != (list(default) if isinstance(default, tuple) else default):
+                settings[name] = getattr(self, name)
         settings |= self.special_tokens_map | {
             "additional_special_tokens": self.additional_special_tokens,
             "model_max_length": model_max_length or self.model_max_length,
@@ -339,125 +433,19 @@ class TokenizerBase(abc.ABC):
         settings |= self._settings_of_kind()
         write_settings(directory, self._unknown_settings | settings, self.added_tokens_decoder)
 
-    def build_inputs_with_special_tokens(self, token_ids_0: Ids, token_ids_1: Ids | None = None) -> Ids:
-        """Returns the ids of a text and an eos, or of a pair with an eos after each text.
 
-        `SiglipTokenizer` appends no eos to ids that end with one, `Siglip2Tokenizer` always appends one.
+def _width(padding: str, max_length: int | None, multiple: int | None, rows: Sequence[Ids]) -> int | None:
+    """Returns the length that rows are padded to; None: they are not padded."""
+    if padding == "do_not_pad":
+        return None
+    width = max(map(len, rows)) if padding == "longest" else int(max_length or 0)
+    return width + -width % (multiple or 1)
 
-        Args:
-          token_ids_0: ids of the text.
-          token_ids_1: ids of the second text; None: there is none.
-        """
-        parts = [token_ids_0] if token_ids_1 is None else [token_ids_0, token_ids_1]
-        return [i for ids in parts for i in (*ids, *[self.eos_token_id] * self._lacks_end(ids))]
 
-    def get_special_tokens_mask(
-        self, token_ids_0: Ids, token_ids_1: Ids | None = None, already_has_special_tokens: bool = False
-    ) -> list[int]:
-        """Returns a mask of special tokens: 1 for each special token, 0 for other tokens.
-
-        Args:
-          token_ids_0: ids of the text.
-          token_ids_1: ids of the second text; None: there is none.
-          already_has_special_tokens: whether `token_ids_0` contains its special tokens; False: the mask is that of the
-            ids with an eos appended to each text.
-
-        Returns:
-          A list of 0 and 1, one per token.
-
-        Raises:
-          ValueError: if a second text is given with `already_has_special_tokens`.
-        """
-        if already_has_special_tokens:
-            if token_ids_1 is not None:
-                raise ValueError("token_ids_1 must be None with already_has_special_tokens=True, got a list")
-            return [int(i in self.all_special_ids) for i in token_ids_0]
-        return [0] * len(token_ids_0) + [1] + ([] if token_ids_1 is None else [0] * len(token_ids_1) + [1])
-
-    def create_token_type_ids_from_sequences(self, token_ids_0: Ids, token_ids_1: Ids | None = None) -> list[int]:
-        """Returns a list of zeros, one per token and eos, because SigLIP has no token types.
-
-        Args:
-          token_ids_0: ids of the text, without its eos.
-          token_ids_1: ids of the second text, without its eos; None: there is none.
-        """
-        return [0] * (len(token_ids_0) + 1 + (0 if token_ids_1 is None else len(token_ids_1) + 1))
-
-    def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
-        """Returns the id of a token, or a list of the ids of several.
-
-        Args:
-          tokens: a token or several; an unknown token gets the id of `unk_token`.
-        """
-        return self._id(tokens) if isinstance(tokens, str) else [self._id(token) for token in tokens]
-
-    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """Returns the token of an id, or a list of the tokens of several.
-
-        Args:
-          ids: an id, or a list or array of ids, which is flattened.
-          skip_special_tokens: whether special tokens are left out of a list.
-
-        Raises:
-          ValueError: for an id outside the vocabulary.
-        """
-        if isinstance(ids, (int, np.integer)):
-            return self._token(int(ids))
-        skip = set(self.all_special_ids) if skip_special_tokens else ()
-        return [self._token(i) for i in np.asarray(ids, np.int64).ravel().tolist() if i not in skip]
-
-    def _text(self, row: Any, skip_special_tokens: bool) -> str:
-        """Returns the text of one row of ids."""
-        return self.convert_tokens_to_string(self.convert_ids_to_tokens(row, skip_special_tokens))
-
-    def decode(
-        self,
-        token_ids: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-    ) -> Any:
-        """Returns the text of one row of token ids, or a list of texts of several rows.
-
-        Args:
-          token_ids: token ids, (positions,) or (texts, positions), as an array or lists; or a single id.
-          skip_special_tokens: whether special tokens such as the end of the text and padding are left out.
-          clean_up_tokenization_spaces: whether blanks before punctuation and English contractions are removed; None: as
-            set for the tokenizer. It has no effect for a `Siglip2Tokenizer`, as in the reference.
-
-        Returns:
-          A string for one row, a list of strings for several.
-
-        Raises:
-          ValueError: for an id outside the vocabulary.
-        """
-        if not isinstance(token_ids, (int, np.integer)) and len(token_ids) and np.ndim(token_ids[0]):
-            return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in token_ids]
-        text = self._text([token_ids] if isinstance(token_ids, (int, np.integer)) else token_ids, skip_special_tokens)
-        clean = self.clean_up_tokenization_spaces
-        if self._cleans_up and (clean if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces):
-            for spaced in _CLEAN_UP:
-                text = text.replace(spaced, spaced.strip())
-        return text
-
-    def batch_decode(
-        self,
-        sequences: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-    ) -> list[str]:
-        """Returns the texts of several rows of token ids.
-
-        Args:
-          sequences: token ids of each text, (texts, positions), as an array or lists.
-          skip_special_tokens: whether special tokens such as the end of the text and padding are left out.
-          clean_up_tokenization_spaces: whether blanks before punctuation and English contractions are removed; None: as
-            set for the tokenizer. It has no effect for a `Siglip2Tokenizer`, as in the reference.
-
-        Returns:
-          A list with one string per row.
-
-        Raises:
-          ValueError: for an id outside the vocabulary.
-        """
-        texts = self.decode(sequences, skip_special_tokens, clean_up_tokenization_spaces)
-        return [texts] if isinstance(texts, str) else texts
+def _as_lists(values: Any) -> Any:
+    """Returns an array, or a list of arrays or lists, as new lists."""
+    if hasattr(values, "__array__") and not isinstance(values, np.generic):
+        return np.asarray(values).tolist()
+    if not isinstance(values, (list, tuple)):
+        return values
+    return [_as_lists(value) if isinstance(value, (list, tuple)) or np.ndim(value) else value for value in values]

@@ -34,3 +34,22 @@ def remove_punctuation(text: str) -> str:
       text: any text.
     """
     return text.translate(_PUNCTUATION)
+
+
+def replace_surrogates(text: str) -> str:
+    """Returns a text that UTF-8 can encode: halves of surrogate pairs become one character or U+FFFD.
+
+    Python represents bytes that are not UTF-8, for example in an argument of the command line, by such halves.
+
+    Args:
+      text: any text.
+
+    Example:
+      >>> replace_surrogates("caf\\udce9, \\ud83d\\udc31") == "caf\ufffd, \U0001f431"
+      True
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

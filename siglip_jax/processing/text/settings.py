@@ -41,12 +41,14 @@ class AddedToken(NamedTuple):
     special: bool = True
 
     @classmethod
-    def of(cls, value: object, *, special: bool = True) -> "AddedToken":
+    def of(cls, value: Any, *, special: bool = True, name: str = "special token") -> "AddedToken":
         """Returns the token of a value.
 
         Args:
-          value: an `AddedToken`, a non-empty string, or the dictionary of a token in a file.
+          value: an `AddedToken`, also of `transformers` or `tokenizers`, a non-empty string, or the dictionary of a
+            token in a file.
           special: whether the token is special if `value` does not define it.
+          name: what the token is, for the error.
 
         Raises:
           ValueError: for any other value.
@@ -55,10 +57,12 @@ class AddedToken(NamedTuple):
             return value
         if isinstance(value, str) and value:
             return cls(value, special=special)
+        if not isinstance(value, Mapping) and isinstance(getattr(value, "content", None), str):
+            value = {field: getattr(value, field) for field in cls._fields if hasattr(value, field)}
         if isinstance(value, Mapping) and isinstance(value.get("content"), str) and value["content"]:
             fields: dict[str, Any] = {"special": special}
             return cls(**fields | {k: v for k, v in value.items() if k in cls._fields})
-        raise ValueError(f"special token must be a string, or an object with a 'content', got {value!r}")
+        raise ValueError(f"{name} must be a string, or an object with a 'content', got {value!r}")
 
 
 DEFAULT_LENGTH = 64  # default of SiglipTextConfig, for a config.json without the length

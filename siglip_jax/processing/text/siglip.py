@@ -21,7 +21,7 @@ import sentencepiece
 from siglip_jax import _hub as hub
 from siglip_jax.processing.text._sequences import Ids
 from siglip_jax.processing.text.base import TokenizerBase
-from siglip_jax.processing.text.canonical import canonicalize, remove_punctuation
+from siglip_jax.processing.text.canonical import canonicalize, remove_punctuation, replace_surrogates
 from siglip_jax.processing.text.settings import DEFAULT_LENGTH, SENTENCEPIECE, AddedToken, Token, vocabulary_in
 from siglip_jax.processing.text.siglip2 import Siglip2Tokenizer
 
@@ -120,23 +120,42 @@ class SiglipTokenizer(TokenizerBase):
         self.do_lower_case = do_lower_case
         self._bytes = _read(self.vocab_file)
         self.sp_model = _load(self._bytes, self.vocab_file, settings.get("sp_model_kwargs") or {})
-        self.added_tokens_decoder = dict(added_tokens_decoder or {})
-        self.added_tokens_encoder = {token.content: index for index, token in self.added_tokens_decoder.items()}
-        for content in self.all_special_tokens:
-            if content not in self.added_tokens_encoder:
-                index = self.sp_model.piece_to_id(content)
-                if self.sp_model.id_to_piece(index) != content:
-                    index = max([self.vocab_size, *(i + 1 for i in self.added_tokens_decoder)])
-                self.added_tokens_decoder[index] = AddedToken(content)
-                self.added_tokens_encoder[content] = index
-        self._number_special_tokens()
-        self.unk_token_length = len(self.sp_model.encode(self.unk_token))
-        added = sorted(self.added_tokens_encoder, key=len, reverse=True)  # longest first: "<a1>" before "<a"
-        self._added = re.compile("(" + "|".join(map(re.escape, added)) + ")")
+        self._decoder = dict(added_tokens_decoder or {})
+        self._add_missing()
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """Tokens that are matched in a text before it is split into pieces, by id; `add_tokens` adds to them."""
+        return dict(sorted(self._decoder.items()))
+
+    def _add(self, tokens: Sequence[AddedToken]) -> int:
+        """Adds tokens to those matched in a text; returns the number of new ids."""
+        count, encoder = 0, self.added_tokens_encoder
+        for token in tokens:
+            if self.do_lower_case and token.normalized and not token.special:
+                token = token._replace(content=token.content.lower())
+            index = encoder.get(token.content, self.sp_model.piece_to_id(token.content))
+            if token.content not in encoder and self.sp_model.id_to_piece(index) != token.content:
+                index = max([self.vocab_size, *(i + 1 for i in self._decoder)])
+                count += 1
+            if token.special and token.content not in self.all_special_tokens:
+                self._extra.append(token.content)
+            self._decoder[index] = token
+            encoder[token.content] = index
+        return count
+
+    def _refresh(self) -> None:
+        """Recomputes what follows from the special and the added tokens."""
+        encoder = self._encoder = self.added_tokens_encoder
+        self._special = set(self.all_special_tokens)
+        self.unk_token_length = len(self.sp_model.encode(self.unk_token or ""))
+        added = sorted(encoder, key=len, reverse=True)  # longest first: "<a1>" before "<a"
+        self._added = re.compile("(" + "|".join(map(re.escape, added)) + ")" if added else "(?!)")
         own = {content: self.sp_model.piece_to_id(content) for content in added}
         # Ids in SentencePiece of the strings of added tokens that have another id here.
-        self._doubtful = {own[content] for content, index in self.added_tokens_encoder.items() if own[content] != index}
-        self._joinable = not any(WORD_START in content or "\0" in content for content in added)
+        self._doubtful = {own[content] for content, index in encoder.items() if own[content] != index}
+        self._joinable = self._special <= encoder.keys()
+        self._joinable &= not any(WORD_START in content or "\0" in content for content in added)
 
     @classmethod
     def from_pretrained(
@@ -192,17 +211,17 @@ class SiglipTokenizer(TokenizerBase):
 
     def get_vocab(self) -> dict[str, int]:
         """Returns the id of every piece and added token."""
-        return {self._token(i): i for i in range(self.vocab_size)} | self.added_tokens_encoder
+        return {self._token(i): i for i in range(self.vocab_size)} | self._encoder
 
     def _token(self, index: int) -> str:
-        if index in self.added_tokens_decoder:
-            return self.added_tokens_decoder[index].content
+        if index in self._decoder:
+            return self._decoder[index].content
         if not 0 <= index < self.vocab_size:
             raise ValueError(f"{self.vocab_file}: token id must be 0 to {self.vocab_size - 1}, got {index}")
         return self.sp_model.id_to_piece(index)
 
     def _id(self, token: str) -> int:
-        index = self.added_tokens_encoder.get(token)
+        index = self._encoder.get(token)
         return self.sp_model.piece_to_id(token) if index is None else index
 
     def remove_punctuation(self, text: str) -> str:
@@ -239,25 +258,31 @@ class SiglipTokenizer(TokenizerBase):
           text: text to split.
           split_special_tokens: whether the string of an added token is split as any other text.
         """
-        whole = WORD_START + text.replace(WORD_START, " ")
+        whole = WORD_START + replace_surrogates(text).replace(WORD_START, " ")
         tokens: list[str] = []
         for part in [whole] if split_special_tokens else self._cut(whole):
-            tokens += [part] if part in self.added_tokens_encoder and not split_special_tokens else self._pieces(part)
-        drop = len(tokens) > 1 and tokens[0] == WORD_START and tokens[1] in self.all_special_tokens
+            kept = not split_special_tokens and (part in self._encoder or part in self._special)
+            tokens += [part] if kept else self._pieces(part)
+        drop = len(tokens) > 1 and tokens[0] == WORD_START and tokens[1] in self._special
         return tokens[1:] if drop else tokens
 
     def _pieces(self, chunk: str) -> list[str]:
         """Returns the pieces of a chunk of text without added tokens."""
-        pieces = self.sp_model.encode(self.unk_token + self.canonicalize_text(chunk), out_type=str)
+        pieces = self.sp_model.encode(self._start() + self.canonicalize_text(chunk), out_type=str)
         return pieces[self.unk_token_length :] if len(pieces) >= self.unk_token_length else pieces
+
+    def _start(self) -> str:
+        """Returns the token that is put before a text while it is encoded; raises a ValueError if it is unset."""
+        self._needed("unk_token", "to encode texts")
+        return self.unk_token
 
     def _cut(self, text: str) -> list[str]:
         """Splits a text at its added tokens and applies their `single_word`, `lstrip` and `rstrip`."""
         parts = [part for part in self._added.split(text) if part]
         for i, part in enumerate(parts):
-            if part not in self.added_tokens_encoder:
+            if part not in self._encoder:
                 continue
-            token = self.added_tokens_decoder[self.added_tokens_encoder[part]]
+            token = self._decoder[self._encoder[part]]
             left, right = (parts[i - 1] if i else ""), (parts[i + 1] if i + 1 < len(parts) else "")
             if token.rstrip and right:
                 parts[i + 1] = right.lstrip()
@@ -281,13 +306,14 @@ class SiglipTokenizer(TokenizerBase):
         Returns:
           A list of ids for each text.
         """
+        texts = [text.replace(WORD_START, " ") for text in map(replace_surrogates, texts)]
         joined = "\0".join(texts)
         if not self._joinable or joined.count("\0") != len(texts) - 1:
             return [self._ids_of(text, split_special_tokens) for text in texts]
         # One pass over all texts, joined by NUL, which has no case and is not a blank and so affects no neighbours.
         lowered = joined.lower() if self.do_lower_case else joined
-        cleaned = remove_punctuation(lowered.replace(WORD_START, " ")).split("\0")
-        start = self.unk_token + WORD_START
+        cleaned = remove_punctuation(lowered).split("\0")
+        start = self._start() + WORD_START
         blank = start + " "
         lines = [
             (blank if line[:1].isspace() and not line.isspace() else start) + " ".join(line.split()) for line in cleaned
@@ -319,7 +345,7 @@ class SiglipTokenizer(TokenizerBase):
         """
         text, pending, after_special = "", [], False
         for token in tokens:
-            if token not in self.all_special_tokens:
+            if token not in self._special:
                 pending.append(token)
                 after_special = False
                 continue

@@ -24,6 +24,7 @@ from siglip_jax import _hub as hub
 from siglip_jax._optional import import_optional
 from siglip_jax.processing.text._sequences import Ids
 from siglip_jax.processing.text.base import UNBOUNDED, TokenizerBase
+from siglip_jax.processing.text.canonical import replace_surrogates
 from siglip_jax.processing.text.settings import (
     DEFAULT_LENGTH,
     SENTENCEPIECE,
@@ -97,11 +98,10 @@ class Siglip2Tokenizer(TokenizerBase):
 
         Args:
           tokenizer_file: path of a file of the library `tokenizers` with a byte-pair encoding.
-          eos_token: token that ends a text; it must be in the vocabulary.
-          unk_token: token that replaces unknown pieces; it must be in the vocabulary.
-          pad_token: token of padding; it must be in the vocabulary.
-          additional_special_tokens: special tokens without a name; those that the vocabulary lacks get the next free
-            ids. None: none.
+          eos_token: token that ends a text. Special tokens that the vocabulary lacks get the next free ids.
+          unk_token: token that replaces unknown pieces.
+          pad_token: token of padding.
+          additional_special_tokens: special tokens without a name. None: none.
           model_max_length: length in tokens of the longest text that the model accepts; None: no limit.
           do_lower_case: must be True.
           added_tokens_decoder: further tokens, by id, that are matched in a text before it is split; ids of tokens in
@@ -112,11 +112,10 @@ class Siglip2Tokenizer(TokenizerBase):
 
         Raises:
           FileNotFoundError: if the file does not exist.
-          ValueError: if the file is not such a tokenizer, a special token is not in its vocabulary, a setting is
-            unknown or invalid, or the extra `siglip2` is not installed.
+          ValueError: if the file is not such a tokenizer, a setting is unknown or invalid, or the extra `siglip2` is
+            missing.
         """
-        if do_lower_case is not True:
-            raise ValueError(f"do_lower_case must be True, as SigLIP 2 was trained, got {do_lower_case!r}")
+        _check_lower_case(do_lower_case)
         self.vocab_file = os.fspath(tokenizer_file)
         self._tokenizer = _lower_casing(_load(self.vocab_file))
         more = {f"{name}_token": f"<{name}>" for name in ("bos", "mask") if self._has(f"<{name}>")}
@@ -126,14 +125,13 @@ class Siglip2Tokenizer(TokenizerBase):
             model_max_length=model_max_length,
             settings=settings,
         )
-        for name in ("eos_token", "unk_token", "pad_token"):
-            if not self._has(token := self.special_tokens_map[name]):
-                raise ValueError(
-                    f"{self.vocab_file}: {name} must be in the vocabulary, got {token!r}; pass the right {name}"
-                )
-        self._add_tokens([token for _, token in sorted((added_tokens_decoder or {}).items())])
-        self._number_special_tokens()
-        _end_with(self._tokenizer, self.eos_token, self.eos_token_id)
+        self._add([token for _, token in sorted((added_tokens_decoder or {}).items())])
+        self._add_missing()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "do_lower_case":
+            _check_lower_case(value)
+        super().__setattr__(name, value)
 
     @classmethod
     def from_pretrained(
@@ -183,17 +181,23 @@ class Siglip2Tokenizer(TokenizerBase):
         kind = {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": True, "padding_side": self.padding_side}
         return kind | {"add_bos_token": False, "add_eos_token": True}
 
-    def _add_tokens(self, tokens: Sequence[AddedToken]) -> None:
-        """Adds the tokens, and the special tokens that the tokenizer lacks, to those matched in a text."""
-        make = _library().AddedToken
-        self._tokenizer.add_tokens([make(**token._asdict()) for token in tokens])
-        known = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
-        missing = [make(**AddedToken(token)._asdict()) for token in self.all_special_tokens if token not in known]
-        self._tokenizer.add_tokens(missing)
-        fields = AddedToken._fields
-        found = self._tokenizer.get_added_tokens_decoder()
-        self.added_tokens_decoder = {i: AddedToken(*(getattr(found[i], name) for name in fields)) for i in found}
-        self.added_tokens_encoder = {token.content: i for i, token in self.added_tokens_decoder.items()}
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """Tokens that are matched in a text before it is split into pieces, by id; `add_tokens` adds to them."""
+        found, fields = self._tokenizer.get_added_tokens_decoder(), AddedToken._fields
+        return {i: AddedToken(*(getattr(found[i], name) for name in fields)) for i in sorted(found)}
+
+    def _add(self, tokens: Sequence[AddedToken]) -> int:
+        """Adds tokens to those matched in a text; returns the number of new ids."""
+        before = len(self)
+        self._tokenizer.add_tokens([_library().AddedToken(**token._asdict()) for token in tokens])
+        return len(self) - before
+
+    def _refresh(self) -> None:
+        """Recomputes what follows from the special and the added tokens."""
+        self.__dict__.pop("_splitting", None)
+        if self.eos_token is not None:
+            _end_with(self._tokenizer, self.eos_token, self.eos_token_id)
 
     @property
     def vocab_size(self) -> int:
@@ -217,7 +221,7 @@ class Siglip2Tokenizer(TokenizerBase):
 
     def _id(self, token: str) -> int:
         index = self._tokenizer.token_to_id(token)
-        return self.unk_token_id if index is None else index
+        return self._needed("unk_token", f"to stand for {token!r}") if index is None else index
 
     def _lacks_end(self, ids: Ids) -> bool:
         return True
@@ -237,7 +241,7 @@ class Siglip2Tokenizer(TokenizerBase):
           split_special_tokens: whether the string of a special token is split as any other text.
         """
         engine = self._splitting if split_special_tokens else self._tokenizer
-        return engine.encode(_unicode(text), add_special_tokens=False).tokens
+        return engine.encode(replace_surrogates(text), add_special_tokens=False).tokens
 
     def encode_texts(self, texts: Sequence[str], split_special_tokens: bool = False) -> list[Ids]:
         """Returns the ids of the pieces of each text, without the final `<eos>`.
@@ -252,7 +256,7 @@ class Siglip2Tokenizer(TokenizerBase):
           A list of ids for each text.
         """
         engine = self._splitting if split_special_tokens else self._tokenizer
-        encodings = engine.encode_batch_fast([_unicode(text) for text in texts], add_special_tokens=False)
+        encodings = engine.encode_batch_fast([replace_surrogates(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
@@ -274,6 +278,11 @@ class Siglip2Tokenizer(TokenizerBase):
 def _library() -> Any:
     """Returns the library `tokenizers`, which the extra `siglip2` installs."""
     return import_optional("tokenizers", "a tokenizer.json", "siglip2")
+
+
+def _check_lower_case(value: object) -> None:
+    if value is not True:
+        raise ValueError(f"do_lower_case must be True, as SigLIP 2 was trained, got {value!r}")
 
 
 def _load(file: str) -> Any:
@@ -318,12 +327,3 @@ def _end_with(tokenizer: Any, eos: str, index: int) -> None:
     processor = _library().processors.TemplateProcessing
     single, second = ["$A:0", f"{eos}:0"], ["$B:1", f"{eos}:1"]
     tokenizer.post_processor = processor(single=single, pair=single + second, special_tokens=[(eos, index)])
-
-
-def _unicode(text: str) -> str:
-    """Returns the text; raises a ValueError if it contains half a surrogate pair, which cannot be encoded in UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"text must be Unicode, got half a surrogate pair at {error.start} of {text!r}") from None
-    return text
