@@ -52,6 +52,10 @@ def _sentences(facts: dict[str, Any]) -> list[str]:
         f"{facts['trained_parameters']:,} of {facts['all_parameters']:,} parameters are trained",
         "mesh: " + ", ".join(f"{axis}={size}" for axis, size in facts["mesh"].items()),
     ]
+    if (images := facts["images"]) is not None and images < facts["examples"]:
+        lines.append(
+            f"{facts['examples']:,} rows name {images:,} images; rows of one image are not each other's negatives"
+        )
     if facts["memory_per_device"] is not None:
         lines.append(f"about {facts['memory_per_device'] / 2**30:.2f} GiB on each device, the batch included")
     return lines

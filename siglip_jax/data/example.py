@@ -1,6 +1,7 @@
 """The common interface of all data sets: examples that are read by their index."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+import hashlib
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -25,6 +26,21 @@ class Example(NamedTuple):
     texts: tuple[str, ...]
     label: int | None
     name: str
+
+
+def image_id(image: Any) -> int:
+    """Returns a hash of an image, 64 bits: images of the same bytes, or of the same pixels, are one image.
+
+    Args:
+      image: bytes of an encoded image file, or pixels.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    if not isinstance(image, (bytes, bytearray, memoryview)):
+        image = np.ascontiguousarray(image)
+        digest.update(repr((image.shape, image.dtype.str)).encode())
+        image = image.view(np.uint8)
+    digest.update(image)
+    return int.from_bytes(digest.digest(), "little")
 
 
 @runtime_checkable

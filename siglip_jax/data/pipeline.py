@@ -32,7 +32,8 @@ class Batch(NamedTuple):
 
     Attributes:
       arrays: `pixels`, (rows, height, width, 3) uint8; `index`, (rows,) int64, the index of each example counted over
-        all sources; and if the transform returns them `input_ids`, (rows, positions) int32, and `label`, (rows,) int32.
+        all sources; and if the transform returns them `input_ids`, (rows, positions) int32, `image_ids`, (rows,) int32,
+        equal for rows of the same image, and `label`, (rows,) int32.
       skipped: one "name: reason" for each example that was unreadable and was replaced.
 
     Example:

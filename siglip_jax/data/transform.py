@@ -14,7 +14,7 @@ import PIL.Image
 from jaxtyping import Array, Float32, UInt8
 
 from siglip_jax._checks import check_choice
-from siglip_jax.data.example import Example
+from siglip_jax.data.example import Example, image_id
 from siglip_jax.processing import SiglipImageProcessorPil, SiglipProcessor
 from siglip_jax.processing.images import pixels
 from siglip_jax.processing.images.loading import load_image
@@ -33,11 +33,13 @@ class Row(NamedTuple):
       pixels: the resized image, (height, width, 3) uint8.
       text: one caption of the example, not tokenized yet; None without `captions`.
       label: index of the class; None without `labels`.
+      image_id: hash of the image, equal for rows of the same image; None without `captions`.
     """
 
     pixels: UInt8[np.ndarray, "height width 3"]
     text: str | None
     label: int | None
+    image_id: int | None = None
 
 
 class Transform:
@@ -61,7 +63,7 @@ class Transform:
       >>> image = (EXAMPLES / "horse.png").read_bytes()
       >>> arrays = transform(Example(image, ("a horse",), None, "horse.png"), np.random.default_rng(0))
       >>> {name: (array.shape, array.dtype.name) for name, array in arrays.items()}
-      {'pixels': ((64, 64, 3), 'uint8'), 'input_ids': ((16,), 'int32')}
+      {'pixels': ((64, 64, 3), 'uint8'), 'input_ids': ((16,), 'int32'), 'image_ids': ((), 'int32')}
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class Transform:
           augment: "none"; "flip", which mirrors half of the images; "crop", which resizes a random part of each image;
             "crop_flip", which does both.
           min_area: smallest share of the area of an image that a random part has, above 0 and up to 1.
-          captions: whether to return `input_ids`; an example without a caption is then an error.
+          captions: whether to return `input_ids` and `image_ids`; an example without a caption is then an error.
           labels: whether to return `label`; an example without a label is then an error.
           max_pixels: largest number of pixels of an image before it is resized.
 
@@ -113,8 +115,8 @@ class Transform:
           rng: source of randomness for the choice of the caption and for the augmentation.
 
         Returns:
-          `pixels`, (height, width, 3) uint8; with `captions` `input_ids`, (positions,) int32; with `labels` `label`,
-          () int32.
+          `pixels`, (height, width, 3) uint8; with `captions` `input_ids`, (positions,) int32, and `image_ids`, ()
+          int32; with `labels` `label`, () int32.
 
         Raises:
           ValueError: if the image is unreadable or too large, or the caption or label is missing.
@@ -148,7 +150,7 @@ class Transform:
             if example.label is None:
                 raise ValueError(f"{example.name}: an example must have a label, got no index or name of a class")
             label = example.label
-        return Row(self._pixels(example, rng), text, label)
+        return Row(self._pixels(example, rng), text, label, self._image_id(example) if self.captions else None)
 
     def stack(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
         """Stacks rows to a batch and tokenizes their captions together, which is faster than one by one.
@@ -157,15 +159,20 @@ class Transform:
           rows: rows that `row` returned, one or more.
 
         Returns:
-          `pixels`, (rows, height, width, 3) uint8; with `captions` `input_ids`, (rows, positions) int32; with `labels`
-          `label`, (rows,) int32.
+          `pixels`, (rows, height, width, 3) uint8; with `captions` `input_ids`, (rows, positions) int32, and
+          `image_ids`, (rows,) int32, equal for rows of the same image; with `labels` `label`, (rows,) int32.
         """
         arrays = {"pixels": np.stack([row.pixels for row in rows])}
         if self.captions:
             arrays["input_ids"] = self._processor(text=[row.text for row in rows], truncation=True)["input_ids"]
+            low = np.array([(row.image_id or 0) & 0xFFFFFFFF for row in rows], np.uint32)
+            arrays["image_ids"] = low.view(np.int32)
         if self.labels:
             arrays["label"] = np.array([row.label for row in rows], np.int32)
         return arrays
+
+    def _image_id(self, example: Example) -> int:
+        return image_id(example.image)
 
     def _pixels(self, example: Example, rng: np.random.Generator) -> UInt8[np.ndarray, "height width 3"]:
         if isinstance(example.image, np.ndarray):

@@ -7,12 +7,22 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from siglip_jax._callbacks import OnUnreadable, naming
-from siglip_jax.data.example import Source
+from siglip_jax.data.example import Source, image_id
 from siglip_jax.evaluation.neighbours import check_finite
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.stream import in_threads
 
 TEXTS = 1024  # texts that are embedded between two reports of progress
+
+
+class _Row(NamedTuple):
+    """An example that was read; rows of the same image share its place among those that are embedded."""
+
+    number: int
+    name: str
+    label: int
+    texts: tuple[str, ...]
+    place: int
 
 
 class Embedded(NamedTuple):
@@ -24,6 +34,7 @@ class Embedded(NamedTuple):
       labels: label of each image, (n,); -1 where it has none.
       texts: captions of each image.
       unreadable: number of unreadable images.
+      images: index of the first row with the same image, of the same bytes or pixels, (n,).
     """
 
     embeds: Float[np.ndarray, "n embed"]
@@ -31,12 +42,24 @@ class Embedded(NamedTuple):
     labels: Int[np.ndarray, " n"]
     texts: list[tuple[str, ...]]
     unreadable: int
+    images: Int[np.ndarray, " n"]
 
     def with_labels(self) -> "Embedded":
         """Returns the images that have labels."""
-        kept = np.flatnonzero(self.labels >= 0)
-        texts = [self.texts[i] for i in kept]
-        return Embedded(self.embeds[kept], self.numbers[kept], self.labels[kept], texts, self.unreadable)
+        return self._of(np.flatnonzero(self.labels >= 0))
+
+    def merged(self) -> "Embedded":
+        """Returns one row for each different image, with the texts of all rows that show it."""
+        texts: dict[int, tuple[str, ...]] = {}
+        for image, own in zip(self.images.tolist(), self.texts, strict=True):
+            texts[image] = texts.get(image, ()) + own
+        return self._of(np.array(list(texts)))._replace(texts=list(texts.values()))
+
+    def _of(self, rows: Int[np.ndarray, " kept"]) -> "Embedded":
+        texts = [self.texts[i] for i in rows]
+        _, first, images = np.unique(self.images[rows], return_index=True, return_inverse=True)
+        kept = self.embeds[rows], self.numbers[rows], self.labels[rows], texts, self.unreadable
+        return Embedded(*kept, first[images])
 
 
 def embed_examples(
@@ -48,7 +71,7 @@ def embed_examples(
     on_unreadable: OnUnreadable | None = None,
     advance: Callable[[int], object] = lambda amount: None,
 ) -> Embedded:
-    """Embeds the images of a source; unreadable ones are left out.
+    """Embeds the images of a source, each different one once; unreadable ones are left out.
 
     Args:
       siglip: the model.
@@ -62,8 +85,10 @@ def embed_examples(
       ValueError: if no image is readable, or the model returns embeddings that are not finite.
     """
     numbers = range(len(source)) if numbers is None else numbers
-    read: list[tuple[int, str, int, tuple[str, ...]]] = []
-    lost: set[int] = set()
+    rows: list[_Row] = []
+    places: dict[int, int] = {}  # hash of an image to its place among those that are embedded
+    heads: list[_Row] = []  # first row of each place
+    lost: dict[int, Exception] = {}
     failures: list[Exception] = []
 
     def report(index: int, name: str, error: Exception) -> None:
@@ -81,26 +106,38 @@ def embed_examples(
             except (OSError, ValueError) as error:
                 report(number, f"number {number}", error)
                 continue
-            read.append((number, example.name, -1 if example.label is None else example.label, example.texts))
-            yield example.image
+            key = image_id(example.image)
+            new = key not in places
+            place = places.setdefault(key, len(places))
+            label = -1 if example.label is None else example.label
+            rows.append(_Row(number, example.name, label, example.texts, place))
+            if new:
+                heads.append(rows[-1])
+                yield example.image
 
-    def undecodable(position: int, error: Exception) -> None:
-        lost.add(position)
-        report(*read[position][:2], error)
+    def undecodable(place: int, error: Exception) -> None:
+        lost[place] = error
+        report(heads[place].number, heads[place].name, error)
 
     embeds = siglip.encode_image(images(), batch_size=batch_size, on_unreadable=undecodable)
-    kept = [position for position in range(len(read)) if position not in lost]
+    for row in rows:
+        if row.place in lost and row is not heads[row.place]:
+            report(row.number, row.name, lost[row.place])
+    kept = [row for row in rows if row.place not in lost]
     if not kept:
         first = f"; the first error: {failures[0]}" if failures else ""
         raise ValueError(f"one or more images must be readable, got none among {len(numbers)}{first}")
-    embeds = embeds[kept]
+    shown = np.array([row.place for row in kept], np.int64)
+    embeds = embeds[shown]
     check_finite(embeds, "the model's image embeddings")
+    _, first_of, inverse = np.unique(shown, return_index=True, return_inverse=True)
     return Embedded(
         embeds,
-        np.array([read[i][0] for i in kept], np.int64),
-        np.array([read[i][2] for i in kept], np.int64),
-        [read[i][3] for i in kept],
+        np.array([row.number for row in kept], np.int64),
+        np.array([row.label for row in kept], np.int64),
+        [row.texts for row in kept],
         len(failures),
+        first_of[inverse],
     )
 
 
@@ -137,3 +174,18 @@ def embed_texts(
 def spread(count: int, limit: int | None) -> Sequence[int]:
     """Returns `limit` evenly spaced indices below `count`, or all; sources are often sorted, so not the first ones."""
     return range(count) if limit is None or limit >= count else [i * count // limit for i in range(limit)]
+
+
+def spread_images(source: Source, limit: int | None) -> Sequence[int]:
+    """Returns the rows of `limit` evenly spaced images, or all; without names of images, each row counts as one.
+
+    Args:
+      source: the examples; its `image_numbers`, if it has any, say which rows name the same image.
+      limit: number of images; None: all.
+    """
+    images = getattr(source, "image_numbers", None)
+    if limit is None or images is None:
+        return spread(len(source), limit)
+    chosen = np.zeros(int(images.max(initial=-1)) + 1, bool)
+    chosen[list(spread(len(chosen), limit))] = True
+    return np.flatnonzero(chosen[images]).tolist()

@@ -10,7 +10,7 @@ from siglip_jax._callbacks import Counter
 from siglip_jax.data.example import Source
 from siglip_jax.evaluation import neighbours, probes, zero_shot
 from siglip_jax.evaluation.accuracy import accuracy
-from siglip_jax.evaluation.embeddings import Embedded, embed_examples, embed_texts, spread
+from siglip_jax.evaluation.embeddings import Embedded, embed_examples, embed_texts, spread, spread_images
 from siglip_jax.evaluation.prompts import TEMPLATES, prompts
 from siglip_jax.evaluation.result import DEFAULTS, Options, Result
 from siglip_jax.evaluation.retrieval import KS, retrieval_ranks
@@ -240,11 +240,13 @@ def evaluate_retrieval(
 
     The recall at k is the share of queries with a right answer among the first k. Ties count against the model: an
     answer that is as near as the right one counts as nearer. A text that occurs with several images has only its own
-    image as the right answer; `settings["texts_that_repeat_another"]` counts such texts.
+    image as the right answer; `settings["texts_that_repeat_another"]` counts such texts. Rows of the same image, of the
+    same bytes or pixels, are one image with the texts of all of them; `settings["repeated_images"]` counts the rows
+    after the first one of each image.
 
     Args:
       siglip: the model.
-      source: data set with captions; an image may have several texts, or none.
+      source: data set with captions; an image may have several texts, in one row or several, or none.
       ks: the values of k.
       options: limit, batch size and callbacks, which all evaluations share.
 
@@ -268,8 +270,8 @@ def evaluate_retrieval(
       >>> result.metrics
       {'text_to_image_r1': 1.0, 'image_to_text_r1': 1.0}
     """
-    numbers = spread(len(source), options.limit)
-    embedded = embed_examples(
+    numbers = spread_images(source, options.limit)
+    rows = embed_examples(
         siglip,
         source,
         numbers=numbers,
@@ -277,6 +279,7 @@ def evaluate_retrieval(
         on_unreadable=options.on_unreadable,
         advance=Counter(options.on_progress, len(numbers)).add,
     )
+    embedded = rows.merged()
     texts = [text for group in embedded.texts for text in group]
     owners = np.repeat(np.arange(len(embedded.texts)), [len(group) for group in embedded.texts])
     if not texts:
@@ -289,6 +292,7 @@ def evaluate_retrieval(
         "texts": len(texts),
         "texts_that_repeat_another": len(texts) - len(set(texts)),
         "images_without_text": int((ranks.image_to_text < 0).sum()),
+        "repeated_images": len(rows.embeds) - len(embedded.embeds),
         "limit": options.limit,
     }
     return Result(

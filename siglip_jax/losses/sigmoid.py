@@ -68,8 +68,8 @@ def sigmoid_loss(
     block_size: BlockSize = None,
     mesh: Mesh | None = None,
     axis: AxisName = "data",
-    image_groups: Int[Array, " images"] | None = None,
-    text_groups: Int[Array, " texts"] | None = None,
+    image_groups: Int[Array, "images ..."] | None = None,
+    text_groups: Int[Array, "texts ..."] | None = None,
 ) -> Float[Array, ""]:
     """Returns the mean over images of the sum over texts of −log σ(±logit): + for matching texts, − for all others.
 
@@ -94,8 +94,9 @@ def sigmoid_loss(
         loss is computed without `shard_map`.
       axis: axis of the mesh over which the batch is sharded; a tuple for several, as in `("data", "fsdp")`.
       image_groups: group id of each image, (images,) integers; an image and a text of the same group are a positive
-        pair, so that an image may have several captions. None: images and texts match by row.
-      text_groups: group id of each text, (texts,) integers; given together with `image_groups`.
+        pair, so that an image may have several captions. (images, kinds): groups of several kinds, in any of which a
+        positive pair may agree. None: images and texts match by row.
+      text_groups: group id of each text, (texts,) integers or (texts, kinds); given together with `image_groups`.
 
     Returns:
       A float32 scalar.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from siglip_jax.losses.sigmoid import check_axis, pairwise_logits
 from siglip_jax.losses.tiles import AxisName, BlockSize, make_pairs, tile_size
@@ -21,6 +21,7 @@ def softmax_loss(
     block_size: BlockSize = None,
     mesh: Mesh | None = None,
     axis: AxisName = "data",
+    image_groups: Int[Array, " images"] | None = None,
 ) -> Float[Array, ""]:
     """Returns the mean of the cross-entropy of each image over all texts and of each text over all images.
 
@@ -38,6 +39,8 @@ def softmax_loss(
         number that suits the kind of device.
       mesh: mesh over whose `axis` the embeddings are sharded; None: the loss is computed without `shard_map`.
       axis: axis of the mesh over which the batch is sharded; a tuple for several, as in `("data", "fsdp")`.
+      image_groups: group id of each image, (images,) integers; an image and a text of one group and of two rows are
+        left out of each other's denominators, because neither is a wrong answer. None: no two rows share an image.
 
     Returns:
       A float32 scalar.
@@ -50,46 +53,67 @@ def softmax_loss(
       >>> round(float(softmax_loss(embeds, embeds, jnp.log(2.0), jnp.array(0.0))), 2)
       0.34
     """
-    pairs = make_pairs(image_embeds, text_embeds, logit_scale, logit_bias, None, None)
-    given = pairs.images, pairs.texts, pairs.scale, pairs.bias
+    pairs = make_pairs(image_embeds, text_embeds, logit_scale, logit_bias, image_groups, image_groups)
+    given = pairs.images, pairs.texts, pairs.image_groups, pairs.scale, pairs.bias
     if mesh is None:
         return _both_ways(*given, block_size=block_size, axis=None)
     check_axis(mesh, axis, len(pairs.images), len(pairs.texts))
     return _over_mesh(*given, mesh, axis, block_size)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+@functools.partial(jax.jit, static_argnums=(5, 6, 7))
 def _over_mesh(
-    images: Array, texts: Array, scale: Array, bias: Array, mesh: Mesh, axis: AxisName, block_size: BlockSize
+    images: Array,
+    texts: Array,
+    groups: Array,
+    scale: Array,
+    bias: Array,
+    mesh: Mesh,
+    axis: AxisName,
+    block_size: BlockSize,
 ) -> Array:
     """Returns the loss of embeddings that are sharded over an axis of a mesh."""
     sharded, replicated = PartitionSpec(axis), PartitionSpec()
-    specs = (sharded, sharded, replicated, replicated)
+    specs = (sharded, sharded, sharded, replicated, replicated)
     share = functools.partial(_both_ways, block_size=block_size, axis=axis)
-    return jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=replicated)(images, texts, scale, bias)
+    return jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=replicated)(images, texts, groups, scale, bias)
 
 
 def _both_ways(
-    images: Array, texts: Array, scale: Array, bias: Array, *, block_size: BlockSize, axis: AxisName | None
+    images: Array,
+    texts: Array,
+    groups: Array,
+    scale: Array,
+    bias: Array,
+    *,
+    block_size: BlockSize,
+    axis: AxisName | None,
 ) -> Array:
     """Returns the mean of the cross-entropies of images over texts and of texts over images."""
-    cross_entropy = functools.partial(_cross_entropy, scale=scale, bias=bias, block_size=block_size, axis=axis)
-    loss = (cross_entropy(images, texts) + cross_entropy(texts, images)) / 2
+    shared = {"groups": groups, "scale": scale, "bias": bias, "block_size": block_size, "axis": axis}
+    loss = (_cross_entropy(images, texts, **shared) + _cross_entropy(texts, images, **shared)) / 2
     return loss if axis is None else lax.pmean(loss, axis)
 
 
 def _cross_entropy(
-    queries: Array, keys: Array, scale: Array, bias: Array, block_size: BlockSize, axis: AxisName | None
+    queries: Array,
+    keys: Array,
+    groups: Array,
+    scale: Array,
+    bias: Array,
+    block_size: BlockSize,
+    axis: AxisName | None,
 ) -> Array:
     """Returns the mean cross-entropy of the queries of this device over all keys; query and key match by row."""
-    rows = jnp.arange(len(queries))
+    rows, key_groups = jnp.arange(len(queries)), groups
     if axis is not None:
         rows += lax.axis_index(axis) * len(queries)
-        keys = lax.all_gather(keys, axis, tiled=True)
+        keys, key_groups = (lax.all_gather(x, axis, tiled=True) for x in (keys, groups))
 
     @jax.checkpoint
-    def one(query: Array, row: Array) -> Array:
+    def one(query: Array, row: Array, group: Array) -> Array:
         logits = pairwise_logits(query[None], keys, scale, bias)[0]
-        return jax.nn.logsumexp(logits) - logits[row]
+        also_right = (key_groups == group) & (jnp.arange(len(keys)) != row)
+        return jax.nn.logsumexp(jnp.where(also_right, -jnp.inf, logits)) - logits[row]
 
-    return jnp.mean(lax.map(lambda x: one(*x), (queries, rows), batch_size=tile_size(block_size, len(queries))))
+    return jnp.mean(lax.map(lambda x: one(*x), (queries, rows, groups), batch_size=tile_size(block_size, len(queries))))

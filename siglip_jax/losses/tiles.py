@@ -35,12 +35,12 @@ class Gradients(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Embeddings to compare, with temperature and bias; an image and a text of the same group match."""
+    """Embeddings to compare, with temperature and bias; an image and a text of the same group of any kind match."""
 
     images: Float[Array, "images embedding"]
     texts: Float[Array, "texts embedding"]
-    image_groups: Int[Array, " images"]
-    text_groups: Int[Array, " texts"]
+    image_groups: Int[Array, "images ..."]
+    text_groups: Int[Array, "texts ..."]
     scale: Float[Array, ""]
     bias: Float[Array, ""]
 
@@ -91,11 +91,15 @@ def make_pairs(
         image_groups = text_groups = jnp.arange(len(images))
     groups = jnp.asarray(image_groups), jnp.asarray(text_groups)
     for name, x, ids in (("image", images, groups[0]), ("text", texts, groups[1])):
-        if ids.shape != x.shape[:1] or not jnp.issubdtype(ids.dtype, jnp.integer):
+        if ids.shape[:1] != x.shape[:1] or ids.ndim > 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
             raise ValueError(
                 f"{name}_groups must be an integer for each of the {len(x)} {name}s, got shape {ids.shape} of"
                 f" {ids.dtype}"
             )
+    if groups[0].shape[1:] != groups[1].shape[1:]:
+        raise ValueError(
+            f"image_groups and text_groups must have as many columns, got {groups[0].shape} and {groups[1].shape}"
+        )
     common = common_dtype(images.dtype, texts.dtype)
     sums = common_dtype(common, jnp.float32)
     scale, bias = (jnp.asarray(x, sums).reshape(()) for x in (logit_scale, logit_bias))
@@ -113,9 +117,10 @@ def signed_loss(z: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.maximum(z, 0) + jnp.log1p(jnp.exp(-jnp.abs(z)))
 
 
-def matching(image_groups: Int[Array, " images"], text_groups: Int[Array, " texts"]) -> Array:
-    """Returns whether each pair matches, (images, texts)."""
-    return image_groups[:, None] == text_groups[None, :]
+def matching(image_groups: Int[Array, "images ..."], text_groups: Int[Array, "texts ..."]) -> Array:
+    """Returns whether each pair matches, (images, texts): in any column if the groups have several."""
+    match = image_groups[:, None] == text_groups[None, :]
+    return match if match.ndim == 2 else match.any(axis=2)
 
 
 @functools.partial(jax.jit, static_argnames=("block_size", "axis_name"))

@@ -111,7 +111,9 @@ class Pairs(Objective):
 
     A batch has `pixels` (n, h, w, 3) uint8, or precomputed `image_embeds` (n, E) float32; `input_ids` (m, T) int32; and
     optionally `image_groups` (n,) int32 and `text_groups` (m,) int32: an image and a text of the same group are a
-    positive pair. Without groups n is m, and images and texts of the same row are the positive pairs.
+    positive pair. Without groups n is m, and images and texts of the same row are the positive pairs; so are those of
+    two rows of the same image, where the batch has `image_ids` (n,) int32, equal for rows of the same image. The
+    softmax loss, which has one positive pair for each row, leaves such pairs of two rows out of its denominators.
 
     Attributes:
       module: `SiglipModel`.
@@ -174,20 +176,31 @@ class Pairs(Objective):
           batch: arrays of the whole batch; groups and `input_ids` are used.
 
         Returns:
-          The loss, a float32 scalar, and the metrics `temperature`, `bias` and, for the sigmoid loss without groups,
-          `loss_positive` and `loss_negative`: the terms of positive and negative pairs, which sum to the loss.
+          The loss, a float32 scalar, and the metrics `temperature`, `bias`, with `image_ids` `repeated_images` (rows
+          whose image is that of another row before), and, for the sigmoid loss without groups and equal texts,
+          `loss_positive` and `loss_negative`: the terms of each image and its own text, and of all other pairs.
         """
         given = embeds["images"], embeds["texts"], params["logit_scale"], params["logit_bias"]
         over = {"block_size": self.block_size, "mesh": self.mesh, "axis": BATCH_AXES if self.mesh else "data"}
         scale, bias = params["logit_scale"][0], params["logit_bias"][0]
         metrics = {"temperature": jnp.exp(scale), "bias": bias}
+        images = None
+        if "image_ids" in batch:
+            images = jnp.asarray(batch["image_ids"])
+            ordered = jnp.sort(images)
+            metrics["repeated_images"] = jnp.sum(ordered[1:] == ordered[:-1]).astype(jnp.float32)
         if self.contrast == "softmax":
-            return softmax_loss(*given, **over), metrics
+            return softmax_loss(*given, **over, image_groups=images), metrics
         groups = {name: batch[name] for name in ("image_groups", "text_groups") if name in batch}
-        if self.equal_texts_match and not groups:
-            groups = dict.fromkeys(("image_groups", "text_groups"), fingerprints(batch["input_ids"]))
-        loss = sigmoid_loss(*given, **over, **groups)
+        by_row = not groups and not self.equal_texts_match
         if not groups:
+            texts = fingerprints(batch["input_ids"]) if self.equal_texts_match else None
+            kinds = [ids for ids in (images, texts) if ids is not None]
+            if kinds:
+                both = kinds[0] if len(kinds) == 1 else jnp.stack(kinds, axis=1)
+                groups = dict.fromkeys(("image_groups", "text_groups"), both)
+        loss = sigmoid_loss(*given, **over, **groups)
+        if by_row:
             cosines = jnp.sum(jax.lax.stop_gradient(embeds["images"] * embeds["texts"]), axis=1)
             positive = jnp.mean(signed_loss(-(jnp.exp(scale) * cosines + bias)))
             metrics |= {"loss_positive": positive, "loss_negative": loss - positive}

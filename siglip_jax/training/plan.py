@@ -10,7 +10,7 @@ from siglip_jax.parallel.mesh import AXES
 from siglip_jax.params import flatten
 from siglip_jax.training.prepare import Model
 from siglip_jax.training.recipe import Recipe
-from siglip_jax.training.setup import Data, Path_, recipe_with, set_up
+from siglip_jax.training.setup import Data, Path_, Sources, recipe_with, set_up
 
 SCHEDULE_POINTS = 60  # values of the schedule that a dry run returns
 
@@ -40,10 +40,11 @@ def dry_run(
         `**{"optimizer.rate": 1e-5}`.
 
     Returns:
-      A dict that JSON can hold: `steps`, `batch_size`, `examples` of an epoch, `epochs`, `trained_parameters`,
-      `all_parameters`, `mesh`, `memory_per_device` in bytes (None where no estimate applies), `peak_rate`, `schedule`
-      (factors of the rate, evenly spaced over the run), and `parameters`, a row for each: `parameter` (its path),
-      `shape`, `rate`, `decay`, `frozen` and `sharding`.
+      A dict that JSON can hold: `steps`, `batch_size`, `examples` of an epoch, `images` (the different ones that they
+      name; None where only reading them shows it), `epochs`, `trained_parameters`, `all_parameters`, `mesh`,
+      `memory_per_device` in bytes (None where no estimate applies), `peak_rate`, `schedule` (factors of the rate,
+      evenly spaced over the run), and `parameters`, a row for each: `parameter` (its path), `shape`, `rate`, `decay`,
+      `frozen` and `sharding`.
 
     Raises:
       FileNotFoundError: if data or checkpoint do not exist.
@@ -79,6 +80,7 @@ def dry_run(
         "steps": plan.steps,
         "batch_size": recipe.batch_size,
         "examples": examples,
+        "images": _images(setup.sources),
         "epochs": round(plan.steps * recipe.batch_size / examples, 3),
         "trained_parameters": trained,
         "all_parameters": sum(int(np.prod(shape)) for shape in shapes.values()),
@@ -88,6 +90,12 @@ def dry_run(
         "schedule": [float(plan.schedule(step)) for step in points],
         "parameters": rows,
     }
+
+
+def _images(sources: Sources) -> int | None:
+    """Returns how many different images the examples name; None if a source does not know it before it reads them."""
+    numbers = [getattr(source, "image_numbers", None) for source, _ in sources]
+    return sum(int(x.max()) + 1 for x in numbers if x is not None) if all(x is not None for x in numbers) else None
 
 
 def _treatment_row(recipe: Recipe, model: Model, path: str, shape: tuple[int, ...], spec: str) -> dict[str, Any]:

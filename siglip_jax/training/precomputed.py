@@ -3,7 +3,7 @@
 import copy
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from siglip_jax._callbacks import Counter, OnProgress
 from siglip_jax._files import written_aside
-from siglip_jax.data.example import Example, Source
+from siglip_jax.data.example import Example, Source, image_id
 from siglip_jax.data.pipeline import ordered
 from siglip_jax.data.transform import Transform
 from siglip_jax.models.siglip import normalize
@@ -81,6 +81,18 @@ def precompute_image_embeds(
     return Precomputed(source, parts)
 
 
+class Embedding(NamedTuple):
+    """An embedding in place of an image.
+
+    Attributes:
+      embed: L2-normalised embedding of the image, (E,) float32.
+      image_id: hash of the image itself.
+    """
+
+    embed: Float[np.ndarray, " embed"]
+    image_id: int
+
+
 class Precomputed:
     """A source with embeddings in place of images, memory-mapped from files.
 
@@ -102,7 +114,7 @@ class Precomputed:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Example:
-        """Returns an example whose image is its embedding, (E,) float32.
+        """Returns an example whose image is an `Embedding`.
 
         Raises:
           ValueError: if the image was unreadable when it was embedded.
@@ -111,7 +123,9 @@ class Precomputed:
         row = self._part(index // PART)[index % PART]
         if not np.isfinite(row[0]):
             raise ValueError(f"{example.name}: the image cannot be read")
-        return example._replace(image=np.array(row))
+        # The identity is that of the image: embeddings of the same image may differ in their last bits.
+        embedding: Any = Embedding(np.array(row), image_id(example.image))
+        return example._replace(image=embedding)
 
     def _part(self, number: int) -> np.ndarray:
         return _mapped(self.parts[number])
@@ -126,7 +140,10 @@ class PrecomputedTransform(Transform):
     """Makes rows of the examples of `Precomputed`, with `image_embeds` (rows, E) float32 in place of `pixels`."""
 
     def _pixels(self, example: Example, rng: np.random.Generator) -> Any:
-        return example.image
+        return example.image.embed  # type: ignore[missing-attribute]  # an `Embedding`
+
+    def _image_id(self, example: Example) -> int:
+        return example.image.image_id  # type: ignore[missing-attribute]
 
     def stack(self, rows: Any) -> dict[str, np.ndarray]:
         """Returns the arrays of a batch.

@@ -81,6 +81,7 @@ def _replaced(options: Any, fields: Mapping[str, Any], name: str) -> Any:
 class Setup:
     """Everything that a run is made of."""
 
+    sources: Sources
     model: Model
     objective: Objective
     pipeline: Pipeline
@@ -122,7 +123,7 @@ def set_up(
         process_count=jax.process_count(),
     )
     plan = make_plan(recipe, model.table, objective, pipeline.examples, mesh)
-    return Setup(model, objective, pipeline, plan, mesh)
+    return Setup(sources, model, objective, pipeline, plan, mesh)
 
 
 def _opened(data: Data, keys: Mapping[str, Any]) -> Sources:

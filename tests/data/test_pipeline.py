@@ -43,6 +43,7 @@ def test_shapes_and_kinds(transform):
     assert kinds == {
         "pixels": ((6, 32, 32, 3), "uint8"),
         "input_ids": ((6, 16), "int32"),
+        "image_ids": ((6,), "int32"),
         "index": ((6,), "int64"),
     }
     assert batch.skipped == ()

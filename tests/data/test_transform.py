@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from siglip_jax.data.example import Example
+from siglip_jax.data.example import Example, image_id
 from siglip_jax.data.transform import Transform, normalize_pixels, random_box
 from siglip_jax.processing import (
     Siglip2ImageProcessor,
@@ -146,7 +146,7 @@ def test_a_copy_for_another_process_does_the_same(processor, tmp_path):
         copy = pickle.loads(pickle.dumps(transform))
         given = example(encoded(), "A photo of a cat, größer", "two dogs")
         ours, theirs = transform(given, rng(3)), copy(given, rng(3))
-        assert all((ours[name] == theirs[name]).all() for name in ours) and len(ours) == 2
+        assert all((ours[name] == theirs[name]).all() for name in ours) and len(ours) == 3
 
 
 def test_one_of_several_captions_is_drawn(processor):
@@ -246,3 +246,16 @@ def test_impossible_options(processor):
             Transform(with_options(processor, **options))
     with pytest.raises(ValueError, match="images of one size, got a Siglip2ImageProcessor of variable resolution"):
         Transform(SiglipProcessor(Siglip2ImageProcessor(), processor.tokenizer))
+
+
+def test_rows_of_the_same_image_share_an_id(processor):
+    """The same bytes, or the same pixels; the hash of a file does not depend on the process."""
+    transform = Transform(processor)
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    images = [encoded(0), encoded(1), bytes(bytearray(encoded(0))), pixels, pixels.copy(), pixels.reshape(4, 16, 3)]
+    rows = [transform.row(example(image, f"text {i}"), rng(i)) for i, image in enumerate(images)]
+    ids = transform.stack(rows)["image_ids"]
+    assert ids.dtype == np.int32
+    assert [int(np.flatnonzero(ids == x)[0]) for x in ids] == [0, 1, 0, 3, 3, 5]
+    assert image_id(b"siglip") == 0xA33597E4AD73A3D2
+    assert "image_ids" not in Transform(processor, captions=False)(example(encoded(0)), rng())

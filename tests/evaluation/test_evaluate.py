@@ -92,6 +92,55 @@ def test_retrieval(siglip, source):
         evaluate_retrieval(siglip, Listed([source.examples[0]._replace(texts=())]))
 
 
+FIVE = ("{}", "a {}", "a photo of {}", "a drawing of a {}", "the {}")
+
+
+@pytest.fixture(scope="module")
+def by_row(tmp_path_factory, source):
+    """A table of Flickr's form: five rows an image."""
+    folder = tmp_path_factory.mktemp("flickr")
+    lines = ["image,caption"]
+    for example in source.examples[:16]:
+        (folder / example.name).write_bytes(example.image)
+        for i, template in enumerate(FIVE):
+            place = f"./{example.name}" if i == 3 else example.name
+            lines.append(f"{place},{template.format(example.texts[0])}")
+    path = folder / "results.csv"
+    path.write_text("\n".join(lines))
+    return open_source(path)
+
+
+class TestRepeatedImages:
+    def test_rows_of_one_file_are_one_image(self, siglip, source, by_row):
+        texts = [tuple(t.format(e.texts[0]) for t in FIVE) for e in source.examples[:16]]
+        once = Listed([e._replace(texts=own) for e, own in zip(source.examples[:16], texts, strict=True)])
+        result, expected = evaluate_retrieval(siglip, by_row), evaluate_retrieval(siglip, once)
+        assert result.metrics == expected.metrics
+        assert result.metrics["text_to_image_r1"] > 0.8  # 0.0 where each row counts as an image
+        assert (result.examples, result.settings["texts"], result.settings["repeated_images"]) == (16, 80, 64)
+        assert expected.settings["repeated_images"] == 0
+        assert result.numbers.tolist() == list(range(0, 80, 5))
+
+    def test_rows_of_the_same_bytes_are_one_image(self, siglip, source, monkeypatch):
+        first, second = source.examples[:2]
+        broken = first._replace(image=b"no image")
+        rows = [first, broken, second, first._replace(texts=("a second text",)), broken]
+        sizes = []
+        encode = Siglip.encode_image
+        counted = lambda self, images, **more: encode(self, [sizes.append(1) or i for i in images], **more)  # noqa: E731
+        monkeypatch.setattr(Siglip, "encode_image", counted)
+        result = evaluate_retrieval(siglip, Listed(rows), ks=(1,))
+        assert len(sizes) == 3  # each different image is embedded once
+        assert result.texts == (*first.texts, "a second text", *second.texts)
+        assert result.labels.tolist() == [0, 0, 1]
+        assert (result.examples, result.unreadable, result.numbers.tolist()) == (2, 2, [0, 2])
+
+    def test_a_limit_counts_images(self, siglip, by_row):
+        result = evaluate_retrieval(siglip, by_row, options=Options(limit=4))
+        assert (result.examples, result.settings["texts"]) == (4, 20)
+        assert result.numbers.tolist() == [0, 20, 40, 60]
+
+
 @pytest.mark.slow
 def test_nearest_and_linear_on_what_they_have_seen(siglip, source):
     """Classes in another order and with one more, so that labels have to be found by name."""

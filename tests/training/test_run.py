@@ -101,6 +101,18 @@ def test_every_kind_of_data(checkpoint, pairs, kind):
     json.dumps(facts, allow_nan=False)
 
 
+def test_rows_of_the_same_image_are_counted(checkpoint, pairs, tmp_path):
+    """Before the run where the table names them, and in each line of the log."""
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()][:4]
+    lines = [f"{row['image']},{caption}" for row in rows for caption in row["captions"]]
+    table = pairs.with_name("rows.csv")
+    table.write_text("\n".join(["image,caption", *lines]))
+    facts = dry_run(table, checkpoint, **FIELDS)
+    assert (facts["examples"], facts["images"]) == (8, 4)
+    run = train(table, checkpoint, tmp_path / "out", log_every=4, **FIELDS)
+    assert [line["repeated_images"] for line in run.metrics] == [4.0]
+
+
 @pytest.mark.slow
 def test_evaluates_on_an_opened_source(checkpoint, pairs, tmp_path):
     test = open_source(write_classes(tmp_path / "test", 1, colours=True))

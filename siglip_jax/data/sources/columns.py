@@ -1,10 +1,11 @@
 """Columns or keys of images, captions and labels: their usual names and the meaning of their values."""
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 
 IMAGE = ("image", "image_path", "img", "img_path", "file_name", "filename", "filepath", "image_file", "file", "path")
 IMAGE += ("jpg", "jpeg", "png", "webp", "image_url", "url")
@@ -90,6 +91,13 @@ def as_labels(values: Sequence[Any], where: str) -> tuple[Int32[np.ndarray, " ex
     names = sorted(map(str, there))
     position = {name: i for i, name in enumerate(names)}
     return np.asarray([NO_LABEL if v is None else position[str(v)] for v in plain], np.int32), tuple(names)
+
+
+def numbered(paths: Iterable[str | None]) -> Int64[np.ndarray, " rows"]:
+    """Returns a number for the file that each path names, counted from 0 by first row; no path is a file of its own."""
+    numbers: dict[str | int, int] = {}
+    keys = (row if path is None else os.path.normpath(path) for row, path in enumerate(paths))
+    return np.fromiter((numbers.setdefault(key, len(numbers)) for key in keys), np.int64)
 
 
 def label_of(number: int) -> int | None:

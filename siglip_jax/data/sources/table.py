@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from jaxtyping import Int64
 
 from siglip_jax.data.example import Example
 from siglip_jax.data.sources import columns
@@ -103,6 +105,11 @@ class TableSource:
     def name(self, index: int) -> str:
         """Returns the name of the table and the number of the line of an example."""
         return f"{self._file}:{self._lines[index]}"
+
+    @property
+    def image_numbers(self) -> Int64[np.ndarray, " examples"]:
+        """Number of the image that each row names, (rows,), counted from 0 by first row."""
+        return columns.numbered(self._images.to_pylist())
 
     def files(self) -> Iterator[tuple[str, str]]:
         """Yields (name, path) of every file that is read: the table and the images that it names."""
