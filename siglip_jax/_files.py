@@ -1,6 +1,7 @@
 """Reading and writing of small files: one-line errors, and atomic replacement of files and directories."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -38,6 +39,22 @@ def output_path(path: str | os.PathLike[str], what: str = "out") -> Path:
             " mounted directory and copy it from there"
         )
     return Path(os.path.expanduser(text))
+
+
+def check_space(directory: Path, size: int) -> None:
+    """Checks that a disk has room, for writers that report a full one in hundreds of lines.
+
+    Args:
+      directory: existing directory on the disk.
+      size: number of bytes to write.
+
+    Raises:
+      OSError: if fewer bytes are free.
+    """
+    free = shutil.disk_usage(directory).free
+    if size > free:
+        reason = f"the disk must have {size:,} bytes free, got {free:,}; make room or write to another disk"
+        raise OSError(errno.ENOSPC, reason, os.fspath(directory))
 
 
 def read_json(path: Path, need: str) -> dict[str, Any]:
@@ -164,6 +181,10 @@ def _aside(path: Path, *, directory: bool = False) -> Iterator[Path]:
                 raise
     try:
         yield aside
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # as where a disk is full
+            error.filename = os.fspath(path)
+        raise
     finally:
         shutil.rmtree(aside, ignore_errors=True) if directory else aside.unlink(missing_ok=True)
         if handle is not None:

@@ -1,18 +1,29 @@
 """Paths that jobs write to, and files written aside: only what killed writers left is removed."""
 
+import collections
+import errno
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from siglip_jax._files import directory_written_aside, output_path, remove_litter, write_atomically, written_aside
+from siglip_jax._files import (
+    check_space,
+    directory_written_aside,
+    output_path,
+    remove_litter,
+    write_atomically,
+    written_aside,
+)
 
 KILLED_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
-from siglip_jax._files import directory_written_aside, written_aside
+from siglip_jax._files import check_space, directory_written_aside, written_aside
 
 file, folder = map(Path, sys.argv[1:])
 with written_aside(file) as one, directory_written_aside(folder) as other:
@@ -101,3 +112,25 @@ def test_the_tilde_is_the_home_directory(monkeypatch, tmp_path):
     assert output_path("~/run") == tmp_path / "run"
     assert output_path("~") == tmp_path
     assert output_path(Path("a/~")) == Path("a/~")
+
+
+def test_a_full_disk_is_reported_with_the_path(tmp_path):
+    for writer in (written_aside, directory_written_aside):
+        with pytest.raises(OSError, match="No space left") as caught, writer(tmp_path / "out.npz"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        assert caught.value.filename == str(tmp_path / "out.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_of_other_files_keep_their_path(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, written_aside(tmp_path / "out.npz"):
+        (tmp_path / "in.npz").read_bytes()
+    assert caught.value.filename == str(tmp_path / "in.npz")
+
+
+def test_space_is_checked_before_writing(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: collections.namedtuple("Usage", "free")(999))
+    check_space(tmp_path, 999)
+    with pytest.raises(OSError, match=re.escape("the disk must have 1,000 bytes free, got 999; make room")) as caught:
+        check_space(tmp_path, 1000)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))

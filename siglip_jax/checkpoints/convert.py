@@ -14,6 +14,7 @@ import numpy as np
 
 from siglip_jax._callbacks import Counter, OnProgress
 from siglip_jax._checks import DTYPES, check_choice
+from siglip_jax._files import output_path
 from siglip_jax.checkpoints.checkpoint import Checkpoint
 from siglip_jax.checkpoints.formats import FORMATS
 from siglip_jax.checkpoints.mapped import release
@@ -172,8 +173,8 @@ def convert(
     check_write_options(format, options)
     if dtype is not None:
         check_choice("dtype", dtype, DTYPES)
+    target = output_path(destination, "destination")
     contents = read_contents(source)
-    target = Path(destination)
     if target.resolve() == contents.path.resolve():
         raise ValueError(f"{destination}: the destination must not be the source, got the same path; choose another")
     architecture = contents.architecture

@@ -1,10 +1,10 @@
 """Writing of checkpoints of any format."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 from siglip_jax._checks import check_choice
+from siglip_jax._files import output_path
 from siglip_jax.checkpoints.checkpoint import Checkpoint
 from siglip_jax.checkpoints.formats import FORMATS
 
@@ -36,7 +36,7 @@ def write_checkpoint(
     name = format or checkpoint.format
     check_choice("format", name, FORMATS)
     check_write_options(name, options)
-    FORMATS[name].write(Path(path), checkpoint, **options)
+    FORMATS[name].write(output_path(path, "path"), checkpoint, **options)
 
 
 def check_write_options(format: str, options: dict[str, Any]) -> None:

@@ -1,10 +1,12 @@
 """Entry point of `siglip-jax`: parses the arguments, runs a command, and reports a mistake in one line."""
 
 import argparse
+import difflib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from siglip_jax._version import __version__
 from siglip_jax.cli import bench, classify, convert, embed, evaluate, export, info, search, train, verify
@@ -31,6 +33,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see {self.prog} --help")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses the arguments, and refuses unknown ones here, where the options of the command are known."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            options = [name for name in self._option_string_actions if name.startswith("--")]
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], options, n=1)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}" + (f" (did you mean {near[0]}?)" if near else ""))
+        return found, unknown
+
 
 def build_parser() -> Parser:
     """Returns the parser, with a subparser for each command."""
@@ -49,6 +60,7 @@ def build_parser() -> Parser:
             epilog=module.EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
+            conflict_handler="resolve",  # `eval` has a help page for each task
         )
         module.add_arguments(command)
         command.set_defaults(run=module.run)
@@ -78,3 +90,15 @@ def run(argv: Sequence[str] | None) -> int:
     except (ValueError, OSError) as error:
         say(printable(error))
         return 2
+    except (RuntimeError, AssertionError) as error:
+        if not _lacks_device(error):
+            raise
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        say(f"JAX_PLATFORMS must name a platform of this machine, got {wanted!r}; unset it, or install jax for it")
+        return 2
+
+
+def _lacks_device(error: BaseException) -> bool:
+    """Returns whether an error is jax's answer to a platform without devices, for some of which it has no message."""
+    raised_in = traceback.extract_tb(error.__traceback__)[-1]
+    return "Unable to initialize backend" in str(error) or raised_in.filename.endswith("xla_bridge.py")

@@ -33,7 +33,12 @@ EPILOG = """examples:
   siglip-jax eval linear-probe flowers/test --train flowers/train --shots 10 --probe ridge
   siglip-jax eval knn flowers/test --train flowers/train --k 20 --save-plot confusions.png"""
 
-TASKS = ("zero-shot", "retrieval", "linear-probe", "knn")
+TASKS = {
+    "zero-shot": "Classifies images by the nearest class name.",
+    "retrieval": "Finds the image of each text, and the texts of each image.",
+    "linear-probe": "Classifies images by a linear classifier trained on --train.",
+    "knn": "Classifies images by the nearest images of --train.",
+}
 OWN = {  # options that only some tasks accept
     "templates": ("zero-shot",),
     "classes": ("zero-shot",),
@@ -51,8 +56,26 @@ OWN = {  # options that only some tasks accept
 SHOWN = 5  # classes
 
 
+class _Help(argparse.Action):
+    """Prints the help; after a task it has the options of that task only."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
+        task = namespace.task
+        if task is not None:
+            for action in parser._actions:
+                if action.dest == "task" or task not in OWN.get(action.dest, (task,)):
+                    action.help = argparse.SUPPRESS
+            parser.prog += f" {task}"
+            parser.description = TASKS[task] + "\n\nDATA" + (__doc__ or "").partition("\n\nDATA")[2]
+            lines = EPILOG.splitlines()
+            parser.epilog = "\n".join(line for line in lines if line == lines[0] or f" {task} " in line)
+        parser.print_help()
+        parser.exit()
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
+    parser.add_argument("-h", "--help", action=_Help, nargs=0, help="print this page, or that of TASK")
     parser.add_argument(
         "task", choices=TASKS, metavar="TASK", help="evaluation: zero-shot, retrieval, linear-probe or knn"
     )

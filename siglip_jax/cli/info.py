@@ -26,8 +26,9 @@ METRICS = {
     "coco_text_to_image": "COCO R@1 text to image",
     "coco_image_to_text": "image to text",
 }
-HEADERS = ("name", "parameters", "image", "patch", "text", "vocabulary", "ImageNet", "COCO T->I", "COCO I->T")
-CAPTION = "image and patch in pixels, text in tokens; ImageNet zero-shot and COCO recall at 1 in %, as published"
+HEADERS = ("name", "M params", "image", "text", "IN-1k", "T->I", "I->T")
+CAPTION = """parameters in millions, image in pixels, text in tokens; published metrics in %:
+ImageNet-1k zero-shot, COCO recall at 1 from text to image, from image to text"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -118,11 +119,9 @@ def _cells(variant: Variant) -> tuple[str, ...]:
     metrics = [getattr(variant, field) for field in METRICS]
     return (
         variant.name,
-        f"{variant.parameters:,}",
+        f"{variant.parameters / 1e6:,.1f}",
         "any" if variant.image_size is None else str(variant.image_size),
-        str(variant.vision["patch_size"]),
         str(variant.text_length),
-        f"{variant.text['vocab_size']:,}",
         *("-" if metric is None else f"{metric:.1f}" for metric in metrics),
     )
 

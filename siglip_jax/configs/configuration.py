@@ -11,10 +11,9 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from siglip_jax._files import write_atomically
+from siglip_jax._files import output_path, write_atomically
 from siglip_jax.configs.config_json import ACTIVATIONS as ACTIVATIONS
 from siglip_jax.configs.config_json import PROBLEM_TYPES as PROBLEM_TYPES
 from siglip_jax.configs.config_json import check_tower, labels
@@ -109,8 +108,9 @@ class _Config:
         Args:
           directory: directory to write `config.json` to; created if it does not exist.
         """
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(directory) / "config.json", self.to_json_string().encode())
+        home = output_path(directory, "directory")
+        home.mkdir(parents=True, exist_ok=True)
+        write_atomically(home / "config.json", self.to_json_string().encode())
 
     def to_json_string(self) -> str:
         """Converts the configuration to the text of `config.json`.

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from siglip_jax._files import directory_written_aside, inside, read_json
+from siglip_jax._files import directory_written_aside, inside, output_path, read_json
 from siglip_jax._optional import import_optional
 from siglip_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from siglip_jax.checkpoints.table import NewTensor
@@ -90,7 +90,7 @@ def export(
     if not platforms or not set(platforms) <= set(PLATFORMS) or len(set(platforms)) < len(platforms):
         raise ValueError(f"platforms must be some of {', '.join(PLATFORMS)}, each once, got {', '.join(platforms)!r}")
     inputs = {"image": _image(siglip), "text": _text(siglip)}
-    with directory_written_aside(Path(directory)) as aside:
+    with directory_written_aside(output_path(directory, "directory")) as aside:
         encoders = {name: _write_encoder(siglip, name, aside, platforms) for name in METHODS}
         siglip.processor.save_pretrained(aside)
         shutil.copyfile(exported_run.__file__, aside / "run.py")

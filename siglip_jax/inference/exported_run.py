@@ -90,4 +90,4 @@ if __name__ == "__main__":
     cosines = encoder("image")(pixel_values([file])) @ encoder("text")(input_ids(texts)).T
     logits = cosines[0] * manifest()["temperature"] + manifest()["logit_bias"]
     for text, logit in sorted(zip(texts, logits, strict=True), key=lambda pair: -pair[1]):
-        print(f"{1 / (1 + np.exp(-logit)):.4f}  {text}")
+        print(f"{1 / (1 + np.exp(-logit)):9.3g}  {text}")

@@ -8,14 +8,13 @@ read from the model's `config.json`, so a model of 16 positions gets 16 tokens. 
 import inspect
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from siglip_jax import _hub as hub
 from siglip_jax._checks import check_choice, refuse_unknown
-from siglip_jax._files import write_atomically
+from siglip_jax._files import output_path, write_atomically
 from siglip_jax.processing.batch import Batch
 from siglip_jax.processing.images.base import PROCESSOR_CONFIG, ImageProcessor, kind_of, read_settings
 from siglip_jax.processing.images.siglip import SiglipImageProcessor, SiglipImageProcessorPil
@@ -233,7 +232,7 @@ class SiglipProcessor:
         Args:
           save_directory: path of the directory; it is created if missing.
         """
-        directory = Path(save_directory)
+        directory = output_path(save_directory, "save_directory")
         directory.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(directory, model_max_length=self.max_length)
         self.image_processor.save_pretrained(directory)

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from siglip_jax._callbacks import OnProgress, OnUnreadable
+from siglip_jax._files import output_path
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.load import load
 from siglip_jax.search.items import Items, open_items
@@ -98,6 +99,7 @@ def embed(
       ...     len(open_collection(out)), result.rows
       (64, 64)
     """
+    out = output_path(out)
     items = open_items(source, image_key=image_key, split=split) if isinstance(source, str | os.PathLike) else source
     name: str | None = None
     if isinstance(model, Siglip):

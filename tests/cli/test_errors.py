@@ -207,6 +207,22 @@ MISTAKES = {
         ["1 to 128", "got 1 images and 200 labels"],
     ),
     "info of two models": (["info", "a", "b"], ["unrecognized arguments: b", "--help"]),
+    "an option with a typing mistake": (
+        ["classify", "IMAGE", "--lables", "a"],
+        ["unrecognized arguments: --lables a (did you mean --labels?)", "siglip-jax classify --help"],
+    ),
+    "collection in a bucket": (
+        ["embed", "IMAGE", "--out", "gs://bucket/x"],
+        ["out must be a path on this machine, got the URL gs://bucket/x"],
+    ),
+    "conversion into a bucket": (
+        ["convert", "IMAGE", "gs://bucket/x", "--to", "orbax"],
+        ["destination must be a path on this machine, got the URL gs://bucket/x"],
+    ),
+    "export into a bucket": (
+        ["export", "--out", "s3://bucket/x"],
+        ["directory must be a path on this machine, got the URL s3://bucket/x"],
+    ),
 }
 
 
@@ -286,6 +302,37 @@ def test_a_real_process(checkpoint, images, tmp_path):
     bad = subprocess.run([*base, str(tmp_path / "no.png"), "--labels", "a"], capture_output=True, text=True)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_platform_that_is_not_there(platform, checkpoint, images):
+    argv = [sys.executable, "-m", "siglip_jax", "classify", str(images / "a.jpg"), "--labels", "a"]
+    environment = {**os.environ, "JAX_PLATFORMS": platform}
+    ran = subprocess.run([*argv, "--model", str(checkpoint)], env=environment, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    line = f"siglip-jax: JAX_PLATFORMS must name a platform of this machine, got {platform!r}; unset it, or install jax"
+    assert ran.stderr.startswith(line) and ran.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("argv", [["--to", "huggingface"], ["--to", "big_vision"], ["--to", "orbax"]])
+def test_a_full_disk_is_one_line_with_the_path(argv, tmp_path):
+    """A limit on the size of files fails as a full disk does, and needs no disk; orbax asks for the space before."""
+    out = tmp_path / ("out.npz" if "big_vision" in argv else "out")
+    code = f"""
+import collections, resource, shutil, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+shutil.disk_usage = lambda path: collections.namedtuple("Usage", "free")(100_000)
+from siglip_jax.cli import main
+from siglip_jax.assets import BUNDLED_MODEL
+sys.exit(main(["convert", str(BUNDLED_MODEL), {str(out)!r}, *{argv!r}]))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 2 and ran.stderr.count("\n") == 1, ran.stderr
+    assert ran.stderr.startswith(f"siglip-jax: {out}")
+    assert ("File too large" in ran.stderr) != ("must have 5,919,236 bytes free, got 100,000" in ran.stderr)
+    assert not out.is_file() and not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 @pytest.mark.slow

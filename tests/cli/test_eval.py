@@ -196,6 +196,16 @@ def test_without_what_reads_data_sets(run, few, monkeypatch):
     assert "which is not installed: pip install 'siglip_jax[data]'" in ran.err
 
 
+def test_help_of_a_task_is_its_own_page(run):
+    ran = run("eval", "knn", "--help")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.startswith("usage: siglip-jax eval knn")
+    assert "--k N" in ran.out and "--train" in ran.out and "nearest images of --train" in ran.out
+    for other in ("--classes", "--shots", "zero-shot", "TASK DATA"):
+        assert other not in ran.out
+    assert "--shots" in run("eval", "linear-probe", "-h").out
+
+
 def test_help_has_examples(run):
     ran = run("eval", "--help")
     assert ran.status == 0

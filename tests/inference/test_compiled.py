@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
 
-from siglip_jax.inference.compiled import _this_cpu
+from siglip_jax.inference.compiled import _remove_cut_off, _this_cpu
 
 PROGRAM = """
 import jax, siglip_jax
@@ -60,3 +61,17 @@ def test_cpus_of_other_instructions_have_other_folders(tmp_path):
     one.write_text("processor : 0\nflags\t\t: sse avx2\nflags : sse\n")
     two.write_text("processor : 0\nflags\t\t: sse avx2 avx512f\n")
     assert len({_this_cpu(one), _this_cpu(two), _this_cpu(tmp_path / "missing")}) == 3
+
+
+def test_entries_that_a_full_disk_cut_off_are_removed(tmp_path):
+    data = zlib.compress(os.urandom(10_000))
+    contents = {"whole": data, "cut": data[:-1], "half": data[:5000], "empty": b"", "other": b"not zlib"}
+    for name, part in contents.items():
+        (tmp_path / f"{name}-cache").write_bytes(part)
+    _remove_cut_off(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".checked", "whole-cache"]
+    (tmp_path / "old-cache").write_bytes(data[:5000])
+    os.utime(tmp_path / "old-cache", ns=(0, 0))  # older than the last look, as if it had been whole then
+    (tmp_path / "new-cache").write_bytes(data[:5000])
+    _remove_cut_off(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".checked", "old-cache", "whole-cache"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from siglip_jax._files import inside, read_json
+from siglip_jax._files import check_space, inside, read_json
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.formats._format import Format, Shardings
 from siglip_jax.checkpoints.keymap import CLASSIFIER, architecture_of, key_table
@@ -114,6 +114,7 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
       checkpoint: configuration and parameters to write.
 
     Raises:
+      OSError: if the disk has no room for them.
       ValueError: if the parameters are not those of the configuration.
     """
     import orbax.checkpoint as ocp
@@ -126,6 +127,7 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
         path: x if hasattr(x, "sharding") else np.asarray(x)
         for path, x in flatten(unstack_layers(checkpoint.params)).items()
     }
+    check_space(directory, sum(x.nbytes for x in arrays.values()))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory.resolve() / name, unflatten(arrays))
     config = checkpoint.config

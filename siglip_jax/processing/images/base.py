@@ -15,7 +15,7 @@ import PIL.Image
 
 from siglip_jax import _hub as hub
 from siglip_jax._checks import refuse_unknown
-from siglip_jax._files import read_json, write_atomically
+from siglip_jax._files import output_path, read_json, write_atomically
 from siglip_jax.processing.batch import Batch
 from siglip_jax.processing.images import pixels
 from siglip_jax.processing.images.loading import load_image
@@ -173,7 +173,7 @@ class ImageProcessor:
         Args:
           save_directory: path of the directory; it is created if missing.
         """
-        directory = Path(save_directory)
+        directory = output_path(save_directory, "save_directory")
         directory.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
         write_atomically(directory / CONFIG, text.encode())

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from siglip_jax._checks import check_choice, refuse_unknown
-from siglip_jax._files import write_atomically
+from siglip_jax._files import output_path, write_atomically
 from siglip_jax.processing.batch import Batch
 from siglip_jax.processing.text._sequences import (
     Ids,
@@ -405,7 +405,7 @@ class TokenizerBase(Vocabulary):
         Raises:
           FileNotFoundError: if the directory does not exist.
         """
-        directory, name = Path(save_directory), self.vocabulary_file
+        directory, name = output_path(save_directory, "save_directory"), self.vocabulary_file
         if not directory.is_dir():
             raise FileNotFoundError(f"{directory}: no such directory to write {name} to; create it first")
         file = directory / (f"{filename_prefix}-{name}" if filename_prefix else name)
@@ -419,7 +419,7 @@ class TokenizerBase(Vocabulary):
           save_directory: path of the directory; it is created if missing.
           model_max_length: length in tokens that is written as `model_max_length`; None: that of the tokenizer.
         """
-        directory = Path(save_directory)
+        directory = output_path(save_directory, "save_directory")
         directory.mkdir(parents=True, exist_ok=True)
         self.save_vocabulary(directory)
         settings = {}
