@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import PIL.Image
 from jaxtyping import Array, Float32, UInt8
 
 from siglip_jax._checks import check_choice
@@ -175,15 +174,12 @@ class Transform:
         return image_id(example.image)
 
     def _pixels(self, example: Example, rng: np.random.Generator) -> UInt8[np.ndarray, "height width 3"]:
-        if isinstance(example.image, np.ndarray):
-            pil = PIL.Image.fromarray(example.image)
-        else:
-            try:
-                pil = load_image(example.image, max_pixels=self.max_pixels)
-            except ValueError as error:
-                reason = str(error).removeprefix("bytes: ").partition("; raise max_")[0]
-                raise ValueError(f"{example.name}: {reason}") from error
-        pil = pixels.rgb_pil(pil)
+        try:
+            loaded = load_image(example.image, max_pixels=self.max_pixels)
+        except ValueError as error:
+            reason = str(error).removeprefix("bytes: ").partition("; raise max_")[0]
+            raise ValueError(f"{example.name}: {reason}") from error
+        pil = pixels.rgb_pil(loaded)
         if "crop" in self.augment:
             pil = pil.crop(random_box(rng, pil.width, pil.height, self.min_area))
         o = self._options

@@ -24,7 +24,8 @@ from siglip_jax._checks import check_count
 from siglip_jax.inference.calls import Call, Row
 from siglip_jax.inference.encoder import Encoder
 from siglip_jax.inference.engine import Images, Siglip, Texts
-from siglip_jax.inference.stream import Arrays, as_images, as_texts, batches
+from siglip_jax.inference.stream import Arrays, as_texts, batches
+from siglip_jax.processing.images.inputs import as_images
 
 
 class QueueFullError(RuntimeError):

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import PIL.Image
 from jaxtyping import Array, Float, Int
@@ -25,16 +24,17 @@ from siglip_jax.configs.configuration import SiglipConfig
 from siglip_jax.inference.choices import choose
 from siglip_jax.inference.encoder import Encoder, jitted
 from siglip_jax.inference.labels import check_labels, fill_template, probabilities, rank
-from siglip_jax.inference.stream import Arrays, as_images, as_texts, batches, in_threads, is_one_image, slices
+from siglip_jax.inference.stream import Arrays, as_texts, batches, in_threads, slices
 from siglip_jax.inference.weights import Weights
 from siglip_jax.models import Siglip2Model, SiglipModel
 from siglip_jax.processing import SiglipProcessor, load_image
+from siglip_jax.processing.images.inputs import Convertible, Exchangeable, as_images, is_one_image
 from siglip_jax.quantization.layers import holds_quantized
 
 CACHED_TEXT_LISTS = 8
 LOGITS = ("logit_scale", "logit_bias")
 
-ImageSource = str | bytes | os.PathLike | PIL.Image.Image | np.ndarray | jax.Array
+ImageSource = str | bytes | os.PathLike | PIL.Image.Image | Convertible | Exchangeable
 Images = ImageSource | Iterable[ImageSource]
 Texts = str | Iterable[str]
 Model = SiglipModel | Siglip2Model
@@ -43,10 +43,12 @@ Model = SiglipModel | Siglip2Model
 class Siglip:
     """A model with its parameters and its processor; `load` returns one.
 
-    An image is a path, a URL, bytes, a PIL image or an array (height, width, channels). Methods accept one image or an
-    iterable of images. The iterable may be a generator: it is read a few batches ahead, never as a whole. One image or
-    one string is treated as a list of one, so results always have a first axis; only `classify` returns a single list
-    for a single image.
+    An image is a path, a URL, bytes, a PIL image or an array (height, width, channels) of any library, with floats in
+    [0, 1], bools, uint16 in [0, 65535] or other integers in [0, 255]. Where the first and the last axis both have 1, 3
+    or 4 entries, the last holds the channels, unless `processor.image_processor.input_data_format` says otherwise.
+    Methods accept one image or an iterable of images. The iterable may be a generator: it is read a few batches ahead,
+    never as a whole. One image or one string is treated as a list of one, so results always have a first axis; only
+    `classify` returns a single list for a single image.
 
     A row does not depend on the other rows of its batch, except for the rounding of sums: each batch size runs its own
     program. Within `jax.default_matmul_precision("highest")` all batches have one size, `batch_size` is ignored, and in
@@ -413,8 +415,8 @@ class Siglip:
           >>> pixel_values.shape
           (64, 64, 3)
         """
-        loaded = load_image(image, timeout=timeout)
         processor = self.processor.image_processor
+        loaded = load_image(image, timeout=timeout, input_data_format=processor.input_data_format)
         inputs = processor(loaded, return_tensors="np")
         return tuple(np.asarray(inputs[name])[0] for name in processor.model_input_names)
 

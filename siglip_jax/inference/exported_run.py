@@ -43,6 +43,16 @@ def encoder(name):
     return lambda inputs: np.asarray(jax.jit(exported.call)(params, inputs))
 
 
+def eight_bits(image):
+    """Returns a grey image of 16 bits, or of floats in [0, 1], as one of 8 bits; other images are unchanged."""
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    values, white = np.asarray(image, np.float64), 1 if image.mode == "F" else 65535
+    if not (values.min() >= 0 and values.max() <= white):
+        sys.exit(f"image must have values in [0, {white}] in mode {image.mode}, got {values.min()} to {values.max()}")
+    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
+
+
 def pixel_values(images):
     """Returns images as pixel values, (batch, height, width, 3) float32; transparency is composited over white.
 
@@ -52,7 +62,7 @@ def pixel_values(images):
     image = manifest()["image"]
     rows = []
     for file in images:
-        whole = ImageOps.exif_transpose(Image.open(file)).convert("RGBA")
+        whole = eight_bits(ImageOps.exif_transpose(Image.open(file))).convert("RGBA")
         whole = Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert("RGB")
         rows.append(np.asarray(whole.resize((image["width"], image["height"]), image["resample"]), np.float32))
     return (np.stack(rows) * np.float32(image["rescale_factor"]) - np.float32(image["mean"])) / np.float32(image["std"])

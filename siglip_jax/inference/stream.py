@@ -1,7 +1,6 @@
 """The engine's input stream: one image or many, decoding ahead in threads, batches of a few fixed sizes."""
 
 import concurrent.futures
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -9,35 +8,12 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import PIL.Image
 from jaxtyping import Shaped
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Array = np.ndarray | jax.Array
 Arrays = tuple[Array, ...]  # the inputs of the model for a row, or for a batch of rows
-
-
-def is_one_image(images: object) -> bool:
-    """Returns whether `images` is a single image: a path, URL, bytes, PIL image, or an array of at most 3 axes."""
-    if isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | PIL.Image.Image):
-        return True
-    kind = getattr(getattr(images, "dtype", None), "kind", None)  # an array of paths is not an image
-    return kind in tuple("biuf") and getattr(images, "ndim", 4) < 4
-
-
-def as_images(images: object) -> Iterable[object]:
-    """Returns an iterable of images for one image or many; an array of 4 axes is a batch of images.
-
-    Raises:
-      ValueError: if `images` is neither an image nor an iterable.
-    """
-    if is_one_image(images):
-        return (images,)
-    if not isinstance(images, Iterable):
-        expected = "an image (path, URL, bytes, PIL image or array) or an iterable of them"
-        raise ValueError(f"images must be {expected}, got {type(images).__name__}")
-    return images
 
 
 def as_texts(texts: object, name: str = "texts") -> tuple[str, ...]:

@@ -38,6 +38,7 @@ def with_options(processor: SiglipProcessor, kind=SiglipImageProcessorPil, **opt
 
 def files(mode: str, size: tuple[int, int]) -> list[bytes]:
     image = picture(mode, *size)
+    image = PIL.Image.fromarray(np.asarray(image) / np.float32(2000)) if mode == "F" else image
     out = []
     for kind in ("PNG", "TIFF", "JPEG", "WEBP"):
         try:

@@ -31,7 +31,7 @@ def exported(shared_siglip, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A colour image, a partly transparent one, a grey one, and one with an EXIF orientation."""
+    """A colour image, a partly transparent one, a grey one, one with an EXIF orientation, and one of 16 bits."""
     folder = tmp_path_factory.mktemp("pictures")
     colour, turned = (PIL.Image.fromarray(picture(i)) for i in range(2))
     transparent = colour.copy()
@@ -41,6 +41,7 @@ def pictures(tmp_path_factory):
     turned.save(folder / "d.png", exif=exif)
     for name, image in (("a", colour), ("b", transparent), ("c", colour.convert("L"))):
         image.save(folder / f"{name}.png")
+    PIL.Image.fromarray(picture(3)[..., 0].astype(np.uint16) * np.uint16(257)).save(folder / "e.png")
     return sorted(folder.iterdir())
 
 
@@ -72,7 +73,9 @@ runpy.run_path({str(exported / "run.py")!r}, run_name="__main__")
     ran = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert ran.returncode == 0, ran.stderr
     images, texts = (np.load(tmp_path / f"{name}.npy", allow_pickle=False) for name in ("images", "texts"))
-    np.testing.assert_allclose(images, shared_siglip.encode_image(pictures * 2)[:4], atol=1e-6)
+    np.testing.assert_allclose(
+        images, shared_siglip.encode_image([*pictures, *pictures[:3]])[: len(pictures)], atol=1e-6
+    )
     np.testing.assert_allclose(texts, shared_siglip.encode_text(TEXTS, batch_size=8), atol=1e-6)
     ranked = shared_siglip.classify(pictures[0], SENTENCES[:3])
     assert ran.stdout.splitlines() == [f"{entry['score']:9.3g}  {entry['label']}" for entry in ranked]

@@ -1,5 +1,7 @@
 """The zero-shot pipeline against that of `transformers`."""
 
+import io
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -107,3 +109,17 @@ def test_mistakes(shared_siglip, call, words):
 def test_other_tasks_are_refused():
     with pytest.raises(ValueError, match="'zero-shot-image-classification', got 'text-generation'"):
         pipeline("text-generation")
+
+
+@pytest.mark.filterwarnings("default")  # the reference emits warnings
+def test_a_pil_image_is_turned_as_its_exif_orientation_says_as_by_the_reference(reference, shared_siglip):
+    exif = PIL.Image.Exif()
+    exif[PIL.ExifTags.Base.Orientation] = 6
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(picture(3, (20, 60))).save(buffer, "PNG", exif=exif)
+    stored = PIL.Image.open(buffer)
+    found = pipeline(model=shared_siglip)(stored, candidate_labels=LABELS)
+    compare([found], [reference(stored, candidate_labels=LABELS)])
+    as_stored = shared_siglip.encode_image(np.asarray(stored))
+    assert (shared_siglip.encode_image(stored) * as_stored).sum() < 0.999
+    np.testing.assert_array_equal(shared_siglip.encode_image(stored), shared_siglip.encode_image(buffer.getvalue()))

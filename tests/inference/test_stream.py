@@ -5,29 +5,9 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
-import PIL.Image
 import pytest
 
-from siglip_jax.inference.stream import as_images, batches, in_threads, is_one_image, padded
-
-
-@pytest.mark.parametrize(
-    "one", ["a.png", b"bytes", PIL.Image.new("L", (1, 1)), np.zeros((2, 2)), np.zeros((2, 2, 3), np.uint8)]
-)
-def test_single_images(one):
-    assert is_one_image(one)
-    assert list(as_images(one)) == [one] or as_images(one)[0] is one
-
-
-@pytest.mark.parametrize("many", [["a.png"], (), np.zeros((1, 2, 2, 3)), np.array(["a.png", "b.png"]), iter("ab")])
-def test_several_images(many):
-    assert not is_one_image(many)
-    assert as_images(many) is many
-
-
-def test_what_is_no_image():
-    with pytest.raises(ValueError, match="images must be an image .* got int"):
-        as_images(3)
+from siglip_jax.inference.stream import batches, in_threads, padded
 
 
 def test_in_threads_keeps_order_and_distance():

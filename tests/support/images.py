@@ -4,7 +4,8 @@ import numpy as np
 import PIL.Image
 
 MODES = ["RGB", "L", "1", "LA", "RGBA", "P", "P+index", "P+bytes", "PA", "RGB+key", "L+key", "CMYK", "YCbCr", "HSV"]
-MODES += ["LAB", "I;16", "I", "F", "RGBX"]
+DEEP = ["I;16", "I", "F"]
+MODES += ["LAB", *DEEP, "RGBX"]
 SIZES = [(1, 1), (1, 83), (83, 1), (37, 64), (64, 37), (224, 100), (300, 90), (90, 300), (128, 128)]
 
 

@@ -5,6 +5,7 @@ Mirrors those parts of the image processor base classes in `transformers` that S
 
 import json
 import os
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from siglip_jax._checks import refuse_unknown
 from siglip_jax._files import output_path, read_json, write_atomically
 from siglip_jax.processing.batch import Batch
 from siglip_jax.processing.images import pixels
+from siglip_jax.processing.images.depth import is_deep
+from siglip_jax.processing.images.inputs import as_array, is_array, is_one_image
 from siglip_jax.processing.images.loading import load_image
 from siglip_jax.processing.images.options import ImageOptions
 
@@ -212,21 +215,29 @@ def flat(images: Any) -> list[Any]:
         if not images:
             raise ValueError("images must hold at least one image, got an empty list")
         return [image for group in images for image in flat(group)]
-    if getattr(images, "ndim", 0) == 4:
-        return list(pixels.as_array(images))
+    if is_array(images) and not is_one_image(images):
+        return flat(list(as_array(images)))
     return [images]
 
 
 def as_image(image: Any, o: ImageOptions) -> Loaded:
     """Returns one image as a PIL image in RGB, or as an HWC array if it is an array or is not converted to RGB."""
-    if hasattr(image, "__array__") and not isinstance(image, PIL.Image.Image):
-        array = pixels.channels_last(pixels.as_array(image), o.input_data_format)
-        if np.issubdtype(array.dtype, np.floating) and o.rescale_factor not in (None, 1.0) and 0 < array.max() <= 1:
+    if is_array(image):
+        array = pixels.channels_last(as_array(image), o.input_data_format)
+        floats = np.issubdtype(array.dtype, np.floating)
+        if (floats or array.dtype == bool) and o.rescale_factor not in (None, 1.0) and 0 < array.max() <= 1:
+            kind = "floats in [0, 1]" if floats else "bools"
             raise ValueError(
-                "image must have values in [0, 255] with do_rescale=True, got floats in [0, 1]; pass do_rescale=False"
+                f"image must have values in [0, 255] with do_rescale=True, got {kind}; pass do_rescale=False"
             )
         return pixels.rgb_array(array) if o.do_convert_rgb else array
-    loaded = load_image(image)
+    loaded = image if isinstance(image, PIL.Image.Image) else load_image(image)
+    if is_deep(loaded):
+        warnings.warn(
+            f"a PIL image of mode {loaded.mode} is clipped to 0 to 255, as in the reference; pass"
+            " siglip_jax.load_image(image) to scale it",
+            stacklevel=2,
+        )
     if o.do_convert_rgb:
         return pixels.rgb_pil(loaded)
     array = np.asarray(loaded)

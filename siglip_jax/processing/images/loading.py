@@ -2,8 +2,8 @@
 
 Replaces `transformers.image_utils.load_image`. Differences from it: transparency is kept, so that the processor
 composites it over white for every kind of source (the reference drops it for files); bytes, pixels and time are
-limited; bytes and arrays are accepted; every error is one line that names the source. As in the reference, EXIF
-orientation is applied to files, bytes and URLs but not to PIL images. An animation yields its first frame.
+limited; bytes and arrays are accepted; images of more than eight bits per channel are scaled, where the reference clips
+them; every error is one line that names the source. An animation yields its first frame.
 """
 
 import base64
@@ -24,7 +24,8 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
-from siglip_jax.processing.images.pixels import pil_image
+from siglip_jax.processing.images.depth import eight_bits, pil_image, white_of
+from siglip_jax.processing.images.inputs import is_array
 
 IMAGE_SUFFIXES = (
     ".avif",
@@ -47,25 +48,35 @@ _FILTERS = threading.Lock()  # catch_warnings modifies a list that all threads s
 
 
 def load_image(
-    source: Any, *, timeout: float = 10.0, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
+    source: Any,
+    *,
+    timeout: float = 10.0,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
+    input_data_format: str | None = None,
 ) -> PIL.Image.Image:
     """Returns the image of a path, URL, bytes, array or PIL image, in the mode it is stored in, including alpha.
 
-    EXIF orientation is applied to encoded images. An animation yields its first frame.
+    EXIF orientation is applied. An animation yields its first frame. A grey image of more than eight bits is scaled to
+    mode `L` by the range of its type: 0 to 65535 in the modes `I;16` and `I`, 0 to 1 in mode `F`.
 
     Args:
-      source: a path, `bytes`, an http or https URL, a base64 `data:` URI, a PIL image (returned unchanged), or an array
-        HW, HWC or CHW of uint8, whole numbers in [0, 255] or floats in [0, 1].
+      source: a path, `bytes`, an http or https URL, a base64 `data:` URI, a PIL image, or an array HW, HWC or CHW of
+        any library. The type of an array decides its range: floats are in [0, 1], bools black and white, uint16 in
+        [0, 65535] and other integers in [0, 255].
       timeout: largest duration of a download, in seconds.
       max_bytes: largest size of an encoded image, in bytes.
       max_pixels: largest number of pixels of an encoded image; Pillow's own limit of 178,956,970 applies as well.
+      input_data_format: layout of an array, "channels_last" or "channels_first"; None: the axis of 1, 3 or 4 holds the
+        channels, the last axis before the first.
 
     Returns:
-      A PIL image.
+      A PIL image of eight bits per channel; a PIL image that is so already, and upright, is returned itself.
 
     Raises:
       FileNotFoundError: if the path or URL does not exist.
-      ValueError: if the source is not a complete image within the limits, or cannot be read.
+      ValueError: if the source is not a complete image within the limits, cannot be read, or has a value outside the
+        range of its type.
 
     Example:
       >>> from siglip_jax.assets import EXAMPLES
@@ -74,7 +85,7 @@ def load_image(
       ('RGBA', (64, 64))
     """
     if isinstance(source, PIL.Image.Image):
-        return source
+        return eight_bits(_upright(source), white_of(source))
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decoded(_limited(bytes(source), max_bytes, "bytes"), "bytes", max_pixels)
     if isinstance(source, str) and source.startswith("data:"):
@@ -83,8 +94,8 @@ def load_image(
         return _decoded(_download(source, timeout, max_bytes), source, max_pixels)
     if isinstance(source, (str, os.PathLike)):
         return _from_path(Path(source), max_bytes, max_pixels)
-    if hasattr(source, "__array__"):
-        return pil_image(source)
+    if is_array(source):
+        return pil_image(source, input_data_format)
     raise ValueError(
         f"image must be a path, URL, bytes, PIL image or array, got a {type(source).__name__}; "
         "pass several images as a list"
@@ -141,12 +152,20 @@ def _decoded(data: bytes | bytearray | BinaryIO, name: str, max_pixels: int) -> 
             f"{name}: image must have at most {max_pixels} pixels, got {pixels}; raise max_pixels to read it"
         )
     try:
-        turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1
-        upright = PIL.ImageOps.exif_transpose(image) if turned else image  # it copies upright images
-    except Exception:  # the EXIF data is unreadable, the image itself is complete
-        upright = image
+        upright = eight_bits(_upright(image), white_of(image))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     # A frame of an animation still refers to its file, which is closed by now.
     return upright.copy() if upright is image and getattr(image, "is_animated", False) else upright
+
+
+def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Returns the image turned as its EXIF orientation says; an upright image is returned unchanged."""
+    try:
+        turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1
+        return PIL.ImageOps.exif_transpose(image) if turned else image  # it copies upright images
+    except Exception:  # the EXIF data is unreadable, the image itself is complete
+        return image
 
 
 def _data_uri(source: str) -> bytes:

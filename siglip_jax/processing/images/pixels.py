@@ -6,6 +6,7 @@ rescaled in float64 and normalised in float32. All arrays are HWC.
 
 import functools
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,37 +14,42 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Float32, Shaped, UInt8
 
-_CHANNELS = (1, 3, 4)
+CHANNELS = (1, 3, 4)
 Pixels = Shaped[np.ndarray, "_height _width _channel"]  # the underscores let sizes differ between arguments
 
 
-def as_array(source: Any) -> Shaped[np.ndarray, "..."]:
-    """Returns a numpy, JAX or torch array as a numpy array."""
-    return np.asarray(source)
-
-
-def channels_last(image: Shaped[np.ndarray, "..."], input_data_format: str | None = None) -> Pixels:
+def channels_last(
+    image: Shaped[np.ndarray, "..."], input_data_format: str | None = None, *, prefer: str | None = None
+) -> Pixels:
     """Returns one image as HWC.
 
     Two axes are height and width (the reference rejects such images).
 
     Args:
       image: an array HW, HWC or CHW.
-      input_data_format: "channels_first" or "channels_last"; None: an axis of 1, 3 or 4 holds the channels, the first
-        axis before the last, as in the reference.
+      input_data_format: "channels_first" or "channels_last"; None: an axis of 1, 3 or 4 holds the channels.
+      prefer: layout of an image whose first and last axis may both hold the channels; None: "channels_first" with a
+        warning, as in the reference.
 
     Raises:
       ValueError: if the shape is not that of an image, or the axis of the channels is unclear.
     """
+    if image.ndim not in (2, 3) or 0 in image.shape:
+        raise ValueError(f"image must be a non-empty array HW, HWC or CHW, got the shape {image.shape}")
     if image.ndim == 2:
         return image[:, :, None]
-    if image.ndim != 3 or 0 in image.shape:
-        raise ValueError(f"image must be a non-empty array HW, HWC or CHW, got the shape {image.shape}")
     if input_data_format is None:
-        if image.shape[0] in _CHANNELS:
-            input_data_format = "channels_first"
-        elif image.shape[2] in _CHANNELS:
-            input_data_format = "channels_last"
+        first, last = image.shape[0] in CHANNELS, image.shape[2] in CHANNELS
+        if first and last:
+            if prefer is None:
+                warnings.warn(
+                    f"image of shape {image.shape} may have its channels on the first or the last axis and is read with"
+                    " the first; pass input_data_format='channels_first' or 'channels_last'",
+                    stacklevel=2,
+                )
+            input_data_format = prefer or "channels_first"
+        elif first or last:
+            input_data_format = "channels_first" if first else "channels_last"
         else:
             raise ValueError(
                 f"image must have 1, 3 or 4 channels on the first or last axis, got the shape {image.shape}; "
@@ -98,11 +104,6 @@ def to_uint8(image: Pixels) -> tuple[UInt8[np.ndarray, "_height _width _channel"
     if top == 255:
         return image.astype(np.uint8), False
     return (image.astype(np.float64) * 255).astype(np.float32).astype(np.uint8), True
-
-
-def pil_image(source: Any) -> PIL.Image.Image:
-    """Returns the PIL image of an array HW, HWC or CHW of uint8, floats in [0, 1] or whole numbers in [0, 255]."""
-    return _from_uint8(to_uint8(channels_last(as_array(source)))[0])
 
 
 def _from_uint8(image: UInt8[np.ndarray, "_height _width _channel"]) -> PIL.Image.Image:

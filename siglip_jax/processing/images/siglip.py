@@ -7,7 +7,10 @@ class by up to 2 of 255 levels.
 
 Differences from the reference: the result is NHWC unless `data_format="channels_first"`, and float32 for every input
 dtype; images are anything that `load_image` accepts, including grey arrays of two axes; transparency is composited over
-white for every kind of input; a float array in [0, 1] is an error if `do_rescale` would divide it by 255 again.
+white for every kind of input; an array of floats in [0, 1] or of bools is an error if `do_rescale` would divide it by
+255 again; files of more than eight bits are scaled by `load_image`. As in the reference, a PIL image of such a mode is
+clipped to 0 to 255 (with a warning), numbers of an array are in [0, 255] whatever its type, and the EXIF orientation of
+a PIL image is not applied: `load_image` does all of this, and `Siglip` calls it.
 """
 
 from collections import defaultdict
@@ -53,7 +56,7 @@ class SiglipImageProcessorPil(ImageProcessor):
         the batch.
       data_format: layout of the result: "channels_last" (NHWC) or "channels_first" (NCHW).
       input_data_format: layout of input arrays, "channels_last" or "channels_first"; None: an axis of 1, 3 or 4 holds
-        the channels, the first axis before the last.
+        the channels, the first axis before the last, with a warning where both could.
       return_tensors: kind of the result: "np" for a numpy array, "jax" for a JAX array, None for a list of numpy
         arrays.
       model_input_names: names of the arrays that `preprocess` returns.
@@ -151,7 +154,7 @@ class SiglipImageProcessor(SiglipImageProcessorPil):
         the batch.
       data_format: layout of the result: "channels_last" (NHWC) or "channels_first" (NCHW).
       input_data_format: layout of input arrays, "channels_last" or "channels_first"; None: an axis of 1, 3 or 4 holds
-        the channels, the first axis before the last.
+        the channels, the first axis before the last, with a warning where both could.
       return_tensors: kind of the result: "np" for a numpy array, "jax" for a JAX array, None for a list of numpy
         arrays.
       model_input_names: names of the arrays that `preprocess` returns.

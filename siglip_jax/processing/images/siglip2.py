@@ -53,7 +53,7 @@ class Siglip2ImageProcessor(ImageProcessor):
       patch_size: height and width of a patch, in pixels.
       max_num_patches: number of patches that each image is padded to, and the most that it may have.
       input_data_format: layout of input arrays, "channels_last" or "channels_first"; None: an axis of 1, 3 or 4 holds
-        the channels, the first axis before the last.
+        the channels, the first axis before the last, with a warning where both could.
       return_tensors: kind of the result: "np" for numpy arrays, "jax" for JAX arrays, None for lists of numpy arrays.
       model_input_names: names of the arrays that `preprocess` returns.
 

@@ -51,7 +51,7 @@ class TestSources:
         for source in (path, str(path), PNG, bytearray(PNG), memoryview(PNG), uri):
             np.testing.assert_array_equal(load_image(source), noise(20, 30))
 
-    def test_pil_is_passed_on(self):
+    def test_an_upright_pil_image_of_eight_bits_is_passed_on(self):
         image = picture("RGBA", 4, 5)
         assert load_image(image) is image
 
@@ -61,7 +61,7 @@ class TestSources:
             noise(20, 30),
             noise(20, 30).transpose(2, 0, 1),
             jnp.asarray(noise(20, 30)),
-            noise(20, 30).astype(np.float32),
+            np.float32(noise(20, 30) / 255),
             noise(20, 30).astype(np.int64),
         ],
     )
@@ -72,7 +72,7 @@ class TestSources:
         assert load_image(noise(20, 30)[..., 0]).mode == "L"
         assert load_image(noise(20, 30, 4)).mode == "RGBA"
         fractions = np.array([[0.0, 0.5, 1.0]] * 9)
-        np.testing.assert_array_equal(load_image(fractions), [[0, 127, 255]] * 9)
+        np.testing.assert_array_equal(load_image(fractions), [[0, 128, 255]] * 9)
 
     @pytest.mark.parametrize(
         ("format", "modes"),
@@ -85,11 +85,14 @@ class TestSources:
             ("JPEG", ["RGB", "L", "1", "CMYK"]),
         ],
     )
-    def test_formats_as_the_reference_but_for_alpha(self, tmp_path, format, modes):
+    def test_formats_as_the_reference_but_for_alpha_and_depth(self, tmp_path, format, modes):
         from transformers.image_utils import load_image as reference
 
         for mode in modes:
             data = encoded(picture(mode, 40, 30), format)
+            if mode == "I;16":  # of which the reference clips what exceeds eight bits
+                np.testing.assert_array_equal(load_image(data), np.rint(np.asarray(picture(mode, 40, 30)) / 257))
+                continue
             (tmp_path / "picture").write_bytes(data)
             image = load_image(tmp_path / "picture")
             image.tobytes()  # all there, though the file is closed
@@ -116,7 +119,7 @@ class TestSources:
 class TestOrientation:
     @pytest.mark.parametrize("orientation", range(1, 9))
     @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-    def test_is_followed_for_files_and_bytes_only(self, tmp_path, orientation, format):
+    def test_is_followed_for_every_source_as_by_the_reference(self, tmp_path, orientation, format):
         image = PIL.Image.fromarray(smooth(16, 24))
         exif = image.getexif()
         exif[0x0112] = orientation
@@ -127,7 +130,8 @@ class TestOrientation:
         np.testing.assert_array_equal(load_image(data), upright)
         np.testing.assert_array_equal(load_image(tmp_path / "a"), upright)
         assert upright.shape == ((24, 16, 3) if orientation > 4 else (16, 24, 3))
-        assert load_image(stored) is stored
+        np.testing.assert_array_equal(load_image(stored), upright)
+        np.testing.assert_array_equal(load_image(load_image(stored)), upright)
 
     def test_unreadable_notes_of_the_camera(self):
         data = encoded(PIL.Image.fromarray(smooth(16, 24)), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff broken")

@@ -1,5 +1,6 @@
 """`SiglipImageProcessorPil` against the reference's PIL class, bit for bit; options, files and errors."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import transformers
 
 from siglip_jax.processing import SiglipImageProcessor, SiglipImageProcessorPil
-from tests.support.images import MODES, SIZES, edges, noise, picture, smooth
+from tests.support.images import DEEP, MODES, SIZES, edges, noise, picture, smooth
 from tests.support.spiece import quiet_reference
 
 
@@ -37,7 +38,10 @@ class TestPictures:
     @pytest.mark.parametrize("mode", MODES)
     def test_modes_and_sizes(self, reference_class, mode):
         for i, size in enumerate(SIZES):
-            same(reference_class, picture(mode, *size, seed=i), size={"height": 32, "width": 40})
+            with (
+                pytest.warns(UserWarning, match="is clipped to 0 to 255") if mode in DEEP else contextlib.nullcontext()
+            ):
+                same(reference_class, picture(mode, *size, seed=i), size={"height": 32, "width": 40})
 
     @pytest.mark.parametrize("mode", ["RGBa", "La"])
     def test_colours_multiplied_by_alpha(self, reference_class, mode):
@@ -71,10 +75,19 @@ class TestPictures:
 class TestArrays:
     @pytest.mark.parametrize(
         "shape",
-        [(30, 20, 3), (3, 30, 20), (30, 20, 1), (1, 30, 20), (30, 20, 4), (4, 30, 20), (3, 20, 3), (2, 30, 20, 3)],
+        [(30, 20, 3), (3, 30, 20), (30, 20, 1), (1, 30, 20), (30, 20, 4), (4, 30, 20), (2, 30, 20, 3)],
     )
     def test_channels(self, reference_class, shape):
         same(reference_class, np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+
+    @pytest.mark.parametrize("shape", [(3, 20, 3), (1, 20, 3), (4, 20, 1), (3, 3, 4)])
+    def test_two_possible_axes_of_the_channels_are_read_as_by_the_reference_with_a_warning(
+        self, reference_class, shape
+    ):
+        image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        with pytest.warns(UserWarning, match="on the first or the last axis and is read with the first"):
+            same(reference_class, image)
+        same(reference_class, image, call={"input_data_format": "channels_last"})
 
     @pytest.mark.parametrize("dtype", [np.int64, np.uint16, np.float64, np.float32])
     def test_whole_numbers_of_other_types(self, reference_class, dtype):
@@ -287,6 +300,7 @@ class TestMistakes:
                 np.full((8, 5, 3), 0.5),
                 r"image must have values in \[0, 255\] .* got floats in \[0, 1\]; pass do_rescale=False",
             ),
+            (np.ones((8, 5), bool), r"image must have values in \[0, 255\] .* got bools; pass do_rescale=False"),
             (np.full((8, 5, 4), 7.0), r"image must be in \[0, 1\] if it is float RGBA, got 7.0"),
         ],
     )
