@@ -27,6 +27,7 @@ from siglip_jax.inference.labels import check_labels, fill_template, probabiliti
 from siglip_jax.inference.stream import Arrays, as_texts, batches, in_threads, slices
 from siglip_jax.inference.weights import Weights
 from siglip_jax.models import Siglip2Model, SiglipModel
+from siglip_jax.models.text import check_ids
 from siglip_jax.processing import SiglipProcessor, load_image
 from siglip_jax.processing.images.inputs import Convertible, Exchangeable, as_images, is_one_image
 from siglip_jax.quantization.layers import holds_quantized
@@ -228,7 +229,8 @@ class Siglip:
           (M, width) float32 array in host memory.
 
         Raises:
-          ValueError: if `batch_size` is below 1, or the ids are longer than the model's length.
+          ValueError: if `batch_size` is below 1, the ids are longer than the model's length, or an id is outside the
+            vocabulary.
 
         Example:
           >>> import siglip_jax
@@ -236,6 +238,7 @@ class Siglip:
           >>> siglip.embed_tokens(*siglip.tokens(["a horse", "a lemon"])).shape
           (2, 192)
         """
+        check_ids("input_ids", input_ids, self.config.text_config.vocab_size)
         encoder = self.text_encoder
         size = encoder.rows(batch_size)
         return encoder.run(slices((input_ids,), size), size)

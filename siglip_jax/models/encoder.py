@@ -86,7 +86,10 @@ class LayerNorm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A table of embeddings; only the rows that are looked up are converted to the compute dtype."""
+    """A table of embeddings; only the rows that are looked up are converted to the compute dtype.
+
+    An id outside the table, also a negative one, gets a row of NaN: a clamped or wrapped id is silently another one.
+    """
 
     rows: int
     width: int
@@ -98,7 +101,8 @@ class Embedding(nn.Module):
         self.embedding = self.param("embedding", self.embedding_init, (self.rows, self.width), self.param_dtype)
 
     def __call__(self, ids: Array) -> Array:
-        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+        rows = self.embedding.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return rows.astype(self.dtype)
 
 
 class MLP(nn.Module):

@@ -270,7 +270,8 @@ class Siglip2Model(TwoTowers):
         """Compares every image with every text.
 
         Args:
-          input_ids: token ids, (texts, tokens) integers, padded to the length the model was trained with.
+          input_ids: token ids, (texts, tokens) integers, padded to the length the model was trained with. An id outside
+            the vocabulary is an error, and under `jit` NaN for its text.
           pixel_values: patches, (images, patches, pixels) floating point. The pixels of a patch are ordered by row,
             column and channel, the patches row by row from the top left, followed by padding.
           pixel_attention_mask: (images, patches), 1 for a patch and 0 for padding; None: padding is attended to, as in

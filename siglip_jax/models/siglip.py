@@ -85,7 +85,8 @@ class SiglipTextModel(PretrainedModule):
         """Encodes texts.
 
         Args:
-          input_ids: token ids, (texts, tokens) integers, padded to the length the model was trained with.
+          input_ids: token ids, (texts, tokens) integers, padded to the length the model was trained with. An id outside
+            the vocabulary is an error, and under `jit` NaN for its text.
           attention_mask: (texts, tokens), 1 for tokens to attend to and 0 for others, or an additive bias that
             broadcasts to (texts, heads, tokens, tokens); None: all tokens. Published models were trained without one.
           position_ids: position of each token, (texts or 1, tokens) integers; None: 0, 1, 2, ….
@@ -214,7 +215,8 @@ class TwoTowers(PretrainedModule):
         """Returns the whole output of the text tower.
 
         Args:
-          input_ids: token ids, (texts, tokens) integers, padded to the length the model was trained with.
+          input_ids: token ids, (texts, tokens) integers, padded to the length the model was trained with. An id outside
+            the vocabulary is an error, and under `jit` NaN for its text.
           attention_mask: (texts, tokens), 1 for tokens to attend to and 0 for others, or an additive bias that
             broadcasts to (texts, heads, tokens, tokens); None: all tokens. Published models were trained without one.
           position_ids: position of each token, (texts or 1, tokens) integers; None: 0, 1, 2, ….
@@ -270,7 +272,8 @@ class TwoTowers(PretrainedModule):
         """Returns the embeddings of texts.
 
         Args:
-          input_ids: token ids, (texts, tokens) integers, padded to the length the model was trained with.
+          input_ids: token ids, (texts, tokens) integers, padded to the length the model was trained with. An id outside
+            the vocabulary is an error, and under `jit` NaN for its text.
           attention_mask: (texts, tokens), 1 for tokens to attend to and 0 for others, or an additive bias that
             broadcasts to (texts, heads, tokens, tokens); None: all tokens. Published models were trained without one.
           position_ids: position of each token, (texts or 1, tokens) integers; None: 0, 1, 2, ….
@@ -332,7 +335,8 @@ class SiglipModel(TwoTowers):
         """Compares every image with every text.
 
         Args:
-          input_ids: token ids, (texts, tokens) integers, padded to the length the model was trained with.
+          input_ids: token ids, (texts, tokens) integers, padded to the length the model was trained with. An id outside
+            the vocabulary is an error, and under `jit` NaN for its text.
           pixel_values: (images, height, width, channels) floating point, in the range [-1, 1] that the processor makes.
           attention_mask: (texts, tokens), 1 for tokens to attend to and 0 for others, or an additive bias that
             broadcasts to (texts, heads, tokens, tokens); None: all tokens. Published models were trained without one.

@@ -6,7 +6,9 @@ from the last position, padding or not, as in training.
 
 import functools
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int
@@ -18,6 +20,22 @@ from siglip_jax.models.outputs import TowerOutput
 from siglip_jax.models.products import Dense
 
 
+def check_ids(name: str, ids: ArrayLike, count: int) -> None:
+    """Raises a `ValueError` unless all ids are rows of a table; ids that are being traced are not checked.
+
+    Args:
+      name: name of the argument, for the error.
+      ids: integers of any shape.
+      count: number of rows of the table.
+    """
+    if isinstance(ids, jax.core.Tracer) or isinstance(ids, jax.Array) and not ids.is_fully_addressable:
+        return
+    found = np.asarray(ids)
+    if found.size and not 0 <= found.min() <= found.max() < count:
+        wrong = int(found.min() if found.min() < 0 else found.max())
+        raise ValueError(f"{name} must be 0 to {count - 1}, got {wrong}; use the tokenizer of this model")
+
+
 class TextEmbeddings(nn.Module):
     """Sum of token and position embeddings."""
 
@@ -27,9 +45,12 @@ class TextEmbeddings(nn.Module):
     @nn.compact
     def __call__(self, input_ids: Array, position_ids: Array | None = None) -> Array:
         c, init = self.config, self.options.inits.embedding
+        check_ids("input_ids", input_ids, c.vocab_size)
         table = functools.partial(Embedding, width=c.hidden_size, embedding_init=init, **self.options.types)
         if position_ids is None:
             position_ids = jnp.arange(input_ids.shape[1])[None]
+        else:
+            check_ids("position_ids", position_ids, c.max_position_embeddings)
         tokens = table(c.vocab_size, name="token_embedding")(input_ids)
         positions = table(c.max_position_embeddings, name="position_embedding")(position_ids)
         return tokens + jnp.broadcast_to(positions, tokens.shape)

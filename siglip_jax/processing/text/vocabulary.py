@@ -203,7 +203,7 @@ class Vocabulary(abc.ABC):
           >>> from siglip_jax.processing import SiglipTokenizer
           >>> tokenizer = SiglipTokenizer.from_pretrained(BUNDLED_MODEL)
           >>> tokenizer.add_tokens(["<new>", "<new>"]), tokenizer.tokenize("a <new> horse")
-          (1, ['▁a', '<new>', '▁horse'])
+          (1, ['▁a', '<new>', 'horse'])
         """
         listed = (
             new_tokens if isinstance(new_tokens, (list, tuple)) and not isinstance(new_tokens, AddedToken) else None
