@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
-from siglip_jax.search.collection import open_collection, verify_collection
+from siglip_jax.search.collection import open_collection
 from siglip_jax.search.items import open_items
+from siglip_jax.search.verify import verify_collection
 from tests.support.killing import records, run_until_done
 
 

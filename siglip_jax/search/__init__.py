@@ -1,12 +1,13 @@
 """Collections of embeddings: made by `embed`, searched exactly or by an index."""
 
 from siglip_jax.search.approximate import Approximate, open_index
-from siglip_jax.search.collection import Collection, open_collection, verify_collection
+from siglip_jax.search.collection import Collection, open_collection
 from siglip_jax.search.embed import EmbedResult, embed
 from siglip_jax.search.items import Items, open_items
 from siglip_jax.search.making import embed_collection
 from siglip_jax.search.nearest import nearest
 from siglip_jax.search.search import Match, load_for, search
+from siglip_jax.search.verify import verify_collection
 
 __all__ = [
     "Approximate",

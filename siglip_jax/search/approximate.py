@@ -1,6 +1,8 @@
 """Approximate search with usearch: a graph of the embeddings, built once and stored beside them in two files.
 
-`index.usearch` holds the graph; `index.json` records which collection it was built from, and its recall.
+`index.usearch` holds the graph; `index.json` records which collection it was built from, its checksum and its recall.
+usearch does not check what it reads, so a file is compared with the checksum first. That finds damage, not malice: of a
+collection from somebody you do not trust, remove `index.json`, and the index is built anew.
 """
 
 import dataclasses
@@ -13,9 +15,11 @@ from jaxtyping import Float32, Int64
 
 from siglip_jax._callbacks import Counter, OnProgress
 from siglip_jax._files import inside, read_json, write_atomically, written_aside
+from siglip_jax._lock import locked
 from siglip_jax._optional import import_optional
+from siglip_jax.search.checked import sum_of
 from siglip_jax.search.collection import Collection
-from siglip_jax.search.nearest import nearest
+from siglip_jax.search.nearest import check_finite, nearest
 
 INDEX, FACTS = "index.usearch", "index.json"
 DTYPE = "f16"  # half the memory of float32; the rows it finds are scored with the float32 embeddings
@@ -76,6 +80,7 @@ def open_index(collection: Collection, *, on_progress: OnProgress | None = None)
       The index.
 
     Raises:
+      BlockingIOError: if another process is building the index.
       OSError: if the index cannot be written.
       ValueError: if usearch is not installed, or the stored index is damaged.
 
@@ -90,14 +95,17 @@ def open_index(collection: Collection, *, on_progress: OnProgress | None = None)
     """
     path, facts_path = collection.directory / INDEX, collection.directory / FACTS
     checksum = collection.checksum
+    made_of = {"collection": checksum, "dtype": DTYPE, "expansion": EXPANSION}
     facts = read_json(facts_path, "it describes the index") if facts_path.is_file() else {}
-    if facts.get("collection") != checksum or not path.is_file():
-        facts = {"collection": checksum} | _build(collection, path, Counter(on_progress, len(collection)))
-        write_atomically(facts_path, json.dumps(facts, indent=2).encode() + b"\n")
+    if not path.is_file() or "sha256" not in facts or any(facts.get(name) != made_of[name] for name in made_of):
+        with locked(collection.directory / ".index.lock", "an index"):
+            facts = made_of | _build(collection, path, Counter(on_progress, len(collection)))
+            write_atomically(facts_path, json.dumps(facts, indent=2).encode() + b"\n")
     if path.stat().st_size != facts.get("bytes") or not isinstance(facts.get("recall"), float):
         raise ValueError(
             f"{path}: the index must have {facts.get('bytes')} bytes, got {path.stat().st_size}; remove {FACTS}"
         )
+    collection.checked.check(path, facts["sha256"], advice=f"remove {FACTS}")
     return Approximate(collection, facts["recall"], _restored(path))
 
 
@@ -118,7 +126,8 @@ def _build(collection: Collection, path: Path, counter: Counter) -> dict[str, An
         counter.add(len(embeds))
     with written_aside(path) as aside:
         index.save(aside)
-    return {"bytes": path.stat().st_size, "recall": _recall(index, collection), "queries": QUERIES, "k": K}
+        stored = {"bytes": aside.stat().st_size, "sha256": sum_of(aside)}
+    return stored | {"recall": _recall(index, collection), "queries": QUERIES, "k": K}
 
 
 def _recall(index: Any, collection: Collection) -> float:
@@ -133,6 +142,7 @@ def _recall(index: Any, collection: Collection) -> float:
 def _search(index: Any, collection: Collection, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     rows = index.search(query, min(k, len(collection))).keys.astype(np.int64)
     cosines = (collection.rows(rows) @ query).astype(np.float32)
+    check_finite(cosines)
     order = np.lexsort((rows, -cosines))  # ties are broken by row index
     return cosines[order], rows[order]
 

@@ -1,4 +1,4 @@
-"""Collections that are complete: opened, read part by part, and verified."""
+"""Collections that are complete: opened, and read part by part."""
 
 import hashlib
 import os
@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from siglip_jax.search.checked import Checked
 from siglip_jax.search.manifest import MANIFEST, Manifest, read_manifest
-from siglip_jax.search.parts import Record, fault_of, read_embeddings, read_ids, read_record, record_path
+from siglip_jax.search.parts import Record, read_embeddings, read_ids, read_record, record_path
 
 UNFINISHED = "the collection must be complete, got an unfinished one; run the same siglip-jax embed again"
 
@@ -24,6 +25,7 @@ class Collection:
       directory: directory of the collection.
       manifest: which model made which embeddings of what, as `manifest.json` records it.
       checksum: SHA-256 of the records of all parts; it differs if a name or an embedding does.
+      checked: files that have been compared with their checksums.
       starts: index of the first row of each part, followed by the number of all rows, (parts + 1,) int64.
 
     Example:
@@ -51,13 +53,14 @@ class Collection:
         done = self.manifest.done
         if done is None:
             raise ValueError(f"{directory}: {UNFINISHED}")
-        records = [read_record(self.directory, part) for part in range(self.manifest.parts)]
+        records = self._records = [read_record(self.directory, part) for part in range(self.manifest.parts)]
         if totals(self.directory, self.manifest, records) != done:
             raise ValueError(
                 f"{directory}: the parts must be those that {MANIFEST} records, got others; run the same siglip-jax"
                 " embed again"
             )
         self.checksum: str = done["checksum"]
+        self.checked = Checked(self.directory)
         self.starts: Int64[np.ndarray, " ends"] = np.cumsum([0, *(record.rows for record in records)], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -72,8 +75,12 @@ class Collection:
 
         Returns:
           L2-normalised embeddings, (rows, E) float32.
+
+        Raises:
+          OSError: if the file cannot be read.
+          ValueError: if the file was changed since it was recorded, or an embedding is not finite.
         """
-        return read_embeddings(self.directory, self.manifest, part, self._rows(part))
+        return read_embeddings(self.directory, self.manifest, part, self._records[part], self.checked)
 
     def ids(self, part: int) -> list[str]:
         """Returns the names of the items of a part that have a row.
@@ -83,11 +90,12 @@ class Collection:
 
         Returns:
           A name for each row.
-        """
-        return read_ids(self.directory, self.manifest, part, self._rows(part))
 
-    def _rows(self, part: int) -> int:
-        return int(self.starts[part + 1] - self.starts[part])
+        Raises:
+          OSError: if the file cannot be read.
+          ValueError: if the file was changed since it was recorded.
+        """
+        return read_ids(self.directory, self.manifest, part, self._records[part], self.checked)
 
     def place(self, row: int) -> tuple[int, int]:
         """Returns where a row is stored.
@@ -126,12 +134,14 @@ class Collection:
           The index of the item in its source.
         """
         part, offset = self.place(row)
-        lost = {entry.get("position") for entry in read_record(self.directory, part).unreadable}
+        lost = {entry.get("position") for entry in self._records[part].unreadable}
         return [number for number in self.manifest.range_of(part) if number not in lost][offset]
 
 
 def open_collection(directory: str | os.PathLike[str]) -> Collection:
     """Opens a complete collection; reads its manifest and records, but no embeddings.
+
+    Embeddings and names are compared with their checksums when they are first read, once for each content.
 
     Args:
       directory: directory of the collection, as `embed` wrote it.
@@ -153,43 +163,6 @@ def open_collection(directory: str | os.PathLike[str]) -> Collection:
       (64, 'texts')
     """
     return Collection(directory)
-
-
-def verify_collection(directory: str | os.PathLike[str]) -> list[str]:
-    """Returns what is wrong with a collection, after comparing all of its files with their checksums.
-
-    Args:
-      directory: directory of the collection.
-
-    Returns:
-      One line for each damaged or missing part, and for a manifest that does not fit its parts; an empty list if the
-      collection is complete and undamaged.
-
-    Raises:
-      OSError: if the directory has no manifest.
-      ValueError: if the manifest is damaged.
-
-    Example:
-      >>> import siglip_jax, tempfile
-      >>> from siglip_jax.search import embed
-      >>> with tempfile.TemporaryDirectory() as out:
-      ...     _ = embed(siglip_jax.assets.EXAMPLES / "labels.txt", out)
-      ...     verify_collection(out)
-      []
-    """
-    home = Path(directory)
-    manifest = read_manifest(home)
-    faults = [fault for part in range(manifest.parts) if (fault := fault_of(home, manifest, part)) is not None]
-    if manifest.done is None:
-        return [*faults, f"{home / MANIFEST}: {UNFINISHED}"]
-    if faults:
-        return faults
-    found = totals(home, manifest, [read_record(home, part) for part in range(manifest.parts)])
-    return [
-        f"{home / MANIFEST}: {name} must be {found[name]}, got {manifest.done.get(name)}"
-        for name in found
-        if found[name] != manifest.done.get(name)
-    ]
 
 
 def totals(directory: Path, manifest: Manifest, records: list[Record]) -> dict[str, Any]:

@@ -235,15 +235,22 @@ def finish_collection(directory: Path, manifest: Manifest) -> int:
     records = [record for part in range(manifest.parts) if (record := _own_record(directory, manifest, part))]
     if len(records) < manifest.parts:
         return manifest.parts - len(records)
-    unreadable = [entry for record in records for entry in record.unreadable]
-    lines = "".join(json.dumps(entry) + "\n" for entry in unreadable)
-    write_atomically(directory / ERRORS, lines.encode())
+    write_atomically(directory / ERRORS, error_lines(records))
     dataclasses.replace(manifest, done=totals(directory, manifest, records)).write(directory)
     remove_litter(directory, lambda name: name.startswith(_OURS))
     for path in directory.iterdir():
         if _LOCK.fullmatch(path.name):
             remove_unless_held(path)
     return 0
+
+
+def error_lines(records: Sequence[Record]) -> bytes:
+    """Returns the contents of `errors.jsonl`.
+
+    Args:
+      records: records of all parts.
+    """
+    return "".join(json.dumps(entry) + "\n" for record in records for entry in record.unreadable).encode()
 
 
 def _begun(directory: Path) -> Manifest | None:

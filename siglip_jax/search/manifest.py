@@ -197,6 +197,8 @@ def _mistakes(found: dict[str, Any]) -> Iterator[str]:
     counts = {("items", "count"): 1, ("layout", "part_size"): 1, ("layout", "batch_size"): 1, ("layout", "width"): 1}
     if found["done"] is not None:
         counts |= {("done", "rows"): 0, ("done", "unreadable"): 0}
+        if not isinstance(found["done"].get("checksum"), str):
+            yield f"checksum in done must be a string, got {found['done'].get('checksum')!r}"
     for (group, name), least in counts.items():
         value = found[group].get(name)
         if type(value) is not int or value < least:

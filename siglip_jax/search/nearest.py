@@ -34,6 +34,9 @@ def nearest(
       Cosines (queries, found), largest first, and row indices (queries, found); ties are broken by row index. `found`
       is k, or the number of all rows if there are fewer.
 
+    Raises:
+      ValueError: if a query or an embedding is not finite.
+
     Example:
       >>> import numpy as np
       >>> from siglip_jax.search import nearest
@@ -54,7 +57,16 @@ def nearest(
         count += filled
     found = min(k, count)
     cosines, indices = (np.concatenate(arrays) for arrays in zip(*(best or [empty]), strict=True))
+    check_finite(cosines[: len(queries), :found])
     return cosines[: len(queries), :found], indices[: len(queries), :found].astype(np.int64)
+
+
+def check_finite(cosines: Float32[np.ndarray, "..."]) -> None:
+    """Raises a `ValueError` if a cosine is NaN or infinite."""
+    if not np.isfinite(cosines).all():
+        raise ValueError(
+            "queries and embeddings must be finite, got NaN or infinity; use a model whose embeddings are finite"
+        )
 
 
 def _padded(x: np.ndarray, rows: int) -> np.ndarray:
@@ -89,6 +101,7 @@ def merged(
     own = jnp.arange(len(block), dtype=jnp.int32)
     # For one query this is far faster on a CPU than queries @ block.T.
     found = jnp.matmul(block, queries.T, precision="highest").T
+    found = jnp.where(jnp.isfinite(found), found, jnp.inf)  # comes first, and is refused at the end
     found = jnp.where((own < count)[None], found, -jnp.inf)
     every = jnp.concatenate([cosines, found], 1)
     numbers = jnp.concatenate([rows, jnp.broadcast_to(start + own, found.shape)], 1)

@@ -7,14 +7,17 @@ directory.
 
 import hashlib
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
 
-from siglip_jax._files import inside, read_json, write_atomically, written_aside
+from siglip_jax._files import read_json, write_atomically, written_aside
 from siglip_jax._optional import import_optional
+from siglip_jax.search.checked import Checked, sum_of
 from siglip_jax.search.manifest import Manifest
 
 
@@ -32,6 +35,12 @@ class Record(NamedTuple):
     rows: int
     unreadable: list[dict[str, Any]]
     files: dict[str, str]
+
+
+def parts_with_records(directory: Path) -> set[int]:
+    """Returns the indices of the parts that have a record, however many a manifest says that there are."""
+    found = (re.fullmatch(r"part-(\d{6,18})\.json", entry.name) for entry in os.scandir(directory))
+    return {int(match[1]) for match in found if match is not None}
 
 
 def record_path(directory: Path, part: int) -> Path:
@@ -127,54 +136,81 @@ def fault_of(directory: Path, manifest: Manifest, part: int) -> str | None:
     return None
 
 
-def read_embeddings(directory: Path, manifest: Manifest, part: int, rows: int) -> Float32[np.ndarray, "rows embed"]:
+def read_embeddings(
+    directory: Path, manifest: Manifest, part: int, record: Record, checked: Checked | None
+) -> Float32[np.ndarray, "rows embed"]:
     """Returns the embeddings of a part, memory-mapped.
 
     Args:
       directory: directory of the collection.
       manifest: manifest of the collection.
       part: index of the part, from 0.
-      rows: number of rows in its record.
+      record: record of the part.
+      checked: what is known of the files; None: they are not compared with their checksums.
 
     Returns:
       L2-normalised embeddings, (rows, E) float32.
 
     Raises:
       OSError: if the file cannot be read.
-      ValueError: if the file does not hold embeddings of the recorded shape.
+      ValueError: if the file was changed, or does not hold finite embeddings of the recorded shape.
     """
     name = record_path(directory, part).stem
-    path = inside(directory / f"{name}.{manifest.layout['format']}")
-    if manifest.layout["format"] == "npy":
-        embeds = np.load(path, mmap_mode="r", allow_pickle=False)
+    path = directory / f"{name}.{manifest.layout['format']}"
+    expected = (record.rows, manifest.layout["width"])
+
+    def mapped() -> np.ndarray:
+        embeds = _mapped(path)
+        if embeds.shape != expected or embeds.dtype != np.float32:
+            found = f"{embeds.shape} {embeds.dtype}"
+            raise ValueError(f"{path}: the embeddings must be {expected} float32, got {found}; embed again")
+        return embeds
+
+    def check_finite() -> None:
+        if not np.isfinite(mapped()).all():
+            raise ValueError(f"{path}: the embeddings must be finite, got NaN or infinity; embed again")
+
+    if checked is None:
+        check_finite()
     else:
+        checked.check(path, record.files.get(path.name), check_finite)
+    return mapped()
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """Returns the embeddings in a file, memory-mapped and as they are."""
+    if path.suffix == ".parquet":
         column = _read_parquet(path, "embedding").combine_chunks()
-        embeds = column.flatten().to_numpy().reshape(len(column), -1)
-    width = manifest.layout["width"]
-    if embeds.shape != (rows, width) or embeds.dtype != np.float32:
-        found = f"{embeds.shape} {embeds.dtype}"
-        raise ValueError(f"{path}: the embeddings must be {(rows, width)} float32, got {found}; embed again")
-    return embeds
+        return column.flatten().to_numpy().reshape(len(column), -1)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # the header of a file is Python, and fails in many ways
+        raise ValueError(f"{path}: the file must be an array of numpy, got another ({error}); embed again") from None
 
 
-def read_ids(directory: Path, manifest: Manifest, part: int, rows: int) -> list[str]:
+def read_ids(directory: Path, manifest: Manifest, part: int, record: Record, checked: Checked | None) -> list[str]:
     """Returns the names of the items of a part that have a row, in the order of the rows.
 
     Args:
       directory: directory of the collection.
       manifest: manifest of the collection.
       part: index of the part, from 0.
-      rows: number of rows in its record.
+      record: record of the part.
+      checked: what is known of the files; None: they are not compared with their checksums.
 
     Returns:
       A name for each row.
 
     Raises:
       OSError: if the file cannot be read.
-      ValueError: if the file does not hold that many names.
+      ValueError: if the file was changed, or does not hold a name for each row.
     """
     ending = ".ids.json" if manifest.layout["format"] == "npy" else ".parquet"
-    path = inside(directory / f"{record_path(directory, part).stem}{ending}")
+    path, rows = directory / f"{record_path(directory, part).stem}{ending}", record.rows
+    if checked is not None:
+        checked.check(path, record.files.get(path.name))
     try:
         ids = json.loads(path.read_bytes()) if ending == ".ids.json" else _read_parquet(path, "id").to_pylist()
     except (ValueError, RecursionError) as error:
@@ -184,12 +220,6 @@ def read_ids(directory: Path, manifest: Manifest, part: int, rows: int) -> list[
     if not isinstance(ids, list) or len(ids) != rows or not all(isinstance(name, str) for name in ids):
         raise ValueError(f"{path}: the file must hold a list of {rows} names, got something else; embed again")
     return ids
-
-
-def sum_of(path: Path) -> str:
-    """Returns the SHA-256 of a file."""
-    with inside(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_array(path: Path, embeds: np.ndarray) -> str:

@@ -15,7 +15,8 @@ import pytest
 
 from siglip_jax.inference import load
 from siglip_jax.plots.contact_sheet import GAP, LINE, SIDE
-from siglip_jax.search.collection import open_collection, verify_collection
+from siglip_jax.search.collection import open_collection
+from siglip_jax.search.verify import verify_collection
 from tests.support.killing import records, run_until_done
 from tests.support.tiny_checkpoint import picture
 

@@ -34,6 +34,22 @@ def test_whole_checkpoints_of_every_format(run, checkpoint, tmp_path, format):
     assert json.loads(run("verify", path, "--json").out)["format"] == format
 
 
+def test_a_directory_of_embeddings_is_verified_whole(run, tmp_path):
+    (tmp_path / "texts.txt").write_text("a cat\na dog\n")
+    out = tmp_path / "out"
+    assert run("embed", tmp_path / "texts.txt", "--out", out).status == 0
+    ran = run("verify", out)
+    assert (ran.status, ran.out) == (0, f"{out}: all right\n")
+    ids = out / "part-000000.ids.json"
+    ids.write_text(json.dumps(json.loads(ids.read_text())[::-1]))
+    ran = run("verify", out)
+    assert ran.status == 1
+    assert ran.out.startswith(f"WRONG  {ids}: the SHA-256 must be") and ran.out.endswith(f"\n{out}: not right\n")
+    facts = json.loads(run("verify", out, "--json").out)
+    assert (facts["right"], len(facts["faults"])) == (False, 1)
+    assert run("verify", out, "--image", "x.png").status == 2
+
+
 def test_the_tokenizer_is_looked_at(run, checkpoint):
     facts = json.loads(run("verify", checkpoint, "--json").out)
     assert facts["right"] and facts["same_shapes_as"] is None

@@ -1,5 +1,6 @@
 """Collections: the embeddings are those of the engine, and no way of making one changes a byte of its files."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,12 +14,13 @@ import pytest
 
 import siglip_jax
 from siglip_jax import _files
-from siglip_jax.search import making, parts
-from siglip_jax.search.collection import open_collection, verify_collection
+from siglip_jax.search import checked, making, parts
+from siglip_jax.search.collection import open_collection
 from siglip_jax.search.items import open_items
 from siglip_jax.search.making import embed_collection
 from siglip_jax.search.manifest import read_manifest
-from siglip_jax.search.search import load_for
+from siglip_jax.search.search import load_for, search
+from siglip_jax.search.verify import verify_collection
 from tests.support.tiny_checkpoint import picture
 
 PART, COUNT, BAD = 16, 50, 20  # the last part is shorter; the image of this number is broken
@@ -322,13 +324,97 @@ def test_mistakes_are_said_clearly(siglip, texts, whole, tmp_path):
 
 def test_arrays_are_checked_before_they_are_used(whole, tmp_path):
     out = shutil.copytree(whole, tmp_path / "out")
-    opened = open_collection(out)
     np.save(out / "part-000000.npy", np.zeros((3, 5), np.float32))
+    (out / "part-000000.ids.json").write_text("[1]")
+    resealed(out)
+    opened = open_collection(out)
     with pytest.raises(ValueError, match=r"the embeddings must be \(16, \d+\) float32, got \(3, 5\) float32"):
         opened.embeddings(0)
-    (out / "part-000000.ids.json").write_text("[1]")
     with pytest.raises(ValueError, match="must hold a list of 16 names"):
         opened.ids(0)
+    (out / "part-000000.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((((")
+    resealed(out)
+    with pytest.raises(ValueError, match="part-000000.npy: the file must be an array of numpy, got another"):
+        open_collection(out).embeddings(0)
+
+
+def resealed(out):
+    """Makes the checksums of a collection those of its files, as whoever changed them on purpose would."""
+    digest = hashlib.sha256()
+    for record in sorted(out.glob("part-??????.json")):
+        facts = json.loads(record.read_text())
+        facts["files"] = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in facts["files"]}
+        record.write_text(json.dumps(facts))
+        digest.update(record.read_bytes())
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["done"]["checksum"] = digest.hexdigest()
+    (out / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_names_in_another_order_are_refused_and_not_shown_with_the_scores_of_others(siglip, whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "out")
+    path = out / "part-000001.ids.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[::-1]) + "\n")
+    said = r"part-000001.ids.json: the SHA-256 must be \w{16}, got \w{16}: the file was changed; embed again"
+    with pytest.raises(ValueError, match=said):
+        search(siglip, open_collection(out), "a red square", top_k=COUNT)
+    (fault,) = verify_collection(out)
+    assert "part-000001.ids.json" in fault
+
+
+@pytest.mark.parametrize("format", ["npy", "parquet"])
+def test_a_flipped_bit_of_an_embedding_is_refused(siglip, texts, format, tmp_path):
+    embed_collection(siglip, open_items(texts), tmp_path, format=format)
+    path = tmp_path / f"part-000000.{format}"
+    data = path.read_bytes()
+    path.write_bytes(data[:2000] + bytes([data[2000] ^ 64]) + data[2001:])
+    with pytest.raises(ValueError, match=f"part-000000.{format}: the SHA-256 must be"):
+        search(siglip, open_collection(tmp_path), "a cat")
+
+
+def test_embeddings_that_are_not_finite_are_refused_even_if_the_checksums_agree(siglip, whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "out")
+    embeds = np.load(out / "part-000002.npy")
+    embeds[3] = np.nan
+    np.save(out / "part-000002.npy", embeds)
+    resealed(out)
+    said = "part-000002.npy: the embeddings must be finite, got NaN or infinity; embed again"
+    with pytest.raises(ValueError, match=said):
+        search(siglip, open_collection(out), "a red square")
+    assert verify_collection(out) == [f"{out / said}"]
+
+
+def test_a_file_is_compared_once_for_each_content_in_this_process_and_the_next(whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    out, hashed = shutil.copytree(whole, tmp_path / "out"), []
+    path = out / "part-000000.npy"
+    monkeypatch.setattr(checked, "sum_of", lambda path: hashed.append(path) or parts.sum_of(path))
+    opened = open_collection(out)
+    os.utime(path)
+    opened.embeddings(0), opened.embeddings(0)
+    assert hashed == [path] * 2  # it is so young that it may change within one tick of the clock
+    os.utime(path, ns=(10**18, 10**18))
+    hashed.clear()
+    opened.embeddings(0), opened.embeddings(0), open_collection(out).embeddings(0)
+    assert hashed == [path]
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    for collection in (opened, open_collection(out)):
+        with pytest.raises(ValueError, match="the file was changed"):
+            collection.embeddings(0)
+
+
+def test_verifying_ends_whatever_number_of_items_a_manifest_says(whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "out")
+    facts = json.loads((out / "manifest.json").read_text())
+    facts["items"]["count"] = 10**9
+    facts["layout"]["part_size"] = 1
+    (out / "manifest.json").write_text(json.dumps(facts))
+    faults = verify_collection(out)
+    assert len(faults) == 4 + 10 + 1
+    assert faults[-2].startswith(f"{out / 'part-000013.json'}: no such file")
+    assert faults[-1] == f"{out}: 1,000,000,000 parts must be there, got 4; run the same siglip-jax embed again"
+    with pytest.raises((OSError, ValueError)):
+        open_collection(out)
 
 
 @pytest.mark.slow

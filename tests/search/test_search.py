@@ -1,5 +1,6 @@
 """Search: exact against float64, the index against exact, and what it says of a collection."""
 
+import hashlib
 import json
 import shutil
 
@@ -17,6 +18,7 @@ from siglip_jax.search.items import IMAGES, TEXTS, open_items
 from siglip_jax.search.making import embed_collection
 from siglip_jax.search.nearest import merged
 from siglip_jax.search.search import load_for, open_source_of, search
+from siglip_jax.search.verify import verify_collection
 from tests.support.tiny_checkpoint import picture
 
 COUNT = 60
@@ -168,8 +170,49 @@ def test_a_damaged_index_is_refused(made, tmp_path):
     with pytest.raises(ValueError, match=f"must have {len(whole)} bytes, got {len(whole) - 1}"):
         open_index(own)
     (out / "index.usearch").write_bytes(b"x" * len(whole))
+    with pytest.raises(
+        ValueError, match=r"the SHA-256 must be \w{16}, got \w{16}: the file was changed; remove index.js"
+    ):
+        open_index(own)
+    facts = json.loads((out / "index.json").read_text()) | {"sha256": hashlib.sha256(b"x" * len(whole)).hexdigest()}
+    (out / "index.json").write_text(json.dumps(facts))
     with pytest.raises(ValueError, match="must be an index of usearch, got another"):
         open_index(own)
+
+
+def test_no_flipped_byte_of_an_index_reaches_usearch(made, tmp_path, monkeypatch):
+    """It crashes on some of them."""
+    out = shutil.copytree(made.directory, tmp_path / "out")
+    own = open_collection(out)
+    open_index(own)
+    whole = (out / "index.usearch").read_bytes()
+    monkeypatch.setattr(approximate, "_restored", lambda path: pytest.fail("the native reader got a changed file"))
+    for place in range(0, len(whole), len(whole) // 40):
+        (out / "index.usearch").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match="the file was changed"):
+            open_index(own)
+    assert any("index.usearch: the SHA-256 must be" in fault for fault in verify_collection(out))
+
+
+def test_an_index_without_a_checksum_is_built_anew(made, tmp_path):
+    out = shutil.copytree(made.directory, tmp_path / "out")
+    open_index(open_collection(out))
+    facts = json.loads((out / "index.json").read_text())
+    (out / "index.json").write_text(json.dumps({name: facts[name] for name in facts if name != "sha256"}))
+    (out / "index.usearch").write_bytes(b"x" * facts["bytes"])
+    assert len(open_index(open_collection(out)).search(made.embeddings(0)[0], 3)[1]) == 3
+    assert len(json.loads((out / "index.json").read_text())["sha256"]) == 64
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_rows_and_queries_that_are_not_finite_are_refused(value):
+    vectors, queries = units(0, 3000, 24), units(1, 2, 24)
+    for array, place in ((vectors, (2999, 5)), (vectors, (0, 0)), (queries, (1, 3))):
+        before, array[place] = array[place].copy(), value
+        with pytest.raises(ValueError, match="queries and embeddings must be finite, got NaN or infinity"):
+            nearest(queries, [vectors], 3)
+        array[place] = before
+    assert nearest(queries, [vectors], 3)[0].shape == (2, 3)
 
 
 def test_an_empty_collection_and_lost_images(siglip, made, folder, tmp_path):
