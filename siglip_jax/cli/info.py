@@ -26,8 +26,8 @@ METRICS = {
     "coco_text_to_image": "COCO R@1 text to image",
     "coco_image_to_text": "image to text",
 }
-HEADERS = ("name", "M params", "image", "text", "IN-1k", "T->I", "I->T")
-CAPTION = """parameters in millions, image in pixels, text in tokens; published metrics in %:
+HEADERS = ("name", "M", "px", "text", "IN-1k", "T->I", "I->T")
+CAPTION = """M: parameters in millions; px: image size; text: tokens; published metrics in %:
 ImageNet-1k zero-shot, COCO recall at 1 from text to image, from image to text"""
 
 
@@ -119,7 +119,7 @@ def _cells(variant: Variant) -> tuple[str, ...]:
     metrics = [getattr(variant, field) for field in METRICS]
     return (
         variant.name,
-        f"{variant.parameters / 1e6:,.1f}",
+        f"{variant.parameters / 1e6:,.0f}",
         "any" if variant.image_size is None else str(variant.image_size),
         str(variant.text_length),
         *("-" if metric is None else f"{metric:.1f}" for metric in metrics),

@@ -118,14 +118,14 @@ def test_variants(run):
     ran = run("info", "--variants")
     assert (ran.status, ran.err) == (0, "")
     header, *rows, units, metrics = ran.out.splitlines()
-    assert header.split() == ["name", "M", "params", "image", "text", "IN-1k", "T->I", "I->T"]
+    assert header.split() == ["name", "M", "px", "text", "IN-1k", "T->I", "I->T"]
     assert "in %" in units and "COCO" in metrics
     assert max(map(len, ran.out.splitlines())) <= 80
     assert [row.split()[0] for row in rows] == [variant.name for variant in VARIANTS]
     assert {len(row) for row in rows} == {len(header)}
-    assert rows[0].split()[1:] == ["203.2", "224", "64", "76.2", "47.2", "64.5"]
-    assert rows[6].split()[1:] == ["877.4", "224", "16", "82.2", "50.8", "69.0"]
-    assert rows[-1].split()[1:] == ["1,135.7", "any", "64", "83.5", "55.1", "71.2"]
+    assert rows[0].split()[1:] == ["203", "224", "64", "76.2", "47.2", "64.5"]
+    assert rows[6].split()[1:] == ["877", "224", "16", "82.2", "50.8", "69.0"]
+    assert rows[-1].split()[1:] == ["1,136", "any", "64", "83.5", "55.1", "71.2"]
     assert "\x1b" not in ran.out
 
 
@@ -144,7 +144,7 @@ def test_variants_on_a_narrow_terminal_keep_their_names(run_on_terminal):
     assert "\x1b[36m" in text
     rows = [line.split() for line in text.splitlines() if line.startswith("google/")]
     assert [(row[0], row[1], row[-1]) for row in rows] == [
-        (v.name, f"{v.parameters / 1e6:,.1f}", f"{v.coco_image_to_text:.1f}") for v in VARIANTS
+        (v.name, f"{v.parameters / 1e6:,.0f}", f"{v.coco_image_to_text:.1f}") for v in VARIANTS
     ]
 
 
