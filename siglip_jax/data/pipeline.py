@@ -4,6 +4,7 @@ Grain prefetches, in threads of this process or in worker processes. An unreadab
 batch, and no other row changes.
 """
 
+import functools
 import os
 import shutil
 import sys
@@ -18,6 +19,7 @@ from jaxtyping import Shaped
 
 from siglip_jax._optional import import_optional
 from siglip_jax.data.example import Source
+from siglip_jax.data.fingerprint import fingerprint
 from siglip_jax.data.order import Order
 from siglip_jax.data.transform import Row, Transform
 
@@ -63,8 +65,9 @@ class Pipeline:
 
     Attributes:
       examples: number of examples in all sources together; one epoch, if the weights are proportional to the lengths.
-      fingerprint: text that is equal for two pipelines with the same examples in the same order: names, lengths and
-        weights of the sources, seed and batch size. Parent folders of the data and the number of processes are ignored.
+      fingerprint: text that is equal for two pipelines with the same examples in the same order: names, lengths,
+        contents and weights of the sources, seed and batch size. Parent folders of the data and the number of processes
+        are ignored. Captions in tables and Arrow files count in full, images and tar files by sizes and by samples.
 
     Example:
       >>> from siglip_jax.assets import BUNDLED_MODEL, EXAMPLES
@@ -120,12 +123,16 @@ class Pipeline:
         if workers < 0 or seed < 0:
             raise ValueError(f"workers and seed must be 0 or more, got {workers} and {seed}")
         self.examples = sum(lengths)
-        named = zip(sources, lengths, strict=True)
-        parts = [f"{_name(source)}:{length}*{weight:g}" for (source, weight), length in named]
-        self.fingerprint = f"{' '.join(parts)} seed={seed} batch={batch_size}"
+        self._sources, self._seed, self._batch_size = list(sources), seed, batch_size
         self._reader = _Reader([source for source, _ in sources], transform, Order(lengths, weights, seed), seed)
         self._rows, self._workers = batch_size // process_count, workers
         self._places = _Places(self._rows, batch_size, process_index * self._rows)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """See the class; files are looked up and some examples are read when it is first used."""
+        parts = [f"{_name(s)}:{len(s)}*{weight:g}:{fingerprint(s)[:16]}" for s, weight in self._sources]
+        return f"{' '.join(parts)} seed={self._seed} batch={self._batch_size}"
 
     def batches(self, start: int = 0) -> Generator[Batch, None, None]:
         """Yields the batches of the steps from `start` on, without end.

@@ -59,6 +59,17 @@ class Saver:
         judged = dict(metrics) if self._best in metrics else None
         self._manager.save(step, args=args, metrics=judged, force=True)
 
+    def facts(self, step: int) -> dict[str, Any]:
+        """Returns the facts that were saved with the state of a step.
+
+        Args:
+          step: step of the checkpoint.
+
+        Raises:
+          ValueError: if the checkpoint is unreadable.
+        """
+        return self._read(step, facts=ocp.args.JsonRestore())["facts"]
+
     def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
         """Returns the state of a step and the facts that were saved with it.
 
@@ -73,17 +84,20 @@ class Saver:
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
             for name, leaf in _leaves(like).items()
         }
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted), facts=ocp.args.JsonRestore())
+        found = self._read(step, state=ocp.args.StandardRestore(wanted), facts=ocp.args.JsonRestore())
+        leaves = [found["state"][name] for name in wanted]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves), found["facts"]
+
+    def _read(self, step: int, **args: Any) -> Any:
+        """Returns parts of a checkpoint by name."""
         try:
-            found = self._manager.restore(step, args=args)
+            return self._manager.restore(step, args=ocp.args.Composite(**args))
         except (ValueError, KeyError, OSError, json.JSONDecodeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(
                 f"{self._manager.directory / str(step)}: the checkpoint must be one of this run, got one that does not"
                 f" fit ({reason}); give another output directory"
             ) from error
-        leaves = [found["state"][name] for name in wanted]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves), found["facts"]
 
     def wait(self) -> None:
         """Waits until all checkpoints are on disk."""

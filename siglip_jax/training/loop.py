@@ -28,13 +28,12 @@ Evaluate = Callable[[TrainState], Mapping[str, float]]
 
 @runtime_checkable
 class Data(Protocol):
-    """Batches that depend on their index alone, like those of `siglip_jax.data.pipeline.Pipeline`.
+    """Batches that depend on their index alone, like those of `siglip_jax.data.pipeline.Pipeline`."""
 
-    Attributes:
-      fingerprint: string that differs if the batches do.
-    """
-
-    fingerprint: str
+    @property
+    def fingerprint(self) -> str:
+        """String that differs if the batches do."""
+        ...
 
     def batches(self, start: int = 0) -> Iterator[Any]:
         """Yields batches without end.
@@ -276,26 +275,47 @@ class _Loop:
         return state, back
 
 
+def check_resumable(directory: Path, identity: Mapping[str, Any], data: str) -> None:
+    """Checks that a directory holds no other run, and changes nothing in it.
+
+    Args:
+      directory: directory of the run.
+      identity: values that must be the same: the recipe, and hashes by name under "fingerprints".
+      data: fingerprint of the data.
+
+    Raises:
+      ValueError: if the recipe or the data of the run there differ; the message names what differs.
+    """
+    if (directory / "checkpoints").is_dir():
+        with Saver(directory / "checkpoints") as saver:
+            if saver.latest is not None:
+                check_same_run(directory, saver.facts(saver.latest), identity, data)
+
+
 def check_same_run(directory: Path, facts: Mapping[str, Any], identity: Mapping[str, Any], data: str) -> None:
     """Checks that a checkpoint belongs to this run.
 
     Args:
       directory: directory of the run, for the message.
       facts: facts that were saved with the checkpoint.
-      identity: values that must be the same: the recipe.
+      identity: values that must be the same: the recipe, and hashes by name under "fingerprints".
       data: fingerprint of the data.
 
     Raises:
       ValueError: if the recipe or the data differ; the message names what differs.
     """
-    found = facts["identity"]
+    found, wanted = dict(facts["identity"]), dict(identity)
+    before, now = ({"data": d} | i.pop("fingerprints", {}) for d, i in ((facts["data"], found), (data, wanted)))
     differing = [
-        f"{name} must be {found.get(name)!r}, got {identity.get(name)!r}"
-        for name in sorted(found.keys() | identity.keys())
-        if found.get(name) != identity.get(name)
+        f"{name} must be {found.get(name)!r}, got {wanted.get(name)!r}"
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ] + [
+        f"the {name.replace('_', ' ')} must be {'those' if name == 'data' else 'that'} of this run, got"
+        f" {'others' if name == 'data' else 'another'}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
     ]
-    if facts["data"] != data:
-        differing.append("the data must be those of this run, got others")
     if differing:
         raise ValueError(
             f"{directory}: to resume the run, {', '.join(differing)}; give another output directory, or the same"

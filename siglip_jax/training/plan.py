@@ -63,7 +63,7 @@ def dry_run(
     """
     recipe = recipe_with(recipe, fields)
     keys = {"image_key": image_key, "text_key": text_key, "label_key": label_key}
-    setup = set_up(data, model, recipe, keys, 0, None, None)
+    setup = set_up(data, model, recipe, keys, 0)
     plan, examples = setup.plan, setup.pipeline.examples
     sizes = {"data": recipe.mesh.data, "fsdp": recipe.mesh.fsdp, "tensor": recipe.mesh.tensor}
     if setup.mesh is not None:

@@ -1,7 +1,13 @@
-"""Images embedded once, for a run with a frozen image tower, so that a step computes the text tower only."""
+"""Images embedded once, for a run with a frozen image tower, so that a step computes the text tower only.
+
+The files are kept under a fingerprint of everything that made them: weights, processor, data and their order.
+"""
 
 import copy
 import functools
+import hashlib
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +19,11 @@ from jaxtyping import Array, Float
 from siglip_jax._callbacks import Counter, OnProgress
 from siglip_jax._files import written_aside
 from siglip_jax.data.example import Example, Source, image_id
+from siglip_jax.data.fingerprint import fingerprint
 from siglip_jax.data.pipeline import ordered
 from siglip_jax.data.transform import Transform
 from siglip_jax.models.siglip import normalize
+from siglip_jax.params import flatten
 from siglip_jax.training.objective import Objective
 
 BATCH = 64  # images of a step
@@ -29,9 +37,12 @@ def precompute_image_embeds(
     transform: Transform,
     directory: Path,
     *,
+    made_by: str,
     on_progress: OnProgress | None = None,
 ) -> "Precomputed":
     """Embeds every image of a source; an interrupted call is resumed.
+
+    Files are reused only for the same source and `made_by`; those of others in `directory` are removed.
 
     Several processes share the files, and all of them must call this function.
 
@@ -40,12 +51,19 @@ def precompute_image_embeds(
       params: parameters of the module, a nested dict.
       source: examples to embed the images of.
       transform: makes rows of examples; its augmentation must be "none".
-      directory: directory of the embeddings, float32, one file for every 8,192 images; made if need be.
+      directory: directory of the embeddings, which belongs to this function; made if need be. A folder in it, named
+        by a fingerprint, holds float32 files, one for every 8,192 images.
+      made_by: fingerprint of the weights and of the processor, as from `tower_fingerprint`.
       on_progress: called with (images done, images in all); None: nothing is called.
 
     Returns:
       The source, with an embedding (E,) float32 in place of each image.
     """
+    of_source = fingerprint(source, times=True)
+    made_of = hashlib.sha256(f"{made_by} {of_source} {PART}".encode()).hexdigest()[:16]
+    if jax.process_index() == 0:
+        _remove_others(directory, made_of)
+    directory = directory / made_of
     directory.mkdir(parents=True, exist_ok=True)
     images = copy.copy(transform)
     images.captions = images.labels = False
@@ -81,6 +99,33 @@ def precompute_image_embeds(
     return Precomputed(source, parts)
 
 
+def tower_fingerprint(objective: Objective, params: Mapping[str, Any], processor: str) -> str:
+    """Returns a hash of what an embedding of an image depends on beside the image.
+
+    Args:
+      objective: objective whose module has an image tower.
+      params: parameters of the module on this process, a nested dict.
+      processor: fingerprint of the processor.
+
+    Returns:
+      SHA-256 in hexadecimal.
+    """
+    module: Any = objective.module
+    digest = hashlib.sha256(repr((processor, str(module.dtype), module.config.vision_config.to_dict())).encode())
+    for path, x in sorted(flatten(params).items()):
+        if path.startswith("vision_model/"):
+            digest.update(f"{path} {x.shape} {x.dtype}\n".encode())
+            digest.update(np.ascontiguousarray(x).view(np.uint8))
+    return digest.hexdigest()
+
+
+def _remove_others(directory: Path, wanted: str) -> None:
+    """Removes what a directory of embeddings holds beside the wanted folder."""
+    for found in directory.iterdir() if directory.is_dir() else ():
+        if found.name != wanted:
+            shutil.rmtree(found) if found.is_dir() else found.unlink()
+
+
 class Embedding(NamedTuple):
     """An embedding in place of an image.
 
@@ -101,6 +146,7 @@ class Precomputed:
       parts: files of the embeddings, in order.
       classes: names of the classes of the source.
       path: path of the source.
+      fingerprint: fingerprint of the source.
     """
 
     def __init__(self, source: Source, parts: list[Path]):
@@ -108,6 +154,11 @@ class Precomputed:
         self.source, self.parts = source, parts
         self.classes = source.classes
         self.path = getattr(source, "path", type(source).__name__)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Fingerprint of the source."""
+        return fingerprint(self.source)
 
     def __len__(self) -> int:
         """Returns the number of examples."""

@@ -2,14 +2,17 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -230,10 +233,31 @@ def make_state(plan: Plan, params: Mapping[str, Any]) -> TrainState:
     return init_state(params, lambda path: plan.table[path].frozen, step.optimizer, step.average is not None, step.mesh)
 
 
-def identity_of(recipe: Recipe, name_or_path: str) -> dict[str, Any]:
-    """Returns what must be the same for a run to be resumed, for JSON: the recipe without its mesh, and the model."""
+def identity_of(recipe: Recipe, name_or_path: str, **fingerprints: str) -> dict[str, Any]:
+    """Returns what must be the same for a run to be resumed, for JSON: the recipe without its mesh, and the model.
+
+    Args:
+      recipe: recipe of the run.
+      name_or_path: name of the model as it was given.
+      **fingerprints: hashes of what the recipe does not state, as `processor`.
+    """
     fields = {name: value for name, value in dataclasses.asdict(recipe).items() if name != "mesh"}
-    return json.loads(json.dumps(fields | {"model": name_or_path}))
+    return json.loads(json.dumps(fields | {"model": name_or_path, "fingerprints": fingerprints}))
+
+
+def processor_fingerprint(processor: SiglipProcessor) -> str:
+    """Returns a hash of what makes pixels and token ids of images and texts, in hexadecimal."""
+    images, tokenizer = processor.image_processor.to_dict(), processor.tokenizer
+    digest = hashlib.sha256(json.dumps({name: images.get(name) for name in _IMAGE_OPTIONS}, default=str).encode())
+    digest.update(Path(tokenizer.vocab_file).read_bytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # texts that are cut
+        digest.update(np.asarray(processor(text=list(_PROBES))["input_ids"]).tobytes())
+    return digest.hexdigest()
+
+
+_IMAGE_OPTIONS = ("size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+_PROBES = ("", "A photo of two Cats, 37 °C!", "<pad> </s> <eos> <unk>", "naïve 日本 \n\t ½", "word " * 100)
 
 
 def whole(recipe: Recipe, params: Mapping[str, Any]) -> dict[str, Any]:

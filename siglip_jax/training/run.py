@@ -19,7 +19,7 @@ from siglip_jax.models import SiglipModel
 from siglip_jax.models.cost import step_flops
 from siglip_jax.processing import SiglipProcessor
 from siglip_jax.training.evaluators import labels_evaluation, pairs_evaluation
-from siglip_jax.training.loop import Evaluate, LoopOptions, OnMetrics, run_loop
+from siglip_jax.training.loop import Evaluate, LoopOptions, OnMetrics, check_resumable, run_loop
 from siglip_jax.training.prepare import (
     Model,
     Plan,
@@ -29,11 +29,12 @@ from siglip_jax.training.prepare import (
     local_objective,
     make_state,
     make_transform,
+    processor_fingerprint,
     save_model,
     whole,
 )
 from siglip_jax.training.recipe import Recipe
-from siglip_jax.training.setup import Data, Path_, Setup, recipe_with, set_up
+from siglip_jax.training.setup import Data, Path_, Setup, image_tower_of, recipe_with, set_up, with_image_embeds
 from siglip_jax.training.step import TrainState, make_step
 
 
@@ -142,10 +143,18 @@ def train(
     directory = output_path(out)
     recipe = recipe_with(recipe, fields)
     keys = {"image_key": image_key, "text_key": text_key, "label_key": label_key}
-    setup = set_up(data, model, recipe, keys, workers, directory, on_precompute)
+    setup = set_up(data, model, recipe, keys, workers)
+    fingerprints = {"processor": processor_fingerprint(setup.model.processor)}
+    if recipe.locked_images:
+        fingerprints["image_tower"] = image_tower_of(setup)
+    identity = identity_of(recipe, os.fspath(model), **fingerprints)
+    check_resumable(directory, identity, setup.pipeline.fingerprint)
     directory.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         write_atomically(directory / "recipe.json", json.dumps(dataclasses.asdict(recipe), indent=2).encode() + b"\n")
+    if recipe.locked_images:
+        tower = fingerprints["image_tower"]
+        setup = with_image_embeds(setup, recipe, directory, tower, workers, on_precompute)
     state = make_state(setup.plan, setup.model.params)
     metrics: list[dict[str, Any]] = []
 
@@ -160,7 +169,7 @@ def train(
         setup.pipeline,
         setup.plan.steps,
         LoopOptions(directory, save_every, keep, best, log_every, tensorboard),
-        identity=identity_of(recipe, os.fspath(model)),
+        identity=identity,
         more_metrics=_speed_metrics(recipe, setup.model, setup.plan),
         evaluate=None if evaluate is None else _evaluation(evaluate, keys, recipe, setup),
         mesh=setup.mesh,

@@ -16,7 +16,7 @@ from siglip_jax.data.open import open_source
 from siglip_jax.data.pipeline import Pipeline
 from siglip_jax.data.transform import Transform
 from siglip_jax.training.objective import Objective
-from siglip_jax.training.precomputed import PrecomputedTransform, precompute_image_embeds
+from siglip_jax.training.precomputed import PrecomputedTransform, precompute_image_embeds, tower_fingerprint
 from siglip_jax.training.prepare import (
     Model,
     Plan,
@@ -27,6 +27,7 @@ from siglip_jax.training.prepare import (
     make_transform,
     mesh_of,
     prepare_model,
+    processor_fingerprint,
 )
 from siglip_jax.training.recipe import Recipe
 from siglip_jax.training.recipes import RECIPES
@@ -79,11 +80,20 @@ def _replaced(options: Any, fields: Mapping[str, Any], name: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """Everything that a run is made of."""
+    """Everything that a run is made of.
 
-    sources: Sources
+    Attributes:
+      model: module with its initial parameters.
+      objective: objective to minimise.
+      sources: opened data with their weights.
+      pipeline: batches of the sources.
+      plan: steps of the run.
+      mesh: mesh of the run; None: one device.
+    """
+
     model: Model
     objective: Objective
+    sources: Sources
     pipeline: Pipeline
     plan: Plan
     mesh: Mesh | None
@@ -95,10 +105,8 @@ def set_up(
     recipe: Recipe,
     keys: Mapping[str, Any],
     workers: int,
-    directory: Path | None,
-    on_precompute: OnProgress | None,
 ) -> Setup:
-    """Opens data and checkpoint; embeds locked images only if there is a directory for the embeddings."""
+    """Opens data and checkpoint, and writes nothing."""
     sources = _opened(data, keys)
     classes = [source.classes for source, _ in sources if source.classes]
     if recipe.task == "labels" and (len(classes) < len(sources) or len(set(classes)) > 1):
@@ -110,10 +118,14 @@ def set_up(
     model = prepare_model(recipe, name_or_path, labels=classes[0] if recipe.task == "labels" else (), mesh=mesh)
     transform = make_transform(recipe, model.processor)
     objective = make_objective(recipe, model, transform, mesh)
-    if recipe.locked_images and directory is not None:
-        sources = _precomputed(sources, recipe, model, objective, directory, on_precompute)
-        transform = PrecomputedTransform(model.processor)
-    pipeline = Pipeline(
+    pipeline = _pipeline(sources, transform, recipe, workers)
+    plan = make_plan(recipe, model.table, objective, pipeline.examples, mesh)
+    return Setup(model, objective, sources, pipeline, plan, mesh)
+
+
+def _pipeline(sources: Sources, transform: Transform, recipe: Recipe, workers: int) -> Pipeline:
+    """Returns the batches of this process."""
+    return Pipeline(
         sources,
         transform,
         batch_size=recipe.batch_size,
@@ -122,8 +134,6 @@ def set_up(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    plan = make_plan(recipe, model.table, objective, pipeline.examples, mesh)
-    return Setup(sources, model, objective, pipeline, plan, mesh)
 
 
 def _opened(data: Data, keys: Mapping[str, Any]) -> Sources:
@@ -141,20 +151,34 @@ def _opened(data: Data, keys: Mapping[str, Any]) -> Sources:
     return found
 
 
-def _precomputed(
-    sources: Sources,
-    recipe: Recipe,
-    model: Model,
-    objective: Objective,
-    directory: Path,
-    on_progress: OnProgress | None,
-) -> Sources:
-    """Returns sources with embeddings in place of images, stored in a folder of the run for each."""
-    transform: Transform = make_transform(recipe, model.processor)
-    objective, params = local_objective(objective), jax.device_put(gathered(model.params))
+def with_image_embeds(
+    setup: Setup, recipe: Recipe, directory: Path, image_tower: str, workers: int, on_progress: OnProgress | None
+) -> Setup:
+    """Returns the setup with embeddings in place of images, stored in a folder of the run for each source.
+
+    Args:
+      setup: setup of the run.
+      recipe: recipe with `locked_images`.
+      directory: directory of the run.
+      image_tower: fingerprint of weights and processor, as from `image_tower_of`.
+      workers: processes that read and decode; 0: threads of this process.
+      on_progress: called with (images embedded, images in all) of each source; None: nothing is called.
+    """
+    model = setup.model
+    transform = make_transform(recipe, model.processor)
+    objective, params = local_objective(setup.objective), jax.device_put(gathered(model.params))
     found: Sources = []
-    for number, (source, weight) in enumerate(sources):
+    for number, (source, weight) in enumerate(setup.sources):
         folder = directory / "image_embeds" / str(number)
-        embedded = precompute_image_embeds(objective, params, source, transform, folder, on_progress=on_progress)
+        embedded = precompute_image_embeds(
+            objective, params, source, transform, folder, made_by=image_tower, on_progress=on_progress
+        )
         found.append((embedded, weight))
-    return found
+    pipeline = _pipeline(found, PrecomputedTransform(model.processor), recipe, workers)
+    return dataclasses.replace(setup, sources=found, pipeline=pipeline)
+
+
+def image_tower_of(setup: Setup) -> str:
+    """Returns the fingerprint of the weights and of the processor that embed the images; all processes must call it."""
+    processor = processor_fingerprint(setup.model.processor)
+    return tower_fingerprint(setup.objective, gathered(setup.model.params), processor)

@@ -1,6 +1,7 @@
 """`siglip_jax.training.train` from Python: its result, its callbacks, interruption, and fields of a recipe."""
 
 import json
+import shutil
 import signal
 
 import jax
@@ -81,6 +82,26 @@ def test_an_interrupted_run_resumes_to_the_same_bits(done, checkpoint, pairs, tm
     rest = train(pairs, checkpoint, tmp_path / "out", log_every=2, **FIELDS)
     assert not rest.stopped and rest.steps == 4
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), rest.params, done[0].params)
+
+
+def test_changed_captions_are_other_data_and_nothing_is_written(done, checkpoint, pairs, tmp_path):
+    data = shutil.copytree(pairs.parent, tmp_path / "pairs") / pairs.name
+    assert train(data, checkpoint, done[0].directory, **FIELDS).steps == 4  # a copy in another folder is the same
+    data.write_text(data.read_text().replace("red", "tan"))
+    before = (done[0].directory / "recipe.json").read_bytes()
+    with pytest.raises(ValueError, match="to resume the run, the data must be those of this run, got others"):
+        train(data, checkpoint, done[0].directory, **FIELDS)
+    with pytest.raises(ValueError, match="seed must be 0, got 1, the data must be those"):
+        train(data, checkpoint, done[0].directory, seed=1, **FIELDS)
+    assert (done[0].directory / "recipe.json").read_bytes() == before
+
+
+def test_a_changed_processor_is_another_run(checkpoint, done, pairs, tmp_path):
+    changed = shutil.copytree(checkpoint, tmp_path / "model")
+    path = changed / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": [0.4, 0.4, 0.4]}))
+    with pytest.raises(ValueError, match="the processor must be that of this run, got another"):
+        train(pairs, changed, done[0].directory, **FIELDS)
 
 
 def test_other_fields_are_another_run(done, checkpoint, pairs):

@@ -159,6 +159,12 @@ class ArrowSource:
         """Yields (name, path) of every file that is read; for a copy, of the original files."""
         return ((os.path.basename(path), path) for path in self._made_of)
 
+    def contents(self) -> Iterator[Any]:
+        """Yields the captions and labels of all rows, as buffers: what the source has beside its images."""
+        for batch in self._mapped():
+            for name in (self._chosen.text, self._chosen.label):
+                yield from (buffer for buffer in (batch.column(name).buffers() if name else ()) if buffer is not None)
+
 
 def holds_images(kind: pa.DataType) -> bool:
     """Returns whether a column of this type can hold encoded images: bytes, or a struct with a field `bytes`."""

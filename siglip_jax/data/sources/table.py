@@ -120,6 +120,12 @@ class TableSource:
             except ValueError:  # an error only when the row is read
                 yield name, ""
 
+    def contents(self) -> Iterator[bytes]:
+        """Yields the bytes of the table: what the source has beside its images."""
+        with open(self.path, "rb") as file:
+            while chunk := file.read(2**20):
+                yield chunk
+
 
 def _path(value: Any) -> str | None:
     return columns.whole(value) if isinstance(value, str) else None

@@ -144,6 +144,10 @@ class TarSource:
         """Yields (name, path) of every file that is read."""
         return zip(self._prefixes, self._files.paths, strict=True)
 
+    def contents(self) -> Iterator[bytes]:
+        """Yields position and size of the members of every example."""
+        yield self._places.tobytes()
+
     def _label(self, value: Any) -> int | None:
         """Returns the index of a class, or None for a value that is neither an index nor the name of a class."""
         if isinstance(value, str) and value in self._class_numbers:
