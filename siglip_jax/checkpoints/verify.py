@@ -111,6 +111,13 @@ def verify_tokenizer(contents: Contents) -> Iterator[Check]:
         return
     tokenizer = SiglipTokenizer.from_pretrained(directory_of(contents))
     yield Check("tokenizer", True, f"{type(tokenizer).__name__}, {tokenizer.vocab_size:,} pieces")
+    rows = getattr(getattr(contents.config, "text_config", contents.config), "vocab_size", None)
+    if rows is not None:
+        try:
+            tokenizer.check_rows(rows)
+            yield Check("ids of the tokenizer", True, f"0 to {tokenizer.largest_id:,}, for a table of {rows:,} rows")
+        except ValueError as error:
+            yield Check("ids of the tokenizer", False, str(error))
     variant = released_variant(contents.config, contents.architecture)
     if variant is not None and variant.token_ids:
         yield from verify_tokens(lambda text: tokenizer(text)["input_ids"], variant.token_ids)

@@ -70,10 +70,10 @@ def load(
     settings = read_config(path)
     flexible = settings.get("model_type") == Siglip2Config.model_type
     model_class = Siglip2Model if flexible else SiglipModel
-    (Siglip2Config if flexible else SiglipConfig).from_dict(
-        settings
-    )  # validates the configuration before any other file is read
+    # Validates the configuration before any other file is read.
+    checked = (Siglip2Config if flexible else SiglipConfig).from_dict(settings)
     processor = SiglipProcessor.from_pretrained(path if path.is_dir() else path.parent)
+    processor.tokenizer.check_rows(checked.text_config.vocab_size)
     dtype = jnp.dtype(dtype or jnp.float32)  # for the parameters too, else each step converts them
     contents = read_contents(path, for_inference=True)
     stored = contents.layout.get("scheme")

@@ -104,6 +104,8 @@ def prepare_model(
     if any(dropout):
         raise ValueError(f"attention_dropout must be 0, as in all published models, got {max(dropout)}")
     processor = SiglipProcessor.from_pretrained(path if path.is_dir() else path.parent)
+    if recipe.task == "pairs":
+        processor.tokenizer.check_rows(checkpoint.config.text_config.vocab_size)
     if recipe.resolution is not None and recipe.resolution != checkpoint.config.vision_config.image_size:
         checkpoint = with_resolution(checkpoint, recipe.resolution).checkpoint
     if recipe.task == "labels" and (checkpoint.architecture == "SiglipModel" or list(labels) != _labels(checkpoint)):

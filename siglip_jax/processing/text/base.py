@@ -53,7 +53,6 @@ class TokenizerBase(Vocabulary):
         "split_special_tokens": False,
     }
     _arguments: ClassVar[tuple[str, ...]]  # of the constructor, which a file of settings may contain
-    vocab_file: str
     padding_side: str
     truncation_side: str
     model_input_names: list[str]

@@ -209,6 +209,11 @@ class SiglipTokenizer(TokenizerBase):
         """Number of pieces of the vocabulary, without added tokens."""
         return self.sp_model.get_piece_size()
 
+    @property
+    def largest_id(self) -> int:
+        """Largest id that a text can have."""
+        return max([self.vocab_size - 1, *self._decoder])
+
     def get_vocab(self) -> dict[str, int]:
         """Returns the id of every piece and added token."""
         return {self._token(i): i for i in range(self.vocab_size)} | self._encoder

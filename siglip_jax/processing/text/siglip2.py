@@ -118,6 +118,9 @@ class Siglip2Tokenizer(TokenizerBase):
         _check_lower_case(do_lower_case)
         self.vocab_file = os.fspath(tokenizer_file)
         self._tokenizer = _lower_casing(_load(self.vocab_file))
+        self._largest_piece = max(self.get_vocab().values(), default=0)
+        if self._largest_piece >= _IDS:
+            raise ValueError(f"{self.vocab_file}: ids must be below {_IDS}, got {self._largest_piece}")
         more = {f"{name}_token": f"<{name}>" for name in ("bos", "mask") if self._has(f"<{name}>")}
         super().__init__(
             special_tokens={"eos_token": eos_token, "unk_token": unk_token, "pad_token": pad_token, **more},
@@ -203,6 +206,15 @@ class Siglip2Tokenizer(TokenizerBase):
     def vocab_size(self) -> int:
         """Number of pieces of the vocabulary, without added tokens."""
         return self._tokenizer.get_vocab_size(with_added_tokens=False)
+
+    @property
+    def largest_id(self) -> int:
+        """Largest id that a text can have."""
+        return max([self._largest_piece, *self._tokenizer.get_added_tokens_decoder()])
+
+    def __len__(self) -> int:
+        """Returns the number of pieces and added tokens."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def get_vocab(self) -> dict[str, int]:
         """Returns the id of every piece and added token."""
@@ -302,8 +314,6 @@ def _load(file: str) -> Any:
     model = type(tokenizer.model).__name__
     if model != "BPE":
         raise ValueError(f"{file}: model must be a byte-pair encoding (BPE), as Gemma's, got {model}")
-    if max(tokenizer.get_vocab().values(), default=0) >= _IDS:
-        raise ValueError(f"{file}: ids must be below {_IDS}, got {max(tokenizer.get_vocab().values())}")
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

@@ -70,6 +70,7 @@ class Vocabulary(abc.ABC):
     mask_token = _SpecialToken()
     mask_token_id = _SpecialToken()
 
+    vocab_file: str
     clean_up_tokenization_spaces: bool
     _cleans_up: ClassVar[bool] = True
     _named: dict[str, str]
@@ -79,6 +80,11 @@ class Vocabulary(abc.ABC):
     @abc.abstractmethod
     def vocab_size(self) -> int:
         """Number of pieces of the vocabulary, without added tokens."""
+
+    @property
+    @abc.abstractmethod
+    def largest_id(self) -> int:
+        """Largest id that a text can have."""
 
     @property
     @abc.abstractmethod
@@ -179,6 +185,27 @@ class Vocabulary(abc.ABC):
     def __len__(self) -> int:
         """Returns the number of pieces and added tokens."""
         return len(self.get_vocab())
+
+    def check_rows(self, rows: int) -> None:
+        """Raises a `ValueError` unless the vocabulary fits a model's table of token embeddings.
+
+        The table must have a row for each id. It may have up to a tenth more rows, as tables that are padded to a round
+        number have; a vocabulary that is smaller still is another one, or was cut off.
+
+        Args:
+          rows: number of rows of the table, `vocab_size` of the model's configuration.
+        """
+        if self.largest_id >= rows:
+            worst = self.convert_ids_to_tokens(self.largest_id)
+            raise ValueError(
+                f"{self.vocab_file}: ids must be below the {rows} rows of the model's table, got {self.largest_id} of"
+                f" {worst[:40]!r}; use the tokenizer of this model, or enlarge the table"
+            )
+        if len(self) < 0.9 * rows:
+            raise ValueError(
+                f"{self.vocab_file}: vocabulary must have about as many pieces as the model's table has rows, {rows},"
+                f" got {len(self)}; fetch it again, or use the tokenizer of this model"
+            )
 
     def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
         """Adds tokens that are matched in a text before it is split into pieces.

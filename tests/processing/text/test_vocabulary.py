@@ -268,3 +268,27 @@ def test_number_of_special_tokens(spiece):
     ours, reference = first(spiece)
     for pair in (False, True):
         assert ours.num_special_tokens_to_add(pair) == reference.num_special_tokens_to_add(pair)
+
+
+class TestRows:
+    def test_every_id_has_a_row(self, spiece, gemma_file):
+        for tokenizer in (SiglipTokenizer(spiece), Siglip2Tokenizer(gemma_file)):
+            assert tokenizer.largest_id == len(tokenizer) - 1 == max(tokenizer.get_vocab().values())
+            for rows in (len(tokenizer), len(tokenizer) + 3):
+                tokenizer.check_rows(rows)
+            with pytest.raises(
+                ValueError, match=rf"ids must be below the {len(tokenizer) - 1} rows of the model's table"
+            ):
+                tokenizer.check_rows(len(tokenizer) - 1)
+            tokenizer.add_tokens(["<new>"])
+            with pytest.raises(
+                ValueError, match=rf"got {len(tokenizer) - 1} of '<new>'; use the tokenizer of this model"
+            ):
+                tokenizer.check_rows(len(tokenizer) - 1)
+
+    def test_a_vocabulary_much_smaller_than_the_table(self, spiece):
+        message = (
+            r"spiece.model: vocabulary must have about as many pieces as the model's table has rows, 2048, got \d+;"
+        )
+        with pytest.raises(ValueError, match=message):
+            SiglipTokenizer(spiece).check_rows(2048)

@@ -1,0 +1,49 @@
+"""What `load` compares before it computes: the vocabulary with the table of the model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import siglip_jax
+from siglip_jax.assets import BUNDLED_MODEL
+from siglip_jax.checkpoints import verify
+
+
+def first_pieces(model: bytes, count: int) -> bytes:
+    """Returns the first pieces of a SentencePiece model, as a download that was cut off between two of them holds."""
+    end = 0
+    for _ in range(count):
+        assert (model[end], model[end + 1] < 128) == (0x0A, True)  # field 1, whose length is one byte
+        end += 2 + model[end + 1]
+    return model[:end]
+
+
+@pytest.fixture
+def bundled(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(BUNDLED_MODEL, tmp_path / "model"))
+
+
+def test_a_vocabulary_cut_off_between_two_pieces(bundled):
+    file = bundled / "spiece.model"
+    file.write_bytes(first_pieces(file.read_bytes(), 6))
+    message = "^[^\n]*spiece.model: vocabulary must have about as many pieces as the model's table has rows, 2048, got"
+    with pytest.raises(ValueError, match=message):
+        siglip_jax.load(bundled)
+    failed = {check.name for check in verify(bundled) if not check.right}
+    assert "ids of the tokenizer" in failed
+
+
+@pytest.mark.parametrize("name", ["eos_token", "pad_token", "cls_token"])
+def test_a_special_token_outside_the_table(bundled, name):
+    file = bundled / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {name: "<new>"}))
+    with pytest.raises(ValueError, match="ids must be below the 2048 rows of the model's table, got 2048 of '<new>'"):
+        siglip_jax.load(bundled)
+
+
+def test_the_bundled_vocabulary_fits(bundled):
+    assert siglip_jax.load(bundled).processor.tokenizer.largest_id == 2047
+    assert [check.right for check in verify(bundled) if check.name == "ids of the tokenizer"] == [True]
