@@ -35,6 +35,7 @@ def describe(
     processor = siglip.processor.image_processor
     options = processor.to_dict()
     image: dict[str, Any] = {"processor": type(processor).__name__}
+    options |= {name: False for name in options if name.startswith("do_") and options[name] is None}
     image |= {name: options[name] for name in _IMAGE if options.get(name) is not None}
     if options.get("resample") is not None:
         image["resample"] = PIL.Image.Resampling(options["resample"]).name.lower()

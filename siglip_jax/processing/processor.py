@@ -105,13 +105,16 @@ class SiglipProcessor:
 
         Raises:
           FileNotFoundError: if a path or URL of an image does not exist.
-          ValueError: if neither images nor texts are passed, for an unknown option, and for a value that is not a text
-            or an image.
+          ValueError: if neither images nor texts are passed, for an option that is unknown or given twice, and for a
+            value that is not a text or an image.
         """
         if images is None and text is None:
             raise ValueError("SiglipProcessor: images or text must be given, got neither; pass images, text or both")
         known = self.image_processor.defaults
         refuse_unknown(options, [*_TEXT, *known], "SiglipProcessor")
+        for group, values in (("text_kwargs", text_kwargs), ("images_kwargs", images_kwargs)):
+            if twice := sorted(set(values or {}) & set(options)):
+                raise ValueError(f"{twice[0]} must be given once, got it as an argument and in {group}; leave one out")
         for_text = {k: v for k, v in options.items() if k in _TEXT} | (text_kwargs or {})
         for_images = {k: v for k, v in options.items() if k in known} | (images_kwargs or {})
         refuse_unknown(for_text, [*_TEXT, "return_tensors"], "text_kwargs")

@@ -235,3 +235,14 @@ def test_a_batch_goes_through_jit_as_a_dictionary_does():
     doubled = jax.jit(lambda batch: jax.tree.map(lambda x: 2 * x, batch))(batch)
     assert type(doubled) is Batch and doubled.b.tolist() == [2, 2] and doubled.a.dtype == np.int32
     assert [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(batch)] == ["['a']", "['b']"]
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_an_option_given_twice_is_an_error_as_in_the_reference(processor, value):
+    message = "^do_rescale must be given once, got it as an argument and in images_kwargs; leave one out$"
+    with pytest.raises(ValueError, match=message):
+        processor(images=noise(20, 30), do_rescale=True, images_kwargs={"do_rescale": value})
+    with pytest.raises(ValueError, match="^padding must be given once, got it as an argument and in text_kwargs"):
+        processor(text="a cat", padding=False, text_kwargs={"padding": "max_length"})
+    found = processor(images=noise(20, 30), do_normalize=False, images_kwargs={"do_rescale": value}).pixel_values
+    assert (found.max() <= 1.0) is value

@@ -35,6 +35,9 @@ P = TypeVar("P", bound="ImageProcessor")
 class ImageProcessor:
     """Base class that stores options as attributes; each subclass implements `preprocess`.
 
+    An assignment such as `processor.size = (384, 384)` changes the option for the calls that follow. What a step needs
+    is checked by the call, so that several options may be assigned one after the other.
+
     Attributes:
       model_input_names: names of the arrays that `preprocess` returns.
       defaults: default value of each option, by name; it defines which options exist.
@@ -58,7 +61,8 @@ class ImageProcessor:
         """
         refuse_unknown(options, self.defaults, type(self).__name__)
         given = {name: value for name, value in options.items() if value is not None}
-        self._options = self._checked_spelling({**self.defaults, **given})
+        self._options = self._spelled({**self.defaults, **given})
+        self._check(self._options)
         self._unknown_settings: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -67,6 +71,14 @@ class ImageProcessor:
         if name in options:
             return options[name]
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an option."""
+        if name.startswith("_") or hasattr(type(self), name):
+            super().__setattr__(name, value)
+            return
+        refuse_unknown([name], self.defaults, type(self).__name__)
+        self._options = self._spelled({**self._options, name: value})
 
     def __call__(self, images: Any, **options: Any) -> Batch:
         """Calls `preprocess`.
@@ -98,13 +110,18 @@ class ImageProcessor:
           A `Batch` of the arrays named in `model_input_names`.
         """
 
-    def _checked_spelling(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Returns a full set of options in the form they are stored in; raises a ValueError for invalid ones."""
+    def _spelled(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Returns a full set of options in the form they are stored in; raises a ValueError for a wrong size."""
+        return options
+
+    def _check(self, options: dict[str, Any]) -> None:
+        """Raises a ValueError for an invalid option, or a step that lacks one it needs."""
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the options in the form of the reference's files, and the unknown keys of the file they came from."""
-        options = {k: v for k, v in self._options.items() if v is not None and k not in CALLS_OWN}
+        unset = {k for k, v in self._options.items() if v is None and self.defaults[k] is None}
+        options = {k: v for k, v in self._options.items() if k not in unset and k not in CALLS_OWN}
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
         if not options.get("default_to_square", True):
             del options["default_to_square"]
@@ -115,9 +132,10 @@ class ImageProcessor:
         """Returns a processor with the options of a dictionary.
 
         Args:
-          settings: options as `to_dict` returns them or as a file of the reference holds them. Unknown keys have no
-            effect and are written back by `to_dict`. `data_format` and `return_tensors` are ignored: they belong to
-            the caller.
+          settings: options as `to_dict` returns them or as a file of the reference holds them. None switches a step
+            off or leaves a value unset, as in the reference, except that of `do_convert_rgb`, which published files
+            hold for models that accept nothing but RGB: it means the default. Unknown keys have no effect and are
+            written back by `to_dict`. `data_format` and `return_tensors` are ignored: they belong to the caller.
           **options: values that take precedence over those of `settings`.
 
         Returns:
@@ -133,7 +151,11 @@ class ImageProcessor:
             what = patches if kind.startswith("Siglip2") else whole
             raise ValueError(f"image_processor_type must be {cls.file_type}, got {kind}, which {what}")
         known = {k: v for k, v in settings.items() if k in cls.defaults and k not in CALLS_OWN}
-        processor = cls(**known | options)
+        chosen = known | options
+        off = {k: None for k, v in chosen.items() if v is None and k != "do_convert_rgb"}
+        processor = cls(**chosen)
+        processor._options |= off
+        processor._check(processor._options)
         skipped = {*known, "image_processor_type", "feature_extractor_type", "return_tensors"}
         processor._unknown_settings = {k: v for k, v in settings.items() if k not in skipped}
         return processor

@@ -73,10 +73,11 @@ class SiglipImageProcessorPil(ImageProcessor):
     file_type = "SiglipImageProcessor"
     processor_type = "SiglipProcessor"
 
-    def _checked_spelling(self, options: dict[str, Any]) -> dict[str, Any]:
-        spelled = normalized_spelling(options)
-        checked(spelled)
-        return spelled
+    def _spelled(self, options: dict[str, Any]) -> dict[str, Any]:
+        return normalized_spelling(options)
+
+    def _check(self, options: dict[str, Any]) -> None:
+        checked(options)
 
     def preprocess(self, images: Any, **options: Any) -> Batch:
         """Returns the `pixel_values` of one image or several.

@@ -102,9 +102,8 @@ class Siglip2ImageProcessor(ImageProcessor):
             patches.append(done.reshape(len(done), -1))
         return _stacked(patches, grids, most, o.return_tensors)
 
-    def _checked_spelling(self, options: dict[str, Any]) -> dict[str, Any]:
+    def _check(self, options: dict[str, Any]) -> None:
         _checked(options)
-        return options
 
 
 def grid_of(height: int, width: int, patch_size: int, max_num_patches: int) -> tuple[int, int]:
