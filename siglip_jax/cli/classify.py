@@ -25,7 +25,7 @@ from siglip_jax.cli._output import (
     whole_number,
     with_progress,
 )
-from siglip_jax.processing.images.loading import IMAGE_SUFFIXES
+from siglip_jax.processing.images.formats import is_image_name
 
 HELP = "rank labels for images"
 EPILOG = """examples:
@@ -133,7 +133,7 @@ def find_images(arguments: argparse.Namespace) -> tuple[list[str | Path], int]:
             failures += 1
             continue
         files = sorted(f for f in folder.glob("**/*" if arguments.recursive else "*") if f.is_file())
-        found = [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")]
+        found = [f for f in files if is_image_name(f.name) and not f.name.startswith(".")]
         if not found:
             say(f"{path}: the folder must hold images, got none among {len(files)} files; name another folder")
             failures += 1

@@ -14,7 +14,7 @@ from siglip_jax.data.sources.folder import FolderSource, PlainFolder, walk
 from siglip_jax.data.sources.paths import expanded
 from siglip_jax.data.sources.table import ENDINGS, TableSource
 from siglip_jax.data.sources.tar import TarSource
-from siglip_jax.processing.images.loading import IMAGE_SUFFIXES
+from siglip_jax.processing.images.formats import is_image_name
 
 _KINDS = ("tar", "parquet", "arrow", "table")
 _SPLITS = ("train", "training", "validation", "valid", "val", "test", "dev", "eval")
@@ -138,7 +138,7 @@ def _folders(path: Path) -> list[str]:
 
 
 def _has_images(folder: Path) -> bool:
-    return any(file.lower().endswith(IMAGE_SUFFIXES) for _, files in walk(folder) for file in files)
+    return any(is_image_name(file) for _, files in walk(folder) for file in files)
 
 
 def _contents(path: Path) -> list[str]:

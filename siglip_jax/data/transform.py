@@ -16,11 +16,11 @@ from siglip_jax._checks import check_choice
 from siglip_jax.data.example import Example, image_id
 from siglip_jax.processing import SiglipImageProcessorPil, SiglipProcessor
 from siglip_jax.processing.images import pixels
-from siglip_jax.processing.images.loading import load_image
+from siglip_jax.processing.images.loading import MAX_PIXELS, load_image
 from siglip_jax.processing.images.options import ImageOptions, checked
 
 AUGMENTATIONS = ("none", "flip", "crop", "crop_flip")
-MAX_PIXELS = 2**26  # of an image: 200 MB as RGB for each one that is decoded at the same time
+
 _ASPECTS = (3 / 4, 4 / 3)
 _TRIES = 10
 

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 
 HERE = Path(__file__).parent
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF")  # for PostScript, Pillow would start a program
 
 
 def manifest():
@@ -62,7 +63,7 @@ def pixel_values(images):
     image = manifest()["image"]
     rows = []
     for file in images:
-        whole = eight_bits(ImageOps.exif_transpose(Image.open(file))).convert("RGBA")
+        whole = eight_bits(ImageOps.exif_transpose(Image.open(file, formats=FORMATS))).convert("RGBA")
         whole = Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert("RGB")
         rows.append(np.asarray(whole.resize((image["width"], image["height"]), image["resample"]), np.float32))
     return (np.stack(rows) * np.float32(image["rescale_factor"]) - np.float32(image["mean"])) / np.float32(image["std"])

@@ -185,7 +185,7 @@ def test_images_that_are_refused(processor):
     transform = Transform(processor, max_pixels=2000)
     for data, message in [
         (encoded()[:400], r"image must be complete, got broken or truncated data \(.*\)"),
-        (b"", "data must be an image that Pillow can read, got other bytes"),
+        (b"", "data must be an image that Pillow can read, got no bytes"),
         (b"GIF89a", ".*image.*"),
         (encoded(size=(50, 41)), "image must have at most 2000 pixels, got 2050"),
         (saved(PIL.Image.new("1", (14000, 14000))), "image must have at most 2000 pixels, got more"),

@@ -1,5 +1,7 @@
 """Images that a processor may meet: every mode of Pillow, odd sizes, noise and edges."""
 
+import io
+
 import numpy as np
 import PIL.Image
 
@@ -49,3 +51,10 @@ def picture(mode: str, height: int, width: int, seed: int = 0) -> PIL.Image.Imag
     if base == "LAB":
         return PIL.Image.frombytes("LAB", (width, height), rgb.tobytes())
     return rgb.convert(base)
+
+
+def encoded(image: PIL.Image.Image | np.ndarray, format: str, **options: object) -> bytes:
+    """Returns the file of an image or an array in a format of Pillow."""
+    buffer = io.BytesIO()
+    (PIL.Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, format, **options)
+    return buffer.getvalue()

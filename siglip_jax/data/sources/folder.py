@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from siglip_jax.data.example import Example
 from siglip_jax.data.sources.paths import read_file
-from siglip_jax.processing.images.loading import IMAGE_SUFFIXES
+from siglip_jax.processing.images.formats import is_image_name
 
 
 class FolderSource:
@@ -80,7 +80,7 @@ def _images(root: Path, folder: str) -> list[str]:
     found = []
     for directory, files in walk(root / folder):
         for file in files:
-            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
+            if is_image_name(file) and not file.startswith("."):
                 found.append(os.path.relpath(os.path.join(directory, file), root))
     return found
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from siglip_jax.data.sources.tar_index import Member, members
-from siglip_jax.processing.images.loading import IMAGE_SUFFIXES
+from siglip_jax.processing.images.formats import is_image_name
 
 _NOWHERE = (0, -1)  # offset and size of a member that is missing
 _NAMED = 5  # names in a message
@@ -149,7 +149,7 @@ class Rows:
         name = member.name.rpartition("/")[2].lower()
         if shard is not None:
             self.endings.add(os.path.splitext(name)[1][1:])
-        if not name.endswith(IMAGE_SUFFIXES if self._image is None else f".{self._image}"):
+        if not (is_image_name(name) if self._image is None else name.endswith(f".{self._image}")):
             return False
         if shard is not None and name.startswith("."):
             self._note_hidden(shard, member)
@@ -158,14 +158,14 @@ class Rows:
     def _note_hidden(self, shard: str, member: Member) -> None:
         """Notes a member that could be an image: hidden files of other kinds are the system's."""
         name = member.name.rpartition("/")[2].lower()
-        if "." not in name or name.endswith(IMAGE_SUFFIXES):
+        if "." not in name or is_image_name(name):
             self._hidden.add(shard, [member.name])
 
     def _image_of(self, group: Group) -> tuple[Member | None, list[Member]]:
         """Returns the image of an example and its further images; `0.jpg` is preferred over `0.mask.png`."""
         if self._image is not None:
             return group.members.get(self._image), []
-        found = [ending for ending in group.members if f".{ending}".endswith(IMAGE_SUFFIXES)]
+        found = [ending for ending in group.members if is_image_name(f".{ending}")]
         best = min(found, key=lambda ending: ending.count("."), default=None)
         return group.members.get(best or ""), [group.members[ending] for ending in found if ending != best]
 
