@@ -101,11 +101,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--templates", metavar="NAME_OR_FILE", help="names, photo, clip, or a file with one template per line"
     )
     zero_shot.add_argument(
-        "--classes", metavar="FILE", help="file with the name of each class, one per line, in class order"
+        "--classes",
+        metavar="FILE",
+        help='file with the name of each class, one per line, in class order; or lines such as "n01440764 tench"',
     )
     zero_shot.add_argument("--keep-punctuation", action="store_true", help="keep class names and templates as written")
     zero_shot.add_argument(
-        "--first-name-only", action="store_true", help='use only the first name, "tench" of "tench, Tinca tinca"'
+        "--first-name-only",
+        action=argparse.BooleanOptionalAction,
+        help='use only the first name, "tench" of "tench, Tinca tinca" (default), or all names',
     )
     probe = parser.add_argument_group("linear-probe")
     probe.add_argument("--probe", choices=("logistic", "ridge"), help="regression (default: logistic)")
@@ -188,7 +192,7 @@ def _evaluation(a: argparse.Namespace) -> Callable[..., Any]:
             templates=find_templates(a.templates or "names"),
             classes=None if a.classes is None else read_lines(a.classes, "class names"),
             canonicalize=not a.keep_punctuation,
-            first_name_only=a.first_name_only,
+            first_name_only=a.first_name_only is not False,
         )
     if a.task == "retrieval":
         return evaluation.evaluate_retrieval
@@ -208,6 +212,8 @@ def _print(facts: dict[str, Any]) -> None:
     rows = [("task", facts["task"]), ("data", where), ("images", read)]
     if facts["train"]:
         rows.append(("train", " ".join(filter(None, (facts["train"], facts["train_split"])))))
+    if order := _class_order(facts):
+        rows.append(("class order", order))
     rows += [(name.replace("_", " "), percent(share)) for name, share in facts["metrics"].items()]
     rows += [
         (name.replace("_", " "), _words(value)) for name, value in facts["settings"].items() if _shown(name, value)
@@ -218,8 +224,20 @@ def _print(facts: dict[str, Any]) -> None:
         print_table(("lowest recall", "mostly taken for", "images", "right"), worst, 2)
 
 
+def _class_order(facts: dict[str, Any]) -> str:
+    """Returns the order of the classes: the first ones and the last, with their names in the data."""
+    from siglip_jax.evaluation.prompts import brief
+
+    names = [row["class"] for row in facts.get("classes", [])]
+    if in_data := facts["settings"].get("classes_in_data"):
+        names = [f"{own} = {name}" for own, name in zip(in_data, names, strict=True)]
+    return brief(names)
+
+
 def _shown(name: str, value: Any) -> bool:
-    return value is False if name == "converged" else value not in (None, 0) and name != "tried"
+    return (
+        value is False if name == "converged" else value not in (None, 0) and name not in ("tried", "classes_in_data")
+    )
 
 
 def _words(value: Any) -> str:

@@ -146,7 +146,7 @@ class Transform:
             if not text.isascii():
                 _check_text(text, example.name)
         if self.labels:
-            if example.label is None:
+            if example.label is None or example.label < 0:
                 raise ValueError(f"{example.name}: an example must have a label, got no index or name of a class")
             label = example.label
         return Row(self._pixels(example, rng), text, label, self._image_id(example) if self.captions else None)

@@ -1,7 +1,9 @@
 """The four evaluations of a model on a data set, on its own or during training with the current parameters."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -11,7 +13,7 @@ from siglip_jax.data.example import Source
 from siglip_jax.evaluation import neighbours, probes, zero_shot
 from siglip_jax.evaluation.accuracy import accuracy
 from siglip_jax.evaluation.embeddings import Embedded, embed_examples, embed_texts, spread, spread_images
-from siglip_jax.evaluation.prompts import TEMPLATES, prompts
+from siglip_jax.evaluation.prompts import TEMPLATES, named_classes, names_of, prompts, refuse_codes
 from siglip_jax.evaluation.result import DEFAULTS, Options, Result
 from siglip_jax.evaluation.retrieval import KS, retrieval_ranks
 from siglip_jax.inference.engine import Siglip
@@ -25,31 +27,35 @@ def evaluate_zero_shot(
     templates: Sequence[str] = TEMPLATES["names"],
     classes: Sequence[str] | None = None,
     canonicalize: bool = True,
-    first_name_only: bool = False,
+    first_name_only: bool = True,
     options: Options = DEFAULTS,
 ) -> Result:
     """Classifies each image by the class whose prompts are nearest, without any training.
 
-    The embedding of a class is the mean of the embeddings of its prompts, one for each template. Published results use
-    the canonical form of prompts, and the wording of templates is worth several points, so `Result.preprocessing`
-    records both.
+    The embedding of a class is the mean of the embeddings of its prompts, one for each name and template. Published
+    results use the canonical form of prompts, and the wording of templates is worth several points, so
+    `Result.preprocessing` records both.
 
     Args:
       siglip: the model.
       source: data set with classes; images without a label are left out.
       templates: sentences in which the name of a class replaces `{}`; the default is the bare name.
-      classes: names to use in place of `source.classes`, in the same order; they may be missing in the source, whose
-        labels are then indices of these names. None: the names of the source.
+      classes: names to use in place of `source.classes`, in the same order, or lines of a class and its name, such as
+        "n01440764 tench", in any order; classes may be missing in the source, whose labels are then indices of these
+        names. None: the names of the source. Commas separate the names of one class.
       canonicalize: whether to write names and templates in lower case, without punctuation and with spaces for
         underscores; otherwise they are unchanged.
-      first_name_only: whether to use only the part of a name before the first comma: "tench" of "tench, Tinca tinca".
+      first_name_only: whether to use only the name before the first comma, as big_vision does by default: "tench" of
+        "tench, Tinca tinca"; otherwise each name has prompts of its own. `settings["other_names"]` counts the names
+        after the first ones, whether they are used or not.
       options: limit, batch size and callbacks, which all evaluations share.
 
     Returns:
       The result, with the metrics `top1`, `top5` and `mean_per_class`.
 
     Raises:
-      ValueError: if there are no classes, no readable images or no labels, or `classes` does not name each class.
+      ValueError: if there are no classes, no readable images or no labels, or `classes` does not name each class, has
+        the names of the source in another order, or is None where the source names classes by WordNet ids.
 
     Example:
       >>> import shutil, tempfile
@@ -65,12 +71,13 @@ def evaluate_zero_shot(
       >>> result.metrics["top1"]
       1.0
     """
-    names = _names(source, classes)
-    texts = prompts(names, templates, canonicalize=canonicalize, first_name_only=first_name_only)
+    names = zero_shot_names(source, classes)
+    by_class = prompts(names, templates, canonicalize=canonicalize, first_name_only=first_name_only)
     embedded = _labelled(siglip, source, options, Counter(options.on_progress, len(spread(len(source), options.limit))))
     if (highest := int(embedded.labels.max())) >= len(names):
         raise ValueError(f"labels must be below {len(names)}, the number of names, got {highest}; name every class")
-    class_embeds = zero_shot.ensemble(embed_texts(siglip, texts, batch_size=options.batch_size), len(templates))
+    text_embeds = embed_texts(siglip, list(itertools.chain(*by_class)), batch_size=options.batch_size)
+    class_embeds = zero_shot.ensemble(text_embeds, list(map(len, by_class)))
     ranked = zero_shot.classify(embedded.embeds, class_embeds)
     described = describe(
         siglip,
@@ -79,7 +86,10 @@ def evaluate_zero_shot(
         canonicalize=canonicalize,
         first_name_only=first_name_only,
     )
-    return _classified("zero-shot", embedded, ranked, names, {"limit": options.limit}, described)
+    settings: dict[str, Any] = {"limit": options.limit, "other_names": sum(len(names_of(name)) - 1 for name in names)}
+    if classes is not None and source.classes:
+        settings["classes_in_data"] = list(source.classes)
+    return _classified("zero-shot", embedded, ranked, names, settings, described)
 
 
 def knn(
@@ -316,24 +326,34 @@ def same_classes(source: Source, train: Source) -> Int[np.ndarray, " classes"]:
     Raises:
       ValueError: if one of them has no classes, or `source` has a class that `train` lacks.
     """
-    known = {name: i for i, name in enumerate(_names(train, None))}
-    missing = [name for name in _names(source, None) if name not in known]
+    known = {name: i for i, name in enumerate(_names(train))}
+    missing = [name for name in _names(source) if name not in known]
     if missing:
         some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise ValueError(f"classes must be among those of the training set, got {len(missing)} others: {some}")
     return np.array([known[name] for name in source.classes], np.int64)
 
 
-def _names(source: Source, classes: Sequence[str] | None) -> tuple[str, ...]:
-    """Returns the names of the classes: those given, or those of the source."""
-    if not source.classes and classes is None:
+def zero_shot_names(source: Source, classes: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Returns the names of the classes for prompts: those given, or those of the source.
+
+    Raises:
+      ValueError: see `evaluate_zero_shot`.
+    """
+    if classes is not None:
+        return named_classes(source.classes or list(map(str, range(len(classes)))), classes)
+    refuse_codes(_names(source))
+    return _names(source)
+
+
+def _names(source: Source) -> tuple[str, ...]:
+    """Returns the names of the classes of a source."""
+    if not source.classes:
         raise ValueError(
             "a data set must have classes, got none; pass a folder of class folders, name the labels with label_key, or"
             " name the classes that numbers in a tar stand for: with classes, or in classnames.txt beside it"
         )
-    if classes is not None and source.classes and len(classes) != len(source.classes):
-        raise ValueError(f"names must be one for each of {len(source.classes)} classes, got {len(classes)}")
-    return tuple(source.classes if classes is None else classes)
+    return tuple(source.classes)
 
 
 def _labelled(siglip: Siglip, source: Source, options: Options, counter: Counter) -> Embedded:
@@ -347,6 +367,8 @@ def _labelled(siglip: Siglip, source: Source, options: Options, counter: Counter
         advance=counter.add,
     )
     found = embedded.with_labels()
+    if source.classes and (largest := int(found.labels.max(initial=-1))) >= len(source.classes):
+        raise ValueError(f"labels must be below {len(source.classes)}, the number of classes, got {largest}")
     if not len(found.labels):
         raise ValueError(f"images must have labels, got none among {len(embedded.labels)} images")
     return found

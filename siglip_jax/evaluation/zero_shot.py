@@ -1,29 +1,36 @@
 """Zero-shot classification of embeddings: each image gets the class whose mean prompt embedding is nearest."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float, Int
 
 from siglip_jax.evaluation.neighbours import check_finite, nearest_keys
 
 
-def ensemble(text_embeds: Float[np.ndarray, "texts embed"], templates: int) -> Float[np.ndarray, "classes embed"]:
+def ensemble(
+    text_embeds: Float[np.ndarray, "texts embed"], counts: Sequence[int]
+) -> Float[np.ndarray, "classes embed"]:
     """Returns the L2-normalised mean of the L2-normalised prompt embeddings of each class.
 
     Args:
-      text_embeds: embeddings of the prompts, (classes * templates, E), in the order of `prompts`.
-      templates: number of prompts per class.
+      text_embeds: embeddings of the prompts, (texts, E), class by class as from `prompts`.
+      counts: number of prompts of each class, 1 or more.
 
     Returns:
       Embeddings of the classes, (classes, E) float32.
 
     Raises:
-      ValueError: if the number of embeddings is not a multiple of `templates`, or an embedding is not finite.
+      ValueError: if the counts do not sum to the number of embeddings, or an embedding is not finite.
     """
-    if templates < 1 or not len(text_embeds) or len(text_embeds) % templates:
-        raise ValueError(f"text embeddings must be {templates} for each class, got {len(text_embeds)} in all")
+    if not len(counts) or min(counts) < 1 or sum(counts) != len(text_embeds):
+        raise ValueError(
+            f"text embeddings must be {list(counts)[:5]} for the classes, {sum(counts)} in all, got {len(text_embeds)}"
+        )
     check_finite(text_embeds, "text embeddings")
-    embeds = _normalized(text_embeds.astype(np.float64)).reshape(-1, templates, text_embeds.shape[1])
-    return _normalized(embeds.mean(axis=1)).astype(np.float32)
+    starts = np.cumsum([0, *counts[:-1]])
+    sums = np.add.reduceat(_normalized(text_embeds.astype(np.float64)), starts, axis=0)
+    return _normalized(sums).astype(np.float32)
 
 
 def classify(

@@ -81,7 +81,7 @@ def lines_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
         pad = f"padded to {text['length']} with {text['pad_token']} ({text['pad_id']})"
         lines.append(("texts", f"{text['tokenizer']}: {written}, {pad}"))
         if "templates" in text:
-            first = ", first name only" if text["first_name_only"] else ""
+            first = ", first name only" if text["first_name_only"] else ", all names"
             lines.append(("templates", " | ".join(text["templates"]) + first))
     return lines
 

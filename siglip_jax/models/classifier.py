@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
 from siglip_jax.configs.configuration import SiglipConfig
+from siglip_jax.losses.cross_entropy import cross_entropies
 from siglip_jax.models.initializers import initializers
 from siglip_jax.models.outputs import ImageClassifierOutput, TowerOutput
 from siglip_jax.models.pretrained import PretrainedModule
@@ -28,10 +29,11 @@ def classification_loss(
     """Returns the loss that the reference chooses by `problem_type`, or by the number of labels and their dtype.
 
     One label: mean squared error. Integer `labels` (batch,): cross-entropy. Float `labels` (batch, labels): binary
-    cross-entropy, averaged over all entries.
+    cross-entropy, averaged over all entries. An integer outside of the classes, other than -100, is an error; under
+    `jax.jit`, where its value is not known, the loss is NaN.
 
     Raises:
-      ValueError: if the model has no labels, or the shape of `labels` does not fit the problem.
+      ValueError: if the model has no labels, the shape of `labels` does not fit the problem, or a label is no class.
     """
     count = logits.shape[1]
     if problem_type is None:
@@ -46,8 +48,8 @@ def classification_loss(
     logits = logits.astype(jnp.float32)
     if problem_type == "single_label_classification":
         kept = labels != IGNORED_LABEL
-        rows = jnp.take_along_axis(logits, jnp.where(kept, labels, 0)[:, None], axis=1)[:, 0]
-        return jnp.sum(jnp.where(kept, jax.nn.logsumexp(logits, axis=1) - rows, 0.0)) / jnp.sum(kept, dtype=jnp.float32)
+        losses = cross_entropies(logits, jnp.where(kept, labels, 0))
+        return jnp.sum(jnp.where(kept, losses, 0.0)) / jnp.sum(kept, dtype=jnp.float32)
     labels = labels.astype(jnp.float32)
     if problem_type == "regression":
         return jnp.mean((logits - labels) ** 2)
@@ -78,13 +80,14 @@ class ImageClassifier(PretrainedModule):
           out: output of the image tower.
           mask: (images, patches), 1 for patches that take part in the mean and 0 for padding; None: all patches.
           labels: (images,) integers, of which -100 takes no part in the loss, or (images, labels) floats for several
-            labels per image; None: no loss.
+            labels per image; None: no loss. Another integer that is no class is an error, and NaN under `jax.jit`.
 
         Returns:
           Logits (images, labels), and the loss if `labels` are given.
 
         Raises:
-          ValueError: if `labels` are given and the model has none, or their shape does not fit the problem.
+          ValueError: if `labels` are given and the model has none, their shape does not fit the problem, or one is no
+            class.
         """
         if mask is None:
             mean = jnp.mean(out.last_hidden_state, axis=1, dtype=jnp.float32)
@@ -150,7 +153,7 @@ class SiglipForImageClassification(ImageClassifier):
         Args:
           pixel_values: (images, height, width, channels) floating point, in the range [-1, 1] that the processor makes.
           labels: (images,) integers, of which -100 takes no part in the loss, or (images, labels) floats for several
-            labels per image; None: no loss.
+            labels per image; None: no loss. Another integer that is no class is an error, and NaN under `jax.jit`.
           interpolate_pos_encoding: whether to accept images of another size, for which the position table is resized as
             in the reference.
           output_hidden_states: whether to return the embeddings and the output of each layer.
@@ -161,7 +164,7 @@ class SiglipForImageClassification(ImageClassifier):
           Logits (images, labels), and the loss if `labels` are given.
 
         Raises:
-          ValueError: if `pixel_values` or `labels` have the wrong shape or dtype.
+          ValueError: if `pixel_values` or `labels` have the wrong shape or dtype, or a label is no class.
         """
         pixel_values = check_pixels(pixel_values, self.config.vision_config, interpolate_pos_encoding)
         out = self.vision_model(

@@ -9,7 +9,7 @@ import numpy as np
 from siglip_jax.data.example import Source
 from siglip_jax.data.pipeline import ordered
 from siglip_jax.data.transform import Transform
-from siglip_jax.evaluation.evaluate import evaluate_retrieval, evaluate_zero_shot
+from siglip_jax.evaluation.evaluate import evaluate_retrieval, evaluate_zero_shot, zero_shot_names
 from siglip_jax.evaluation.result import Options
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.training.objective import Objective
@@ -32,6 +32,8 @@ def pairs_evaluation(siglip: Siglip, source: Source, limit: int | None = None) -
       A function from the parameters of the model to metrics by name.
     """
     options = Options(limit=limit)
+    if source.classes:
+        zero_shot_names(source)  # refused before the run and not at its first checkpoint
 
     def evaluate(params: Mapping[str, Any]) -> Metrics:
         current = siglip.with_params(dict(params))
@@ -73,6 +75,8 @@ def labels_evaluation(objective: Objective, classes: Sequence[str], source: Sour
         right = total = 0
         for batch in ordered(source, transform, BATCH):
             pixels, label = batch.arrays["pixels"], batch.arrays["label"]
+            if label.max() >= len(number):
+                raise ValueError(f"labels must be below {len(number)}, the number of classes, got {label.max()}")
             padded = np.concatenate([pixels, np.repeat(pixels[-1:], BATCH - len(pixels), axis=0)])
             right += int((np.asarray(predict(params, padded))[: len(pixels)] == number[label]).sum())
             total += len(pixels)

@@ -15,6 +15,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, Key, UInt8
 
+from siglip_jax.losses.cross_entropy import cross_entropies
 from siglip_jax.losses.sigmoid import sigmoid_loss
 from siglip_jax.losses.softmax import softmax_loss
 from siglip_jax.losses.tiles import BlockSize, signed_loss
@@ -275,9 +276,12 @@ class Labels(Objective):
           batch: `label`, class index of each image, (n,) int32.
 
         Returns:
-          The loss, a float32 scalar, and `accuracy`, the share of images whose label has the largest logit.
+          The loss, a float32 scalar, and `accuracy`, the share of images whose label has the largest logit. A label
+          outside of the classes makes the loss NaN under `jax.jit`.
+
+        Raises:
+          ValueError: if a label is outside of the classes and its value is known, as outside of `jax.jit`.
         """
-        logits, label = embeds.astype(jnp.float32), batch["label"]
-        own = jnp.take_along_axis(logits, label[:, None], axis=1)[:, 0]
+        logits, label = embeds.astype(jnp.float32), jnp.asarray(batch["label"])
         accuracy = jnp.mean((jnp.argmax(logits, axis=1) == label).astype(jnp.float32))
-        return jnp.mean(jax.nn.logsumexp(logits, axis=1) - own), {"accuracy": accuracy}
+        return jnp.mean(cross_entropies(logits, label)), {"accuracy": accuracy}

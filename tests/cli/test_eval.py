@@ -89,7 +89,8 @@ def test_in_words(run, few):
     assert facts["mean per class"] == "87.5 %"
     assert PREPARED[0] in facts["prepared: images"]
     assert PREPARED[1] in facts["prepared: texts"]
-    assert facts["prepared: templates"] == "This is a photo of {}."
+    assert facts["prepared: templates"] == "This is a photo of {}., first name only"
+    assert facts["class order"] == ", ".join(FEW)
     worst = ran.out.split("\n\n")[1].splitlines()
     assert worst[0].split() == ["lowest", "recall", "mostly", "taken", "for", "images", "right"]
     assert worst[1].split() == [FEW[1], FEW[0], "2", "50.0", "%"]
@@ -132,7 +133,10 @@ def test_names_from_a_file_and_a_limit(run, pictograms, tmp_path):
     names.write_text("".join(f"{label}, so called\n" for label in LABELS), encoding="utf-8")
     options = ("--classes", names, "--first-name-only", "--limit", 32, "--json")
     found = json.loads(run("eval", "zero-shot", pictograms, *options).out)
-    assert (found["examples"], found["settings"]) == (32, {"limit": 32, "classes": 64})
+    assert (found["examples"], found["settings"]) == (
+        32,
+        {"limit": 32, "classes": 64, "other_names": 64, "classes_in_data": LABELS},
+    )
     assert found["metrics"]["top1"] > 0.6
     assert found["classes"][0]["class"] == f"{LABELS[0]}, so called"
     assert [row["examples"] for row in found["classes"]] == [1, 0] * 32

@@ -40,14 +40,15 @@ def test_labels_that_are_no_classes(labels, message):
 class TestZeroShot:
     def test_ensemble_is_the_normalised_mean_of_normalised_embeddings(self):
         texts = np.array([[3, 0], [0, 0.5], [-2, 0], [-1, 0]], np.float32)
-        found = ensemble(texts, 2)
+        found = ensemble(texts, [2, 2])
         np.testing.assert_allclose(found, [[0.5**0.5, 0.5**0.5], [-1, 0]], atol=1e-7)
         assert found.dtype == np.float32
+        np.testing.assert_allclose(ensemble(texts, [1, 3])[1], np.array([-2, 1]) / 5**0.5, atol=1e-7)
 
-    @pytest.mark.parametrize("templates", [0, 3, 5])
-    def test_not_whole_classes(self, templates):
-        with pytest.raises(ValueError, match=f"text embeddings must be {templates} for each class, got 4 in all"):
-            ensemble(np.ones((4, 2), np.float32), templates)
+    @pytest.mark.parametrize("counts", [[], [0, 4], [3], [5]])
+    def test_not_whole_classes(self, counts):
+        with pytest.raises(ValueError, match=f"for the classes, {sum(counts)} in all, got 4"):
+            ensemble(np.ones((4, 2), np.float32), counts)
 
     def test_fewer_classes_than_places(self):
         images = np.array([[1, 0], [0, 1]], np.float32)

@@ -68,11 +68,43 @@ def test_zero_shot_with_templates_and_names(siglip, source):
     plain = evaluate_zero_shot(siglip, source, templates=TEMPLATES["photo"])
     np.testing.assert_array_equal(same.ranked, plain.ranked)
     assert same.classes[0] == "ALEMBIC!"
-    raw = evaluate_zero_shot(siglip, source, classes=shouted, templates=TEMPLATES["photo"], canonicalize=False)
+    with pytest.warns(UserWarning, match="more than the 16 of max_length, and is cut"):
+        raw = evaluate_zero_shot(siglip, source, classes=shouted, templates=TEMPLATES["photo"], canonicalize=False)
     assert (raw.ranked != plain.ranked).any()  # the underscores are pieces of their own
     assert evaluate_zero_shot(siglip, source, templates=TEMPLATES["clip"]).metrics["top1"] > 0.5
     with pytest.raises(ValueError, match="names must be one for each of 64 classes, got 1"):
         evaluate_zero_shot(siglip, source, classes=["a"])
+
+
+def test_names_with_commas(siglip, source):
+    """big_vision takes the first name of each class, or one sentence for each name; the result counts the others."""
+    few = Listed(source.examples[:3], source.classes[:3])
+    names = [f"{name}, thing, {name} of a kind" for name in few.classes]
+    result = evaluate_zero_shot(siglip, few, classes=names, options=Options(limit=1))
+    assert result.settings["other_names"] == 6
+    assert result.preprocessing["text"]["first_name_only"] is True
+    assert result.settings["classes_in_data"] == list(few.classes)
+    every = evaluate_zero_shot(siglip, few, classes=names, first_name_only=False, options=Options(limit=1))
+    texts = [[name, "thing", f"{name} of a kind"] for name in few.classes]
+    means = np.stack([siglip.encode_text(own).mean(axis=0) for own in texts])
+    scores = siglip.encode_image([few.examples[0].image]) @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
+    assert every.ranked[0, :3].tolist() == np.argsort(-scores[0]).tolist()
+    assert dict(lines_of(every.preprocessing))["templates"] == "{}, all names"
+
+
+def test_classes_named_by_wordnet_ids_are_refused(siglip, source):
+    coded = Listed([e._replace(label=i) for i, e in enumerate(source.examples[:2])], ("n01440764", "n01443537"))
+    with pytest.raises(ValueError, match="names of classes must be words, got WordNet ids such as 'n01440764'"):
+        evaluate_zero_shot(siglip, coded)
+    lines = [f"n01443537 {source.classes[1]}", f"n01440764 {source.classes[0]}"]
+    result = evaluate_zero_shot(siglip, coded, classes=lines)
+    assert result.classes == source.classes[:2]
+    assert result.metrics["top1"] == 1.0
+
+
+def test_labels_that_are_no_classes(siglip, source):
+    with pytest.raises(ValueError, match="labels must be below 2, the number of classes, got 7"):
+        evaluate_zero_shot(siglip, Listed([source.examples[7]], ("a", "b")))
 
 
 @pytest.mark.slow

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from siglip_jax import SiglipForImageClassification
 from siglip_jax.checkpoints.checkpoint import Checkpoint
 from siglip_jax.checkpoints.formats.huggingface import to_tensors
 from siglip_jax.models.classifier import classification_loss
+from siglip_jax.training.objective import Labels
 from tests.support import cases
 
 INTEGERS, FLOATS = np.array([2, 0, 4], np.int32), np.random.RandomState(3).rand(3, 5).astype(np.float32)
@@ -78,3 +80,20 @@ def test_losses_equal_their_definition():
 def test_labels_of_the_wrong_shape_are_refused(labels):
     with pytest.raises(ValueError, match="must have shape"):
         classification_loss(jnp.zeros((3, 5)), jnp.asarray(labels), None)
+
+
+@pytest.mark.parametrize("label", [-1, 5, -5])
+def test_labels_that_are_no_classes_are_refused_and_nan_under_jit(label):
+    """Negative ones took the classes from the end; torch raises an IndexError."""
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32)
+    labels = jnp.array([0, label, -100])
+    with pytest.raises(ValueError, match=f"labels must be 0 to 4, got {label}; leave out images without a label"):
+        classification_loss(logits, labels, None)
+    loss = jax.jit(lambda x, y: classification_loss(x, y, None))
+    assert np.isnan(loss(logits, labels))
+    kept = np.log(np.exp(logits[0]).sum()) - logits[0, 0]
+    np.testing.assert_allclose(loss(logits, jnp.array([0, -100, -100])), kept, rtol=1e-6)
+    objective = Labels(nn.Dense(1), lambda key, x: x)
+    with pytest.raises(ValueError, match=f"labels must be 0 to 4, got {label}"):
+        objective.loss({}, logits, {"label": jnp.array([0, label, 1])})
+    assert np.isnan(jax.jit(lambda y: objective.loss({}, logits, {"label": y})[0])(jnp.array([0, label, 1])))

@@ -202,6 +202,10 @@ def _labels(found: pa.ChunkedArray, schema: pa.Schema, name: str, path: str) -> 
     """Returns the labels of all rows as indices of classes, (rows,) int32, and the names of the classes."""
     if pa.types.is_dictionary(found.type):
         found = found.cast(found.type.value_type)
+    if pa.types.is_floating(found.type):  # integers with missing values, as pandas writes them
+        values = np.nan_to_num(found.to_numpy(), nan=columns.NO_LABEL)
+        if (np.abs(values) < 2**31).all() and (values == np.floor(values)).all():
+            found = pa.chunked_array([values.astype(np.int64)])
     if not pa.types.is_integer(found.type):
         if found.type not in _TEXT_TYPES:
             raise ValueError(f"{path}: the column {name!r} must hold integers or names of classes, got {found.type}")

@@ -1,7 +1,9 @@
 """Columns or keys of images, captions and labels: their usual names and the meaning of their values."""
 
+import math
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ IMAGE += ("jpg", "jpeg", "png", "webp", "image_url", "url")
 TEXT = ("caption", "captions", "text", "texts", "title", "txt", "sentences", "sentence", "description", "alt_text")
 LABEL = ("label", "labels", "class", "cls", "class_name", "category", "target")
 NO_LABEL = -1
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 
 
 def pick(columns: Iterable[str], given: str | None, guesses: Sequence[str], option: str, where: str) -> str | None:
@@ -70,27 +73,67 @@ def whole(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def as_labels(values: Sequence[Any], where: str) -> tuple[Int32[np.ndarray, " examples"], tuple[str, ...]]:
+def as_labels(
+    values: Sequence[Any], where: str, name: Callable[[int], str] = "row {}".format
+) -> tuple[Int32[np.ndarray, " examples"], tuple[str, ...]]:
     """Returns labels as indices of classes, and the names of the classes.
 
-    If all labels are integers, also as text, they are the indices and the names are the numbers. Otherwise labels are
-    names, and the classes are sorted by name. A missing label and a negative number become `NO_LABEL`.
+    If all labels are integers, also as text (`0`, ` 0`, `+0`, `0.0`), they are the indices and the names are the
+    numbers. Otherwise labels are names, and the classes are in the order of `class_order`. A missing or blank label,
+    NaN and a negative integer become `NO_LABEL`.
+
+    Args:
+      values: label of each row.
+      where: path of the data set and the field, for messages.
+      name: function from the index of a row to its name in messages.
 
     Raises:
       ValueError: if a label is neither an integer nor a text, or 10,000,000 or more.
     """
-    plain = [None if value is None or value == "" else value for value in values]
-    there = {value for value in plain if value is not None}
-    if wrong := [value for value in there if isinstance(value, bool) or not isinstance(value, (int, str))]:
-        raise ValueError(f"{where}: labels must be integers or names of classes, got {wrong[0]!r}")
-    if all(isinstance(value, int) or value.isdecimal() for value in there):
-        numbers = [NO_LABEL if value is None else max(int(value), NO_LABEL) for value in plain]
-        if numbers and max(numbers) >= 10_000_000:
-            raise ValueError(f"{where}: labels must be below 10,000,000, got {max(numbers)}")
-        return np.asarray(numbers, np.int32), tuple(map(str, range(max(numbers, default=NO_LABEL) + 1)))
-    names = sorted(map(str, there))
-    position = {name: i for i, name in enumerate(names)}
-    return np.asarray([NO_LABEL if v is None else position[str(v)] for v in plain], np.int32), tuple(names)
+    plain = [_plain_label(value, where, name, row) for row, value in enumerate(values)]
+    numbers = {value: number_of(value) for value in set(plain)}
+    if all(value is None or isinstance(number, int) for value, number in numbers.items()):
+        largest = max((number for number in numbers.values() if number is not None), default=NO_LABEL)
+        if largest >= 10_000_000:
+            raise ValueError(f"{where}: labels must be below 10,000,000, got {largest!r:.80}")
+        index = {value: NO_LABEL if n is None else max(int(n), NO_LABEL) for value, n in numbers.items()}
+        names = tuple(map(str, range(max(int(largest), NO_LABEL) + 1)))
+    else:
+        names = class_order(str(value) for value in numbers if value is not None)
+        position = {text: i for i, text in enumerate(names)}
+        index = {value: position.get(str(value), NO_LABEL) for value in numbers}
+    return np.asarray([index[value] for value in plain], np.int32), names
+
+
+def class_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns different names of classes in order: numbers by value, then other names as text; -1 stands for no class.
+
+    The names of folders and the labels of tables have this order, in which class 10 follows class 9.
+    """
+    numbers = {text: number_of(text) for text in set(names)}
+    kept = [text for text, n in numbers.items() if not (isinstance(n, int) and n < 0)]
+    return tuple(sorted(kept, key=lambda text: (numbers[text] is None, numbers[text] or 0, text)))
+
+
+def number_of(value: Any) -> int | float | None:
+    """Returns the number that a label is, also as text, as an integer where it is one; None for anything else."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = float(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return int(value) if value.is_integer() else value
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _plain_label(value: Any, where: str, name: Callable[[int], str], row: int) -> int | str | None:
+    """Returns a label as an integer or a text without spaces around it; None where it is missing."""
+    if isinstance(value, str):
+        return value.strip() or None
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    number = number_of(value)
+    if not isinstance(number, int):
+        raise ValueError(f"{where}: labels must be integers or names of classes, got {value!r:.80} in {name(row)}")
+    return number
 
 
 def numbered(paths: Iterable[str | None]) -> Int64[np.ndarray, " rows"]:

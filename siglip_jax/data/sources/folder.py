@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 
 from siglip_jax.data.example import Example
+from siglip_jax.data.sources.columns import NO_LABEL, class_order, label_of
 from siglip_jax.data.sources.paths import read_file
 from siglip_jax.processing.images.formats import is_image_name
 
 
 class FolderSource:
-    """Images in one folder per class; the classes are the sorted names of the folders."""
+    """Images in one folder per class; the classes are the names of the folders in the order of `class_order`."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Lists the files of each class, sorted by path; none is read.
@@ -29,13 +30,13 @@ class FolderSource:
         folders = sorted(f.name for f in Path(path).iterdir() if f.is_dir() and not f.name.startswith("."))
         names: list[str] = []
         labels: list[int] = []
-        for label, folder in enumerate(folders):
+        self.classes: tuple[str, ...] = class_order(folders)
+        for folder in (*self.classes, *(folder for folder in folders if folder not in self.classes)):
             found = sorted(_images(Path(self._root), folder))
             names += found
-            labels += [label] * len(found)
+            labels += [self.classes.index(folder) if folder in self.classes else NO_LABEL] * len(found)
         if not names:
             raise ValueError(f"{path}: a folder of classes must have folders of images, got no image in {folders[:5]}")
-        self.classes: tuple[str, ...] = tuple(folders)
         self._names = pa.array(map(os.fsencode, names), pa.large_binary())
         self._labels = np.asarray(labels, np.int32)
 
@@ -43,7 +44,7 @@ class FolderSource:
         return len(self._names)
 
     def __getitem__(self, index: int) -> Example:
-        return Example(self._read(index), (), int(self._labels[index]), self.name(index))
+        return Example(self._read(index), (), label_of(int(self._labels[index])), self.name(index))
 
     def name(self, index: int) -> str:
         """Returns the path of an image relative to the folder."""

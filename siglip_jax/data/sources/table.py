@@ -70,6 +70,7 @@ class TableSource:
         if text is None and label is None and not images_only:
             raise columns.missing("captions", columns.TEXT, names, "text_key or label_key", self.path)
 
+        self._image, self._text = image, text
         self._lines = array("q")
         images, texts, labels = [], [], []
         everything = itertools.chain(first, rows)
@@ -84,7 +85,9 @@ class TableSource:
         self._texts = pa.chunked_array(texts).combine_chunks() if texts else None
         self._labels, self.classes = None, ()
         if label is not None:
-            self._labels, self.classes = columns.as_labels(labels, f"{path}: {label}")
+            self._labels, self.classes = columns.as_labels(
+                labels, f"{path}: {label}", lambda row: f"line {self._lines[row]}"
+            )
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -93,10 +96,12 @@ class TableSource:
         where = self.name(index)
         name = self._images[index].as_py()
         if not name:
-            raise ValueError(f"{where}: an image must be the path of a file, got none")
+            raise ValueError(f"{where}: an image must be the path of a file, got none in {self._image!r}")
         texts = () if self._texts is None else self._texts[index].as_py()
         if texts is None:
-            raise ValueError(f"{where}: captions must be a string or a list of strings, got something else")
+            raise ValueError(
+                f"{where}: captions must be a string or a list of strings, got something else in {self._text!r}"
+            )
         label = None if self._labels is None else columns.label_of(int(self._labels[index]))
         return Example(
             read_file(path_inside(name, self._folder, self._root, where), name, where), tuple(texts), label, where

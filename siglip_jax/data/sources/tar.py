@@ -152,10 +152,8 @@ class TarSource:
         """Returns the index of a class, or None for a value that is neither an index nor the name of a class."""
         if isinstance(value, str) and value in self._class_numbers:
             return self._class_numbers[value]
-        if isinstance(value, bool) or not str(value).isdecimal():
-            return None
-        number = int(value)
-        return number if number < (len(self.classes) or 10_000_000) else None
+        number = columns.number_of(value)
+        return number if isinstance(number, int) and 0 <= number < (len(self.classes) or 10_000_000) else None
 
 
 def _object(data: bytes, name: str) -> dict[str, Any]:

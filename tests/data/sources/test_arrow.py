@@ -202,6 +202,7 @@ def test_names_of_classes(tmp_path):
 
     assert of([1, 0, None, -1]) == (("dog", "cat"), [1, 0, None, None])
     assert of([2, 0], {}) == (("0", "1", "2"), [2, 0])
+    assert of([2.0, None, 0.0, float("nan"), -1.0], {}) == (("0", "1", "2"), [2, None, 0, None, None])
     with pytest.raises(ValueError, match="labels must be below 2, the number of classes, got 2"):
         of([2])
     with pytest.raises(ValueError, match="the column 'label' must hold integers or names of classes, got double"):

@@ -34,6 +34,17 @@ def test_class_folders(folder):
         source[2]
 
 
+def test_folders_that_are_numbers_are_in_the_order_of_numbers(tmp_path):
+    for name in ("10", "2", "1", "other", "-1", "02"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jpg").write_bytes(encoded())
+    source = open_source(tmp_path)
+    assert source.classes == ("1", "02", "2", "10", "other")
+    assert {source[i].name: source[i].label for i in range(6)} == {
+        "-1/a.jpg": None, "1/a.jpg": 0, "02/a.jpg": 1, "2/a.jpg": 2, "10/a.jpg": 3, "other/a.jpg": 4
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("images_only", [False, True])
 def test_links_are_followed_and_no_image_comes_twice(tmp_path, images_only):
     blobs = tmp_path / "cache" / "blobs"

@@ -81,6 +81,33 @@ def test_labels(folder):
         of(99999999)
 
 
+@pytest.mark.parametrize("form", ["{}", " {}", "+{}", "{}.0", "{:02}", "{:.3e}"])
+def test_numbers_as_text_are_the_indices_of_classes(folder, form):
+    labels = [10, 2, 0, 11, 9]
+    rows = [f"images/0.jpg,{form.format(float(x) if 'e' in form else x)}" for x in labels]
+    source = open_source(write(folder / "a.csv", "\n".join(["image,label", *rows, "images/0.jpg,-1", "images/0.jpg,"])))
+    assert source.classes == tuple(map(str, range(12)))
+    assert [source[i].label for i in range(7)] == [*labels, None, None]
+
+
+def test_names_that_are_numbers_are_in_the_order_of_numbers(folder):
+    labels = ["10", "9", "none", "-1", "2.5", " 9 "]
+    path = write(folder / "a.csv", "\n".join(["image,label", *(f"images/0.jpg,{x}" for x in labels)]))
+    source = open_source(path)
+    assert source.classes == ("2.5", "9", "10", "none")
+    assert [source[i].label for i in range(6)] == [2, 1, 3, None, 0, 1]
+
+
+@pytest.mark.parametrize("label", [["dog"], {"a": 1}, True, 1.5, [1, 2]])
+def test_a_label_of_another_type_names_file_line_and_field(folder, label):
+    rows = [{"image": "images/0.jpg", "label": value} for value in ("dog", label)]
+    with pytest.raises(ValueError) as error:
+        open_source(write(folder / "a.jsonl", "\n" + lines(*rows)))
+    assert str(error.value) == (
+        f"{folder}/a.jsonl: label: labels must be integers or names of classes, got {label!r} in line 3"
+    )
+
+
 def test_missing_columns(folder):
     path = write(folder / "a.csv", "drawing,words\nimages/0.jpg,hello\n")
     with pytest.raises(
