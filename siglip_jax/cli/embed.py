@@ -1,7 +1,8 @@
 """Embeds every image of a folder or data set, or every line of a text file, into a directory of numbered parts.
 
 SRC is a folder of images, tar shards, Parquet, Arrow, JSON lines or CSV beside images, or a .txt file with one text per
-line. A run may be stopped or killed at any time; the same command resumes it. Unreadable items are reported on stderr
+line. A run may be stopped or killed at any time; the same command resumes it, and at most a minute's work of a killed
+run is done again. Unreadable items are reported on stderr
 and listed in DIR/errors.jsonl; the exit status is 2 only if nothing could be read.
 """
 
@@ -43,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=whole_number, metavar="N", help="items per batch (default: chosen for the device)"
     )
+    parser.add_argument(
+        "--storage", choices=("float32", "float16"), help="dtype of the stored embeddings (default: float32)"
+    )
     parser.add_argument("--image-key", metavar="NAME", help="column, or ending in a tar file, of the images")
     parser.add_argument("--split", metavar="NAME", help="split of SRC, if it has splits (default: train)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -53,9 +57,15 @@ def run(arguments: argparse.Namespace) -> int:
     from siglip_jax.search.embed import embed
     from siglip_jax.search.making import ERRORS
 
-    options = ("dtype", "quantization", "format", "shard", "part_size", "batch_size", "image_key", "split")
+    options = ("dtype", "quantization", "format", "shard", "part_size", "batch_size", "storage", "image_key", "split")
+    counted: list[int] = []
     try:
-        with progress("items", rate=True) as on_progress:
+        with progress("items", rate=True) as shown:
+
+            def on_progress(done: int, total: int) -> None:
+                counted[:] = done, total
+                shown(done, total)
+
             result = embed(
                 arguments.source,
                 arguments.out,
@@ -65,7 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
                 on_unreadable=report_unreadable,
             )
     except (KeyboardInterrupt, SystemExit):
-        say(f"stopped; finished parts are in {arguments.out}, and the same command resumes the run")
+        done = f"{counted[0]:,} of {counted[1]:,} items are done" if counted else "no item is done"
+        say(f"stopped: {done} and kept in {arguments.out}; the same command resumes the run")
         raise
     facts: dict[str, Any] = {
         "out": arguments.out,

@@ -77,9 +77,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print(matches: list[Any], recall: float | None) -> None:
-    headers, rows = ["rank", "name", "cosine"], []
+    columns = list(matches[0].metadata)
+    headers, rows = ["rank", "name", *columns, "cosine"], []
     for match in matches:
-        rows.append([str(match.rank), match.id, f"{match.score:.4f}"])
+        known = (match.metadata.get(name) for name in columns)
+        words = ("" if value is None else value if isinstance(value, str) else json.dumps(value) for value in known)
+        rows.append([str(match.rank), match.id, *words, f"{match.score:.4f}"])
         if match.probability is not None:
             rows[-1].append(percent(match.probability))
     if matches[0].probability is not None:
@@ -89,7 +92,7 @@ def _print(matches: list[Any], recall: float | None) -> None:
         caption = (
             f"approximate: the index finds {percent(recall)} of the 10 nearest, measured on a sample of its embeddings"
         )
-    print_table(headers, rows, 2, caption)
+    print_table(headers, rows, 2 + len(columns), caption)
 
 
 def _draw(matches: list[Any], items: Any, query: str, path: Path) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int64
 
 from siglip_jax.search.checked import Checked
 from siglip_jax.search.manifest import MANIFEST, Manifest, read_manifest
-from siglip_jax.search.parts import Record, read_embeddings, read_ids, read_record, record_path
+from siglip_jax.search.parts import Record, read_columns, read_embeddings, read_ids, read_record, record_path
 
 UNFINISHED = "the collection must be complete, got an unfinished one; run the same siglip-jax embed again"
 
@@ -68,7 +68,7 @@ class Collection:
         return int(self.starts[-1])
 
     def embeddings(self, part: int) -> Float32[np.ndarray, "rows embed"]:
-        """Returns the embeddings of a part, memory-mapped.
+        """Returns the embeddings of a part, memory-mapped, or converted if they are stored in float16.
 
         Args:
           part: index of the part, from 0.
@@ -80,7 +80,8 @@ class Collection:
           OSError: if the file cannot be read.
           ValueError: if the file was changed since it was recorded, or an embedding is not finite.
         """
-        return read_embeddings(self.directory, self.manifest, part, self._records[part], self.checked)
+        stored = read_embeddings(self.directory, self.manifest, part, self._records[part], self.checked)
+        return stored if stored.dtype == np.float32 else stored.astype(np.float32)
 
     def ids(self, part: int) -> list[str]:
         """Returns the names of the items of a part that have a row.
@@ -96,6 +97,21 @@ class Collection:
           ValueError: if the file was changed since it was recorded.
         """
         return read_ids(self.directory, self.manifest, part, self._records[part], self.checked)
+
+    def metadata(self, part: int) -> dict[str, list[Any]]:
+        """Returns the metadata of the items of a part that have a row, by the name of the column.
+
+        Args:
+          part: index of the part, from 0.
+
+        Returns:
+          For each column a list with a value for each row; a collection of texts has the column "text".
+
+        Raises:
+          OSError: if the file cannot be read.
+          ValueError: if the file was changed since it was recorded.
+        """
+        return read_columns(self.directory, self.manifest, part, self._records[part], self.checked)
 
     def place(self, row: int) -> tuple[int, int]:
         """Returns where a row is stored.

@@ -57,6 +57,7 @@ def embed(
     shard: tuple[int, int] | None = None,
     part_size: int | None = None,
     batch_size: int | None = None,
+    storage: str | None = None,
     image_key: str | None = None,
     split: str | None = None,
     on_progress: OnProgress | None = None,
@@ -78,6 +79,8 @@ def embed(
       shard: (i, n) to do part p if p % n == i; None: this process's share among those of `jax.distributed`.
       part_size: items of a part; None: that of the collection, or 2048.
       batch_size: items of a step; None: that of the collection, or a size for model and device.
+      storage: dtype of the stored embeddings, "float32" or "float16", which takes half the space and changes cosines by
+        less than 0.001; None: that of the collection, or "float32".
       image_key: column, key or ending of the images; None: one of the usual names.
       split: split of the data set to take; None: "train" if it has splits.
       on_progress: called with (items done, items that this call has to do); None: nothing is called.
@@ -117,6 +120,7 @@ def embed(
         format=format,
         part_size=part_size,
         batch_size=batch_size,
+        storage=storage,
         shard=shard,
         on_progress=on_progress,
         on_unreadable=on_unreadable,

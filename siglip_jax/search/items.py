@@ -13,7 +13,9 @@ IMAGES, TEXTS = "images", "texts"
 class Items(Protocol):
     """Images or texts in a fixed order, the input of `embed`; `open_items` opens the usual sources.
 
-    An object with these members can be embedded too; no base class is needed.
+    An object with these members can be embedded too; no base class is needed. Two more are optional: `columns`, a tuple
+    of names, with `metadata(index)`, a dict of values that JSON can hold, which a search returns; `state(index)`, a
+    string that differs if the item does, so that an update embeds only what is new.
 
     Attributes:
       kind: "images" or "texts".
@@ -104,6 +106,17 @@ class Images:
             digest.update(f"{name}\0{_state(path)}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
+    @functools.cached_property
+    def _states(self) -> dict[str, str]:
+        """States of the files, by name."""
+        return {name: _state(path) for name, path in self._source.files()}
+
+    def state(self, index: int) -> str:
+        """Returns the name of an image with the size and the modification time of its file, or of the file it is in."""
+        name = self.name(index)
+        file = name if name in self._states else name.rpartition(":")[0]
+        return f"{name}\0{self._states.get(file, self.fingerprint)}"
+
     def name(self, index: int) -> str:
         """See `Items`."""
         return self._source.name(index)
@@ -164,6 +177,43 @@ class Texts:
             return data.decode("utf-8").removeprefix("\ufeff").strip()
         except UnicodeDecodeError:
             raise ValueError(f"{self.name(index)}: the text must be UTF-8, got other bytes") from None
+
+
+def columns_of(items: Items) -> tuple[str, ...]:
+    """Returns the names of the metadata that is stored beside the embeddings.
+
+    Args:
+      items: images or texts; those with an attribute `columns` have a method `metadata(index)`.
+    """
+    return tuple(getattr(items, "columns", ("text",) if items.kind == TEXTS else ()))
+
+
+def metadata_of(items: Any, index: int) -> dict[str, Any]:
+    """Returns the metadata of an item, by the name of the column.
+
+    Args:
+      items: images or texts.
+      index: index of the item, from 0.
+    """
+    if not hasattr(items, "columns"):
+        return {"text": items.read(index)} if items.kind == TEXTS else {}
+    found = items.metadata(index)
+    return {name: found.get(name) for name in items.columns}
+
+
+def state_of(items: Any, index: int) -> str:
+    """Returns 32 hexadecimal digits that differ if the contents of an item do, so that an update finds what is known.
+
+    Args:
+      items: images or texts; a method `state(index)` returns any string of that meaning. Without one, a text is its own
+        state, and an image changes with the fingerprint of all.
+      index: index of the item, from 0.
+    """
+    if hasattr(items, "state"):
+        state = items.state(index)
+    else:
+        state = items.read(index) if items.kind == TEXTS else f"{items.name(index)}\0{items.fingerprint}"
+    return hashlib.sha256(state.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def open_items(path: str | os.PathLike[str], *, image_key: str | None = None, split: str | None = None) -> Items:

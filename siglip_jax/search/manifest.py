@@ -17,10 +17,11 @@ from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.preprocessing import describe
 from siglip_jax.params import flatten
 from siglip_jax.quantization.schemes import Quantized
-from siglip_jax.search.items import IMAGES, TEXTS, Items
+from siglip_jax.search.items import IMAGES, TEXTS, Items, columns_of
 
 MANIFEST = "manifest.json"
 FORMATS = ("npy", "parquet")
+STORAGES = ("float32", "float16")
 _SAME = {  # fields that must be the same for a collection to be resumed, and what a difference means
     "model": "another model made it",
     "preprocessing": "images or texts were prepared in another way",
@@ -38,7 +39,8 @@ class Manifest:
         `quantization`.
       preprocessing: preparation of images and texts; see `siglip_jax.inference.preprocessing.describe`.
       items: `kind`, `count`, `fingerprint` and `options` of `Items`.
-      layout: `format`; `part_size`, items of a part; `batch_size`, items of a step; `width` of an embedding.
+      layout: `format`; `part_size`, items of a part; `batch_size`, items of a step; `width` of an embedding; `storage`,
+        the dtype of stored embeddings, where it is not float32; `columns`, names of the metadata, where there is any.
       source: path of the items when the collection was begun.
       version: version of this package when the collection was begun.
       done: None until the collection is complete; then numbers of `rows` and of `unreadable` items, and `checksum`,
@@ -87,7 +89,8 @@ class Manifest:
             if here.get(name) != there.get(name):
                 reason, found, asked = _SAME[name.partition(".")[0]], str(here.get(name)), str(there.get(name))
                 differs = f"{name} must be {found:.16}, got {asked:.16}"  # 16 digits identify a checksum
-                raise ValueError(f"{directory}: to resume this collection, {differs}: {reason}; give another directory")
+                advice = "give another directory" + (", or update it" if name.startswith("items.") else "")
+                raise ValueError(f"{directory}: to resume this collection, {differs}: {reason}; {advice}")
 
     def write(self, directory: Path) -> None:
         """Writes `manifest.json`.
@@ -104,7 +107,14 @@ class Manifest:
 
 
 def new_manifest(
-    siglip: Siglip, items: Items, *, model_name: str | None, format: str, part_size: int, batch_size: int
+    siglip: Siglip,
+    items: Items,
+    *,
+    model_name: str | None,
+    format: str,
+    part_size: int,
+    batch_size: int,
+    storage: str = "float32",
 ) -> Manifest:
     """Returns the manifest of a new collection.
 
@@ -115,6 +125,7 @@ def new_manifest(
       format: "npy" or "parquet".
       part_size: items of a part.
       batch_size: items of a step.
+      storage: dtype of the stored embeddings, "float32" or "float16".
 
     Returns:
       The manifest, with `done=None`.
@@ -130,11 +141,16 @@ def new_manifest(
     width = siglip.config.vision_config.hidden_size
     if items.kind == TEXTS:
         width = siglip.config.text_config.embedding_size
+    layout: dict[str, Any] = {"format": format, "part_size": part_size, "batch_size": batch_size, "width": width}
+    if storage != "float32":
+        layout["storage"] = storage
+    if columns := columns_of(items):
+        layout["columns"] = list(columns)
     return Manifest(
         model,
         _as_json({"image": facts["image"], "text": facts["text"]}),
         {"kind": items.kind, "count": len(items), "fingerprint": items.fingerprint, "options": dict(items.options)},
-        {"format": format, "part_size": part_size, "batch_size": batch_size, "width": width},
+        layout,
         items.path,
         __version__,
     )
@@ -203,6 +219,11 @@ def _mistakes(found: dict[str, Any]) -> Iterator[str]:
         value = found[group].get(name)
         if type(value) is not int or value < least:
             yield f"{name} in {group} must be an integer of at least {least}, got {value!r}"
+    columns = found["layout"].get("columns", [])
+    if not isinstance(columns, list) or not all(isinstance(name, str) for name in columns):
+        yield f"columns in layout must be a list of names, got {columns!r:.60}"
+    if (storage := found["layout"].get("storage", "float32")) not in STORAGES:
+        yield f"storage in layout must be one of {', '.join(STORAGES)}, got {storage!r:.60}"
     for group, name, known in (("layout", "format", FORMATS), ("items", "kind", (IMAGES, TEXTS))):
         if (value := found[group].get(name)) not in known:
             yield f"{name} in {group} must be one of {', '.join(known)}, got {value!r}"

@@ -1,6 +1,7 @@
 """The numbered parts of a collection: files of embeddings and names, and a record that is written after both.
 
-Part 17 is `part-000017.npy` with `part-000017.ids.json`, or `part-000017.parquet`, and the record `part-000017.json`.
+Part 17 is `part-000017.npy` with `part-000017.ids.json` and perhaps `part-000017.columns.json`, or
+`part-000017.parquet`; `part-000017.states`, by which an update knows the items again; the record `part-000017.json`.
 Every file is written under a temporary name and renamed; none depends on the time or on earlier contents of the
 directory.
 """
@@ -9,11 +10,12 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from siglip_jax._files import read_json, write_atomically, written_aside
 from siglip_jax._optional import import_optional
@@ -55,6 +57,9 @@ def write_part(
     embeds: Float32[np.ndarray, "rows embed"],
     ids: list[str],
     unreadable: list[dict[str, Any]],
+    *,
+    states: Sequence[str] = (),
+    columns: Mapping[str, list[Any]] | None = None,
 ) -> None:
     """Writes a part, its record last, so that a part with a record is complete.
 
@@ -65,15 +70,26 @@ def write_part(
       embeds: L2-normalised embeddings of the readable items, (rows, E) float32.
       ids: names of the readable items, one for each row.
       unreadable: `position`, `id` and `error` of each unreadable item.
+      states: 32 hexadecimal digits for each row, by which an update knows the item again; (): no update will.
+      columns: metadata of each row, by the name of the column.
     """
+    embeds = embeds.astype(manifest.layout.get("storage", "float32"))
+    columns = {name: [_plain(value) for value in values] for name, values in (columns or {}).items()}
     name, files = record_path(directory, part).stem, {}
     if manifest.layout["format"] == "npy":
         files[f"{name}.npy"] = _write_array(directory / f"{name}.npy", embeds)
         listed = json.dumps(ids).encode() + b"\n"
         write_atomically(directory / f"{name}.ids.json", listed)
         files[f"{name}.ids.json"] = hashlib.sha256(listed).hexdigest()
+        if columns:
+            listed = json.dumps(columns).encode() + b"\n"
+            write_atomically(directory / f"{name}.columns.json", listed)
+            files[f"{name}.columns.json"] = hashlib.sha256(listed).hexdigest()
     else:
-        files[f"{name}.parquet"] = _write_parquet(directory / f"{name}.parquet", embeds, ids)
+        files[f"{name}.parquet"] = _write_parquet(directory / f"{name}.parquet", embeds, ids, columns)
+    known = b"".join(map(bytes.fromhex, states))
+    write_atomically(directory / f"{name}.states", known)
+    files[f"{name}.states"] = hashlib.sha256(known).hexdigest()
     record = Record(manifest.key, len(ids), unreadable, files)
     write_atomically(record_path(directory, part), json.dumps(record._asdict(), indent=1).encode() + b"\n")
 
@@ -123,8 +139,7 @@ def fault_of(directory: Path, manifest: Manifest, part: int) -> str | None:
     if record.rows + len(record.unreadable) != len(manifest.range_of(part)):
         counted = f"{record.rows} embeddings and {len(record.unreadable)} unreadable items"
         return f"{record_path(directory, part)}: the part must have {len(manifest.range_of(part))} items, got {counted}"
-    endings = (".npy", ".ids.json") if manifest.layout["format"] == "npy" else (".parquet",)
-    for ending in endings:
+    for ending in endings_of(manifest):
         name = f"{record_path(directory, part).stem}{ending}"
         expected = record.files.get(name)
         try:
@@ -136,9 +151,16 @@ def fault_of(directory: Path, manifest: Manifest, part: int) -> str | None:
     return None
 
 
+def endings_of(manifest: Manifest) -> tuple[str, ...]:
+    """Returns the endings of the files of a part, without its record."""
+    if manifest.layout["format"] == "parquet":
+        return ".parquet", ".states"
+    return ".npy", ".ids.json", *((".columns.json",) if manifest.layout.get("columns") else ()), ".states"
+
+
 def read_embeddings(
     directory: Path, manifest: Manifest, part: int, record: Record, checked: Checked | None
-) -> Float32[np.ndarray, "rows embed"]:
+) -> Float[np.ndarray, "rows embed"]:
     """Returns the embeddings of a part, memory-mapped.
 
     Args:
@@ -149,7 +171,7 @@ def read_embeddings(
       checked: what is known of the files; None: they are not compared with their checksums.
 
     Returns:
-      L2-normalised embeddings, (rows, E) float32.
+      L2-normalised embeddings, (rows, E), float32 or as they are stored.
 
     Raises:
       OSError: if the file cannot be read.
@@ -157,13 +179,13 @@ def read_embeddings(
     """
     name = record_path(directory, part).stem
     path = directory / f"{name}.{manifest.layout['format']}"
-    expected = (record.rows, manifest.layout["width"])
+    expected, stored = (record.rows, manifest.layout["width"]), manifest.layout.get("storage", "float32")
 
     def mapped() -> np.ndarray:
         embeds = _mapped(path)
-        if embeds.shape != expected or embeds.dtype != np.float32:
+        if embeds.shape != expected or embeds.dtype != stored:
             found = f"{embeds.shape} {embeds.dtype}"
-            raise ValueError(f"{path}: the embeddings must be {expected} float32, got {found}; embed again")
+            raise ValueError(f"{path}: the embeddings must be {expected} {stored}, got {found}; embed again")
         return embeds
 
     def check_finite() -> None:
@@ -222,6 +244,65 @@ def read_ids(directory: Path, manifest: Manifest, part: int, record: Record, che
     return ids
 
 
+def read_columns(
+    directory: Path, manifest: Manifest, part: int, record: Record, checked: Checked | None
+) -> dict[str, list[Any]]:
+    """Returns the metadata of the items of a part that have a row, by the name of the column.
+
+    Args:
+      directory: directory of the collection.
+      manifest: manifest of the collection.
+      part: index of the part, from 0.
+      record: record of the part.
+      checked: what is known of the files; None: they are not compared with their checksums.
+
+    Returns:
+      For each column of the collection a list with a value for each row.
+
+    Raises:
+      OSError: if the file cannot be read.
+      ValueError: if the file was changed, or does not hold a value for each row.
+    """
+    names = manifest.layout.get("columns", [])
+    if not names:
+        return {}
+    ending = ".columns.json" if manifest.layout["format"] == "npy" else ".parquet"
+    path = directory / f"{record_path(directory, part).stem}{ending}"
+    if checked is not None:
+        checked.check(path, record.files.get(path.name))
+    if ending == ".parquet":
+        found = {name: [json.loads(x) for x in _read_parquet(path, name).to_pylist()] for name in names}
+    else:
+        try:
+            found = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: the file must be JSON, got something else ({error}); embed again") from None
+    lists = isinstance(found, dict) and [found.get(name) for name in names]
+    if not lists or not all(isinstance(values, list) and len(values) == record.rows for values in lists):
+        raise ValueError(f"{path}: the columns must have {record.rows} values each, got others; embed again")
+    return {name: found[name] for name in names}
+
+
+def read_states(directory: Path, part: int) -> list[bytes]:
+    """Returns the state of each row of a part, 16 bytes each; none if they were not stored.
+
+    Args:
+      directory: directory of the collection.
+      part: index of the part, from 0.
+    """
+    data = (directory / f"{record_path(directory, part).stem}.states").read_bytes()
+    return [data[i : i + 16] for i in range(0, len(data), 16)]
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value that JSON can hold: itself, or as text."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return str(value)
+    return value
+
+
 def _write_array(path: Path, embeds: np.ndarray) -> str:
     """Writes an array and returns the SHA-256 of the file."""
     with written_aside(path) as aside:
@@ -230,11 +311,12 @@ def _write_array(path: Path, embeds: np.ndarray) -> str:
         return sum_of(aside)
 
 
-def _write_parquet(path: Path, embeds: np.ndarray, ids: list[str]) -> str:
-    """Writes the columns `id` and `embedding` and returns the SHA-256 of the file."""
+def _write_parquet(path: Path, embeds: np.ndarray, ids: list[str], columns: Mapping[str, list[Any]]) -> str:
+    """Writes the columns `id`, `embedding` and those of metadata, in JSON; returns the SHA-256 of the file."""
     pa, pq = _pyarrow()
     lists = pa.FixedSizeListArray.from_arrays(pa.array(embeds.reshape(-1)), embeds.shape[1])
-    table = pa.table({"id": pa.array(ids, pa.string()), "embedding": lists})
+    metadata = {name: pa.array(map(json.dumps, values), pa.string()) for name, values in columns.items()}
+    table = pa.table({"id": pa.array(ids, pa.string()), "embedding": lists} | metadata)
     with written_aside(path) as aside:
         pq.write_table(table, aside, compression="none", use_dictionary=False)
         return sum_of(aside)

@@ -1,6 +1,7 @@
 """Search: the items of a collection that are nearest to a text or an image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from siglip_jax._checks import check_count
@@ -24,6 +25,7 @@ class Match(NamedTuple):
       probability: sigmoid probability that the text describes the image, from 0 to 1; None if query and items are both
         texts or both images, which the model's temperature and bias do not apply to.
       position: index of the item in its source, which counts unreadable items too.
+      metadata: values of the item by the name of the column: "text" in a collection of texts; {} if there are none.
 
     Example:
       >>> match = Match(rank=1, id="cats/one.png", score=0.25, probability=0.75, position=0)
@@ -36,6 +38,7 @@ class Match(NamedTuple):
     score: float
     probability: float | None
     position: int
+    metadata: Mapping[str, Any] = MappingProxyType({})
 
 
 def load_for(
@@ -163,5 +166,6 @@ def search(
     matches = []
     for rank, (row, score, chance) in enumerate(zip(rows.tolist(), scores.tolist(), chances, strict=True), 1):
         part, offset = collection.place(row)
-        matches.append(Match(rank, collection.ids(part)[offset], score, chance, collection.position(row)))
+        metadata = {name: values[offset] for name, values in collection.metadata(part).items()}
+        matches.append(Match(rank, collection.ids(part)[offset], score, chance, collection.position(row), metadata))
     return matches

@@ -12,6 +12,7 @@ from siglip_jax.search.manifest import MANIFEST, Manifest, read_manifest
 from siglip_jax.search.parts import (
     fault_of,
     parts_with_records,
+    read_columns,
     read_embeddings,
     read_ids,
     read_record,
@@ -88,6 +89,7 @@ def _fault(home: Path, manifest: Manifest, part: int) -> str | None:
             record = read_record(home, part)
             read_embeddings(home, manifest, part, record, None)
             read_ids(home, manifest, part, record, None)
+            read_columns(home, manifest, part, record, None)
         except (OSError, ValueError) as error:
             return str(error)
     return fault

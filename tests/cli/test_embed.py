@@ -75,7 +75,7 @@ def test_killed_runs_end_with_the_bytes_of_the_whole_one(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_asked_to_stop_says_how_to_go_on(folder, tmp_path):
+def test_a_run_that_is_asked_to_stop_says_how_much_is_kept_and_how_to_go_on(run, folder, tmp_path):
     out = tmp_path / "out"
     command = [*map(str, (*COMMAND, folder, "--out", out, "--part-size", 8))]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -84,7 +84,11 @@ def test_a_run_that_is_asked_to_stop_says_how_to_go_on(folder, tmp_path):
         process.send_signal(signal.SIGTERM)
         errors = process.communicate()[1]
     assert process.returncode == 143
-    assert errors.endswith(f"siglip-jax: stopped; finished parts are in {out}, and the same command resumes the run\n")
+    said = rf"siglip-jax: stopped: (\d+) of 240 items are done and kept in {out}; the same command resumes the run\n$"
+    (done,) = re.search(said, errors).groups()
+    assert 8 <= int(done) < 240
+    ran = run("embed", folder, "--out", out, "--json")
+    assert json.loads(ran.out)["embedded"] + json.loads(ran.out)["unreadable"] == 240 - int(done)
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
 
 
@@ -126,6 +130,11 @@ def test_texts_are_found_by_an_image(run, folder, tmp_path):
     assert {match["id"] for match in found["matches"]} == {"q.txt:1", "q.txt:2"}
     assert all(0 < match["probability"] < 1 for match in found["matches"])
     assert found["query"] == {"image": str(folder / "001.png")}
+    texts = {match["id"]: match["metadata"] for match in found["matches"]}
+    assert texts == {"q.txt:1": {"text": "a red square"}, "q.txt:2": {"text": "a blue circle"}}
+    table = run("search", tmp_path / "out", "a square").out.splitlines()
+    assert table[0].split() == ["rank", "name", "text", "cosine"]
+    assert {re.split("  +", line)[2] for line in table[1:]} == {"a red square", "a blue circle"}
     ran = run("search", tmp_path / "out", "a square", "--contact-sheet", tmp_path / "sheet.png")
     assert (ran.status, ran.err.count("\n")) == (2, 1)
     assert "the collection must be of images, got one of texts" in ran.err

@@ -180,6 +180,44 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_bytes(siglip, folder, who
     assert contents(out) == contents(whole)
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, ValueError])
+def test_a_run_that_stops_within_a_part_keeps_what_it_has_done(siglip, folder, whole, stop, tmp_path):
+    def stopping(done, total):
+        if done == 2 * PART + 8:
+            raise stop
+
+    out, progress = tmp_path / "out", []
+    with pytest.raises(stop):
+        embed_collection(siglip, open_items(folder), out, part_size=PART, batch_size=8, on_progress=stopping)
+    assert [path.name for path in out.glob("*.unfinished")] == ["part-000002.unfinished"]
+    embed_collection(siglip, open_items(folder), out, on_progress=lambda *seen: progress.append(seen))
+    assert progress[0] == (0, COUNT - 2 * PART - 8)
+    assert contents(out) == contents(whole)
+
+
+def test_a_killed_run_loses_no_more_than_it_did_since_it_last_kept_its_work(
+    siglip, folder, whole, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(making, "KEPT_EVERY", -1.0)
+
+    def copied(done, total):
+        if done == 16:
+            shutil.copytree(tmp_path / "out", tmp_path / "killed")
+
+    embed_collection(siglip, open_items(folder), tmp_path / "out", part_size=48, batch_size=8, on_progress=copied)
+    for name, change, left in (
+        ("changed", lambda data: data[:-3] + b"xyz", COUNT),
+        ("cut", lambda data: data[:-100], COUNT),
+        ("whole", lambda data: data, COUNT - 8),
+    ):
+        out = shutil.copytree(tmp_path / "killed", tmp_path / name)
+        kept = out / "part-000000.unfinished"
+        kept.write_bytes(change(kept.read_bytes()))
+        outcome = embed_collection(siglip, open_items(folder), out)
+        assert outcome.embedded + outcome.unreadable == left
+        assert contents(out) == contents(tmp_path / "out")
+
+
 def test_what_is_there_is_not_done_again_and_what_is_damaged_is(siglip, folder, whole, tmp_path):
     out = shutil.copytree(whole, tmp_path / "out")
     progress = []
@@ -224,6 +262,61 @@ def test_parquet(siglip, folder, whole, tmp_path):
     assert table.column_names == ["id", "embedding"]
     assert str(table.schema.field("embedding").type).startswith("fixed_size_list<")
     assert verify_collection(tmp_path) == []
+
+
+@pytest.mark.parametrize("format", ["npy", "parquet"])
+def test_embeddings_are_stored_in_half_the_space(siglip, texts, format, tmp_path):
+    embed_collection(siglip, open_items(texts), tmp_path / "full", format=format, part_size=PART)
+    embed_collection(siglip, open_items(texts), tmp_path / "half", format=format, part_size=PART, storage="float16")
+    full, half = open_collection(tmp_path / "full"), open_collection(tmp_path / "half")
+    assert half.embeddings(0).dtype == np.float32
+    for part in range(full.manifest.parts):
+        np.testing.assert_array_equal(half.embeddings(part), full.embeddings(part).astype(np.float16))
+    sizes = [(tmp_path / name / f"part-000000.{format}").stat().st_size for name in ("half", "full")]
+    assert sizes[1] - sizes[0] == pytest.approx(PART * half.manifest.layout["width"] * 2, rel=0.01)
+    assert verify_collection(tmp_path / "half") == []
+    scores = [[match.score for match in search(siglip, made, "a photo of 3 cats")] for made in (full, half)]
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-3)
+    with pytest.raises(ValueError, match="layout.storage must be float16, got None"):
+        embed_collection(siglip, open_items(texts), tmp_path / "half", storage="float32")
+    with pytest.raises(ValueError, match="storage must be one of 'float32', 'float16', got 'int8'"):
+        embed_collection(siglip, open_items(texts), tmp_path / "new", storage="int8")
+
+
+@pytest.mark.parametrize("format", ["npy", "parquet"])
+def test_the_metadata_of_the_items_comes_with_the_hits(siglip, format, tmp_path):
+    class Labelled:
+        kind, path, options, fingerprint, columns = "texts", "/labelled", {}, "1", ("text", "year", "tags")
+        texts = ["a cat", "a dog", "a red square"]
+
+        def __len__(self):
+            return len(self.texts)
+
+        def name(self, index):
+            return f"item {index}"
+
+        def read(self, index):
+            return self.texts[index]
+
+        def metadata(self, index):
+            return {"text": self.texts[index], "year": 2000 + index, "tags": ["x"] * index or None, "other": 1}
+
+    embed_collection(siglip, Labelled(), tmp_path, format=format, part_size=2)
+    assert open_collection(tmp_path).metadata(1) == {"text": ["a red square"], "year": [2002], "tags": [["x", "x"]]}
+    found = {match.id: match.metadata for match in search(siglip, open_collection(tmp_path), "a cat")}
+    assert found["item 0"] == {"text": "a cat", "year": 2000, "tags": None}
+    assert verify_collection(tmp_path) == []
+    if format == "npy":
+        path = tmp_path / "part-000000.columns.json"
+        path.write_bytes(path.read_bytes().replace(b"a dog", b"a pig"))
+        with pytest.raises(ValueError, match="part-000000.columns.json: the SHA-256 must be"):
+            search(siglip, open_collection(tmp_path), "a cat")
+
+
+def test_a_hit_of_a_collection_of_texts_has_its_text(siglip, texts, tmp_path):
+    embed_collection(siglip, open_items(texts), tmp_path, part_size=PART)
+    (match,) = search(siglip, open_collection(tmp_path), "a photo of 3 cats", top_k=1)
+    assert (match.id, match.metadata) == ("texts.txt:4", {"text": "a photo of 3 cats"})
 
 
 @pytest.mark.slow
