@@ -15,6 +15,9 @@ from siglip_jax._lock import create_held, remove_unless_held
 
 _TEMPORARY = re.compile(r"\.(.+)\.[^.]+\.tmp", re.DOTALL)  # names of the siblings of `written_aside`
 
+# From here on Pillow warns of a decompression bomb; an image with transparency takes 1.4 GB while it is decoded.
+MAX_PIXELS = 89_478_485  # of an encoded image
+
 
 def user_cache() -> Path:
     """Returns the directory for data that can be recomputed: `siglip_jax` in the user's cache directory."""

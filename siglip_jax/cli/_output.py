@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
+from siglip_jax._files import MAX_PIXELS
 from siglip_jax.quantization.schemes import SCHEMES
 
 Item = TypeVar("Item")
@@ -121,6 +122,17 @@ def whole_number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"the value must be a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def add_max_pixels(parser: argparse.ArgumentParser) -> None:
+    """Declares the limit of pixels, which all commands that read images share."""
+    parser.add_argument(
+        "--max-pixels",
+        type=whole_number,
+        default=MAX_PIXELS,
+        metavar="N",
+        help=f"leave out images of more than N pixels as unreadable (default: {MAX_PIXELS:,})",
+    )
 
 
 def with_progress(items: Sequence[Item], what: str) -> Iterator[Item]:

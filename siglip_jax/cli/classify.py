@@ -16,6 +16,7 @@ from typing import Any
 from siglip_jax._files import read_lines
 from siglip_jax.cli._output import (
     QUANTIZATIONS,
+    add_max_pixels,
     bar,
     blocks,
     percent,
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=whole_number, metavar="N", help="images per batch (default: chosen for the device)"
     )
+    add_max_pixels(parser)
     parser.add_argument("--recursive", action="store_true", help="include the folders inside a folder")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
@@ -72,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         from siglip_jax.plots.canvas import check_plot
 
         check_plot(arguments.save_plot, len(found), len(names))
-    siglip = load(arguments.model, quantization=arguments.quantization)
+    siglip = load(arguments.model, quantization=arguments.quantization, max_pixels=arguments.max_pixels)
 
     def unreadable(position: int, error: Exception) -> None:
         nonlocal failures

@@ -15,6 +15,7 @@ from typing import Any
 from siglip_jax._checks import DTYPES
 from siglip_jax.cli._output import (
     QUANTIZATIONS,
+    add_max_pixels,
     print_table,
     progress,
     report_unreadable,
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--image-key", metavar="NAME", help="column, or ending in a tar file, of the images")
     parser.add_argument("--split", metavar="NAME", help="split of SRC, if it has splits (default: train)")
+    add_max_pixels(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -58,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     from siglip_jax.search.making import ERRORS
 
     options = ("dtype", "quantization", "format", "shard", "part_size", "batch_size", "storage", "image_key", "split")
+    options = (*options, "max_pixels")
     counted: list[int] = []
     try:
         with progress("items", rate=True) as shown:

@@ -19,6 +19,7 @@ from typing import Any
 from siglip_jax._checks import DTYPES
 from siglip_jax.cli._output import (
     QUANTIZATIONS,
+    add_max_pixels,
     percent,
     print_table,
     progress,
@@ -90,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=whole_number, metavar="N", help="images per batch (default: chosen for the device)"
     )
     parser.add_argument("--limit", type=whole_number, metavar="N", help="evaluate on N images, evenly spaced in DATA")
+    add_max_pixels(parser)
     for what in ("image", "text", "label"):
         parser.add_argument(f"--{what}-key", metavar="NAME", help=f"column, or ending in a tar file, of the {what}s")
     parser.add_argument("--json", action="store_true", help="print JSON, with the metrics of every class")
@@ -140,7 +142,12 @@ def run(arguments: argparse.Namespace) -> int:
     source = open_source(arguments.data, split=arguments.split, **keys)
     train = open_source(arguments.train, split=arguments.train_split, **keys) if arguments.train else None
     evaluate = _evaluation(arguments)
-    siglip = load(arguments.model, dtype=arguments.dtype, quantization=arguments.quantization)
+    siglip = load(
+        arguments.model,
+        dtype=arguments.dtype,
+        quantization=arguments.quantization,
+        max_pixels=arguments.max_pixels,
+    )
     name = arguments.model or "the bundled model"
     with progress("images") as on_progress:
         options = Options(arguments.limit, arguments.batch_size, name, report_unreadable, on_progress)

@@ -13,10 +13,11 @@ import numpy as np
 from jaxtyping import Array, Float32, UInt8
 
 from siglip_jax._checks import check_choice
+from siglip_jax._files import MAX_PIXELS
 from siglip_jax.data.example import Example, image_id
 from siglip_jax.processing import SiglipImageProcessorPil, SiglipProcessor
 from siglip_jax.processing.images import pixels
-from siglip_jax.processing.images.loading import MAX_PIXELS, load_image
+from siglip_jax.processing.images.loading import load_image
 from siglip_jax.processing.images.options import ImageOptions, checked
 
 AUGMENTATIONS = ("none", "flip", "crop", "crop_flip")

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from siglip_jax._callbacks import OnUnreadable
 from siglip_jax._checks import check_count
+from siglip_jax._files import MAX_PIXELS
 from siglip_jax.checkpoints import Checkpoint, write_checkpoint
 from siglip_jax.checkpoints.formats import quantized
 from siglip_jax.configs.configuration import SiglipConfig
@@ -60,6 +61,7 @@ class Siglip:
       processor: `SiglipProcessor` that turns images and texts into arrays.
       config: configuration of the model, a `SiglipConfig` or a `Siglip2Config`.
       choices: batch sizes, attention, matrix products and threads chosen for this device.
+      max_pixels: largest number of pixels of an encoded image; a larger one is unreadable.
 
     Example:
       >>> import siglip_jax
@@ -70,7 +72,12 @@ class Siglip:
     """
 
     def __init__(
-        self, model: Model, params: dict[str, Any] | Weights, processor: SiglipProcessor, config: SiglipConfig
+        self,
+        model: Model,
+        params: dict[str, Any] | Weights,
+        processor: SiglipProcessor,
+        config: SiglipConfig,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Builds the engine; nothing is compiled or moved to the device yet.
 
@@ -80,11 +87,12 @@ class Siglip:
             they are first used.
           processor: `SiglipProcessor` that turns images and texts into arrays.
           config: configuration of the model, a `SiglipConfig` or a `Siglip2Config`.
+          max_pixels: largest number of pixels of an encoded image.
 
         Raises:
           ValueError: if the module's attention implementation does not run on this device.
         """
-        self.model, self.processor, self.config = model, processor, config
+        self.model, self.processor, self.config, self.max_pixels = model, processor, config, max_pixels
         self.choices = choose(config, model.dtype, model.attn_implementation, model.mesh)
         self._weights = params if isinstance(params, Weights) else Weights(params)
         self._text_cache: OrderedDict[tuple[str, ...], np.ndarray] = OrderedDict()
@@ -419,7 +427,9 @@ class Siglip:
           (64, 64, 3)
         """
         processor = self.processor.image_processor
-        loaded = load_image(image, timeout=timeout, input_data_format=processor.input_data_format)
+        loaded = load_image(
+            image, timeout=timeout, max_pixels=self.max_pixels, input_data_format=processor.input_data_format
+        )
         inputs = processor(loaded, return_tensors="np")
         return tuple(np.asarray(inputs[name])[0] for name in processor.model_input_names)
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from siglip_jax._files import MAX_PIXELS
 from siglip_jax.assets import BUNDLED_MODEL
 from siglip_jax.checkpoints.hub import resolve
 from siglip_jax.checkpoints.read import read_contents, select
@@ -30,6 +31,7 @@ def load(
     mesh: Mesh | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Siglip:
     """Loads a model with its processor, ready for inference.
 
@@ -48,6 +50,8 @@ def load(
         default device.
       revision: branch, tag or commit of a Hub repository; None: its `main`.
       local_files_only: whether to use only files that are already on this machine.
+      max_pixels: largest number of pixels of an encoded image; a larger one is unreadable. An image with transparency
+        takes 16 bytes a pixel while it is decoded.
 
     Returns:
       A `Siglip`, the model with its parameters and its processor.
@@ -90,4 +94,4 @@ def load(
     place = functools.partial(place_params, dtype=dtype, mesh=mesh, quantization=None if stored else quantization)
     options: Any = {"dtype": dtype, "param_dtype": dtype, "attn_implementation": attn_implementation, "mesh": mesh}
     config: Any = checkpoint.config
-    return Siglip(model_class(config, **options), Weights(checkpoint.params, place), processor, config)
+    return Siglip(model_class(config, **options), Weights(checkpoint.params, place), processor, config, max_pixels)

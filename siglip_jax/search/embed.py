@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from siglip_jax._callbacks import OnProgress, OnUnreadable
-from siglip_jax._files import output_path
+from siglip_jax._files import MAX_PIXELS, output_path
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.load import load
 from siglip_jax.search.items import Items, open_items
@@ -60,6 +60,7 @@ def embed(
     storage: str | None = None,
     image_key: str | None = None,
     split: str | None = None,
+    max_pixels: int = MAX_PIXELS,
     on_progress: OnProgress | None = None,
     on_unreadable: OnUnreadable | None = None,
 ) -> EmbedResult:
@@ -83,6 +84,7 @@ def embed(
         less than 0.001; None: that of the collection, or "float32".
       image_key: column, key or ending of the images; None: one of the usual names.
       split: split of the data set to take; None: "train" if it has splits.
+      max_pixels: largest number of pixels of an image; a larger one is unreadable. Not for a loaded model.
       on_progress: called with (items done, items that this call has to do); None: nothing is called.
       on_unreadable: called with (index of an item, error); None: unreadable items are only listed.
 
@@ -108,7 +110,7 @@ def embed(
     if isinstance(model, Siglip):
         siglip = model
     else:
-        siglip = load(model, dtype=dtype, quantization=quantization)
+        siglip = load(model, dtype=dtype, quantization=quantization, max_pixels=max_pixels)
         # Absolute, so that a search finds the model from another directory.
         name = None if model is None else os.path.abspath(model) if Path(model).exists() else os.fspath(model)
     start = time.monotonic()

@@ -171,7 +171,7 @@ def _with_fresh(params: Mapping[str, Any], module: Trainable, recipe: Recipe) ->
 def make_transform(recipe: Recipe, processor: SiglipProcessor) -> Transform:
     """Returns the transform from an example to a row of a batch."""
     pairs = recipe.task == "pairs"
-    return Transform(processor, augment=recipe.augment, captions=pairs, labels=not pairs)
+    return Transform(processor, augment=recipe.augment, captions=pairs, labels=not pairs, max_pixels=recipe.max_pixels)
 
 
 def make_objective(recipe: Recipe, model: Model, transform: Transform, mesh: Mesh | None) -> Objective:

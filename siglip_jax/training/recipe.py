@@ -9,6 +9,7 @@ import re
 from fractions import Fraction
 from typing import Literal
 
+from siglip_jax._files import MAX_PIXELS
 from siglip_jax.rules import Rules
 
 EVERYTHING: Rules[float] = ((".*", 1.0),)
@@ -143,6 +144,7 @@ class Recipe:
         the checkpoint.
       resolution: width and height of images in pixels; None: that of the checkpoint.
       augment: augmentation of images, "none", "flip", "crop" or "crop_flip".
+      max_pixels: largest number of pixels of an encoded image; a larger one is unreadable.
       batch_size: examples of a step, over all devices.
       micro_batches: number of pieces that a step is computed in, to save memory; the gradient is that of the whole
         batch.
@@ -176,6 +178,7 @@ class Recipe:
     fresh: str | None = None  # pattern for the paths of parameters that start from random values
     resolution: int | None = None  # width and height of images in pixels; None: that of the checkpoint
     augment: Literal["none", "flip", "crop", "crop_flip"] = "none"  # augmentation of images
+    max_pixels: int = MAX_PIXELS  # largest number of pixels of an encoded image; a larger one is unreadable
     batch_size: int = 256  # examples of a step, over all devices
     micro_batches: int = 1  # pieces a step is computed in, to save memory; the gradient is that of the whole batch
     duration: str = "10 epochs"  # length of the run in steps, epochs or examples
@@ -190,7 +193,7 @@ class Recipe:
     seed: int = 0  # seed of fresh weights, order of the examples and augmentation
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "micro_batches"):
+        for name in ("batch_size", "micro_batches", "max_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.batch_size % self.micro_batches:

@@ -1,14 +1,22 @@
 """What `load` compares before it computes: the vocabulary with the table of the model."""
 
+import dataclasses
+import inspect
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import siglip_jax
 from siglip_jax.assets import BUNDLED_MODEL
 from siglip_jax.checkpoints import verify
+from siglip_jax.data import Example, Transform
+from siglip_jax.inference import Siglip
+from siglip_jax.training import RECIPES, Recipe
+from siglip_jax.training.prepare import make_transform
+from tests.support.images import encoded, noise
 
 
 def first_pieces(model: bytes, count: int) -> bytes:
@@ -47,3 +55,19 @@ def test_a_special_token_outside_the_table(bundled, name):
 def test_the_bundled_vocabulary_fits(bundled):
     assert siglip_jax.load(bundled).processor.tokenizer.largest_id == 2047
     assert [check.right for check in verify(bundled) if check.name == "ids of the tokenizer"] == [True]
+
+
+def test_the_pixel_limit_is_an_option_of_inference_and_of_training(checkpoint):
+    image = encoded(noise(40, 50), "PNG")
+    siglip = siglip_jax.load(checkpoint, max_pixels=1999)
+    with pytest.raises(ValueError, match=r"^bytes: image must have at most 1999 pixels, got 2000; raise max_pixels"):
+        siglip.encode_image(image)
+    with pytest.raises(ValueError, match="image must have at most 1999 pixels, got 2000"):
+        siglip.pixels(image)
+    recipe = dataclasses.replace(RECIPES["finetune"], max_pixels=1999)
+    with pytest.raises(ValueError, match=r"^a\.png: image must have at most 1999 pixels, got 2000"):
+        make_transform(recipe, siglip.processor)(Example(image, ("a",), None, "a.png"), np.random.default_rng(0))
+    with pytest.raises(ValueError, match="max_pixels must be at least 1, got 0"):
+        dataclasses.replace(recipe, max_pixels=0)
+    every = [siglip_jax.load, siglip_jax.load_image, siglip_jax.search.embed, Siglip, Transform, Recipe]
+    assert {inspect.signature(function).parameters["max_pixels"].default for function in every} == {89_478_485}

@@ -21,6 +21,7 @@ from typing import Any
 import PIL.ExifTags
 import PIL.Image
 
+from siglip_jax._files import MAX_PIXELS
 from siglip_jax._optional import NotInstalledError
 from siglip_jax.processing.images.depth import eight_bits, pil_image, white_of
 from siglip_jax.processing.images.download import download
@@ -28,7 +29,6 @@ from siglip_jax.processing.images.formats import RefusedImageError, UnknownForma
 from siglip_jax.processing.images.inputs import is_array
 
 MAX_BYTES = 100 * 2**20
-MAX_PIXELS = 89_478_485  # from here on Pillow warns of a decompression bomb; with transparency an image takes 1.4 GB
 _TURNS = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
     3: PIL.Image.Transpose.ROTATE_180,
