@@ -13,7 +13,9 @@ from siglip_jax.training.recipe import Recipe
 class Options:
     """A training run: the recipe, and everything that the recipe leaves open."""
 
-    data: tuple[str, ...]  # tar shards, Parquet, Arrow, JSON lines, CSV or class folders; PATH=WEIGHT for a mixture
+    # Tar shards, Parquet, Arrow, JSON lines, CSV, COCO's .json, images with a .txt beside each, or class folders.
+    # PATH=WEIGHT for a mixture.
+    data: tuple[str, ...]
     model: str  # Hub name, directory or file with the sizes, the processor and the weights
     out: Path  # directory for the model, the checkpoints and log.jsonl
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
@@ -23,6 +25,8 @@ class Options:
     image_key: str | None = None  # column of the images; None: a usual name
     text_key: str | None = None  # column of the captions; None: a usual name
     label_key: str | None = None  # column of the labels; None: a usual name
+    kind: str | None = None  # tar, parquet, arrow, table, texts or images: which to read in a folder of several kinds
+    root: str | None = None  # folder that the images of a table are in, if its paths lead out of its own folder
     save_every: int = 1000  # steps between checkpoints
     keep: int = 2  # number of latest checkpoints to keep
     log_every: int = 20  # steps between lines of log.jsonl

@@ -1,9 +1,9 @@
 """Embeds every image of a folder or data set, or every line of a text file, into a directory of numbered parts.
 
-SRC is a folder of images, tar shards, Parquet, Arrow, JSON lines or CSV beside images, or a .txt file with one text per
-line. A run may be stopped or killed at any time; the same command resumes it, and at most a minute's work of a killed
-run is done again. Unreadable items are reported on stderr
-and listed in DIR/errors.jsonl; the exit status is 2 only if nothing could be read.
+SRC is a folder of images, tar shards, Parquet, Arrow, JSON lines, CSV or COCO's .json beside images, or a .txt file
+with one text per line. A run may be stopped or killed at any time; the same command resumes it, and at most a minute's
+work of a killed run is done again. Unreadable items are reported on stderr and listed in DIR/errors.jsonl; the exit
+status is 2 only if nothing could be read.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from siglip_jax._checks import DTYPES
+from siglip_jax.cli._data import add_data_arguments, column_names
 from siglip_jax.cli._output import (
     QUANTIZATIONS,
     add_max_pixels,
@@ -24,12 +25,14 @@ from siglip_jax.cli._output import (
 )
 
 HELP = "embed many images or texts into a directory"
-EPILOG = """examples:
+EPILOG = f"""examples:
   siglip-jax embed photos/ --out photos-embedded
-  siglip-jax embed "shards/{000..099}.tar" --out embedded --model google/siglip-base-patch16-224 --format parquet
+  siglip-jax embed "shards/{{000..099}}.tar" --out embedded --model google/siglip-base-patch16-224 --format parquet
   siglip-jax embed shards/ --out embedded --shard 0/4   # and 1/4, 2/4, 3/4 on other machines or devices
   siglip-jax embed captions.txt --out captions-embedded
-then: siglip-jax search photos-embedded "a cat" """.rstrip()
+then: siglip-jax search photos-embedded "a cat"
+
+{column_names("image")}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--image-key", metavar="NAME", help="column, or ending in a tar file, of the images")
     parser.add_argument("--split", metavar="NAME", help="split of SRC, if it has splits (default: train)")
+    add_data_arguments(parser, "SRC")
     add_max_pixels(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -60,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     from siglip_jax.search.making import ERRORS
 
     options = ("dtype", "quantization", "format", "shard", "part_size", "batch_size", "storage", "image_key", "split")
-    options = (*options, "max_pixels")
+    options = (*options, "kind", "root", "max_pixels")
     counted: list[int] = []
     try:
         with progress("items", rate=True) as shown:

@@ -6,8 +6,9 @@ TASK is one of:
   linear-probe  classify images by a linear classifier trained on --train
   knn           classify images by the nearest images of --train
 
-DATA is a folder of class folders, or captions and labels in JSON lines, CSV, Parquet, Arrow or tar files. Unreadable
-images are reported on stderr, counted and skipped; the exit status is 2 only if none can be read.
+DATA is a folder of class folders, images with a .txt beside each, or captions and labels in JSON lines, CSV, COCO's
+.json, Parquet, Arrow or tar files. Unreadable images are reported on stderr, counted and skipped; the exit status is 2
+only if none can be read.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from siglip_jax._checks import DTYPES
+from siglip_jax.cli._data import add_data_arguments, column_names
 from siglip_jax.cli._output import (
     QUANTIZATIONS,
     add_max_pixels,
@@ -28,11 +30,13 @@ from siglip_jax.cli._output import (
 )
 
 HELP = "evaluate a model on a data set"
-EPILOG = """examples:
+EPILOG = f"""examples:
   siglip-jax eval zero-shot imagenet/val --classes names.txt --templates clip --model google/siglip-base-patch16-224
   siglip-jax eval retrieval captions.jsonl --limit 5000 --json
   siglip-jax eval linear-probe flowers/test --train flowers/train --shots 10 --probe ridge
-  siglip-jax eval knn flowers/test --train flowers/train --k 20 --save-plot confusions.png"""
+  siglip-jax eval knn flowers/test --train flowers/train --k 20 --save-plot confusions.png
+
+{column_names("image", "text", "label")}"""
 
 TASKS = {
     "zero-shot": "Classifies images by the nearest class name.",
@@ -94,6 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_max_pixels(parser)
     for what in ("image", "text", "label"):
         parser.add_argument(f"--{what}-key", metavar="NAME", help=f"column, or ending in a tar file, of the {what}s")
+    add_data_arguments(parser, "DATA")
     parser.add_argument("--json", action="store_true", help="print JSON, with the metrics of every class")
     parser.add_argument(
         "--save-plot", metavar="FILE", help="draw the worst classes, or the images that texts find, to FILE"
@@ -138,7 +143,7 @@ def run(arguments: argparse.Namespace) -> int:
     from siglip_jax.evaluation.result import Options
     from siglip_jax.inference.load import load
 
-    keys = {name: getattr(arguments, name) for name in ("image_key", "text_key", "label_key")}
+    keys = {name: getattr(arguments, name) for name in ("image_key", "text_key", "label_key", "kind", "root")}
     source = open_source(arguments.data, split=arguments.split, **keys)
     train = open_source(arguments.train, split=arguments.train_split, **keys) if arguments.train else None
     evaluate = _evaluation(arguments)

@@ -16,6 +16,7 @@ from typing import Any
 
 from siglip_jax._files import output_path
 from siglip_jax._optional import import_optional
+from siglip_jax.cli._data import column_names
 from siglip_jax.cli._output import progress, say
 from siglip_jax.cli._signals import STOPPED
 from siglip_jax.training.recipes import ABOUT, RECIPES
@@ -28,7 +29,9 @@ examples:
   siglip-jax train finetune --data pairs.jsonl --model google/siglip-base-patch16-224 --out run --dry-run
   siglip-jax train finetune --data shards/ --model base/ --out run --batch-size 512 --duration "3 epochs"
   siglip-jax train lora --data pairs.parquet=2 more.csv=1 --model so400m/ --out run --lora.rank 8
-  siglip-jax train classification --data flowers/ --model base/ --out run --evaluate flowers-test/"""
+  siglip-jax train classification --data flowers/ --model base/ --out run --evaluate flowers-test/
+
+{column_names("image", "text", "label")}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     import jax
 
     data = [_path_and_weight(word) for word in options.data]
-    keys = {name: getattr(options, name) for name in ("image_key", "text_key", "label_key")}
+    keys = {name: getattr(options, name) for name in ("image_key", "text_key", "label_key", "kind", "root")}
     out = output_path(options.out, "--out")
     if options.dry_run:
         print_plan(dry_run(data, options.model, options.recipe, **keys), options.json)
@@ -101,13 +104,14 @@ def parse(name: str, words: Sequence[str]) -> Any:
     from siglip_jax.cli._train_options import Options
 
     said = io.StringIO()
+    about = f"{ABOUT[name].rstrip()}\n\n{column_names('image', 'text', 'label')}"
     default = dataclasses.replace(Options(data=(), model="", out=Path("."), recipe=RECIPES[name]))
     for field in ("data", "model", "out"):
         object.__setattr__(default, field, tyro.MISSING)
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
-                Options, args=list(words), default=default, prog=f"siglip-jax train {name}", description=ABOUT[name]
+                Options, args=list(words), default=default, prog=f"siglip-jax train {name}", description=about
             )
     except SystemExit as stopped:
         if not stopped.code:

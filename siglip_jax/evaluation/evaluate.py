@@ -54,8 +54,8 @@ def evaluate_zero_shot(
       The result, with the metrics `top1`, `top5` and `mean_per_class`.
 
     Raises:
-      ValueError: if there are no classes, no readable images or no labels, or `classes` does not name each class, has
-        the names of the source in another order, or is None where the source names classes by WordNet ids.
+      ValueError: if there are fewer than two classes, no readable images or no labels, or `classes` does not name each
+        class, has the names of the source in another order, or is None where the source names classes by WordNet ids.
 
     Example:
       >>> import shutil, tempfile
@@ -74,6 +74,8 @@ def evaluate_zero_shot(
     names = zero_shot_names(source, classes)
     by_class = prompts(names, templates, canonicalize=canonicalize, first_name_only=first_name_only)
     embedded = _labelled(siglip, source, options, Counter(options.on_progress, len(spread(len(source), options.limit))))
+    if len(names) < 2:
+        raise ValueError(f"classes must be two or more, got only {names[0]!r}, which would be right for every image")
     if (highest := int(embedded.labels.max())) >= len(names):
         raise ValueError(f"labels must be below {len(names)}, the number of names, got {highest}; name every class")
     text_embeds = embed_texts(siglip, list(itertools.chain(*by_class)), batch_size=options.batch_size)

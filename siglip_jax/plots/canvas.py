@@ -98,12 +98,17 @@ def thumbnail(image: Any, side: int = THUMBNAIL) -> UInt8[np.ndarray, "side side
     return np.asarray(canvas.convert("RGB"))
 
 
+def drawable(text: str) -> str:
+    """Returns a text with surrogates, which stand for bytes of a file name that are not UTF-8, written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def shortened(label: str, width: int = 30, lines: int = 2) -> str:
     """Returns a label wrapped into lines; the last line ends in an ellipsis if the label is longer.
 
     Args:
-      label: text to wrap.
+      label: text to wrap; bytes of a file name that are not UTF-8, which fonts cannot draw, are written as escapes.
       width: largest number of characters in a line.
       lines: largest number of lines.
     """
-    return "\n".join(textwrap.wrap(label, width, max_lines=lines, placeholder=" …"))
+    return "\n".join(textwrap.wrap(drawable(label), width, max_lines=lines, placeholder=" …"))

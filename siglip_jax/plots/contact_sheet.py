@@ -10,7 +10,7 @@ import PIL.ImageDraw
 import PIL.ImageFont
 
 from siglip_jax._files import write_atomically
-from siglip_jax.plots.canvas import thumbnail
+from siglip_jax.plots.canvas import drawable, thumbnail
 
 COLUMNS = 5
 SIDE, GAP, LINE = 180, 12, 16  # pixels: side of a thumbnail, gap between cells, height of a line
@@ -82,7 +82,7 @@ def save_contact_sheet(sheet: PIL.Image.Image, path: Path) -> None:
 
 def _fitting(text: str, font: Any, width: int) -> str:
     """Returns the end of a text that is at most `width` pixels wide; paths differ at their end."""
-    text = text.replace("\n", " ")
+    text = drawable(text).replace("\n", " ")
     if font.getlength(text) <= width:
         return text
     while text and font.getlength("…" + text) > width:

@@ -60,6 +60,8 @@ def embed(
     storage: str | None = None,
     image_key: str | None = None,
     split: str | None = None,
+    kind: str | None = None,
+    root: str | os.PathLike[str] | None = None,
     max_pixels: int = MAX_PIXELS,
     on_progress: OnProgress | None = None,
     on_unreadable: OnUnreadable | None = None,
@@ -84,6 +86,9 @@ def embed(
         less than 0.001; None: that of the collection, or "float32".
       image_key: column, key or ending of the images; None: one of the usual names.
       split: split of the data set to take; None: "train" if it has splits.
+      kind: which kind of data set to open in a folder of several, as `siglip_jax.data.open_source` takes it; None:
+        there must be only one.
+      root: folder that the images of a table must be in, for absolute paths and `..`; None: that of the table.
       max_pixels: largest number of pixels of an image; a larger one is unreadable. Not for a loaded model.
       on_progress: called with (items done, items that this call has to do); None: nothing is called.
       on_unreadable: called with (index of an item, error); None: unreadable items are only listed.
@@ -105,7 +110,10 @@ def embed(
       (64, 64)
     """
     out = output_path(out)
-    items = open_items(source, image_key=image_key, split=split) if isinstance(source, str | os.PathLike) else source
+    if isinstance(source, str | os.PathLike):
+        items = open_items(source, image_key=image_key, split=split, kind=kind, root=root)
+    else:
+        items = source
     name: str | None = None
     if isinstance(model, Siglip):
         siglip = model

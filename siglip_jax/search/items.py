@@ -78,13 +78,22 @@ class Images:
 
     kind = IMAGES
 
-    def __init__(self, path: str, image_key: str | None = None, split: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        image_key: str | None = None,
+        split: str | None = None,
+        kind: str | None = None,
+        root: str | None = None,
+    ) -> None:
         """Lists the images of a source.
 
         Args:
           path: folder, file or pattern of the images.
           image_key: column, key or ending of the images; None: one of the usual names.
           split: split to take where folders or files are named after splits; None: "train" there.
+          kind: which kind of data set to open in a folder of several; None: there must be only one.
+          root: folder that the images of a table must be in; None: that of the table.
 
         Raises:
           OSError: if the path does not exist.
@@ -92,8 +101,11 @@ class Images:
         """
         from siglip_jax.data.open import open_source  # needs the extra `data`, unlike a text file
 
-        self._source = open_source(path, image_key=image_key, split=split, images_only=True)
+        self._source = open_source(path, image_key=image_key, split=split, kind=kind, root=root, images_only=True)
         self.path, self.options = os.path.abspath(path), {"image_key": image_key, "split": split}
+        # Left out where they are not given, so that collections that were begun without them can be resumed.
+        self.options |= {"kind": kind} if kind else {}
+        self.options |= {"root": os.path.abspath(root)} if root else {}
 
     def __len__(self) -> int:
         return len(self._source)
@@ -216,7 +228,14 @@ def state_of(items: Any, index: int) -> str:
     return hashlib.sha256(state.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def open_items(path: str | os.PathLike[str], *, image_key: str | None = None, split: str | None = None) -> Items:
+def open_items(
+    path: str | os.PathLike[str],
+    *,
+    image_key: str | None = None,
+    split: str | None = None,
+    kind: str | None = None,
+    root: str | os.PathLike[str] | None = None,
+) -> Items:
     """Opens the items at a path: the lines of a `.txt` file, or else images.
 
     Args:
@@ -225,6 +244,9 @@ def open_items(path: str | os.PathLike[str], *, image_key: str | None = None, sp
       image_key: column, key or ending of the images; None: one of the usual names.
       split: split to take where folders or files are named after splits; None: "train" for a data set in files, and
         all images of a folder.
+      kind: which kind of data set to open in a folder of several, as `siglip_jax.data.open_source` takes it; None:
+        there must be only one.
+      root: folder that the images of a table must be in, for absolute paths and `..`; None: that of the table.
 
     Returns:
       The items.
@@ -241,11 +263,12 @@ def open_items(path: str | os.PathLike[str], *, image_key: str | None = None, sp
     """
     name = os.fspath(path)
     if not name.lower().endswith(".txt"):
-        return Images(name, image_key, split)
-    if image_key is not None or split is not None:
+        return Images(name, image_key, split, kind, None if root is None else os.fspath(root))
+    given = {"image_key": image_key, "split": split, "kind": kind, "root": root}
+    if wrong := [key for key, value in given.items() if value is not None]:
         raise ValueError(
-            f"{name}: image_key and split must be None for a text file, got {image_key!r} and {split!r}; leave"
-            " image_key and split out"
+            f"{name}: {wrong[0]} must be None for a text file, got {given[wrong[0]]!r}; leave image_key and"
+            " split out, and kind and root"
         )
     return Texts(name)
 

@@ -22,6 +22,10 @@ from siglip_jax._optional import import_optional
 from siglip_jax.search.checked import Checked, sum_of
 from siglip_jax.search.manifest import Manifest
 
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_ESCAPES = re.compile(r"\\(\\|u([0-9a-f]{4}))")
+_ESCAPED = "siglip_jax.escaped_ids"  # key of the metadata of Parquet: rows whose id has escapes
+
 
 class Record(NamedTuple):
     """The record of a complete part.
@@ -202,7 +206,7 @@ def read_embeddings(
 def _mapped(path: Path) -> np.ndarray:
     """Returns the embeddings in a file, memory-mapped and as they are."""
     if path.suffix == ".parquet":
-        column = _read_parquet(path, "embedding").combine_chunks()
+        column = _read_parquet(path, "embedding")[0].combine_chunks()
         return column.flatten().to_numpy().reshape(len(column), -1)
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -234,8 +238,8 @@ def read_ids(directory: Path, manifest: Manifest, part: int, record: Record, che
     if checked is not None:
         checked.check(path, record.files.get(path.name))
     try:
-        ids = json.loads(path.read_bytes()) if ending == ".ids.json" else _read_parquet(path, "id").to_pylist()
-    except (ValueError, RecursionError) as error:
+        ids = json.loads(path.read_bytes()) if ending == ".ids.json" else _parquet_ids(path)
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise ValueError(
             f"{path}: the file must hold a list of names, got something else ({error}); embed again"
         ) from None
@@ -271,7 +275,7 @@ def read_columns(
     if checked is not None:
         checked.check(path, record.files.get(path.name))
     if ending == ".parquet":
-        found = {name: [json.loads(x) for x in _read_parquet(path, name).to_pylist()] for name in names}
+        found = {name: [json.loads(x) for x in _read_parquet(path, name)[0].to_pylist()] for name in names}
     else:
         try:
             found = json.loads(path.read_bytes())
@@ -312,21 +316,39 @@ def _write_array(path: Path, embeds: np.ndarray) -> str:
 
 
 def _write_parquet(path: Path, embeds: np.ndarray, ids: list[str], columns: Mapping[str, list[Any]]) -> str:
-    """Writes the columns `id`, `embedding` and those of metadata, in JSON; returns the SHA-256 of the file."""
+    """Writes the columns `id`, `embedding` and those of metadata, in JSON; returns the SHA-256 of the file.
+
+    A column of strings holds UTF-8 only. An id that is not has escapes, and its row is listed in the file's metadata.
+    """
     pa, pq = _pyarrow()
     lists = pa.FixedSizeListArray.from_arrays(pa.array(embeds.reshape(-1)), embeds.shape[1])
+    rows = [row for row, name in enumerate(ids) if _SURROGATES.search(name)]
+    escaped = list(ids)
+    for row in rows:
+        escaped[row] = ids[row].replace("\\", "\\\\").encode("utf-8", "backslashreplace").decode()
     metadata = {name: pa.array(map(json.dumps, values), pa.string()) for name, values in columns.items()}
-    table = pa.table({"id": pa.array(ids, pa.string()), "embedding": lists} | metadata)
+    found = {"id": pa.array(escaped, pa.string()), "embedding": lists} | metadata
+    table = pa.table(found, metadata={_ESCAPED: json.dumps(rows)} if rows else None)
     with written_aside(path) as aside:
         pq.write_table(table, aside, compression="none", use_dictionary=False)
         return sum_of(aside)
 
 
-def _read_parquet(path: Path, column: str) -> Any:
-    """Returns a column of a Parquet file, memory-mapped."""
+def _parquet_ids(path: Path) -> list[str]:
+    """Returns the column `id` of a Parquet file, with the escapes of `_write_parquet` undone."""
+    column, metadata = _read_parquet(path, "id")
+    ids = column.to_pylist()
+    for row in json.loads(metadata.get(_ESCAPED.encode(), "[]")):
+        ids[row] = _ESCAPES.sub(lambda found: chr(int(found[2], 16)) if found[2] else "\\", ids[row])
+    return ids
+
+
+def _read_parquet(path: Path, column: str) -> tuple[Any, dict[bytes, bytes]]:
+    """Returns a column of a Parquet file, memory-mapped, and the metadata of its schema."""
     pa, pq = _pyarrow()
     try:
-        return pq.read_table(path, columns=[column], memory_map=True, partitioning=None).column(column)
+        table = pq.read_table(path, columns=[column], memory_map=True, partitioning=None)
+        return table.column(column), table.schema.metadata or {}
     except (pa.ArrowInvalid, KeyError) as error:
         raise ValueError(f"{path}: the file must be Parquet with a column {column!r}, got another ({error})") from None
 

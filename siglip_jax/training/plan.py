@@ -23,6 +23,8 @@ def dry_run(
     image_key: str | None = None,
     text_key: str | None = None,
     label_key: str | None = None,
+    kind: str | None = None,
+    root: Path_ | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
     """Returns the plan of a run: what `train` would do with each parameter, without a step.
@@ -36,6 +38,9 @@ def dry_run(
       image_key: column, key or ending of the images; None: one of the usual names.
       text_key: column, key or ending of the captions; None: one of the usual names.
       label_key: column, key or ending of the labels; None: one of the usual names.
+      kind: which kind of data set to open in a folder of several, as `siglip_jax.data.open_source` takes it; None:
+        there must be only one.
+      root: folder that the images of a table must be in, for absolute paths and `..`; None: that of the table.
       **fields: fields of the recipe to change; nested ones as `optimizer=dict(rate=1e-5)` or
         `**{"optimizer.rate": 1e-5}`.
 
@@ -62,7 +67,7 @@ def dry_run(
       (5, 1e-05, True)
     """
     recipe = recipe_with(recipe, fields)
-    keys = {"image_key": image_key, "text_key": text_key, "label_key": label_key}
+    keys = {"image_key": image_key, "text_key": text_key, "label_key": label_key, "kind": kind, "root": root}
     setup = set_up(data, model, recipe, keys, 0)
     plan, examples = setup.plan, setup.pipeline.examples
     sizes = {"data": recipe.mesh.data, "fsdp": recipe.mesh.fsdp, "tensor": recipe.mesh.tensor}

@@ -85,6 +85,8 @@ def train(
     image_key: str | None = None,
     text_key: str | None = None,
     label_key: str | None = None,
+    kind: str | None = None,
+    root: Path_ | None = None,
     **fields: Any,
 ) -> Run:
     """Trains a model, or resumes a run that was interrupted: the same call with the same `out`.
@@ -114,6 +116,9 @@ def train(
       image_key: column, key or ending of the images; None: one of the usual names.
       text_key: column, key or ending of the captions; None: one of the usual names.
       label_key: column, key or ending of the labels; None: one of the usual names.
+      kind: which kind of data set to open in a folder of several, as `siglip_jax.data.open_source` takes it; None:
+        there must be only one.
+      root: folder that the images of a table must be in, for absolute paths and `..`; None: that of the table.
       **fields: fields of the recipe to change; nested ones as `optimizer=dict(rate=1e-5)` or
         `**{"optimizer.rate": 1e-5}`.
 
@@ -142,7 +147,7 @@ def train(
     """
     directory = output_path(out)
     recipe = recipe_with(recipe, fields)
-    keys = {"image_key": image_key, "text_key": text_key, "label_key": label_key}
+    keys = {"image_key": image_key, "text_key": text_key, "label_key": label_key, "kind": kind, "root": root}
     setup = set_up(data, model, recipe, keys, workers)
     fingerprints = {"processor": processor_fingerprint(setup.model.processor)}
     if recipe.locked_images:

@@ -17,6 +17,7 @@ from siglip_jax.inference import load
 from siglip_jax.plots.contact_sheet import GAP, LINE, SIDE
 from siglip_jax.search.collection import open_collection
 from siglip_jax.search.verify import verify_collection
+from tests.support.data_sets import write_tar
 from tests.support.killing import records, run_until_done
 from tests.support.tiny_checkpoint import picture
 
@@ -53,6 +54,23 @@ def embedded(run, folder, tmp_path):
         shutil.copy(folder / f"{i:03}.png", few)
     assert run("embed", few, "--out", tmp_path / "out").status == 0
     return tmp_path / "out"
+
+
+def test_a_tar_of_names_with_dots_and_a_folder_of_two_kinds(run, folder, tmp_path):
+    members = {f"2023.01.0{i}.png": (folder / f"{i:03}.png").read_bytes() for i in range(4)}
+    path = write_tar(tmp_path / "mixed" / "b.tar", members)
+    ran = run("embed", path, "--out", tmp_path / "tar", "--json")
+    assert (ran.status, json.loads(ran.out)["embedded"]) == (0, 4)
+    assert open_collection(tmp_path / "tar").ids(0) == [f"b.tar:{name}" for name in members]
+    for i in range(3):
+        shutil.copy(folder / f"{i:03}.png", tmp_path / "mixed")
+    ran = run("embed", tmp_path / "mixed", "--out", tmp_path / "none")
+    assert (ran.status, ran.out) == (2, "")
+    assert "got tar ('b.tar') and images ('000.png', '001.png', '002.png'); choose with kind (--kind tar or" in ran.err
+    assert not (tmp_path / "none").exists()
+    for out in ("images", "images"):  # the second resumes the first
+        ran = run("embed", tmp_path / "mixed", "--kind", "images", "--out", tmp_path / out, "--json")
+        assert (ran.status, json.loads(ran.out)["complete"]["rows"]) == (0, 3)
 
 
 def contents(directory):

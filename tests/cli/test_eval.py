@@ -142,6 +142,38 @@ def test_names_from_a_file_and_a_limit(run, pictograms, tmp_path):
     assert [row["examples"] for row in found["classes"]] == [1, 0] * 32
 
 
+def test_images_that_no_class_folder_holds_are_not_ignored(run, tmp_path):
+    class_folders(tmp_path, FEW[:1])
+    shutil.copy(EXAMPLES / "lemon.png", tmp_path)
+    ran = run("eval", "zero-shot", tmp_path)
+    assert (ran.status, ran.out) == (2, "")
+    assert (
+        "images must be in a folder of their class or split, got 1 beside the folders 'church': 'lemon.png'" in ran.err
+    )
+    (tmp_path / "lemon.png").unlink()
+    ran = run("eval", "zero-shot", tmp_path)
+    assert (ran.status, ran.out) == (2, "")
+    assert "classes must be two or more, got only 'church', which would be right for every image" in ran.err
+
+
+def test_texts_beside_images_and_a_table_with_images_elsewhere(run, tmp_path):
+    for label in FEW:
+        (tmp_path / "images").mkdir(exist_ok=True)
+        shutil.copy(EXAMPLES / f"{label}.png", tmp_path / "images")
+        (tmp_path / "images" / f"{label}.txt").write_text(label)
+    (tmp_path / "tables").mkdir()
+    table = tmp_path / "tables" / "pairs.csv"
+    table.write_text("image,caption\n" + "".join(f"../images/{label}.png,{label}\n" for label in FEW))
+    found = [
+        run("eval", "retrieval", *words, "--json") for words in ([tmp_path / "images"], [table, "--root", tmp_path])
+    ]
+    assert [ran.status for ran in found] == [0, 0]
+    metrics = [json.loads(ran.out)["metrics"] for ran in found]
+    assert metrics[0] == metrics[1] and set(metrics[0].values()) == {1.0}
+    ran = run("eval", "retrieval", table)
+    assert ran.status == 2 and "name the folder that holds the images with root (--root DIR)" in ran.err
+
+
 def test_nothing_that_can_be_read(run, few):
     for file in few.rglob("*.png"):
         file.write_bytes(b"no image")

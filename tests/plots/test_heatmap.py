@@ -19,6 +19,12 @@ def shape(rows: int, columns: int):
     return [picture(i) for i in range(rows)], [f"label {i}" for i in range(columns)], scores
 
 
+def test_a_label_that_is_not_utf8_is_drawn_as_escapes():
+    figure = plot_similarity([PIL.Image.new("RGB", (8, 8))], ["caf\udce9"], np.array([[0.5]]))
+    assert figure.axes[0].get_xticklabels()[0].get_text() == r"caf\udce9"
+    assert render(figure).startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 12), (12, 1), (20, 5)])
 def test_every_score_is_printed_in_its_cell(rows, columns, tmp_path):
     images, labels, scores = shape(rows, columns)

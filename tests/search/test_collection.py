@@ -319,6 +319,24 @@ def test_a_hit_of_a_collection_of_texts_has_its_text(siglip, texts, tmp_path):
     assert (match.id, match.metadata) == ("texts.txt:4", {"text": "a photo of 3 cats"})
 
 
+def test_ids_that_are_not_utf8_come_back(siglip, tmp_path):
+    home = tmp_path / "images"
+    home.mkdir()
+    try:
+        for i, name in enumerate((b"caf\xe9.png", b"caf\xe8.png", b"back\\u00e9.png", b"a\\\xff.png")):
+            with open(os.fsencode(home) + b"/" + name, "wb") as file:
+                PIL.Image.fromarray(picture(i)).save(file, "PNG")
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    expected = ["a\\\udcff.png", "back\\u00e9.png", "caf\udce8.png", "caf\udce9.png"]
+    for format in ("npy", "parquet"):
+        embed_collection(siglip, open_items(home), tmp_path / format, batch_size=8, format=format)
+        assert open_collection(tmp_path / format).ids(0) == expected
+    written = pq.read_table(tmp_path / "parquet" / "part-000000.parquet").column("id").to_pylist()
+    assert written == [r"a\\\udcff.png", r"back\u00e9.png", r"caf\udce8.png", r"caf\udce9.png"]
+    assert json.loads((tmp_path / "npy" / "part-000000.ids.json").read_bytes()) == expected
+
+
 @pytest.mark.slow
 def test_texts(siglip, texts, tmp_path):
     embed_collection(siglip, open_items(texts), tmp_path, part_size=PART, batch_size=32)

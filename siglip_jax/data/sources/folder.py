@@ -1,6 +1,7 @@
-"""Folders of images, by class or plain: all files in them with the ending of an image."""
+"""Folders of images, by class, with captions or plain: all files in them with the ending of an image."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from siglip_jax.data.example import Example
-from siglip_jax.data.sources.columns import NO_LABEL, class_order, label_of
-from siglip_jax.data.sources.paths import read_file
+from siglip_jax.data.sources.columns import NO_LABEL, class_order, label_of, listed
+from siglip_jax.data.sources.paths import as_text, read_file
 from siglip_jax.processing.images.formats import is_image_name
 
 
@@ -47,8 +48,8 @@ class FolderSource:
         return Example(self._read(index), (), label_of(int(self._labels[index])), self.name(index))
 
     def name(self, index: int) -> str:
-        """Returns the path of an image relative to the folder."""
-        return self._names[index].as_py().decode("utf-8", "replace")
+        """Returns the path of an image relative to the folder; bytes that are not UTF-8 are surrogates."""
+        return os.fsdecode(self._names[index].as_py())
 
     def files(self) -> Iterator[tuple[str, str]]:
         """Yields (name, path) of every file that is read."""
@@ -77,13 +78,61 @@ class PlainFolder(FolderSource):
         return Example(self._read(index), (), None, self.name(index))
 
 
+class TextsFolder(PlainFolder):
+    """The images of a folder and of all its subfolders, each with a caption in a .txt of the same name beside it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Lists the files; none is read. Warns of images without a .txt, which are left out.
+
+        Args:
+          path: folder of images and texts.
+        """
+        super().__init__(path)
+        with_text, without = split_by_text(Path(self._root))
+        self._names = pa.array(map(os.fsencode, with_text), pa.large_binary())
+        if without:
+            names = listed(without, 5)
+            warnings.warn(f"{path}: {len(without):,} images without a .txt are left out: {names}", stacklevel=3)
+
+    def __getitem__(self, index: int) -> Example:
+        name = os.fsdecode(self._names[index].as_py())
+        text = text_beside(name)
+        data = read_file(os.path.join(self._root, text), text, self.name(index))
+        return Example(self._read(index), (as_text(data, self.name(index), "caption"),), None, self.name(index))
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Yields (name, path) of every file that is read."""
+        for name, path in super().files():
+            yield name, path
+            yield text_beside(name), text_beside(path)
+
+
+def is_image(file: str) -> bool:
+    """Returns whether the name of a file is that of an image, and not hidden."""
+    return is_image_name(file) and not file.startswith(".")
+
+
+def text_beside(image: str) -> str:
+    """Returns the path of the .txt with the caption of an image."""
+    return os.path.splitext(image)[0] + ".txt"
+
+
+def split_by_text(folder: Path) -> tuple[list[str], list[str]]:
+    """Returns the sorted images of a folder and of the folders in it: those with a .txt beside them, and the others."""
+    found: tuple[list[str], list[str]] = ([], [])
+    for directory, files in walk(folder):
+        there, start = set(files), os.path.relpath(directory, folder)
+        for file in filter(is_image, files):
+            found[text_beside(file) not in there].append(os.path.normpath(os.path.join(start, file)))
+    return sorted(found[0]), sorted(found[1])
+
+
 def _images(root: Path, folder: str) -> list[str]:
-    found = []
-    for directory, files in walk(root / folder):
-        for file in files:
-            if is_image_name(file) and not file.startswith("."):
-                found.append(os.path.relpath(os.path.join(directory, file), root))
-    return found
+    return [
+        os.path.relpath(os.path.join(directory, file), root)
+        for directory, files in walk(root / folder)
+        for file in filter(is_image, files)
+    ]
 
 
 def walk(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str]]]:

@@ -103,6 +103,23 @@ def read_file(path: str, relative: str, where: str) -> bytes:
         raise OSError(f"{where}: {relative} cannot be read ({error.strerror or error})") from error
 
 
+def as_text(data: bytes, where: str, what: str) -> str:
+    """Returns a text of a data set without white space around it.
+
+    Args:
+      data: bytes of the text in UTF-8.
+      where: name of the example, for the message.
+      what: "caption" or "label", for the message.
+
+    Raises:
+      ValueError: if it is not UTF-8.
+    """
+    try:
+        return data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise ValueError(f"{where}: the {what} must be text in UTF-8, got {data!r:.80}; convert it") from None
+
+
 class _Opened:
     """An open file that closes itself when the last thread that reads it releases it."""
 

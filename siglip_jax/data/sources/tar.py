@@ -16,7 +16,7 @@ from jaxtyping import Int64
 from siglip_jax._files import read_lines
 from siglip_jax.data.example import Example
 from siglip_jax.data.sources import columns
-from siglip_jax.data.sources.paths import OpenFiles
+from siglip_jax.data.sources.paths import OpenFiles, as_text
 from siglip_jax.data.sources.tar_index import BrokenTarError
 from siglip_jax.data.sources.tar_rows import Rows, prefixes
 from siglip_jax.processing.images.loading import MAX_BYTES
@@ -120,11 +120,7 @@ class TarSource:
         return Example(data, texts, self._label(value), name)
 
     def _text(self, shard: int, place: Place, name: str, what: str) -> str:
-        data = self._read(shard, place, name)
-        try:
-            return data.decode("utf-8-sig").strip()
-        except UnicodeDecodeError:
-            raise ValueError(f"{name}: the {what} must be text in UTF-8, got {data!r:.80}; convert it") from None
+        return as_text(self._read(shard, place, name), name, what)
 
     def _read(self, shard: int, place: Place, name: str) -> bytes:
         offset, size = place
