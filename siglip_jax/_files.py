@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from siglip_jax._checks import reason
 from siglip_jax._lock import create_held, remove_unless_held
 
 _TEMPORARY = re.compile(r"\.(.+)\.[^.]+\.tmp", re.DOTALL)  # names of the siblings of `written_aside`
@@ -60,26 +61,65 @@ def check_space(directory: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, reason, os.fspath(directory))
 
 
-def read_json(path: Path, need: str) -> dict[str, Any]:
+_MOST_JSON = 64 << 20  # bytes
+_MOST_CONTAINERS = 500_000  # lists and objects; each takes up to 80 bytes of memory for 2 bytes of the file
+
+
+def parse_json(data: bytes) -> Any:
+    """Parses JSON of an unknown writer, in memory of the order of its size.
+
+    Args:
+      data: the text in UTF-8.
+
+    Raises:
+      ValueError: if it is not JSON, is nested too deeply, or holds more lists and objects than any file read here.
+    """
+    if (count := data.count(b"[") + data.count(b"{")) > _MOST_CONTAINERS:
+        raise ValueError(f"{count} lists and objects, more than {_MOST_CONTAINERS}")
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Puts the name of a file before the message of a `ValueError` that lacks it.
+
+    Args:
+      path: the file whose contents the block checks.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_json(path: Path, need: str, most: int = _MOST_JSON) -> dict[str, Any]:
     """Reads a JSON object from a file.
 
     Args:
       path: the file.
       need: why the file is needed, for the error of a missing one: "it lists the shards".
+      most: largest size of the file in bytes.
 
     Returns:
       The JSON object.
 
     Raises:
       FileNotFoundError: if the file is missing.
-      ValueError: if it does not hold a JSON object, or is a link out of its directory.
+      ValueError: if it does not hold a JSON object, is larger than `most`, or is a link out of its directory.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; {need}")
+    if (size := inside(path).stat().st_size) > most:
+        raise ValueError(f"{path}: the file must have at most {most} bytes, got {size}; get it again")
     try:
-        d = json.loads(inside(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: the file must hold a JSON object, got invalid JSON ({error})") from error
+        d = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: the file must hold a JSON object, got invalid JSON ({reason(error)})") from error
     if not isinstance(d, dict):
         raise ValueError(f"{path}: the file must hold a JSON object, got a {type(d).__name__}")
     return d
@@ -150,6 +190,16 @@ def written_aside(path: Path) -> Iterator[Path]:
         os.replace(aside, path)
 
 
+def refuse_existing(path: Path) -> None:
+    """Raises a `FileExistsError` if a destination exists.
+
+    Args:
+      path: file or directory that is to be written.
+    """
+    if path.exists():
+        raise FileExistsError(f"{path}: the destination must not exist yet, got an existing one; choose another")
+
+
 @contextlib.contextmanager
 def directory_written_aside(path: Path) -> Iterator[Path]:
     """Yields a temporary sibling to fill, which is renamed to `path` when the block ends without an error.
@@ -159,12 +209,27 @@ def directory_written_aside(path: Path) -> Iterator[Path]:
     Raises:
       FileExistsError: if `path` exists.
     """
-    if path.exists():
-        raise FileExistsError(f"{path}: the destination must not exist yet, got an existing one; choose another")
+    refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _aside(path, directory=True) as aside:
         yield aside
         aside.rename(path)
+
+
+@contextlib.contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Yields a temporary sibling to fill, as `directory_written_aside` does; `path` may be an empty directory.
+
+    Args:
+      path: directory that is to be written.
+
+    Raises:
+      FileExistsError: if `path` exists and is not an empty directory.
+    """
+    if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+        path.rmdir()
+    with directory_written_aside(path) as aside:
+        yield aside
 
 
 @contextlib.contextmanager

@@ -10,12 +10,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from siglip_jax._checks import shown
+
 Needed = Callable[[Iterable[str]], list[str]]
 
 TOKENIZER_FILES = ("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 SIDE_FILES = (*TOKENIZER_FILES, *PROCESSOR_FILES, "added_tokens.json", "config.json", "open_clip_config.json")
 TIMEOUT = 10  # seconds until the first response
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_WITHOUT_OWNER = re.compile(r"siglip2?-[\w-]+")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -50,7 +54,8 @@ def resolve(
         return path
     name = os.fspath(name_or_path)
     if not _HUB_NAME.fullmatch(name) or name.startswith("."):
-        raise FileNotFoundError(f"{name}: no such file or directory, and not a Hub name of the form owner/name")
+        hint = f"; did you mean 'google/{name}'?" if _WITHOUT_OWNER.fullmatch(name) else ""
+        raise FileNotFoundError(f"{name}: no such file or directory, and not a Hub name of the form owner/name{hint}")
     try:
         import huggingface_hub  # noqa: F401
     except ImportError:
@@ -120,6 +125,11 @@ def _fetched(name: str, revision: str | None, needed: Needed) -> Path:
         if copy is None:
             raise
         return copy
+    # It becomes part of a path in the cache.
+    if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
+        raise LookupError(
+            f"the Hub must name a commit by 40 hexadecimal digits, got {shown(info.sha)}; check HF_ENDPOINT"
+        )
     files = needed(file.rfilename for file in info.siblings or ())
     if not files:
         raise LookupError("the Hub repository must hold a model.safetensors of SigLIP, got none; use another one")

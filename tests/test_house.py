@@ -27,6 +27,7 @@ FLOORS = (
         "_hub",
         "_lazy",
         "_lock",
+        "_npy",
         "_optional",
         "_version",
         "assets",

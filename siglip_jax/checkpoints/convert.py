@@ -3,10 +3,11 @@
 `siglip-jax convert` and the scripts under `convert/` are the command line of `convert`.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from siglip_jax._callbacks import Counter, OnProgress
 from siglip_jax._checks import DTYPES, check_choice
-from siglip_jax._files import output_path
+from siglip_jax._files import new_directory, output_path, refuse_existing
 from siglip_jax.checkpoints.checkpoint import Checkpoint
 from siglip_jax.checkpoints.formats import FORMATS
 from siglip_jax.checkpoints.mapped import release
@@ -136,7 +137,8 @@ def convert(
 
     Args:
       source: local directory or file, or a Hub name; the format is recognised from the files.
-      destination: directory to write to, or an .npz file for "big_vision"; must differ from the source.
+      destination: directory to write, or an .npz file for "big_vision". It must not exist yet, but for an empty
+        directory, and appears only when it is complete.
       format: format to write: "huggingface", "big_vision", "open_clip" or "orbax".
       tower: "text" or "image" to write only that tower; None: everything that the source holds.
       patch_size: new height and width of a patch in pixels, to which the patch embedding is resized; None: unchanged.
@@ -158,6 +160,7 @@ def convert(
 
     Raises:
       FileNotFoundError: if the source does not exist.
+      FileExistsError: if the destination exists.
       ValueError: if the source is damaged, a change or an option is invalid, or the format cannot hold the result.
       OSError: if the destination cannot be written.
 
@@ -210,24 +213,36 @@ def convert(
 def _carried_out(
     conversion: Conversion, checkpoint: Checkpoint, options: dict[str, Any], on_progress: OnProgress | None
 ) -> Conversion:
-    target, params = conversion.destination, flatten(checkpoint.params)
+    params = flatten(checkpoint.params)
     sizes = {path: math.prod(x.shape) * np.dtype(x.dtype).itemsize for path, x in params.items()}
     counter = Counter(on_progress, 2 * sum(sizes.values()))
     counted = {path: _counting(x, sizes[path], counter) for path, x in params.items()}
     followed = dataclasses.replace(checkpoint, params=unflatten(counted))
-    write_checkpoint(target, followed, conversion.format, **options)
-    copied = _copy_side_files(conversion, checkpoint) if target.is_dir() else []
-    read = flatten(read_checkpoint(target).params)
-    different = set(read) ^ set(params)
-    for path in set(read) & set(params):
-        if not _same(read[path], params[path]):
-            different.add(path)
-        counter.add(sizes[path])
-    files = target.rglob("*") if target.is_dir() else [target]
-    size = sum(file.stat().st_size for file in files if file.is_file())
+    with _complete(conversion.destination, FORMATS[conversion.format].suffix) as target:
+        write_checkpoint(target, followed, conversion.format, **options)
+        copied = _copy_side_files(conversion, checkpoint, target) if target.is_dir() else []
+        read = flatten(read_checkpoint(target).params)
+        different = set(read) ^ set(params)
+        for path in set(read) & set(params):
+            if not _same(read[path], params[path]):
+                different.add(path)
+            counter.add(sizes[path])
+        files = target.rglob("*") if target.is_dir() else [target]
+        size = sum(file.stat().st_size for file in files if file.is_file())
     return dataclasses.replace(
         conversion, written=True, bytes=size, different=tuple(sorted(different)), copied=tuple(copied)
     )
+
+
+@contextlib.contextmanager
+def _complete(destination: Path, suffix: str | None) -> Iterator[Path]:
+    """Yields the path to write to: a temporary one for a directory, which takes its name when it is complete."""
+    if suffix is None:
+        with new_directory(destination) as aside:
+            yield aside
+    else:
+        refuse_existing(destination)
+        yield destination
 
 
 def _counting(x: Any, size: int, counter: Counter) -> LazyArray:
@@ -253,7 +268,7 @@ def _same(one: Any, two: Any) -> bool:
     return same
 
 
-def _copy_side_files(conversion: Conversion, checkpoint: Checkpoint) -> list[str]:
+def _copy_side_files(conversion: Conversion, checkpoint: Checkpoint, target: Path) -> list[str]:
     source = conversion.source
     size = getattr(getattr(checkpoint.config, "vision_config", checkpoint.config), "image_size", None)
-    return copy_side_files(source if source.is_dir() else source.parent, conversion.destination, size)
+    return copy_side_files(source if source.is_dir() else source.parent, target, size)

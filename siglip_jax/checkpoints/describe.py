@@ -10,7 +10,7 @@ from siglip_jax._hub import PROCESSOR_FILES, TOKENIZER_FILES
 from siglip_jax.assets import BUNDLED_MODEL
 from siglip_jax.checkpoints.hub import resolve
 from siglip_jax.checkpoints.keymap import architecture_of, key_table
-from siglip_jax.checkpoints.read import read_contents, read_scalars, rows_of
+from siglip_jax.checkpoints.read import check_names, read_contents, read_scalars, rows_of
 from siglip_jax.configs.configuration import Config, SiglipConfig
 from siglip_jax.configs.variants import NAMES, VARIANTS, Variant
 
@@ -32,7 +32,7 @@ def describe(name_or_path: str | os.PathLike[str] | None = None) -> dict[str, An
 
     Raises:
       FileNotFoundError: if the checkpoint does not exist.
-      ValueError: if it is not a SigLIP checkpoint, or is damaged.
+      ValueError: if it is not a SigLIP checkpoint or is damaged, or its tensors are not those of its configuration.
 
     Example:
       >>> facts = describe()
@@ -62,6 +62,7 @@ def facts_and_config(name_or_path: str | os.PathLike[str] | None) -> tuple[dict[
 
 def _of_files(path: Path, name: str) -> tuple[dict[str, Any], Config]:
     contents = read_contents(path, for_inference=True)
+    check_names(contents)
     config, architecture = contents.config, contents.architecture
     scalars, stored = read_scalars(contents), list(contents.tensors.values())
     files = sorted({tensor.file for tensor in stored})

@@ -8,6 +8,7 @@ from pathlib import Path
 from siglip_jax import _hub
 from siglip_jax.checkpoints.formats import FORMATS
 
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Names in the top folder only, without characters that are special to a shell, a path or a pattern.
 _PLAIN = re.compile(r"\w[\w.-]*")
 
@@ -32,6 +33,43 @@ def needed(files: Iterable[str]) -> list[str]:
     return _hub.side_files(names) + weights
 
 
+def advice_for_pickles(names: Iterable[str]) -> str | None:
+    """Returns what weights must be instead of the pickles among some files, and how they become that.
+
+    Args:
+      names: names of files.
+
+    Returns:
+      The end of an error, after "the weights must be"; None if there are no pickles among the files.
+    """
+    names = sorted(names)
+    pickles = [name for name in names if name.endswith(_PICKLES)]
+    if not pickles:
+        return None
+    name = next((name for name in pickles if name.startswith("pytorch_model")), pickles[0])
+    if name.startswith("pytorch_model"):
+        wanted, advice = "model.safetensors", "load it with transformers and save it with save_pretrained"
+    elif name.startswith("open_clip") or "open_clip_config.json" in names:
+        wanted = "open_clip_model.safetensors"
+        advice = "load it with open_clip and save the model's state_dict() with safetensors.torch.save_file"
+    else:
+        wanted, advice = "safetensors", "load it with the program that wrote it and save it as safetensors"
+    return f"{wanted}, got only {name}, a pickle, which is never opened; {advice}"
+
+
+def _needed_with_weights(files: Iterable[str]) -> list[str]:
+    """Selects files as `needed` does.
+
+    Raises:
+      LookupError: if the repository holds pickled weights only.
+    """
+    files = list(files)
+    found = needed(files)
+    if set(found) <= set(_hub.SIDE_FILES) and (said := advice_for_pickles(files)):
+        raise LookupError(f"the weights of the Hub repository must be {said}")
+    return found
+
+
 def resolve(
     name_or_path: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False
 ) -> Path:
@@ -50,4 +88,4 @@ def resolve(
       FileNotFoundError: if the name is neither an existing path nor a repository that can be fetched.
       ValueError: if it is a Hub name and the extra `hub` is not installed.
     """
-    return _hub.resolve(name_or_path, needed=needed, revision=revision, local_files_only=local_files_only)
+    return _hub.resolve(name_or_path, needed=_needed_with_weights, revision=revision, local_files_only=local_files_only)

@@ -5,7 +5,6 @@ raise an error. Mirrors `npload` and `recover_dtype` of big_vision for bfloat16,
 records.
 """
 
-import json
 import struct
 import zipfile
 import zlib
@@ -17,6 +16,9 @@ import ml_dtypes
 import numpy as np
 from numpy.lib import format as npy
 
+from siglip_jax._checks import reason, shown
+from siglip_jax._files import parse_json
+from siglip_jax._npy import ObjectsError, native, read_header
 from siglip_jax.checkpoints.mapped import MappedFile, release
 from siglip_jax.checkpoints.table import NewTensor, StoredTensor
 
@@ -45,10 +47,10 @@ def read_npz(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
             if len(names) < len(members) or total > _MOST_EXPANSION * size:
                 raise ValueError(f"{len(members)} members, {len(names)} names, {total} bytes unpacked from {size}")
             file = MappedFile(path)
-            comment = json.loads(archive.comment) if archive.comment.startswith(b"{") else {}
+            comment = parse_json(archive.comment) if archive.comment.startswith(b"{") else {}
             return {m.filename.removesuffix(".npy"): _tensor(archive, m, file) for m in members}, comment
-    except _Objects:
-        raise
+    except ObjectsError as error:
+        raise ValueError(f"{path}: {error}") from error
     except (*_DAMAGES, OSError) as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise  # the file cannot be opened; an error without a file name concerns an offset in the archive
@@ -71,32 +73,30 @@ _DAMAGES = (
 )
 
 
-class _Objects(ValueError):
-    """Raised for an array of pickled objects."""
-
-
 def _tensor(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: MappedFile) -> StoredTensor:
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{member.filename!r}: compression {member.compress_type}, which numpy does not write")
+        raise ValueError(f"{shown(member.filename)}: compression {member.compress_type}, which numpy does not write")
     with archive.open(member) as stream:
-        shape, fortran_order, dtype = _header(stream)
+        try:
+            header = read_header(stream)
+        except ValueError as error:
+            raise type(error)(f"{shown(member.filename)}: {error}") from error
         skipped = stream.tell()
-    if dtype.hasobject:
-        raise _Objects(
-            f"{file.path}: {member.filename!r} must hold numbers, got pickled objects, which are never opened"
-        )
+    shape, fortran_order, dtype = header
     if dtype == np.dtype("V2"):
         dtype = _BFLOAT16
-    if any(n < 0 for n in shape) or int(np.prod(shape, dtype=object)) * dtype.itemsize != member.file_size - skipped:
-        raise ValueError(f"{member.filename}: shape {shape} and {member.file_size - skipped} bytes do not agree")
+    if header.nbytes != member.file_size - skipped:
+        raise ValueError(
+            f"{shown(member.filename)}: shape {shown(shape)} and {member.file_size - skipped} bytes do not agree"
+        )
     if member.compress_type == zipfile.ZIP_STORED:
         local = file.bytes(member.header_offset, member.header_offset + _LOCAL_HEADER)
         start = member.header_offset + _LOCAL_HEADER + sum(int.from_bytes(local[i : i + 2], "little") for i in (26, 28))
         if start + member.file_size > file.size:
-            raise ValueError(f"{member.filename} ends beyond the file")
+            raise ValueError(f"{shown(member.filename)} ends beyond the file")
 
         def view() -> np.ndarray:
-            return file.array(start + skipped, dtype, shape, fortran_order)
+            return native(file.array(start + skipped, dtype, shape, fortran_order))
 
     else:
 
@@ -106,21 +106,13 @@ def _tensor(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: MappedFile)
                     data = stream.read(member.file_size)[skipped:]
             except _DAMAGES as error:  # the checksum is verified only now
                 raise ValueError(_damaged(file.path, error)) from error
-            return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran_order else "C")
+            return native(np.frombuffer(data, dtype).reshape(shape, order="F" if fortran_order else "C"))
 
-    return StoredTensor(file.path, shape, dtype, view)
+    return StoredTensor(file.path, shape, dtype.newbyteorder("="), view)
 
 
 def _damaged(path: Path, error: Exception) -> str:
-    return f"{path}: the file must be an .npz file, got a truncated or corrupt one ({error}); get it again"
-
-
-def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = npy.read_magic(stream)
-    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
-    if read is None:
-        raise ValueError(f"npy version {version} is unknown")
-    return read(stream)
+    return f"{path}: the file must be an .npz file, got a truncated or corrupt one ({reason(error)}); get it again"
 
 
 def write_npz(path: Path, tensors: Mapping[str, NewTensor], comment: str) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
-from siglip_jax.checkpoints.formats import FORMATS, Shardings
-from siglip_jax.checkpoints.hub import resolve
+from siglip_jax.checkpoints.formats import FORMATS, Format, Shardings
+from siglip_jax.checkpoints.hub import advice_for_pickles, resolve
 from siglip_jax.checkpoints.keymap import narrow
-from siglip_jax.checkpoints.table import Row
+from siglip_jax.checkpoints.table import Row, check_rows
 from siglip_jax.params import LOGITS
 
 
@@ -49,35 +49,49 @@ def read_contents(
     if not Path(name).exists() and (m := re.fullmatch(r"(.+):(\w+)", name)):
         name, subtree = m[1], m[2]
     found = resolve(name, revision=revision, local_files_only=local_files_only)
+    format = check_recognised(found)
+    if format.inference_only and not for_inference:
+        raise ValueError(
+            f"{found}: the checkpoint must be a float one, got a {format.name} one, which is for inference only; open"
+            " it with siglip_jax.load, or use the checkpoint it was made from"
+        )
+    contents = format.read_contents(found)
+    if subtree is None:
+        return contents
+    if format.subtree is None:
+        raise ValueError(
+            f"{found}: the file must be of a format with subtrees to read {subtree!r}, got {format.name}; leave out"
+            f" :{subtree}"
+        )
+    return format.subtree(contents, subtree)
+
+
+def check_recognised(path: Path) -> Format:
+    """Returns the format of a local directory or file.
+
+    Args:
+      path: the directory or file.
+
+    Raises:
+      FileNotFoundError: if the directory holds no weights.
+      ValueError: if the weights are of an unknown format, or pickled.
+    """
     for format in FORMATS.values():
-        if format.recognises(found):
-            if format.inference_only and not for_inference:
-                raise ValueError(
-                    f"{found}: the checkpoint must be a float one, got a {format.name} one, which is for inference"
-                    " only; open it with siglip_jax.load, or use the checkpoint it was made from"
-                )
-            contents = format.read_contents(found)
-            if subtree is None:
-                return contents
-            if format.subtree is None:
-                raise ValueError(
-                    f"{found}: the file must be of a format with subtrees to read {subtree!r}, got {format.name};"
-                    f" leave out :{subtree}"
-                )
-            return format.subtree(contents, subtree)
-    raise _unknown(found)
+        if format.recognises(path):
+            return format
+    raise _unknown(path)
 
 
 def _unknown(path: Path) -> Exception:
     if path.is_file():
+        said = advice_for_pickles([path.name])
         return ValueError(
-            f"{path}: a checkpoint must be a .safetensors file, an .npz file or a directory, got another file"
+            f"{path}: the weights must be {said}"
+            if said
+            else f"{path}: a checkpoint must be a .safetensors file, an .npz file or a directory, got another file"
         )
-    if list(path.glob("*pytorch_model*.bin")):
-        return ValueError(
-            f"{path}: the weights must be model.safetensors, got only pytorch_model.bin, a pickle, which is never"
-            " opened; load it with transformers and save it with save_pretrained"
-        )
+    if said := advice_for_pickles(entry.name for entry in path.iterdir() if entry.is_file()):
+        return ValueError(f"{path}: the weights must be {said}")
     *kinds, last = (format.files for format in FORMATS.values() if not format.inference_only)
     return FileNotFoundError(f"{path}: the directory must hold {', '.join(kinds)} or {last}, got none of them")
 
@@ -155,6 +169,19 @@ def rows_of(contents: Contents) -> list[Row]:
       One row per parameter, with its path, its shape and the tensor that holds it.
     """
     return FORMATS[contents.format].table(contents.config, contents.architecture, contents.layout)
+
+
+def check_names(contents: Contents) -> None:
+    """Compares the names and shapes of the tensors of some files with the configuration, as reading them does.
+
+    Args:
+      contents: headers of the files, as returned by `read_contents`.
+
+    Raises:
+      ValueError: if tensors are missing, unexpected or of the wrong shape.
+    """
+    if not FORMATS[contents.format].inference_only:  # its tensors are compared when its headers are read
+        check_rows(str(contents.path), rows_of(contents), contents.tensors, ())
 
 
 def read_scalars(contents: Contents) -> dict[str, float]:

@@ -13,6 +13,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from siglip_jax._checks import reason, shown
+from siglip_jax._files import parse_json
 from siglip_jax.checkpoints.mapped import MappedFile, release
 from siglip_jax.checkpoints.table import NewTensor, StoredTensor
 
@@ -29,6 +31,7 @@ DTYPES = {
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "BOOL": np.dtype(np.bool_),
 }
+_MOST_HEADER = 16 << 20  # bytes; 100,000 tensors
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -44,7 +47,12 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     Raises:
       ValueError: if the file is truncated, corrupt or not a safetensors file.
     """
+    with path.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
     try:
+        # The library would read a header of 100 MB, which takes ten times that in memory.
+        if length > _MOST_HEADER and path.stat().st_size > length:
+            raise ValueError(f"its header must have at most {_MOST_HEADER} bytes, got {length}")
         with safetensors.safe_open(path, framework="numpy"):
             pass  # the library has checked lengths, offsets and shapes
         file = MappedFile(path)
@@ -52,12 +60,13 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         return dict(_tensors(file, start))
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(
-            f"{path}: the file must be a safetensors file, got a truncated or corrupt one ({error}); get it again"
+            f"{path}: the file must be a safetensors file, got a truncated or corrupt one ({reason(error)}); get it"
+            " again"
         ) from error
 
 
 def _tensors(file: MappedFile, start: int) -> Iterator[tuple[str, StoredTensor]]:
-    for key, entry in json.loads(file.bytes(8, start)).items():
+    for key, entry in parse_json(file.bytes(8, start)).items():
         if key == "__metadata__":
             continue
         shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
@@ -65,7 +74,7 @@ def _tensors(file: MappedFile, start: int) -> Iterator[tuple[str, StoredTensor]]
         if dtype is None:  # such as quantized dtypes: listed, but never read
             dtype = np.dtype(f"V{(end - begin) // max(1, math.prod(shape)) or 1}")
         elif math.prod(shape) * dtype.itemsize != end - begin or start + end > file.size:
-            raise ValueError(f"{key}: shape and offsets do not agree")
+            raise ValueError(f"{shown(key)}: shape and offsets do not agree")
 
         def view(at: int = start + begin, dtype: np.dtype = dtype, shape: tuple[int, ...] = shape) -> np.ndarray:
             return file.array(at, dtype, shape)

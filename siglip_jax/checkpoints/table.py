@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from siglip_jax._checks import shown
 from siglip_jax.params import Shape, flatten, layer_slice, unflatten, unstack_layers
 from siglip_jax.quantization.schemes import Quantized
 
@@ -144,7 +145,7 @@ def read_params(
     rows = list(rows)
     expected = check_rows(what, rows, tensors, ignored)
     if wrong := [f"{key}: {tensors[key].dtype}" for key in expected if tensors[key].dtype.name not in FLOATS]:
-        raise ValueError(f"{what}: dtypes must be among {', '.join(FLOATS)}, got {', '.join(wrong[:4])}")
+        raise ValueError(f"{what}: dtypes must be among {', '.join(FLOATS)}, got {_some(wrong, _ROOM)}")
     views = {key: tensors[key].view() for key in expected}
     return unflatten({row.path: row.param(views[row.key]) for row in rows})
 
@@ -223,23 +224,33 @@ def check_names_and_shapes(what: str, expected: Mapping[str, Shape], found: Mapp
     Raises:
       ValueError: if they differ; the message lists missing and unexpected names, and wrong shapes.
     """
-    problems = []
+    problems: dict[str, list[str]] = {}
     if missing := [name for name in expected if name not in found]:
-        problems.append(f"{len(missing)} missing ({_some(missing)})")
+        problems["missing"] = missing
     if unexpected := [name for name in found if name not in expected]:
-        problems.append(f"{len(unexpected)} unexpected ({_some(unexpected)})")
+        problems["unexpected"] = unexpected
     if wrong := [n for n, shape in expected.items() if n in found and tuple(found[n]) != shape]:
-        listed = _some([f"{n} must be {expected[n]}, got {tuple(found[n])}" for n in wrong])
-        problems.append(f"{len(wrong)} of the wrong shape ({listed})")
+        problems["of the wrong shape"] = [f"{n} must be {expected[n]}, got {shown(tuple(found[n]))}" for n in wrong]
     if problems:
+        room = _ROOM // len(problems)
+        listed = [f"{len(names)} {kind} ({_some(names, room)})" for kind, names in problems.items()]
         raise ValueError(
-            f"{what} must hold the parameters of the configuration, got {', '.join(problems)}; use the config.json it"
+            f"{what} must hold the parameters of the configuration, got {', '.join(listed)}; use the config.json it"
             " was saved with"
         )
 
 
-def _some(names: list[str], limit: int = 4) -> str:
+_ROOM = 200  # characters of an error for the names of tensors
+
+
+def _some(names: list[str], room: int) -> str:
+    """Returns the first names, at least one, that fit into some characters, and the number of the others."""
     # Names from a file are untrusted: they may contain newlines and terminal escape sequences.
     names = [name if name.isprintable() else repr(name) for name in names]
-    more = f", and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    listed = [names[0] if len(names[0]) <= 120 else f"{names[0][:117]}..."]
+    for name in names[1:]:
+        if len(", ".join([*listed, name])) > room:
+            break
+        listed.append(name)
+    more = f", and {len(names) - len(listed)} more" if len(names) > len(listed) else ""
+    return ", ".join(listed) + more

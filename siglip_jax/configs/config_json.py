@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from siglip_jax._checks import shown
 from siglip_jax._files import read_json
 from siglip_jax._hub import resolve
 
@@ -13,6 +15,7 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 # No model is larger, and beyond these sizes even the list of its tensors is too long.
 _MOST = {"num_hidden_layers": 4096, "patch_size": 4096, "num_channels": 4096, "vocab_size": 2**31}
 _MOST_ELSE = 2**20
+MOST_BYTES = 8 << 20  # of a config.json: names of 100,000 labels
 
 
 def read_config(
@@ -30,14 +33,37 @@ def read_config(
 
     Raises:
       FileNotFoundError: if there is no `config.json`.
-      ValueError: if it is not a JSON object, or its `model_type` is not a string.
+      ValueError: if it is not a JSON object, its `model_type` is not a string, or it has neither that nor both towers.
     """
-    path = resolve(name_or_path, revision=revision, local_files_only=local_files_only)
-    directory = path if path.is_dir() else path.parent
-    d = read_json(directory / "config.json", "a checkpoint directory needs it beside its weights")
+    file = config_file(resolve(name_or_path, revision=revision, local_files_only=local_files_only))
+    d = read_json(file, "a checkpoint directory needs it beside its weights", MOST_BYTES)
+    if d.get("model_type", "") is None:  # unset, as in the reference
+        del d["model_type"]
     if not isinstance(d.get("model_type", ""), str):
-        raise ValueError(f"{directory / 'config.json'}: model_type must be a string, got {d['model_type']!r}")
+        raise ValueError(f"{file}: model_type must be a string, got {shown(d['model_type'])}")
+    if not describes_a_model(d):
+        found = f"a configuration of timm's {shown(d['architecture'])}" if "architecture" in d else "neither"
+        raise ValueError(
+            f"{file}: the configuration must have a model_type, or a text_config and a vision_config, got {found}; use"
+            " the config.json of a SigLIP checkpoint"
+        )
     return d
+
+
+def config_file(path: Path) -> Path:
+    """Returns the path of the `config.json` in a directory, or beside a weights file."""
+    return (path if path.is_dir() else path.parent) / "config.json"
+
+
+def describes_a_model(d: Mapping[str, Any]) -> bool:
+    """Returns whether the contents of a `config.json` name a model or describe both towers.
+
+    Other programs write files of this name too, and every absent field has a default.
+
+    Args:
+      d: contents of the file.
+    """
+    return bool(d.get("model_type")) or all(isinstance(d.get(f"{t}_config"), Mapping) for t in ("text", "vision"))
 
 
 def check_tower(config: Any, sizes: tuple[str, ...]) -> None:
@@ -54,20 +80,20 @@ def check_tower(config: Any, sizes: tuple[str, ...]) -> None:
         value = getattr(config, name)
         least = 0 if name == "num_hidden_layers" else 1
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+            raise ValueError(f"{name} must be an integer of at least {least}, got {shown(value)}")
         if value > (most := _MOST.get(name, _MOST_ELSE)):
-            raise ValueError(f"{name} must be at most {most}, got {value}")
+            raise ValueError(f"{name} must be at most {most}, got {shown(value)}")
     if config.hidden_size % config.num_attention_heads:
         raise ValueError(
             "hidden_size must be divisible by num_attention_heads, got"
             f" hidden_size={config.hidden_size}, num_attention_heads={config.num_attention_heads}"
         )
     if config.hidden_act not in ACTIVATIONS:
-        raise ValueError(f"hidden_act must be one of {ACTIVATIONS}, got {config.hidden_act!r}")
+        raise ValueError(f"hidden_act must be one of {ACTIVATIONS}, got {shown(config.hidden_act)}")
     for name, most in (("attention_dropout", 1.0), ("layer_norm_eps", float("inf"))):
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < most:
-            raise ValueError(f"{name} must be a number in [0, {most}), got {value!r}")
+            raise ValueError(f"{name} must be a number in [0, {most}), got {shown(value)}")
 
 
 def labels(num_labels: int | None, id2label: Mapping[Any, str] | None) -> dict[int, str]:
@@ -86,12 +112,12 @@ def labels(num_labels: int | None, id2label: Mapping[Any, str] | None) -> dict[i
     if id2label is None:
         num_labels = 2 if num_labels is None else num_labels
         if not isinstance(num_labels, int) or num_labels < 0:
-            raise ValueError(f"num_labels must be an integer of at least 0, got {num_labels!r}")
+            raise ValueError(f"num_labels must be an integer of at least 0, got {shown(num_labels)}")
         if num_labels > _MOST_ELSE:
             raise ValueError(f"num_labels must be at most {_MOST_ELSE}, got {num_labels}")
         id2label = {i: f"LABEL_{i}" for i in range(num_labels)}
     if not isinstance(id2label, Mapping) or not all(str(k).isdecimal() for k in id2label):
-        raise ValueError(f"id2label must be a dict of names by integer index, got {id2label!r}")
+        raise ValueError(f"id2label must be a dict of names by integer index, got {shown(id2label)}")
     id2label = {int(k): v for k, v in id2label.items()}
     if num_labels is not None and num_labels != len(id2label):
         raise ValueError(

@@ -13,10 +13,12 @@ import os
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
-from siglip_jax._files import output_path, write_atomically
+from siglip_jax._checks import shown
+from siglip_jax._files import naming, output_path, write_atomically
+from siglip_jax._hub import resolve
 from siglip_jax.configs.config_json import ACTIVATIONS as ACTIVATIONS
 from siglip_jax.configs.config_json import PROBLEM_TYPES as PROBLEM_TYPES
-from siglip_jax.configs.config_json import check_tower, labels
+from siglip_jax.configs.config_json import check_tower, config_file, describes_a_model, labels
 from siglip_jax.configs.config_json import read_config as read_config
 from siglip_jax.configs.variants import find
 
@@ -96,7 +98,9 @@ class _Config:
           FileNotFoundError: if there is no such checkpoint, or it has no `config.json`.
           ValueError: if `config.json` is not a JSON object, is of another model type, or holds an invalid value.
         """
-        return cls.from_dict(cls._select(read_config(name_or_path, revision, local_files_only)))
+        path = resolve(name_or_path, revision=revision, local_files_only=local_files_only)
+        with naming(config_file(path)):
+            return cls.from_dict(cls._select(read_config(path)))
 
     @classmethod
     def _select(cls, d: dict[str, Any]) -> dict[str, Any]:
@@ -238,7 +242,12 @@ class _VisionConfig(_Config):
     hidden_act: str = "gelu_pytorch_tanh"
     layer_norm_eps: float = 1e-6
     attention_dropout: float = 0.0
-    vision_use_head: bool = True
+    vision_use_head: bool | None = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "vision_use_head", self.vision_use_head is not None and self.vision_use_head)
+        if not isinstance(self.vision_use_head, bool):
+            raise ValueError(f"vision_use_head must be True or False, got {shown(self.vision_use_head)}")
 
     @classmethod
     def _select(cls, d: dict[str, Any]) -> dict[str, Any]:
@@ -262,7 +271,7 @@ class SiglipVisionConfig(_VisionConfig):
       hidden_act: activation of the MLPs, one of `ACTIVATIONS`.
       layer_norm_eps: epsilon of every layer normalisation, added to the variance.
       attention_dropout: dropout probability of the attention weights, in [0, 1).
-      vision_use_head: whether the tower has the attention pooling head that returns the image embedding.
+      vision_use_head: whether the tower has the attention pooling head that returns the image embedding; None: False.
       image_size: height and width of an image in pixels; at least `patch_size`.
       extra: keys of `config.json` that are not fields of the class; written back unchanged.
       model_type: "siglip_vision_model" (class attribute).
@@ -277,6 +286,7 @@ class SiglipVisionConfig(_VisionConfig):
     model_type: ClassVar[str] = "siglip_vision_model"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_tower(self, ("num_channels", "image_size", "patch_size"))
         if self.patch_size > self.image_size:
             raise ValueError(
@@ -303,7 +313,7 @@ class Siglip2VisionConfig(_VisionConfig):
       hidden_act: activation of the MLPs, one of `ACTIVATIONS`.
       layer_norm_eps: epsilon of every layer normalisation, added to the variance.
       attention_dropout: dropout probability of the attention weights, in [0, 1).
-      vision_use_head: whether the tower has the attention pooling head that returns the image embedding.
+      vision_use_head: whether the tower has the attention pooling head that returns the image embedding; None: False.
       num_patches: rows of the position table, a square number; the table is resized to the patch grid of each image.
       extra: keys of `config.json` that are not fields of the class; written back unchanged.
       model_type: "siglip2_vision_model" (class attribute).
@@ -318,6 +328,7 @@ class Siglip2VisionConfig(_VisionConfig):
     model_type: ClassVar[str] = "siglip2_vision_model"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_tower(self, ("num_channels", "num_patches", "patch_size"))
         if math.isqrt(self.num_patches) ** 2 != self.num_patches:
             raise ValueError(f"num_patches must be a square number, got {self.num_patches}")
@@ -382,7 +393,12 @@ class SiglipConfig(_Config):
                 f" and vision hidden_size={image_width}"
             )
         if self.problem_type not in (None, *PROBLEM_TYPES):
-            raise ValueError(f"problem_type must be None or one of {PROBLEM_TYPES}, got {self.problem_type!r}")
+            raise ValueError(f"problem_type must be None or one of {PROBLEM_TYPES}, got {shown(self.problem_type)}")
+        factor = self.initializer_factor
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            raise ValueError(f"initializer_factor must be a number, got {shown(factor)}")
+        if self.label2id is not None and not isinstance(self.label2id, Mapping):
+            raise ValueError(f"label2id must be a dict of indices by name, got {shown(self.label2id)}")
         id2label = labels(self.num_labels, self.id2label)
         object.__setattr__(self, "num_labels", len(id2label))
         object.__setattr__(self, "id2label", id2label)
@@ -497,18 +513,22 @@ def config_from_dict(d: Mapping[str, Any]) -> Config:
     """Builds a configuration of the class that `model_type` names.
 
     Args:
-      d: fields by name, as parsed from `config.json`; without a `model_type` it is read as a `SiglipConfig`.
+      d: fields by name, as parsed from `config.json`; without a `model_type` it is read as a `SiglipConfig`, which must
+        then have both `text_config` and `vision_config`.
 
     Returns:
       A configuration of the class `CONFIGS[d["model_type"]]`.
 
     Raises:
-      ValueError: if `model_type` is not a key of `CONFIGS`, or `d` holds an invalid value.
+      ValueError: if `model_type` is not a key of `CONFIGS`, `d` has neither that nor both towers, or holds an invalid
+        value.
 
     Example:
       >>> config_from_dict({"model_type": "siglip_vision_model", "image_size": 64}).num_patches
       16
     """
+    if not describes_a_model(d):
+        raise ValueError("the configuration must have a model_type, or a text_config and a vision_config, got neither")
     return CONFIGS.get(str(d.get("model_type", SiglipConfig.model_type)), SiglipConfig).from_dict(d)
 
 
@@ -516,11 +536,12 @@ def _sub_config(d: dict[str, Any], name: str, model_type: str) -> dict[str, Any]
     if d.get("model_type") == model_type:
         return d
     part = d.get(name)
-    whole = d.get("model_type") == model_type.split("_")[0]
+    family = model_type.split("_")[0]
+    whole = d.get("model_type", SiglipConfig.model_type if describes_a_model(d) else None) == family
     # Models that contain an image tower of SigLIP, such as PaliGemma, have their own model types.
     if whole or (isinstance(part, Mapping) and part.get("model_type") == model_type):
         if part is not None and not isinstance(part, Mapping):
-            raise ValueError(f"config.json: {name} must be an object, got {type(part).__name__}")
+            raise ValueError(f"{name} must be an object, got {type(part).__name__}")
         return dict(part or {})
     raise ValueError(_wrong_type(d.get("model_type"), model_type.split("_")[0], model_type))
 
@@ -529,4 +550,4 @@ def _wrong_type(found: Any, *expected: str) -> str:
     cls = CONFIGS.get(found) if isinstance(found, str) else None
     other = f", or read this one with {cls.__name__}" if cls else ""
     names = " or ".join(map(repr, expected))
-    return f"config.json: model_type must be {names}, got {found!r}; use a SigLIP checkpoint{other}"
+    return f"model_type must be {names}, got {shown(found)}; use a SigLIP checkpoint{other}"

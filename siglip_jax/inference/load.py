@@ -2,16 +2,21 @@
 
 import functools
 import os
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from siglip_jax._files import MAX_PIXELS
+from siglip_jax._checks import float_dtype
+from siglip_jax._files import MAX_PIXELS, naming
+from siglip_jax._hub import PROCESSOR_FILES, TOKENIZER_FILES
 from siglip_jax.assets import BUNDLED_MODEL
 from siglip_jax.checkpoints.hub import resolve
-from siglip_jax.checkpoints.read import read_contents, select
-from siglip_jax.configs.configuration import Siglip2Config, SiglipConfig, read_config
+from siglip_jax.checkpoints.keymap import architecture_of
+from siglip_jax.checkpoints.read import check_recognised, read_contents, select
+from siglip_jax.configs.config_json import config_file
+from siglip_jax.configs.configuration import CONFIGS, Siglip2Config, SiglipConfig, read_config
 from siglip_jax.inference.compiled import keep_compiled
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.weights import Weights
@@ -70,15 +75,22 @@ def load(
     keep_compiled()
     if quantization is not None:
         check_scheme(quantization)
+    # For the parameters too, else each step converts them.
+    dtype = float_dtype("dtype", jnp.float32 if dtype is None else dtype)
     path = resolve(name_or_path or BUNDLED_MODEL, revision=revision, local_files_only=local_files_only)
+    check_recognised(path)
     settings = read_config(path)
+    if (tower := CONFIGS.get(settings.get("model_type", ""))) is not None and not issubclass(tower, SiglipConfig):
+        name = architecture_of(tower())
+        raise ValueError(
+            f"{path}: load needs a model with both towers, got a {name}; use siglip_jax.{name}.from_pretrained"
+        )
     flexible = settings.get("model_type") == Siglip2Config.model_type
     model_class = Siglip2Model if flexible else SiglipModel
-    # Validates the configuration before any other file is read.
-    checked = (Siglip2Config if flexible else SiglipConfig).from_dict(settings)
-    processor = SiglipProcessor.from_pretrained(path if path.is_dir() else path.parent)
+    with naming(config_file(path)):  # validates the configuration before any other file is read
+        checked = (Siglip2Config if flexible else SiglipConfig).from_dict(settings)
+    processor = _processor(path if path.is_dir() else path.parent)
     processor.tokenizer.check_rows(checked.text_config.vocab_size)
-    dtype = jnp.dtype(dtype or jnp.float32)  # for the parameters too, else each step converts them
     contents = read_contents(path, for_inference=True)
     stored = contents.layout.get("scheme")
     if stored is not None or quantization is not None:
@@ -95,3 +107,17 @@ def load(
     options: Any = {"dtype": dtype, "param_dtype": dtype, "attn_implementation": attn_implementation, "mesh": mesh}
     config: Any = checkpoint.config
     return Siglip(model_class(config, **options), Weights(checkpoint.params, place), processor, config, max_pixels)
+
+
+def _processor(directory: Path) -> SiglipProcessor:
+    """Returns the processor of a directory.
+
+    Raises:
+      FileNotFoundError: if a file is missing.
+    """
+    if not any((directory / name).is_file() for name in (*TOKENIZER_FILES, *PROCESSOR_FILES)):
+        raise FileNotFoundError(
+            f"{directory}: load needs the tokenizer and the image processor beside the weights, got neither; save them"
+            " there with SiglipProcessor.save_pretrained, or use from_pretrained of the model class"
+        )
+    return SiglipProcessor.from_pretrained(directory)

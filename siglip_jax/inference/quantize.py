@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from siglip_jax._files import new_directory
 from siglip_jax.assets import EXAMPLES
 from siglip_jax.checkpoints.formats import quantized
 from siglip_jax.checkpoints.read import read_contents, rows_of
@@ -23,7 +24,7 @@ def quantize_checkpoint(
 
     Args:
       source: local directory or weights file, with the files of its processor in the same directory, or a Hub name.
-      destination: directory to write, which must not hold float weights; it is created if it does not exist.
+      destination: directory to write. It must not exist yet, unless it is empty, and appears only when it is complete.
       scheme: number format of the kernels, "int8", "int4", "nf4" or "fp8".
 
     Returns:
@@ -33,8 +34,9 @@ def quantize_checkpoint(
 
     Raises:
       FileNotFoundError: if the checkpoint, or a file it needs, does not exist.
-      ValueError: if it is not a float SigLIP checkpoint or is damaged, the scheme is unknown, the destination holds
-        float weights, or the package that quantization needs is not installed.
+      FileExistsError: if the destination exists.
+      ValueError: if it is not a float SigLIP checkpoint or is damaged, the scheme is unknown, or the package that
+        quantization needs is not installed.
 
     Example:
       >>> import tempfile
@@ -48,15 +50,17 @@ def quantize_checkpoint(
     stored = [contents.tensors[row.key] for row in rows_of(contents)]
     before = sum(file.stat().st_size for file in {tensor.file for tensor in stored})
     # Parameters that stay floats keep their dtype, taken from the first tensor.
-    load(contents.path, dtype=stored[0].dtype, quantization=scheme).save_pretrained(destination)
-    after = (Path(destination) / quantized.WEIGHTS).stat().st_size
+    with new_directory(Path(destination)) as aside:
+        load(contents.path, dtype=stored[0].dtype, quantization=scheme).save_pretrained(aside)
+        after = (aside / quantized.WEIGHTS).stat().st_size
+        compared = compare(load(contents.path), load(aside))
     return {
         "source": str(contents.path),
         "destination": str(destination),
         "scheme": scheme,
         "bytes_before": before,
         "bytes": after,
-        **compare(load(contents.path), load(destination)),
+        **compared,
     }
 
 

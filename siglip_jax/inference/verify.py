@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from siglip_jax._callbacks import Counter, OnProgress
+from siglip_jax._npy import load_npy
 from siglip_jax.checkpoints.checkpoint import Contents
 from siglip_jax.checkpoints.describe import released_variant
 from siglip_jax.checkpoints.read import read_contents
@@ -153,7 +152,7 @@ def _compared(
     """Yields the comparison of each published answer with that of the model."""
     given: Any = None
     if image is not None:
-        given = [image] if Path(image).suffix != ".npy" else np.load(image, mmap_mode="r")
+        given = [image] if Path(image).suffix != ".npy" else load_npy(image)
     siglip, counter = load(contents.path), Counter(on_answer, len(answers))
     for answer in answers:
         yield compare(siglip, answer, given)

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -13,11 +14,14 @@ from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
+from siglip_jax._checks import float_dtype
+from siglip_jax.assets import BUNDLED_MODEL
 from siglip_jax.checkpoints.checkpoint import Checkpoint
 from siglip_jax.checkpoints.formats.huggingface import MAX_SHARD_SIZE
+from siglip_jax.checkpoints.keymap import ARCHITECTURES, architecture_of
 from siglip_jax.checkpoints.read import read_contents, select
 from siglip_jax.checkpoints.write import write_checkpoint
-from siglip_jax.configs.configuration import SiglipConfig
+from siglip_jax.configs.configuration import CONFIGS, SiglipConfig
 from siglip_jax.models.encoder import Options
 from siglip_jax.models.placement import place_params
 from siglip_jax.parallel.sharding import SHARDING_RULES, shardings
@@ -26,6 +30,11 @@ from siglip_jax.rules import Rules
 M = TypeVar("M", bound="PretrainedModule")
 
 logger = logging.getLogger(__name__)
+
+_SIXTEEN_BITS = (
+    "{path}: parameters to be trained must be float32, got {dtype}, as they are stored; pass param_dtype=jnp.float32 to"
+    " train, or param_dtype=jnp.{dtype} to keep them without this warning"
+)
 
 
 class PretrainedModule(nn.Module):
@@ -55,6 +64,15 @@ class PretrainedModule(nn.Module):
     init_scheme: str = "paper"
     mesh: Mesh | None = None
 
+    def __post_init__(self) -> None:
+        """Checks the class of the configuration.
+
+        Raises:
+          ValueError: if the configuration is that of another module.
+        """
+        _check_config(type(self), self.config)
+        super().__post_init__()
+
     @property
     def options(self) -> Options:
         """The fields that every submodule takes unchanged."""
@@ -83,8 +101,9 @@ class PretrainedModule(nn.Module):
         Args:
           name_or_path: local directory or file, or a Hub name.
           dtype: compute dtype of the module; None: float32.
-          param_dtype: dtype of the parameters except `logit_scale` and `logit_bias`, which keep that of the file; None:
-            the dtype of the file.
+          param_dtype: dtype of the parameters except `logit_scale` and `logit_bias`, which keep that of the file. None:
+            the dtype of the file, with a warning if that has 16 bits, in which optimizers overflow; the bundled model
+            is loaded in float32.
           attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs
             an NVIDIA GPU, and "auto" chooses between "xla" and "eager".
           remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
@@ -110,14 +129,21 @@ class PretrainedModule(nn.Module):
           >>> sorted(params)
           ['logit_bias', 'logit_scale', 'text_model', 'vision_model']
         """
+        dtype = jnp.float32 if dtype is None else float_dtype("dtype", dtype)
+        param_dtype = None if param_dtype is None else float_dtype("param_dtype", param_dtype)
         contents = read_contents(name_or_path, revision=revision, local_files_only=local_files_only)
         rules = sharding_rules or SHARDING_RULES
         checkpoint = select(contents, cls.__name__, None if mesh is None else lambda s: shardings(s, mesh, rules))
         stored = np.dtype(jax.tree.leaves(checkpoint.params)[0].dtype)
         params = _with_classifier(checkpoint, stored)
+        if param_dtype is None and stored.itemsize < 4:
+            if checkpoint.directory is not None and checkpoint.directory.resolve() == BUNDLED_MODEL.resolve():
+                param_dtype = jnp.float32
+            else:
+                warnings.warn(_SIXTEEN_BITS.format(path=contents.path, dtype=stored), stacklevel=2)
         module = cls(
             checkpoint.config,
-            dtype=dtype or jnp.float32,
+            dtype=dtype,
             param_dtype=param_dtype or stored,
             attn_implementation=attn_implementation,
             remat=remat,
@@ -133,6 +159,7 @@ class PretrainedModule(nn.Module):
         params: Mapping[str, Any],
         *,
         max_shard_size: int = MAX_SHARD_SIZE,
+        overwrite: bool = False,
     ) -> None:
         """Writes `config.json` and safetensors files that `transformers` loads, in the dtypes of the parameters.
 
@@ -140,9 +167,12 @@ class PretrainedModule(nn.Module):
           directory: directory to write to, created if it does not exist.
           params: parameters of this module, with layers stacked (`scan_layers`) or not.
           max_shard_size: most bytes of a file; a larger checkpoint is split into several files.
+          overwrite: whether to replace a checkpoint in the directory even if it holds more than this module, such as
+            the whole model of which this is a tower.
 
         Raises:
-          ValueError: if the parameters are not those of this module.
+          FileExistsError: if the directory holds more than this module and `overwrite` is False.
+          ValueError: if the parameters are not those of this module, or the arguments are swapped.
 
         Example:
           A tower becomes a checkpoint of its own:
@@ -155,8 +185,29 @@ class PretrainedModule(nn.Module):
           ...     print(sorted(os.listdir(directory)))
           ['config.json', 'model.safetensors']
         """
+        if isinstance(directory, Mapping) or not isinstance(params, Mapping):
+            raise ValueError(
+                "directory must be a path and params a nested dict, got a"
+                f" {type(directory).__name__} and a {type(params).__name__}; call save_pretrained(directory, params)"
+            )
         checkpoint = Checkpoint(self.config, dict(params), "huggingface", type(self).__name__)
-        write_checkpoint(directory, checkpoint, max_shard_size=max_shard_size)
+        write_checkpoint(directory, checkpoint, overwrite=overwrite, max_shard_size=max_shard_size)
+
+
+def _check_config(module: type, config: Any) -> None:
+    """Raises a `ValueError` if a configuration is not of the class that a module takes."""
+    wanted = next((c.__name__ for c in module.__mro__ if c.__name__ in ARCHITECTURES), None)
+    if wanted is None:
+        return
+    found = None
+    if isinstance(config, tuple(CONFIGS.values())):
+        found = architecture_of(config, classifies=wanted.endswith("ForImageClassification"))
+    if found != wanted:
+        advice = "pass a configuration of its class" if found is None else f"use {found}"
+        for part in ("text_config", "vision_config"):
+            if hasattr(config, part) and architecture_of(getattr(config, part)) == wanted:
+                advice = f"pass config.{part}"
+        raise ValueError(f"config must be that of a {wanted}, got a {type(config).__name__}; {advice}")
 
 
 def _with_classifier(checkpoint: Checkpoint, dtype: np.dtype) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from siglip_jax._files import read_json, write_atomically, written_aside
+from siglip_jax._npy import load_npy
 from siglip_jax._optional import import_optional
 from siglip_jax.search.checked import Checked, sum_of
 from siglip_jax.search.manifest import Manifest
@@ -208,12 +209,7 @@ def _mapped(path: Path) -> np.ndarray:
     if path.suffix == ".parquet":
         column = _read_parquet(path, "embedding")[0].combine_chunks()
         return column.flatten().to_numpy().reshape(len(column), -1)
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError:
-        raise
-    except Exception as error:  # the header of a file is Python, and fails in many ways
-        raise ValueError(f"{path}: the file must be an array of numpy, got another ({error}); embed again") from None
+    return load_npy(path)
 
 
 def read_ids(directory: Path, manifest: Manifest, part: int, record: Record, checked: Checked | None) -> list[str]:

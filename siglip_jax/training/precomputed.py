@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from siglip_jax._callbacks import Counter, OnProgress
 from siglip_jax._files import written_aside
+from siglip_jax._npy import load_npy
 from siglip_jax.data.example import Example, Source, image_id
 from siglip_jax.data.fingerprint import fingerprint
 from siglip_jax.data.pipeline import ordered
@@ -184,7 +185,7 @@ class Precomputed:
 
 @functools.lru_cache(maxsize=64)
 def _mapped(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return load_npy(path)
 
 
 class PrecomputedTransform(Transform):

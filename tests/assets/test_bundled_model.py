@@ -105,6 +105,65 @@ class TestAnswers:
         np.testing.assert_allclose(a, b, atol=0.02)  # the one composites in floating point, the other in bytes
 
 
+class TestTraining:
+    """Its weights are stored in float16, in which `optax.adamw` gives NaN at the second step."""
+
+    @pytest.mark.parametrize("name", [MODEL, MODEL / "model.safetensors"])
+    @pytest.mark.parametrize("model_class", [siglip_jax.SiglipVisionModel, siglip_jax.SiglipTextModel])
+    def test_it_loads_in_float32(self, model_class, name):
+        import jax
+
+        model, params = model_class.from_pretrained(name)
+        assert {str(x.dtype) for x in jax.tree.leaves(params)} == {"float32"} and model.param_dtype == np.float32
+        _, half = model_class.from_pretrained(name, param_dtype=np.float16)
+        assert {str(x.dtype) for x in jax.tree.leaves(half)} == {"float16"}
+
+    @pytest.mark.slow
+    def test_the_image_tower_learns_by_hand(self):
+        import jax
+        import jax.numpy as jnp
+
+        model, params = siglip_jax.SiglipVisionModel.from_pretrained(MODEL)
+        images = jax.random.uniform(jax.random.key(0), (4, 64, 64, 3), minval=-1)
+        losses = descend(params, lambda p: jnp.mean(model.apply({"params": p}, images).pooler_output ** 2))
+        assert np.isfinite(losses).all() and losses == sorted(losses, reverse=True)
+
+    @pytest.mark.slow
+    def test_the_mesh_example_of_the_readme_learns(self, labels, images):
+        import jax
+
+        section = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").split("## Many devices")[1]
+        names: dict = {}
+        exec(section.split("```python\n")[1].split("```")[0], names)
+        processor = SiglipProcessor.from_pretrained(MODEL)
+        batch = processor(text=labels[:8], images=images[:8])
+        batch = siglip_jax.global_batch((batch["pixel_values"], batch["input_ids"]), names["mesh"])
+        losses = descend(names["params"], lambda p: names["loss"](p, *batch))
+        assert np.isfinite(losses).all() and losses[-1] < 0.9 * losses[0]
+        assert jax.tree.leaves(names["params"])[0].dtype == np.float32
+
+
+def descend(params, loss, steps=4):
+    """Returns the loss before each step of AdamW."""
+    import jax
+    import optax
+
+    optimizer = optax.adamw(1e-4)
+
+    @jax.jit
+    def step(params, state):
+        value, gradients = jax.value_and_grad(loss)(params)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes types
+            updates, state = optimizer.update(gradients, state, params)
+            return optax.apply_updates(params, updates), state, value
+
+    state, values = optimizer.init(params), []
+    for _ in range(steps):
+        params, state, value = step(params, state)
+        values.append(float(value))
+    return values
+
+
 @pytest.mark.slow
 def test_transformers_gives_the_same_logits(labels, images):
     torch = pytest.importorskip("torch")

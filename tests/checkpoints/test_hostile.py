@@ -207,9 +207,9 @@ def test_configurations_that_ask_for_too_much(tmp_path, tower, field, value):
     d = json.loads((path / "config.json").read_text())
     (d[tower] if tower else d)[field] = value
     (path / "config.json").write_text(json.dumps(d))
-    start = time.monotonic()
+    start = time.process_time()
     refused(path)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(

@@ -306,7 +306,10 @@ def test_without_a_connection_what_is_not_whole_is_refused(server, worker, onlin
 
 def test_errors_say_what_to_do(server, online):
     server.repositories["owner/gated"] = one_commit(gated=True)
-    server.repositories["owner/data"] = one_commit({"train.csv": b"", "pytorch_model.bin": b""})
+    server.repositories["owner/data"] = one_commit({"train.csv": b"", "model.onnx": b""})
+    server.repositories["owner/torch"] = one_commit({"config.json": b"{}", "pytorch_model.bin": b""})
+    clip = {"open_clip_config.json": b"{}", "open_clip_pytorch_model.bin": b""}
+    server.repositories["owner/open"] = one_commit(clip)
     server.repositories["owner/public"] = one_commit()
     page = f"{server.url}/owner"
     for name, options, words in (
@@ -317,11 +320,17 @@ def test_errors_say_what_to_do(server, online):
         ("owner/public", {"token": "wrong"}, ["the Hub refused the token: set HF_TOKEN to a valid one, or unset it"]),
         ("owner/two--dashes", {}, ["not a Hub name either", "Cannot have --"]),
         ("owner/data", {}, ["the Hub repository must hold a model.safetensors of SigLIP, got none"]),
+        ("owner/torch", {}, ["must be model.safetensors, got only pytorch_model.bin, a pickle", "with transformers"]),
+        (
+            "owner/open",
+            {},
+            ["must be open_clip_model.safetensors, got only open_clip_pytorch_model.bin", "open_clip and"],
+        ),
     ):
         line = online.error(name, **options)
         for word in words:
             assert word in line
-    assert not server.files("owner/data")
+    assert not server.files("owner/data") | server.files("owner/torch") | server.files("owner/open")
 
 
 @pytest.mark.slow
@@ -345,6 +354,16 @@ def test_names_that_lead_out_of_the_cache_are_never_written(server, online, home
     assert not Path(out[1]).exists()
 
 
+@pytest.mark.parametrize("commit", ["../../x", "x/../../../y", "main", "0123", COMMIT.upper(), f"{COMMIT}/../../x", ""])
+def test_an_answer_whose_commit_is_none_is_refused_before_anything_is_written(server, online, home, commit):
+    name = f"owner/hostile{hashlib.sha256(commit.encode()).hexdigest()[:8]}"
+    server.repositories[name] = Repository({commit: SMALL}, {"main": commit})
+    before = set(home.rglob("*"))
+    assert f"the Hub must name a commit by 40 hexadecimal digits, got {commit!r}" in online.error(name)
+    assert set(home.rglob("*")) == before
+    assert not server.files(name) and not server.files(name, "HEAD")
+
+
 @pytest.mark.slow
 def test_no_bar_of_progress_but_on_a_terminal(server, online, home):
     server.repositories["owner/bar"] = server.repositories["owner/bar2"] = one_commit()
@@ -361,6 +380,12 @@ def test_no_bar_of_progress_but_on_a_terminal(server, online, home):
     finally:
         os.close(master)
         os.close(terminal)
+
+
+def test_a_name_without_its_owner_is_completed():
+    for read in (resolve, siglip_jax.load, siglip_jax.SiglipProcessor.from_pretrained):
+        with pytest.raises(FileNotFoundError, match="; did you mean 'google/siglip-base-patch16-224'\\?$"):
+            read("siglip-base-patch16-224")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "./nowhere/at-all", "/nowhere", "a/b/c", "owner/na me", "owner/x.npz:img"])

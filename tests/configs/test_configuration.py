@@ -1,10 +1,11 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 
-from siglip_jax import SiglipConfig, SiglipTextConfig, SiglipVisionConfig
+from siglip_jax import Siglip2VisionConfig, SiglipConfig, SiglipTextConfig, SiglipVisionConfig
 
 
 def test_defaults_are_the_reference_s():
@@ -93,6 +94,51 @@ def test_impossible_values_are_refused_with_what_was_found(make, words):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("config_class", [SiglipVisionConfig, Siglip2VisionConfig])
+def test_null_is_off(config_class):
+    config = config_class.from_dict({"vision_use_head": None})
+    assert config.vision_use_head is False and config == config_class(vision_use_head=False)
+    assert config.to_dict()["vision_use_head"] is False
+
+
+def test_null_is_unset():
+    fields = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+    text = SiglipTextConfig.from_dict(fields | {"projection_size": None})
+    assert (text.pad_token_id, text.bos_token_id, text.eos_token_id, text.embedding_size) == (None, None, None, 768)
+    names = ("text_config", "vision_config", "id2label", "label2id", "problem_type", "num_labels")
+    assert SiglipConfig.from_dict(dict.fromkeys(names)) == SiglipConfig()
+
+
+@pytest.mark.parametrize(
+    ("d", "words"),
+    [
+        ({"model_type": "siglip", "text_config": {"hidden_act": "x" * 10_000}}, "hidden_act must be one of"),
+        ({"model_type": "siglip", "id2label": {"x": "y" * 10_000}}, "id2label must be a dict of names by integer"),
+        ({"model_type": ["x" * 10_000]}, "model_type must be a string, got"),
+        ({"model_type": "x" * 10_000}, "model_type must be 'siglip', got"),
+        ({"model_type": "siglip", "vision_config": {"num_hidden_layers": 10**3000}}, "num_hidden_layers must be at"),
+    ],
+)
+def test_an_error_of_a_file_names_it_and_is_short(tmp_path, d, words):
+    (tmp_path / "config.json").write_text(json.dumps(d))
+    with pytest.raises(ValueError) as caught:
+        SiglipConfig.from_pretrained(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: {words}")
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["[" + "[]," * 3_000_000 + "[]]", '{"x": ' * 600_000, " " * (9 << 20) + "{}"])
+def test_json_that_would_take_much_memory_is_refused_before_it_is_parsed(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="config.json: the file must"):
+            SiglipConfig.from_pretrained(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(text)
+    finally:
+        tracemalloc.stop()
+
+
 def test_configurations_are_immutable_and_comparable():
     config = SiglipConfig()
     with pytest.raises(AttributeError):
@@ -122,6 +168,9 @@ for d in (
     {"id2label": ["a"]},
     {"id2label": {"first": "a"}},
     {"num_labels": 2.5},
+    {"label2id": ["a"]},
+    {"initializer_factor": None},
+    {"vision_config": {"vision_use_head": "yes"}},
     ["text_config"],
 ):
     try:
@@ -139,5 +188,8 @@ for d in (
         "id2label must be a dict of names by integer index, got ['a']",
         "id2label must be a dict of names by integer index, got {'first': 'a'}",
         "num_labels must be an integer of at least 0, got 2.5",
+        "label2id must be a dict of indices by name, got ['a']",
+        "initializer_factor must be a number, got None",
+        "vision_use_head must be True or False, got 'yes'",
         "a siglip configuration must be a dict of its fields, got list",
     ]

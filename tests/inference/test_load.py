@@ -1,15 +1,18 @@
-"""What `load` compares before it computes: the vocabulary with the table of the model."""
+"""What `load` checks before it computes: its arguments, the files, the vocabulary against the table of the model."""
 
 import dataclasses
 import inspect
 import json
+import re
 import shutil
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import siglip_jax
+from siglip_jax import SiglipModel, load
 from siglip_jax.assets import BUNDLED_MODEL
 from siglip_jax.checkpoints import verify
 from siglip_jax.data import Example, Transform
@@ -71,3 +74,52 @@ def test_the_pixel_limit_is_an_option_of_inference_and_of_training(checkpoint):
         dataclasses.replace(recipe, max_pixels=0)
     every = [siglip_jax.load, siglip_jax.load_image, siglip_jax.search.embed, Siglip, Transform, Recipe]
     assert {inspect.signature(function).parameters["max_pixels"].default for function in every} == {89_478_485}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "advice"),
+    [
+        ("int8", "quantize with siglip_jax.load(..., quantization='int8')"),
+        ("nf4", "quantize with siglip_jax.load(..., quantization='nf4')"),
+        ("auto", "leave it out for the default"),
+        ("bf16", "use 'bfloat16'"),
+        ("fp16", "use 'float16'"),
+        (np.int32, "leave it out for the default"),
+    ],
+)
+def test_a_dtype_that_is_no_float_is_refused_before_anything_is_read(dtype, advice):
+    words = f"dtype must be one of float32, bfloat16, float16, got {dtype!r}; {advice}"
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
+        load("nowhere/at/all", dtype=dtype)
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
+        SiglipModel.from_pretrained("nowhere/at/all", dtype=dtype)
+    with pytest.raises(ValueError, match=f"^param_{re.escape(words)}$"):
+        SiglipModel.from_pretrained("nowhere/at/all", param_dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", jnp.bfloat16, np.dtype(jnp.bfloat16), np.float16, "float32"])
+def test_a_float_is_accepted_in_every_spelling(checkpoint, dtype):
+    assert load(checkpoint, dtype=dtype).model.dtype == jnp.dtype(dtype)
+
+
+@pytest.mark.parametrize(("tower", "name"), [("Vision", "SiglipVisionModel"), ("Text", "SiglipTextModel")])
+def test_a_directory_of_one_tower_names_its_class(checkpoint, tmp_path, tower, name):
+    model, params = getattr(siglip_jax, name).from_pretrained(checkpoint)
+    model.save_pretrained(tmp_path, params)
+    words = f"{tmp_path}: load needs a model with both towers, got a {name}; use siglip_jax.{name}.from_pretrained"
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
+        load(tmp_path)
+    assert getattr(siglip_jax, name).from_pretrained(tmp_path)[0].config.replace(extra={}) == model.config
+
+
+def test_a_model_without_its_processor_says_to_save_that_too(checkpoint, tmp_path):
+    model, params = SiglipModel.from_pretrained(checkpoint)
+    model.save_pretrained(tmp_path, params)
+    words = "load needs the tokenizer and the image processor beside the weights, got neither; save them there with"
+    with pytest.raises(
+        FileNotFoundError, match=f"^{re.escape(f'{tmp_path}: {words}')} SiglipProcessor.save_pretrained"
+    ):
+        load(tmp_path)
+    siglip_jax.SiglipProcessor.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    assert load(tmp_path).encode_text("a cat").shape == (1, 32)
+    shutil.rmtree(tmp_path)

@@ -73,6 +73,7 @@ class Format:
       subtree: (contents, name) -> `Contents` of one tower, for paths such as "file.npz:img"; None: no subtrees.
       hub_files: (names) -> names of the files that hold the weights, [] if the repository has none of this format.
         `names` are the file names in the top folder of the repository.
+      suffix: suffix of the file that `write` writes; None: it writes a directory.
       inference_only: whether the parameters can only be used by `siglip_jax.load`, since they are not floats.
     """
 
@@ -87,4 +88,5 @@ class Format:
     write_options: tuple[str, ...] = ()
     subtree: Callable[[Contents, str], Contents] | None = None
     hub_files: Callable[[frozenset[str]], list[str]] = no_files
+    suffix: str | None = None
     inference_only: bool = False

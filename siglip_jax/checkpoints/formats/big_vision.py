@@ -14,13 +14,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from siglip_jax._files import written_aside
+from siglip_jax._checks import reason, shown
+from siglip_jax._files import naming, written_aside
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.formats._format import Format
 from siglip_jax.checkpoints.formats.text_head import is_identity, with_text_head, without_text_head
 from siglip_jax.checkpoints.keymap import TEXT, VISION, architecture_of, key_table
 from siglip_jax.checkpoints.npz_file import read_npz, write_npz
 from siglip_jax.checkpoints.table import SAME, Row, StoredTensor, Transform, layer_of, new_tensors, reshaped
+from siglip_jax.configs.config_json import describes_a_model
 from siglip_jax.configs.configuration import (
     CONFIGS,
     Config,
@@ -163,13 +165,8 @@ def read_contents(path: Path) -> Contents:
             " checkpoint"
         )
     stacks = [name for name in names if any(k.startswith(f"{_BLOCKS[name]}/") for k in shapes)]
-    try:
-        config = _config(comment, shapes, names)
-    except (KeyError, IndexError, ZeroDivisionError) as error:
-        raise ValueError(
-            f"{file}: the file must hold SigLIP of big_vision, got names and shapes without {error}; use a SigLIP"
-            " checkpoint"
-        ) from error
+    with naming(file):
+        config = config_from_dict(comment) if describes_a_model(comment) else _config(shapes, names)
     if "llm" in roots:
         tensors = {k: t for k, t in tensors.items() if not k.removeprefix(prefix).startswith(_OTHERS)}
     names = (f"{prefix}txt/{name}" for name in ("Embed_0/embedding", "head/kernel", "head/bias"))
@@ -198,7 +195,7 @@ def subtree(contents: Contents, root: str) -> Contents:
 
 
 def _some(names: set[str]) -> str:
-    return ", ".join(sorted(names)[:4]) or "nothing"
+    return shown(sorted(names)[:4]) if names else "nothing"
 
 
 def _without_stray(tensors: dict[str, StoredTensor], prefix: str) -> dict[str, StoredTensor]:
@@ -210,14 +207,22 @@ def _without_stray(tensors: dict[str, StoredTensor], prefix: str) -> dict[str, S
     return tensors
 
 
-def _config(comment: Mapping[str, Any] | None, shapes: Mapping[str, Shape], names: list[str]) -> Config:
-    if comment:
-        return config_from_dict(comment)
+def _config(shapes: Mapping[str, Shape], names: list[str]) -> Config:
+    """Returns the configuration that follows from the shapes.
+
+    Raises:
+      ValueError: if they are not those of SigLIP.
+    """
     towers: dict[str, dict[str, Any]] = {}
-    if VISION in names:
-        towers["vision_config"] = _vision(shapes)
-    if TEXT in names:
-        towers["text_config"] = _text(shapes)
+    try:
+        if VISION in names:
+            towers["vision_config"] = _vision(shapes)
+        if TEXT in names:
+            towers["text_config"] = _text(shapes)
+    except KeyError as error:
+        raise ValueError(f"the names must be those of SigLIP of big_vision, got none of {error}") from error
+    except (IndexError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"the shapes must be those of SigLIP of big_vision, got others ({reason(error)})") from error
     family = "siglip2" if "num_patches" in towers.get("vision_config", ()) else "siglip"
     if len(towers) == 2:
         return CONFIGS[family].from_dict(towers)
@@ -308,4 +313,5 @@ FORMAT = Format(
     write_options=("stacked",),
     subtree=subtree,
     hub_files=hub_files,
+    suffix=".npz",
 )

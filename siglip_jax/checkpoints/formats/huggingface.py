@@ -13,12 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from siglip_jax._files import inside, read_json, write_atomically, written_aside
+from siglip_jax._checks import shown
+from siglip_jax._files import inside, naming, read_json, write_atomically, written_aside
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.formats._format import Format
 from siglip_jax.checkpoints.keymap import CLASSIFIER, TEXT, VISION, architecture_of, key_table
 from siglip_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from siglip_jax.checkpoints.table import NewTensor, Row, StoredTensor, new_tensors
+from siglip_jax.configs.config_json import config_file
 from siglip_jax.configs.configuration import (
     CONFIGS,
     Config,
@@ -63,10 +65,14 @@ def weight_files(path: Path) -> list[Path]:
     weight_map = read_json(path / INDEX, "it lists the shards").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{path / INDEX}: 'weight_map' must map tensor names to file names, got none; get it again")
-    names = sorted({str(name) for name in weight_map.values()})
+    if not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{path / INDEX}: 'weight_map' must map tensor names to file names, got other values")
+    names = sorted(set(weight_map.values()))
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"{path / INDEX}: shards must be .safetensors files beside it, got {name!r}; get it again")
+            raise ValueError(
+                f"{path / INDEX}: shards must be .safetensors files beside it, got {shown(name)}; get it again"
+            )
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path / name}: no such file; the index beside it names it, get it again")
     return [inside(path / name) for name in names]
@@ -86,10 +92,12 @@ def read_contents(path: Path) -> Contents:
         tensors |= read_safetensors(file)
     d = read_config(path)
     part = d.get("vision_config")
-    if d.get("model_type") not in CONFIGS and isinstance(part, dict):
-        config: Config = SiglipVisionConfig.from_dict(SiglipVisionConfig._select(d))
+    if d.get("model_type", SiglipConfig.model_type) not in CONFIGS and isinstance(part, dict):
+        with naming(config_file(path)):
+            config: Config = SiglipVisionConfig.from_dict(SiglipVisionConfig._select(d))
         return Contents(path, "huggingface", config, "SiglipVisionModel", _image_tower(path, tensors), {})
-    config = config_from_dict(d)
+    with naming(config_file(path)):
+        config = config_from_dict(d)
     tensors = _without_ignored(tensors if isinstance(config, SiglipConfig) else _with_prefix(tensors, config))
     classes = d.get("architectures")
     declared = isinstance(classes, list) and str(*classes[:1]).endswith("ForImageClassification")

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from siglip_jax._files import inside, read_json, write_atomically, written_aside
+from siglip_jax._checks import reason, shown
+from siglip_jax._files import inside, naming, read_json, write_atomically, written_aside
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.formats import huggingface
 from siglip_jax.checkpoints.formats._format import Format
@@ -25,6 +26,7 @@ from siglip_jax.checkpoints.keymap import architecture_of, key_table
 from siglip_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from siglip_jax.checkpoints.side_files import copy_tokenizer
 from siglip_jax.checkpoints.table import LINEAR, SAME, Row, Transform, new_tensors, reshaped
+from siglip_jax.configs.config_json import describes_a_model
 from siglip_jax.configs.configuration import (
     CONFIGS,
     Config,
@@ -186,17 +188,19 @@ def read_contents(path: Path) -> Contents:
     file = inside(directory / WEIGHTS)
     tensors = read_safetensors(file)
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
-    own = (directory / "config.json").is_file()
+    own = (directory / "config.json").is_file() and describes_a_model(read_json(directory / "config.json", ""))
     d = {} if own and not (directory / CONFIG).is_file() else read_json(directory / CONFIG, "it holds the sizes")
     if own:
-        config: SiglipConfig = _whole(read_config(directory))
+        with naming(directory / "config.json"):
+            config: SiglipConfig = _whole(read_config(directory))
     else:
         try:
-            config = _config(d.get("model_cfg") or {}, shapes)
+            with naming(directory / CONFIG):
+                config = _config(d.get("model_cfg") or {}, shapes)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(
                 f"{directory / CONFIG}: the model must be SigLIP of open_clip, got a missing or invalid field"
-                f" ({error!r}); use a SigLIP checkpoint"
+                f" ({reason(error)}); use a SigLIP checkpoint"
             ) from error
     if kept := _kept(d, config, directory):
         config = config.replace(extra={**config.extra, KEPT: kept})
@@ -251,8 +255,8 @@ def _config(d: Mapping[str, Any], shapes: Mapping[str, Shape]) -> SiglipConfig:
     wanted = {"no_causal_mask": True, "pool_type": "last"}
     if not m or any(text.get(key) != value for key, value in wanted.items()):
         raise ValueError(
-            f"{CONFIG}: the model must be SigLIP (a timm_model_name like vit_base_patch16_siglip_224, {wanted} in"
-            f" text_cfg), got {name!r}, { {key: text.get(key) for key in wanted} }; use a SigLIP checkpoint"
+            f"the model must be SigLIP (a timm_model_name like vit_base_patch16_siglip_224, {wanted} in text_cfg), got"
+            f" {shown(name)}, {shown({key: text.get(key) for key in wanted})}; use a SigLIP checkpoint"
         )
     exact_text = (text.get("act_kwargs") or {}).get("approximate") != "tanh"
     exact_image = not _TANH_MODELS.match(name)

@@ -4,6 +4,7 @@ Every process writes and reads its own shards, and a checkpoint can be restored 
 folder of the parameters and is written last, so a reader sees either the old checkpoint or the new one.
 """
 
+import math
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from siglip_jax._files import check_space, inside, read_json
+from siglip_jax._checks import reason, shown
+from siglip_jax._files import check_space, inside, naming, parse_json, read_json
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.formats._format import Format, Shardings
 from siglip_jax.checkpoints.keymap import CLASSIFIER, architecture_of, key_table
@@ -20,6 +22,8 @@ from siglip_jax.checkpoints.table import Row, StoredTensor, check_rows, new_tens
 from siglip_jax.configs.configuration import Config, config_from_dict
 from siglip_jax.params import flatten, unflatten, unstack_layers
 
+_UNCHECKED = 64 << 20  # bytes of parameters that may come from files of any size
+_MOST_EXPANSION = 20  # trained weights hardly compress
 POINTER = "orbax_params"  # key of config.json that names the folder of the parameters
 
 
@@ -44,18 +48,21 @@ def read_contents(path: Path) -> Contents:
     d = dict(read_json(path / "config.json", "a checkpoint directory needs it"))
     name = d.pop(POINTER)
     if not isinstance(name, str) or Path(name).name != name or not (path / name).is_dir():
-        raise ValueError(f"{path / 'config.json'}: {POINTER} must be the name of a folder beside it, got {name!r}")
+        raise ValueError(f"{path / 'config.json'}: {POINTER} must be the name of a folder beside it, got {shown(name)}")
     folder = inside(path / name).resolve()
     try:
+        if (metadata := folder / "_METADATA").is_file():
+            parse_json(metadata.read_bytes())  # orbax parses it however much memory that takes
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.metadata(folder).item_metadata.tree
+        tensors = {
+            key: StoredTensor(folder, tuple(leaf.shape), np.dtype(leaf.dtype), lambda: np.empty(0))
+            for key, leaf in flatten(tree).items()
+        }
     except Exception as error:  # orbax and tensorstore raise many types of errors for a damaged directory
         raise ValueError(_damaged(folder, error)) from error
-    tensors = {
-        key: StoredTensor(folder, tuple(leaf.shape), np.dtype(leaf.dtype), lambda: np.empty(0))
-        for key, leaf in flatten(tree).items()
-    }
-    config = config_from_dict(d)
+    with naming(path / "config.json"):
+        config = config_from_dict(d)
     classifies = any(key.startswith(CLASSIFIER) for key in tensors)
     return Contents(path, "orbax", config, architecture_of(config, classifies), tensors, {})
 
@@ -85,6 +92,7 @@ def restore(
     check_rows(what, rows, contents.tensors, ignored)
     where = shardings({row.path: row.shape for row in rows}) if shardings else {}
     folder = next(iter(contents.tensors.values())).file
+    _check_expansion(folder, [contents.tensors[row.key] for row in rows])
     target, arguments = {}, {}
     for row in rows:
         stored = contents.tensors[row.key]
@@ -102,8 +110,19 @@ def restore(
         raise ValueError(_damaged(folder, error)) from error
 
 
+def _check_expansion(folder: Path, tensors: Iterable[StoredTensor]) -> None:
+    """Raises a `ValueError` if the files are so small that they were made to exhaust the memory."""
+    needed = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors)
+    found = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if needed > max(_UNCHECKED, _MOST_EXPANSION * found):
+        raise ValueError(
+            f"{folder}: the files must have at least 1/{_MOST_EXPANSION} of the {needed} bytes of the parameters, got"
+            f" {found} bytes; get it again"
+        )
+
+
 def _damaged(folder: Path, error: Exception) -> str:
-    return f"{folder}: the folder must hold parameters written by orbax, got a damaged one ({error})"
+    return f"{folder}: the folder must hold parameters written by orbax, got a damaged one ({reason(error)})"
 
 
 def write(directory: Path, checkpoint: Checkpoint) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from siglip_jax._files import inside, written_aside
+from siglip_jax._checks import shown
+from siglip_jax._files import inside, naming, written_aside
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.formats._format import Format, Shardings
 from siglip_jax.checkpoints.formats.huggingface import INDEX
@@ -21,6 +22,7 @@ from siglip_jax.checkpoints.formats.huggingface import recognises as holds_float
 from siglip_jax.checkpoints.keymap import architecture_of, key_table
 from siglip_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from siglip_jax.checkpoints.table import FLOATS, NewTensor, Row, check_names_and_shapes
+from siglip_jax.configs.config_json import config_file
 from siglip_jax.configs.configuration import Config, config_from_dict, read_config
 from siglip_jax.params import Shape, flatten, unflatten
 from siglip_jax.quantization.layers import is_quantized
@@ -49,10 +51,11 @@ def read_contents(path: Path) -> Contents:
     scheme = section.get("scheme") if isinstance(section, Mapping) else None
     if not isinstance(scheme, str) or scheme not in SCHEMES or section.get("quant_method") != METHOD:
         raise ValueError(
-            f"{file.parent / 'config.json'}: {SECTION} must have quant_method {METHOD!r} and a scheme among"
-            f" {', '.join(SCHEMES)}, got {section!r}; use the config.json it was saved with"
+            f"{config_file(path)}: {SECTION} must have quant_method {METHOD!r} and a scheme among"
+            f" {', '.join(SCHEMES)}, got {shown(section)}; use the config.json it was saved with"
         )
-    config = config_from_dict(d)
+    with naming(config_file(path)):
+        config = config_from_dict(d)
     architecture = architecture_of(config)
     expected = list(_tensors_of(config, architecture, scheme))
     shapes = {key: tensor.shape for key, tensor in tensors.items()}

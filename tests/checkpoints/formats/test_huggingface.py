@@ -45,7 +45,8 @@ def rewrite(directory, change):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_round_trip_keeps_every_byte(directory, tmp_path, dtype, scan_layers):
     rewrite(directory, lambda t: t.update({k: v.astype(DTYPES[dtype]) for k, v in t.items()}))
-    model, params = SiglipModel.from_pretrained(directory, scan_layers=scan_layers)
+    kept = None if dtype == "float32" else dtype
+    model, params = SiglipModel.from_pretrained(directory, scan_layers=scan_layers, param_dtype=kept)
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
     model.save_pretrained(tmp_path / "out", params)
     written = (tmp_path / "out" / "model.safetensors").read_bytes()
@@ -253,6 +254,19 @@ def test_param_dtype(directory):
     assert model.dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_parameters_of_sixteen_bits_are_kept_with_a_warning_of_what_training_wants(directory, dtype):
+    rewrite(directory, lambda t: t.update({k: v.astype(DTYPES[dtype]) for k, v in t.items()}))
+    words = f"{directory}: parameters to be trained must be float32, got {dtype}.*pass param_dtype=jnp.float32 to train"
+    with pytest.warns(UserWarning, match=words) as caught:
+        _, params = SiglipTextModel.from_pretrained(directory)
+    assert len(caught) == 1
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
+    for param_dtype in (jnp.float32, dtype):  # whoever says which is not warned
+        _, params = SiglipTextModel.from_pretrained(directory, param_dtype=param_dtype)
+        assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype(param_dtype)}
+
+
 def test_stacking_is_inverted_by_unstacking(directory):
     params = siglip_jax.read_checkpoint(directory).params
     stacked = stack_layers(params)
@@ -376,8 +390,9 @@ def test_files_that_are_missing_or_foreign(directory, tmp_path):
     (directory / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="config.json: no such file"):
         SiglipModel.from_pretrained(directory)
+    (empty / "notes.txt").write_bytes(b"none")
     with pytest.raises(ValueError, match="must be a .safetensors file, an .npz file or a directory, got another file"):
-        SiglipModel.from_pretrained(empty / "pytorch_model.bin")
+        SiglipModel.from_pretrained(empty / "notes.txt")
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "model.bin"])
