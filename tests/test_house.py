@@ -23,6 +23,7 @@ FLOORS = (
         "_bicubic",
         "_callbacks",
         "_checks",
+        "_fields",
         "_files",
         "_hub",
         "_lazy",

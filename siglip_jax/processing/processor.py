@@ -211,7 +211,7 @@ class SiglipProcessor:
         directory = hub.resolve(name_or_path, revision=revision, local_files_only=local_files_only)
         if not directory.is_dir():
             raise ValueError(f"{directory}: name_or_path must be the directory of a processor, got a file")
-        vocabulary, settings = vocabulary_in(directory), read_settings(directory)
+        vocabulary, (file, settings) = vocabulary_in(directory), read_settings(directory)
         if (kind_of(settings) or "").startswith("Siglip2"):
             if backend == "jax":
                 raise ValueError("backend must be 'pil' or None for images of variable resolution, got 'jax'")
@@ -223,7 +223,7 @@ class SiglipProcessor:
         names = (Siglip2Tokenizer if vocabulary == TOKENIZERS else SiglipTokenizer).setting_names()
         refuse_unknown(overrides, [*names, *kind.defaults], "SiglipProcessor.from_pretrained")
         tokenizer = SiglipTokenizer.from_pretrained(directory, **{k: v for k, v in overrides.items() if k in names})
-        images = kind.from_dict(settings, **{k: v for k, v in overrides.items() if k in kind.defaults})
+        images = kind.from_file(file, settings, **{k: v for k, v in overrides.items() if k in kind.defaults})
         length = None if overrides.get("model_max_length") else text_length(directory)
         return cls(images, tokenizer, max_length=length)
 

@@ -157,7 +157,7 @@ class TestLength:
         shutil.copy(spiece, tmp_path / "spiece.model")
         SiglipImageProcessorPil().save_pretrained(tmp_path)
         (tmp_path / "config.json").write_text('{"text_config": {"max_position_embeddings": "64"}}')
-        with pytest.raises(ValueError, match="max_position_embeddings must be an integer of at least 1, got '64'"):
+        with pytest.raises(ValueError, match="max_position_embeddings must be an integer from 1 to 1048576, got '64'"):
             SiglipProcessor.from_pretrained(tmp_path)
 
 

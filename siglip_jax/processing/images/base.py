@@ -16,11 +16,13 @@ import PIL.Image
 
 from siglip_jax import _hub as hub
 from siglip_jax._checks import refuse_unknown
+from siglip_jax._fields import check_fields, naming
 from siglip_jax._files import output_path, read_json, write_atomically
 from siglip_jax.processing.batch import Batch
 from siglip_jax.processing.images import pixels
 from siglip_jax.processing.images.depth import is_deep
 from siglip_jax.processing.images.inputs import as_array, is_array, is_one_image
+from siglip_jax.processing.images.kinds import FILE
 from siglip_jax.processing.images.loading import load_image
 from siglip_jax.processing.images.options import ImageOptions
 
@@ -190,7 +192,27 @@ class ImageProcessor:
             whose result has another form.
         """
         path = hub.resolve(name_or_path, revision=revision, local_files_only=local_files_only)
-        return cls.from_dict(read_settings(path), **options)
+        file, settings = read_settings(path)
+        return cls.from_file(file, settings, **options)
+
+    @classmethod
+    def from_file(cls: type[P], file: Path, settings: Mapping[str, Any], **options: Any) -> P:
+        """Returns a processor with the options of a file, which errors of these options name.
+
+        Args:
+          file: the file.
+          settings: options in it.
+          **options: values that take precedence over those of the file.
+
+        Returns:
+          A processor of this class.
+
+        Raises:
+          ValueError: if the options belong to an image processor whose result has another form, or are invalid.
+        """
+        with naming(file):
+            processor = cls.from_dict(settings)
+        return cls.from_dict(settings, **options) if options else processor
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Writes `preprocessor_config.json`, which `transformers` 4 and 5 read.
@@ -204,24 +226,25 @@ class ImageProcessor:
         write_atomically(directory / CONFIG, text.encode())
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """Returns the options of an image processor; the nested form of version 5 takes precedence.
+def read_settings(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Returns the file of an image processor and its options; the nested form of version 5 takes precedence.
 
     Args:
       path: directory or file that holds the options.
 
     Raises:
       FileNotFoundError: if no file holds them.
-      ValueError: if a file is not a JSON object.
+      ValueError: if a file is not a JSON object, or an option in it is of another type.
     """
     files = [path] if path.is_file() else [path / PROCESSOR_CONFIG, path / CONFIG]
     for file in files:
         if file.is_file():
             settings = read_json(file, "it holds the options of the image processor")
-            if isinstance(settings.get("image_processor"), dict):
-                return settings["image_processor"]
-            if file.name != PROCESSOR_CONFIG:
-                return settings
+            nested = isinstance(settings.get("image_processor"), dict)
+            if nested or file.name != PROCESSOR_CONFIG:
+                settings = settings["image_processor"] if nested else settings
+                check_fields(file, settings, FILE)
+                return file, settings
     raise FileNotFoundError(f"{path}: no {CONFIG}, and no {PROCESSOR_CONFIG} with an image processor in it")
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from siglip_jax._checks import check_choice, refuse_unknown
+from siglip_jax._fields import check_fields
 from siglip_jax._files import output_path, write_atomically
 from siglip_jax.processing.batch import Batch
 from siglip_jax.processing.text._sequences import (
@@ -30,7 +31,14 @@ from siglip_jax.processing.text._sequences import (
     texts_and_pairs,
     truncate_all,
 )
-from siglip_jax.processing.text.settings import NAMED, AddedToken, Token, read_settings, write_settings
+from siglip_jax.processing.text.settings import (
+    NAMED,
+    SETTINGS,
+    AddedToken,
+    Token,
+    read_settings,
+    write_settings,
+)
 from siglip_jax.processing.text.vocabulary import Vocabulary
 
 UNBOUNDED = 10**20  # the reference writes 1e30 for "no limit"
@@ -79,13 +87,10 @@ class TokenizerBase(Vocabulary):
           ValueError: for an unknown setting or an invalid value.
         """
         refuse_unknown(settings, [*self._defaults, *NAMED, "extra_special_tokens"], type(self).__name__)
+        check_fields(type(self).__name__, settings, {name: SETTINGS[name] for name in self._defaults})
         self.model_max_length = model_max_length
         for name, default in self._defaults.items():
-            setattr(self, name, settings.get(name, default))
-        check_choice("padding_side", self.padding_side, ("right", "left"))
-        check_choice("truncation_side", self.truncation_side, ("right", "left"))
-        if not isinstance(self.model_input_names, (list, tuple)):
-            raise ValueError(f"model_input_names must be a list, got {self.model_input_names!r}")
+            setattr(self, name, default if settings.get(name) is None else settings[name])
         self.model_input_names = list(self.model_input_names)
 
         given = {**special_tokens, **{name: value for name, value in settings.items() if name in NAMED}}
@@ -381,7 +386,8 @@ class TokenizerBase(Vocabulary):
     def _settings_in(cls, directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the constructor's arguments in the files of a directory, and the other settings in them."""
         found, names = read_settings(directory, cls.vocabulary_file), cls.setting_names()
-        return {k: v for k, v in found.items() if k in names}, {k: v for k, v in found.items() if k not in names}
+        known = {k: v for k, v in found.items() if k in names and (v is not None or k == "model_max_length")}
+        return known, {k: v for k, v in found.items() if k not in names}
 
     @abc.abstractmethod
     def _vocabulary_bytes(self) -> bytes:

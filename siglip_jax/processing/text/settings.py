@@ -9,6 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from siglip_jax._fields import (
+    BOOLEAN,
+    COUNT,
+    MOST_IDS,
+    NUMBER,
+    TEXT,
+    TEXTS,
+    Kind,
+    check_fields,
+    integer,
+    list_of,
+    one_of,
+    shorten,
+)
 from siglip_jax._files import read_json, write_atomically
 
 SENTENCEPIECE = "spiece.model"  # SigLIP
@@ -62,9 +76,50 @@ class AddedToken(NamedTuple):
         if isinstance(value, Mapping) and isinstance(value.get("content"), str) and value["content"]:
             fields: dict[str, Any] = {"special": special}
             return cls(**fields | {k: v for k, v in value.items() if k in cls._fields})
-        raise ValueError(f"{name} must be a string, or an object with a 'content', got {value!r}")
+        raise ValueError(f"{name} must be a string, or an object with a 'content', got {shorten(value)}")
 
 
+def _is_token(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return isinstance(value, AddedToken) or isinstance(value, str) and value != ""
+    flags = (value.get(name, False) for name in AddedToken._fields[1:])
+    content = value.get("content")
+    return isinstance(content, str) and content != "" and all(map(BOOLEAN.holds, flags))
+
+
+def _is_index(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < MOST_IDS
+
+
+def _is_sampling(value: Any) -> bool:
+    kinds = {"enable_sampling": BOOLEAN, "nbest_size": integer(-1, MOST_IDS - 1), "alpha": NUMBER}
+    return isinstance(value, Mapping) and all(name in kinds and kinds[name].holds(v) for name, v in value.items())
+
+
+_TOKEN = Kind("a string, or an object with a 'content'", _is_token)
+_TOKENS = list_of(_TOKEN, "strings, or of objects with a 'content'")
+_ID = integer(0, MOST_IDS - 1)
+SETTINGS: dict[str, Kind] = {
+    **dict.fromkeys(NAMED, _TOKEN),
+    "additional_special_tokens": _TOKENS,
+    "extra_special_tokens": Kind(
+        _TOKENS.name, lambda value: _TOKENS.holds([*value.values()] if isinstance(value, Mapping) else value)
+    ),
+    "added_tokens_decoder": Kind(
+        f"an object from ids below {MOST_IDS} to tokens",
+        lambda value: isinstance(value, Mapping) and all(map(_is_index, value)) and all(map(_is_token, value.values())),
+    ),
+    "model_max_length": Kind(
+        "a number of tokens, at least 1",
+        lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 1,
+    ),
+    "padding_side": one_of("right", "left"),
+    "truncation_side": one_of("right", "left"),
+    "model_input_names": TEXTS,
+    **dict.fromkeys(("clean_up_tokenization_spaces", "split_special_tokens", "do_lower_case"), BOOLEAN),
+    "sp_model_kwargs": Kind("an object of enable_sampling, nbest_size and alpha", _is_sampling),
+    "tokenizer_class": TEXT,
+}
 DEFAULT_LENGTH = 64  # default of SiglipTextConfig, for a config.json without the length
 _TEXT_MODELS = ("siglip_text_model", "siglip2_text_model")
 _READ_TOKENIZERS_ONLY = ("Gemma", "Siglip2", "PreTrainedTokenizerFast", "TokenizersBackend")
@@ -109,10 +164,8 @@ def text_length(directory: Path) -> int | None:
     text = config.get("text_config", config if config.get("model_type") in _TEXT_MODELS else None)
     if not isinstance(text, dict):
         return None
-    length = text.get("max_position_embeddings", DEFAULT_LENGTH)
-    if not isinstance(length, int) or length < 1:
-        raise ValueError(f"{file}: max_position_embeddings must be an integer of at least 1, got {length!r}")
-    return length
+    check_fields(file, text, {"max_position_embeddings": COUNT})
+    return text.get("max_position_embeddings") or DEFAULT_LENGTH
 
 
 def read_settings(directory: Path, vocabulary: str) -> dict[str, Any]:
@@ -130,10 +183,16 @@ def read_settings(directory: Path, vocabulary: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{directory}: no {vocabulary} here; this tokenizer needs it")
     config = directory / CONFIG
     settings = read_json(config, "it holds the tokenizer's settings") if config.is_file() else {}
+    check_fields(config, settings, SETTINGS)
     if "added_tokens_decoder" not in settings:
         legacy = directory / SPECIAL_TOKENS_MAP
         if legacy.is_file():
-            settings |= read_json(legacy, "it holds the special tokens")
+            special_tokens = read_json(legacy, "it holds the special tokens")
+            check_fields(legacy, special_tokens, SETTINGS)
+            settings |= special_tokens
+    for name in ("eos_token", "unk_token", "pad_token"):
+        if settings.get(name, "") is None:
+            raise ValueError(f"{config}: {name} must be a token, got null; leave it out for the default")
     for name in NAMED:
         if settings.get(name) is not None:
             settings[name] = AddedToken.of(settings[name])
@@ -152,13 +211,11 @@ def _added(directory: Path, decoder: Any, special: set[str]) -> dict[int, AddedT
     if decoder is None:
         file = directory / ADDED_TOKENS
         encoder = read_json(file, "it holds the added tokens") if file.is_file() else {}
-        decoder = {index: AddedToken.of(content, special=content in special) for content, index in encoder.items()}
-    try:
-        return {int(index): AddedToken.of(token) for index, token in decoder.items()}
-    except (TypeError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"{directory / CONFIG}: added_tokens_decoder must map ids to tokens, got an invalid value ({error})"
-        ) from error
+        wrong = next((value for value in encoder.values() if not _ID.holds(value)), 0)
+        if wrong != 0:
+            raise ValueError(f"{file}: ids of tokens must be {_ID.name}, got {shorten(wrong)}")
+        decoder = {i: AddedToken(token, special=token in special) for token, i in encoder.items() if token}
+    return {int(index): AddedToken.of(token) for index, token in decoder.items()}
 
 
 def write_settings(directory: Path, settings: Mapping[str, Any], decoder: Mapping[int, AddedToken]) -> None:
