@@ -8,7 +8,8 @@ from typing import Any
 from siglip_jax._files import user_cache
 from siglip_jax.data.kinds import Recognised, recognise
 from siglip_jax.data.sources import coco, parquet
-from siglip_jax.data.sources.arrow import ArrowSource, Chosen
+from siglip_jax.data.sources.arrow import ArrowSource
+from siglip_jax.data.sources.arrow_columns import Chosen
 from siglip_jax.data.sources.coco import CocoSource
 from siglip_jax.data.sources.columns import listed
 from siglip_jax.data.sources.folder import FolderSource, PlainFolder, TextsFolder, is_image, walk
@@ -33,10 +34,10 @@ def open_source(
     """Opens a data set on disk as a source of examples with random access.
 
     The kind is recognised from the files: WebDataset shards (a tar, a folder of tars, `shards/*.tar`,
-    `a-{000..010}.tar`), JSON lines, CSV or TSV beside images, COCO's captions `.json`, Parquet with encoded images (a
-    file or a folder), the Arrow files of `datasets` (`save_to_disk` or its cache), a folder of images with a `.txt`
-    beside each, or a folder of class folders. A folder of several kinds is refused. An image is read only when its
-    example is; Parquet, which has no random access, is copied once.
+    `a-{000..010}.tar`), JSON lines, CSV or TSV beside images, COCO's captions `.json`, Parquet (a file or a folder) or
+    the Arrow files of `datasets` (`save_to_disk` or its cache) with encoded images or paths of images, a folder of
+    images with a `.txt` beside each, or a folder of class folders. A folder of several kinds is refused. An image is
+    read only when its example is; Parquet, which has no random access, is copied once.
 
     Whatever is left out is counted and named in a `UserWarning`: images that the table of a folder does not name,
     images without a caption beside them, and members of tar files that belong to no example.
@@ -54,8 +55,8 @@ def open_source(
         plain images, including those of its subfolders, and a tar as all images in it.
       kind: "tar", "parquet", "arrow", "table", "texts" (a `.txt` beside each image) or "images" (class folders, or
         plain images): the one to open in a folder of several; None: there must be only one.
-      root: folder that the images of a table must be in, and that their relative paths may begin in: for tables with
-        absolute paths or with `..`; None: the folder of the table.
+      root: folder that images named by paths must be in, and that their relative paths may begin in: for tables with
+        absolute paths or with `..`; None: the folder of the file that names them.
 
     Returns:
       A `Source`, which also has `name(index)` and `files()`.
@@ -90,10 +91,10 @@ def open_source(
     if found.kind == "table":
         return _table(found, name, keys, root)
     if found.kind == "parquet":
-        chosen = Chosen(parquet.read_schema(files[0]), image_key, text_key, label_key, name, images_only)
+        chosen = Chosen(parquet.read_schemas(files), image_key, text_key, label_key, name, images_only)
         files = [os.fspath(parquet.as_arrow(files, chosen, Path(cache) if cache else user_cache()))]
         keys |= {"image_key": chosen.image, "text_key": chosen.text, "label_key": chosen.label}
-    return ArrowSource(files, name, **keys, made_of=made_of)
+    return ArrowSource(files, name, **keys, made_of=made_of, root=root)
 
 
 def _table(found: Recognised, name: str, keys: dict[str, Any], root: str | os.PathLike[str] | None) -> Opened:

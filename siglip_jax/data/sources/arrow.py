@@ -3,6 +3,7 @@
 Each row is read on its own, without the rest of its file. `datasets` is not needed, and nothing is unpickled.
 """
 
+import functools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -11,69 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Int64
 
 from siglip_jax.data.example import Example
 from siglip_jax.data.sources import columns
-
-_TEXT_TYPES = (pa.string(), pa.large_string(), pa.string_view())
-
-
-class Chosen:
-    """The columns of a table that are read.
-
-    Attributes:
-      image: name of the column of images.
-      text: name of the column of captions, or None.
-      label: name of the column of labels, or None.
-      names: the names that are not None, in the order of the schema.
-    """
-
-    def __init__(
-        self,
-        schema: pa.Schema,
-        image_key: str | None,
-        text_key: str | None,
-        label_key: str | None,
-        where: str,
-        images_only: bool = False,
-    ) -> None:
-        """Chooses the columns by their types and names.
-
-        Args:
-          schema: names and types of all columns.
-          image_key: column of the images; None: chosen among those that can hold images, see `holds_images`.
-          text_key: column of the captions; None: the first of a usual name.
-          label_key: column of the labels; None: the first of a usual name.
-          where: path of the data set, for messages.
-          images_only: whether captions and labels are ignored.
-
-        Raises:
-          ValueError: if there are no images, or neither captions nor labels.
-        """
-        holding = [name for name in schema.names if holds_images(schema.field(name).type)]
-        if image_key is not None and image_key in schema.names and image_key not in holding:
-            kind = schema.field(image_key).type
-            raise ValueError(f"{where}: the column {image_key!r} must hold bytes of images, got {kind}")
-        image = columns.pick(
-            holding if image_key is None else schema.names, image_key, columns.IMAGE, "image_key", where
-        )
-        if image is None and len(holding) == 1:
-            image = holding[0]
-        self.text = self.label = None
-        if not images_only:
-            self.text = columns.pick(schema.names, text_key, columns.TEXT, "text_key", where)
-            self.label = columns.pick(schema.names, label_key, columns.LABEL, "label_key", where)
-        if image is None:
-            raise columns.missing("bytes of images", columns.IMAGE, schema.names, "image_key", where)
-        if self.text is None and self.label is None and not images_only:
-            raise columns.missing("captions", columns.TEXT, schema.names, "text_key or label_key", where)
-        if self.text is not None and not _is_text(schema.field(self.text).type):
-            kind = schema.field(self.text).type
-            raise ValueError(
-                f"{where}: the column {self.text!r} must hold texts, got {kind}; name the captions with text_key"
-            )
-        self.image = image
-        self.names = [name for name in schema.names if name in (image, self.text, self.label)]
+from siglip_jax.data.sources.arrow_columns import Chosen, as_plain, merged, plain, refused
+from siglip_jax.data.sources.paths import path_inside, read_file
 
 
 class ArrowSource:
@@ -89,6 +34,7 @@ class ArrowSource:
         label_key: str | None = None,
         images_only: bool = False,
         made_of: Sequence[str] | None = None,
+        root: str | os.PathLike[str] | None = None,
     ) -> None:
         """Maps the files into memory; only their headers and the column of labels are read.
 
@@ -100,37 +46,63 @@ class ArrowSource:
           label_key: column of the labels; None: the usual names are tried.
           images_only: whether captions and labels are ignored and may be missing.
           made_of: paths of the files that `files` are a copy of; None: `files` are the originals.
+          root: folder that images named by paths must be in; None: the folder of the file that names them.
 
         Raises:
           OSError: if a file is unreadable.
           ValueError: if a file is not Arrow, or a column is missing.
         """
         self.path, self._paths, self._made_of = path, list(files), list(made_of or files)
+        self._root = None if root is None else os.path.abspath(root)
         batches = self._mapped()
         if not sum(batch.num_rows for batch in batches):
             raise ValueError(f"{path}: a data set must have a row for each image, got no rows")
-        schema = batches[0].schema
+        schema = merged(list(dict.fromkeys(batch.schema for batch in batches)))
         self._chosen = Chosen(schema, image_key, text_key, label_key, path, images_only)
-        for batch in batches:
+        for number, batch in enumerate(batches):
             if not {*self._chosen.names} <= {*batch.schema.names}:
                 raise ValueError(
                     f"{path}: each file must have the columns {columns.listed(self._chosen.names)}, "
                     f"got {columns.listed(batch.schema.names)}"
                 )
+            for name in self._chosen.names:
+                kind, expected = plain(batch.schema.field(name).type), self._chosen.schema.field(name).type
+                if kind not in (expected, pa.null()):
+                    raise ValueError(f"{self._files[number]}: the column {name!r} must hold {expected}, got {kind}")
         self._starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
         self._labels, self.classes = None, ()
-        if self._chosen.label is not None:
-            found = pa.chunked_array([batch.column(self._chosen.label) for batch in batches])
-            self._labels, self.classes = _labels(found, schema, self._chosen.label, path)
+        if (label := self._chosen.label) is not None:
+            found = pa.chunked_array(self._column(number, label) for number in range(len(batches)))
+            self._labels, self.classes = _labels(found, schema, label, path)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_batches"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_batches", "_files", "_valid")}
 
     def _mapped(self) -> list[pa.RecordBatch]:
         """Returns the batches of all files, which are mapped once per process."""
         if "_batches" not in self.__dict__:
-            self._batches = [batch for path in self._paths for batch in _map_file(path)]
+            mapped = [(batch, path) for path in self._paths for batch in _map_file(path)]
+            self._files, self._valid = [path for _, path in mapped], set()
+            self._batches = [batch for batch, _ in mapped]
         return self._batches
+
+    def _batch(self, number: int) -> pa.RecordBatch:
+        """Returns the chosen columns of a batch, whose offsets are compared with its buffers when it is first used.
+
+        Offsets that lead elsewhere would otherwise end the process, or return bytes of another row.
+        """
+        batch = self._mapped()[number].select(self._chosen.names)
+        if number not in self._valid:
+            with refused(self._files[number], "Arrow"):
+                batch.validate(full=True)
+            self._valid.add(number)
+        return batch
+
+    def _column(self, number: int, name: str) -> pa.Array:
+        """Returns a column of a batch as its plain type."""
+        array = self._batch(number).column(name)
+        with refused(self._files[number], "Arrow"):
+            return as_plain(array, self._chosen.schema.field(name).type)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -139,10 +111,14 @@ class ArrowSource:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path}: index must be from 0 to {len(self) - 1}, got {index}")
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        batch, row = self._mapped()[number], index - int(self._starts[number])
+        batch, row = self._batch(number), index - int(self._starts[number])
         where = self.name(index)
         image = batch.column(self._chosen.image)[row].as_py()
-        image = image.get("bytes") if isinstance(image, dict) else image
+        image, file = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
+        if isinstance(image, str):
+            image, file = None, image
+        if not image and file:
+            image = read_file(path_inside(file, *self._folders(index), where), file, where)
         if not image:
             raise ValueError(f"{where}: the image must be bytes of an image file, got none")
         texts = None if self._chosen.text is None else batch.column(self._chosen.text)[row].as_py()
@@ -155,59 +131,83 @@ class ArrowSource:
         """Returns the name of the data set and the index of the row."""
         return f"{os.path.basename(self.path)}:{index}"
 
+    @property
+    def image_numbers(self) -> Int64[np.ndarray, " examples"] | None:
+        """Number of the image that each row names, (rows,), counted from 0 by first row; None where rows hold bytes."""
+        if self._chosen.schema.field(self._chosen.image).type != pa.large_string():
+            return None
+        return columns.numbered(path for number in range(len(self._starts) - 1) for path in self._paths_in(number))
+
     def files(self) -> Iterator[tuple[str, str]]:
-        """Yields (name, path) of every file that is read; for a copy, of the original files."""
-        return ((os.path.basename(path), path) for path in self._made_of)
+        """Yields (name, path) of every file that is read: of a copy the original files, and images named by paths."""
+        for path in self._made_of:
+            yield os.path.basename(path), path
+        for number, start in enumerate(self._starts[:-1].tolist()):
+            for row, file in enumerate(self._paths_in(number)):
+                if file:
+                    try:
+                        yield file, path_inside(file, *self._folders(start + row), "")
+                    except ValueError:  # an error only when the row is read
+                        yield file, ""
 
-    def contents(self) -> Iterator[Any]:
-        """Yields the captions and labels of all rows, as buffers: what the source has beside its images."""
-        for batch in self._mapped():
-            for name in (self._chosen.text, self._chosen.label):
-                yield from (buffer for buffer in (batch.column(name).buffers() if name else ()) if buffer is not None)
+    def _paths_in(self, number: int) -> list[str | None]:
+        """Returns the path of the image of each row of a batch; None where the row holds its bytes."""
+        array = self._column(number, self._chosen.image)
+        if pa.types.is_struct(array.type):
+            held = array.field("bytes").is_valid().to_pylist()
+            return [None if there else file for there, file in zip(held, array.field("path").to_pylist(), strict=True)]
+        return array.to_pylist() if array.type == pa.large_string() else []
 
+    def _folders(self, index: int) -> tuple[str, str]:
+        """Returns the folder of the file that a row belongs to, and the folder that an image must be in."""
+        file = self._made_of[int(np.searchsorted(self._ends, index, side="right"))]
+        folder = os.path.dirname(os.path.abspath(file))
+        return folder, self._root or folder
 
-def holds_images(kind: pa.DataType) -> bool:
-    """Returns whether a column of this type can hold encoded images: bytes, or a struct with a field `bytes`."""
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and holds_images(kind.field("bytes").type)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return kind.value_type in _TEXT_TYPES
-    return kind in _TEXT_TYPES
+    @functools.cached_property
+    def _ends(self) -> np.ndarray:
+        """Number of the row after the last one of each original file."""
+        if self._made_of == self._paths:
+            rows = dict.fromkeys(self._made_of, 0)
+            for path, batch in zip(self._files, self._mapped(), strict=True):
+                rows[path] += batch.num_rows
+            return np.cumsum([rows[path] for path in self._made_of])
+        return np.cumsum([pq.read_metadata(path).num_rows for path in self._made_of])
 
 
 def _map_file(path: str) -> list[pa.RecordBatch]:
     with pa.memory_map(path) as file:
         try:
             reader = pa.ipc.open_file(file)
-            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         except pa.ArrowInvalid:
+            reader = None
             file.seek(0)
-            try:
-                batches = list(pa.ipc.open_stream(file))
-            except pa.ArrowInvalid as error:
-                raise ValueError(f"{path}: the file must be an Arrow file, got something else ({error})") from None
-    try:
-        for batch in batches:
-            batch.validate()
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: the file must be a valid Arrow file, got a broken one ({error})") from None
+        with refused(path, "Arrow"):
+            if reader is not None:
+                batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+            else:
+                try:
+                    stream = pa.ipc.open_stream(file)
+                except pa.ArrowInvalid as error:
+                    reason = " ".join(str(error).split())[:150]
+                    raise ValueError(f"{path}: the file must be an Arrow file, got something else ({reason})") from None
+                batches = list(stream)
+            for batch in batches:
+                batch.validate()
+                _ = batch.schema.names  # decoded only now
     return batches
 
 
 def _labels(found: pa.ChunkedArray, schema: pa.Schema, name: str, path: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Returns the labels of all rows as indices of classes, (rows,) int32, and the names of the classes."""
-    if pa.types.is_dictionary(found.type):
-        found = found.cast(found.type.value_type)
+    if pa.types.is_null(found.type):
+        return np.full(len(found), columns.NO_LABEL, np.int32), ()
     if pa.types.is_floating(found.type):  # integers with missing values, as pandas writes them
         values = np.nan_to_num(found.to_numpy(), nan=columns.NO_LABEL)
         if (np.abs(values) < 2**31).all() and (values == np.floor(values)).all():
             found = pa.chunked_array([values.astype(np.int64)])
     if not pa.types.is_integer(found.type):
-        if found.type not in _TEXT_TYPES:
+        if found.type != pa.large_string():
             raise ValueError(f"{path}: the column {name!r} must hold integers or names of classes, got {found.type}")
         return columns.as_labels(found.to_pylist(), f"{path}: {name}")
     names = _names_of_classes(schema, name)

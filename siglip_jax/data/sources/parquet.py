@@ -6,14 +6,14 @@ The copy holds only the images, captions and labels, takes as much disk as they 
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from siglip_jax._files import written_aside
-from siglip_jax.data.sources.arrow import Chosen
+from siglip_jax.data.sources.arrow_columns import Chosen, as_plain, merged, plain, refused
 from siglip_jax.data.sources.columns import listed
 
 _ROWS = 64  # rows of a batch, whose images of many megabytes must stay below the limit of two gigabytes
@@ -45,19 +45,36 @@ def as_arrow(files: Sequence[str], chosen: Chosen, cache: Path) -> Path:
             f"{cache}: free space must be {needed:,} bytes for a copy of the Parquet files, got {free:,}; "
             "choose another folder with cache"
         )
-    schema = _schema(files[0], chosen.names)
+    for file in files:
+        _check(file, chosen, files[0])
     with (
         written_aside(target) as aside,
         pa.OSFile(os.fspath(aside), "wb") as out,
-        pa.ipc.new_file(out, schema) as writer,
+        pa.ipc.new_file(out, chosen.schema) as writer,
     ):
         for file in files:
-            if not (own := _schema(file, chosen.names)).equals(schema):
-                types = ", ".join(f"{field.name} ({field.type})" for field in own)
-                raise ValueError(f"{file}: columns must be those of {files[0]}, got {types}")
-            for batch in pq.ParquetFile(file).iter_batches(_ROWS, columns=chosen.names, use_threads=False):
+            for batch in _batches(file, chosen):
                 writer.write_batch(batch)
     return target
+
+
+def _batches(file: str, chosen: Chosen) -> Iterator[pa.RecordBatch]:
+    """Yields the chosen columns of a file, with the types that they are stored as."""
+    with refused(file, "Parquet"):
+        for batch in pq.ParquetFile(file).iter_batches(_ROWS, columns=chosen.names, use_threads=False):
+            batch.validate(full=True)
+            fields = [chosen.schema.field(name) for name in chosen.names]
+            found = [as_plain(batch.column(field.name), field.type) for field in fields]
+            yield pa.RecordBatch.from_arrays(found, schema=chosen.schema)
+
+
+def read_schemas(files: Sequence[str]) -> pa.Schema:
+    """Returns names and types of the columns of Parquet files, see `merged`.
+
+    Raises:
+      ValueError: if one is not a Parquet file.
+    """
+    return merged([read_schema(file) for file in files])
 
 
 def read_schema(file: str) -> pa.Schema:
@@ -67,14 +84,20 @@ def read_schema(file: str) -> pa.Schema:
       ValueError: if it is not a Parquet file.
     """
     try:
-        return pq.read_schema(file)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{file}: the file must be a Parquet file, got something else ({error})") from None
+        with refused(file, "Parquet"):
+            return pq.read_schema(file)
+    except ValueError as error:
+        if "magic bytes" not in str(error) and "too small" not in str(error) and "is 0 bytes" not in str(error):
+            raise
+        raise ValueError(f"{file}: the file must be a Parquet file, got something else") from None
 
 
-def _schema(file: str, names: Sequence[str]) -> pa.Schema:
-    """Returns names and types of the chosen columns."""
+def _check(file: str, chosen: Chosen, first: str) -> None:
+    """Raises a `ValueError` unless a file has the chosen columns with their types."""
     schema = read_schema(file)
-    if missing := [name for name in names if name not in schema.names]:
+    if missing := [name for name in chosen.names if name not in schema.names]:
         raise ValueError(f"{file}: columns must include {missing[0]!r}, got {listed(schema.names)}")
-    return pa.schema([schema.field(name) for name in names], schema.metadata)
+    own = [schema.field(name) for name in chosen.names]
+    if any(plain(field.type) not in (chosen.schema.field(field.name).type, pa.null()) for field in own):
+        types = ", ".join(f"{field.name} ({field.type})" for field in own)
+        raise ValueError(f"{file}: columns must be those of {first}, got {types}")

@@ -19,6 +19,7 @@ from siglip_jax.data.sources.paths import path_inside, read_file
 
 ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv")
 _CHUNK = 2**16  # rows
+_SEPARATORS = (",", "\t", ";", "|")
 _LOOK = 1000  # rows that are searched for names of columns
 
 Row = tuple[int, dict[str, Any]]  # number of the line, counted from 1, and its fields
@@ -174,12 +175,11 @@ def _json_lines(file: Any, path: Path) -> Iterator[Row]:
 
 
 def _csv(file: Any, path: Path) -> Iterator[Row]:
-    head = file.readline()
+    separator = _separator(file.readline(), "\t" if path.suffix.lower() == ".tsv" else ",")
     file.seek(0)
-    tabs = path.suffix.lower() == ".tsv" or ("\t" in head and "," not in head)
-    reader = csv.reader(file, delimiter="\t" if tabs else ",", strict=True)
+    reader = csv.reader(file, delimiter=separator, skipinitialspace=True, strict=True)
     try:
-        names = next(reader, [])
+        names = [name.strip() for name in next(reader, [])]
         if len(set(names)) < len(names):
             raise ValueError(f"{path}: names of columns must be different, got {columns.listed(names)}")
         for fields in reader:
@@ -195,3 +195,14 @@ def _csv(file: Any, path: Path) -> Iterator[Row]:
         raise ValueError(
             f"{path}: line {reader.line_num} must be valid CSV, got other text ({error}); fix or remove it"
         ) from None
+
+
+def _separator(head: str, usual: str) -> str:
+    """Returns the separator by which the first line has most columns of usual names, or else most columns."""
+    known = {*columns.IMAGE, *columns.TEXT, *columns.LABEL}
+
+    def found(separator: str) -> tuple[int, int]:
+        names = next(csv.reader([head], delimiter=separator, skipinitialspace=True), [])
+        return sum(name.strip().lower() in known for name in names), len(names)
+
+    return max(dict.fromkeys((usual, *_SEPARATORS)), key=found)

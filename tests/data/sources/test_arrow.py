@@ -172,8 +172,8 @@ def test_columns(tmp_path):
         ValueError, match=r"text_key must be one of the columns 'PNG_data', 'Sentences', 'target', got 'x'"
     ):
         open_source(tmp_path / "a.arrow", text_key="x")
-    with pytest.raises(ValueError, match="the column 'target' must hold bytes of images, got string"):
-        open_source(tmp_path / "a.arrow", image_key="target")
+    with pytest.raises(ValueError, match="the column 'Sentences' must hold bytes or paths of images, got large_list"):
+        open_source(tmp_path / "a.arrow", image_key="Sentences")
     with pytest.raises(
         ValueError, match="the column 'PNG_data' must hold texts, got large_binary; name the captions with text_key"
     ):
@@ -213,6 +213,89 @@ def test_images_that_are_missing(tmp_path):
     images = pa.array([None, {"bytes": None, "path": "/etc/passwd"}, {"bytes": b"", "path": None}], STRUCT)
     content = pa.table({"image": images, "caption": ["a", "b", "c"]})
     source = open_source(write_stream(tmp_path / "a.arrow", content))
-    for i in range(3):
+    for i in (0, 2):
         with pytest.raises(ValueError, match=f"a.arrow:{i}: the image must be bytes of an image file, got none"):
             source[i]
+    with pytest.raises(ValueError, match="a.arrow:1: an image must be inside .*, got /etc/passwd, which leads out of"):
+        source[1]
+
+
+@pytest.mark.parametrize("kind", ["arrow", "parquet"])
+@pytest.mark.parametrize("form", ["struct", "string", "dictionary"])
+def test_images_named_by_paths(tmp_path, cache, kind, form):
+    """Paths are relative to the file that names them; a struct may have bytes or a path in each row."""
+    paths = ["images/0.jpg", None, "../b/images/2.jpg", "images/0.jpg"]
+    for folder in ("a", "b"):
+        (tmp_path / folder / "images").mkdir(parents=True)
+        for i in range(3):
+            (tmp_path / folder / "images" / f"{i}.jpg").write_bytes(encoded(i + 10 * (folder == "b")))
+        if form == "struct":
+            held = [{"bytes": encoded(7) if path is None else None, "path": path} for path in paths]
+            images = pa.array(held, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+        else:
+            images = pa.array(paths)
+            images = images.dictionary_encode() if form == "dictionary" else images
+        content = pa.table({"file_name": images, "text": pa.array(list("abcd"))})
+        if kind == "parquet":
+            pq.write_table(content, tmp_path / folder / "data.parquet")
+        else:
+            write_stream(tmp_path / folder / "data.arrow", content)
+    source = open_source(f"{tmp_path}/*/data.{kind}", cache=cache, root=tmp_path)
+    read = {0: 0, 2: 12, 3: 0, 4: 10, 6: 12, 7: 10} | ({1: 7, 5: 7} if form == "struct" else {})
+    for i, seed in read.items():
+        assert source[i].image == encoded(seed)
+        assert source[i].texts == ("abcd"[i % 4],)
+    if form != "struct":
+        with pytest.raises(ValueError, match=f"data.{kind}:1: the image must be bytes of an image file, got none"):
+            source[1]
+        assert source.image_numbers.tolist()[:1] == [0]
+    named = [path for _, path in source.files()]
+    assert named.count(str(tmp_path / "b" / "images" / "2.jpg")) == 2 and len(named) == 2 + 6
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy[6] == source[6]
+    with pytest.raises(ValueError, match="got ../b/images/2.jpg, which leads out of it"):
+        open_source(f"{tmp_path}/*/data.{kind}", cache=cache)[2]
+
+
+@pytest.mark.parametrize("kind", ["arrow", "parquet"])
+def test_the_same_values_of_several_types(tmp_path, cache, kind):
+    """Shards of other writers: strings, large ones, dictionaries of them, and columns without any value."""
+    texts, labels = [f"caption {i}" for i in range(2)], ["dog", "cat"]
+    raw, of_text = [encoded(0), encoded(1)], pa.dictionary(pa.int8(), pa.string())
+    shards = [
+        (pa.array(raw), pa.nulls(2), pa.array(labels)),
+        (pa.array(raw, pa.large_binary()), pa.array(texts, pa.large_string()), pa.array(labels).dictionary_encode()),
+        (pa.array(raw, pa.binary_view()), pa.array(texts).dictionary_encode(), pa.nulls(2)),
+        (pa.array(raw, pa.binary()), pa.array(texts, pa.string_view()), pa.array(labels, of_text)),
+    ]
+    for i, (images, captions, names) in enumerate(shards):
+        content = pa.table({"image": images, "alt_text": pa.nulls(2), "caption": captions, "label": names})
+        path = tmp_path / "set" / f"{i}.{kind}"
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(content, path) if kind == "parquet" else write_stream(path, content)
+    source = open_source(tmp_path / "set", cache=cache)
+    assert source.classes == ("cat", "dog")
+    for i in range(8):
+        example = source[i]
+        assert example.image == raw[i % 2]
+        assert example.texts == (() if i < 2 else (texts[i % 2],))
+        assert example.label == (None if i in (4, 5) else 1 - i % 2)
+    with pytest.raises(ValueError, match="the column 'alt_text' must hold texts, got null"):
+        open_source(tmp_path / "set", cache=cache, text_key="alt_text")
+
+
+def test_an_offset_that_leads_elsewhere(tmp_path):
+    """It ended the process, or returned the bytes of another row."""
+    raw = [encoded(i) for i in range(4)]
+    content = pa.table({"image": pa.array(raw), "caption": list("abcd")})
+    path = write_stream(tmp_path / "a.arrow", content, rows=2)
+    data = path.read_bytes()
+    sizes = b"".join(n.to_bytes(4, "little") for n in (0, len(raw[0]), len(raw[0]) + len(raw[1])))
+    at = data.index(sizes) + 4
+    path.write_bytes(data[:at] + (len(raw[0]) + len(raw[1]) + 9).to_bytes(4, "little") + data[at + 4 :])
+    source = open_source(path)
+    for i in (0, 1):
+        with pytest.raises(ValueError, match="a.arrow: the file must be a valid Arrow file, got a broken one "):
+            source[i]
+    assert source[2][:2] == (raw[2], ("c",))
+    assert source[3].image == raw[3]

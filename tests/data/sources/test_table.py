@@ -66,6 +66,23 @@ def test_csv_with_a_byte_order_mark(folder, name, separator):
     assert source[1].image == encoded(1)
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize("separator", [";", "\t", "|", ", ", ","])
+def test_separators(folder, name, separator):
+    rows = [["image", "caption", "label"], ["images/0.jpg", '"one, two; three"', "1"], ["images/1.jpg", "größer", "0"]]
+    source = open_source(write(folder / name, "\n".join(separator.join(row) for row in rows)))
+    assert [source[i][1:3] for i in range(2)] == [
+        (("one, two; three",), 1),
+        (("größer",), 0),
+    ]
+    assert source[1].image == encoded(1) and source.classes == ("0", "1")
+
+
+def test_a_separator_in_the_names_of_columns(folder):
+    text = "file_name,caption;de|fr\tit,caption\nimages/0.jpg,a;b,c\n"
+    assert open_source(write(folder / "a.csv", text))[0].texts == ("c",)
+
+
 def test_labels(folder):
     def of(*labels, **options):
         rows = [{"image": f"images/{i}.jpg", "label": label} for i, label in enumerate(labels)]
