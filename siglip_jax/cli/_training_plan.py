@@ -58,4 +58,10 @@ def _sentences(facts: dict[str, Any]) -> list[str]:
         )
     if facts["memory_per_device"] is not None:
         lines.append(f"about {facts['memory_per_device'] / 2**30:.2f} GiB on each device, the batch included")
+        if facts["device_memory"] is not None and facts["memory_per_device"] > facts["device_memory"]:
+            smaller = facts["smaller"] or {}
+            words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in smaller.items())
+            lines[-1] += f", which has {facts['device_memory'] / 2**30:.2f} GiB; " + (
+                f"a step fits with {words}" if words else "use a smaller batch, or more devices with --mesh.fsdp"
+            )
     return lines

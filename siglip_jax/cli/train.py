@@ -7,18 +7,20 @@ receives the model (a directory that siglip_jax.load and transformers read), the
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from siglip_jax._files import output_path
 from siglip_jax._optional import import_optional
 from siglip_jax.cli._data import column_names
 from siglip_jax.cli._output import progress, say
 from siglip_jax.cli._signals import STOPPED
+from siglip_jax.cli._training_progress import Report
 from siglip_jax.training.recipes import ABOUT, RECIPES
 
 HELP = "train a model, from a checkpoint or from random weights"
@@ -63,20 +65,16 @@ def run(arguments: argparse.Namespace) -> int:
         print_plan(dry_run(data, options.model, options.recipe, **keys), options.json)
         return 0
     names = ("evaluate", "best", "save_every", "keep", "log_every", "tensorboard", "workers")
-    with progress("steps") as on_progress, progress("images embedded") as on_precompute:
-
-        def note_loss(metrics: dict[str, Any]) -> None:
-            if "loss" in metrics:
-                on_progress.note = f"loss {metrics['loss']:.4g}"
-
+    with progress("steps") as steps, progress("images embedded") as images:
+        report = Report(steps, images, quiet=jax.process_index() > 0)
         done = train(
             data,
             options.model,
             out,
             options.recipe,
-            on_metrics=note_loss,
-            on_progress=on_progress,
-            on_precompute=on_precompute,
+            on_metrics=report.on_metrics,
+            on_progress=report.on_progress,
+            on_precompute=report.on_precompute,
             **keys,
             **{name: getattr(options, name) for name in names},
         )
@@ -103,6 +101,7 @@ def parse(name: str, words: Sequence[str]) -> Any:
 
     from siglip_jax.cli._train_options import Options
 
+    _refuse_unknown_options(name, words, Options)
     said = io.StringIO()
     about = f"{ABOUT[name].rstrip()}\n\n{column_names('image', 'text', 'label')}"
     default = dataclasses.replace(Options(data=(), model="", out=Path("."), recipe=RECIPES[name]))
@@ -117,6 +116,47 @@ def parse(name: str, words: Sequence[str]) -> Any:
         if not stopped.code:
             raise
         raise ValueError(one_line(said.getvalue())) from None
+
+
+_ALIASES = {
+    "lr": "optimizer.rate",
+    "learning-rate": "optimizer.rate",
+    "epochs": "duration",
+    "steps": "duration",
+    "max-steps": "duration",
+    "num-epochs": "duration",
+    "wd": "optimizer.weight-decay",
+    "bs": "batch-size",
+    "rank": "lora.rank",
+    "fp16": "dtype",
+    "bf16": "dtype",
+    "gradient-accumulation-steps": "micro-batches",
+}
+
+
+def _refuse_unknown_options(recipe: str, words: Sequence[str], options: Any) -> None:
+    """Raises a `ValueError` with the option that was probably meant, for the first unknown one."""
+    known = dict(_options(options))
+    for word in words:
+        option = word.removeprefix("--").partition("=")[0].replace("_", "-")
+        if not word.startswith("--") or option in (*known, "help") or known.get(option.removeprefix("no-")) is bool:
+            continue
+        last = {path.rpartition(".")[2]: path for path in reversed(known)}
+        near = difflib.get_close_matches(option, [*known, *last, *_ALIASES], n=1)
+        meant = next((names[near[0]] for names in (_ALIASES, last) if near and near[0] in names), "".join(near))
+        hint = f"did you mean --{meant}? " if near else ""
+        raise ValueError(f"there is no option --{option}; {hint}see siglip-jax train {recipe} --help")
+
+
+def _options(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (name, type) of each option; the fields of the recipe have no prefix."""
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        hint, name = hints[field.name], prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(hint):
+            yield from _options(hint, "" if field.name == "recipe" else f"{name}.")
+        else:
+            yield name, hint
 
 
 def one_line(boxed: str) -> str:

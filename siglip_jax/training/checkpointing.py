@@ -4,8 +4,13 @@ A checkpoint is written in the background under a temporary name and renamed. It
 resumes on any number of them.
 """
 
+import contextlib
+import errno
 import json
-from collections.abc import Mapping
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -54,10 +59,18 @@ class Saver:
           state: tree of arrays.
           facts: further values that JSON can hold.
           metrics: results of an evaluation of the state; empty if it was not evaluated.
+
+        Raises:
+          OSError: if the disk is full; the message names the last whole checkpoint.
         """
-        args = ocp.args.Composite(state=ocp.args.StandardSave(_leaves(state)), facts=ocp.args.JsonSave(dict(facts)))
+        leaves = _leaves(state)
+        args = ocp.args.Composite(state=ocp.args.StandardSave(leaves), facts=ocp.args.JsonSave(dict(facts)))
         judged = dict(metrics) if self._best in metrics else None
-        self._manager.save(step, args=args, metrics=judged, force=True)
+        size = sum(leaf.nbytes for leaf in leaves.values())
+        if size // jax.process_count() > shutil.disk_usage(self._manager.directory).free:
+            raise self._disk_is_full()
+        with self._naming_a_full_disk():
+            self._manager.save(step, args=args, metrics=judged, force=True)
 
     def facts(self, step: int) -> dict[str, Any]:
         """Returns the facts that were saved with the state of a step.
@@ -100,14 +113,60 @@ class Saver:
             ) from error
 
     def wait(self) -> None:
-        """Waits until all checkpoints are on disk."""
-        self._manager.wait_until_finished()
+        """Waits until all checkpoints are on disk.
+
+        Raises:
+          OSError: if the disk is full; the message names the last whole checkpoint.
+        """
+        with self._naming_a_full_disk():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _naming_a_full_disk(self) -> Iterator[None]:
+        """Replaces the error of a full disk, which comes from a thread of Orbax, by one line."""
+        try:
+            yield
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            raise self._disk_is_full() from None
+
+    def _disk_is_full(self) -> OSError:
+        """Returns the error of a full disk."""
+        whole = [int(name) for name in os.listdir(self._manager.directory) if name.isdigit() and int(name)]
+        kept = f"the checkpoint of step {max(whole)} is whole" if whole else "no step is saved yet"
+        text = f"the disk is full, and {kept}; make room, then the same call resumes the run"
+        return OSError(errno.ENOSPC, text, os.fspath(self._manager.directory))
 
     def __enter__(self) -> "Saver":
+        _ABSL.addFilter(_not_of_orbax)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._manager.close()
+        # After an error, closing would raise that of the last save once more, and threads would still log theirs.
+        with contextlib.nullcontext() if error is None else contextlib.suppress(Exception):
+            with self._naming_a_full_disk():
+                self._manager.close()
+            _ABSL.removeFilter(_not_of_orbax)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Returns whether an error, or one that caused it, says that the disk or the user's share of it is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):  # of C++ code
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+_ABSL = logging.getLogger("absl")
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    """Filters the log of Orbax, which has a traceback for each thread that an error passes before it is raised."""
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
 def _leaves(tree: Any) -> dict[str, jax.Array]:

@@ -59,7 +59,11 @@ class Log:
           metrics: values by name; floats are rounded to six digits, NaN and infinity become null.
         """
         line = {"step": step} | {name: _short(value) for name, value in metrics.items()}
-        print(json.dumps(line), file=self._file, flush=True)
+        try:
+            print(json.dumps(line), file=self._file, flush=True)
+        except OSError as error:  # a full disk
+            error.filename = self._file.name
+            raise
         if self._on_metrics is not None:
             self._on_metrics(line)
         if self._board is not None:

@@ -119,7 +119,8 @@ def run_loop(
       The last state, the number of steps done, and whether a signal stopped the run.
 
     Raises:
-      ValueError: if the directory holds a run of another identity or other data, or the loss stays not finite.
+      ValueError: if the directory holds a run of another identity or other data, the loss stays not finite, or the
+        evaluation lacks the metric `best`.
     """
     options.directory.mkdir(parents=True, exist_ok=True)
     with (
@@ -243,6 +244,13 @@ class _Loop:
         saver.save(done, state, facts | {"unreadable": self.unreadable, "seconds": self.seconds}, judged)
         if done:
             self.rollbacks = 0
+        best = self.options.best
+        if judged and best is not None and best not in judged:
+            saver.wait()
+            raise ValueError(
+                f"best must be one of the metrics {', '.join(judged)}, got {best!r}; step {done} is saved, so"
+                " resume with another"
+            )
         return judged
 
     def _restore(self, saver: Saver, like: TrainState) -> TrainState:

@@ -1,13 +1,17 @@
 """The plan of a run: what `train` would do with each parameter, its schedule, and the memory on each device."""
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from siglip_jax.models.cost import Placement, estimate, placements
-from siglip_jax.parallel.mesh import AXES
+from siglip_jax.parallel.mesh import AXES, batch_shards
 from siglip_jax.params import flatten
+from siglip_jax.training.memory import device_memory
 from siglip_jax.training.prepare import Model
 from siglip_jax.training.recipe import Recipe
 from siglip_jax.training.setup import Data, Path_, Sources, recipe_with, set_up
@@ -48,8 +52,9 @@ def dry_run(
       A dict that JSON can hold: `steps`, `batch_size`, `examples` of an epoch, `images` (the different ones that they
       name; None where only reading them shows it), `epochs`, `trained_parameters`, `all_parameters`, `mesh`,
       `memory_per_device` in bytes (None where no estimate applies), `peak_rate`, `schedule` (factors of the rate,
-      evenly spaced over the run), and `parameters`, a row for each: `parameter` (its path), `shape`, `rate`, `decay`,
-      `frozen` and `sharding`.
+      evenly spaced over the run), `device_memory`, the bytes that a device has (None where unknown), `smaller`, the
+      fields of the recipe with which a step would fit if it does not (None where it does, or nothing helps), and
+      `parameters`, a row for each: `parameter` (its path), `shape`, `rate`, `decay`, `frozen` and `sharding`.
 
     Raises:
       FileNotFoundError: if data or checkpoint do not exist.
@@ -62,7 +67,7 @@ def dry_run(
       ...     table = pathlib.Path(folder, "pairs.csv")
       ...     _ = table.write_text("image,caption\\nhorse.png,a horse\\nlemon.png,a lemon\\n")
       ...     frozen = {"optimizer.rates": (("vision_model/.*", 0.0), (".*", 1.0))}
-      ...     plan = dry_run(table, siglip_jax.assets.BUNDLED_MODEL, batch_size=8, duration="5 steps", **frozen)
+      ...     plan = dry_run(table, siglip_jax.assets.BUNDLED_MODEL, batch_size=2, duration="5 steps", **frozen)
       >>> plan["steps"], plan["peak_rate"], {row["frozen"] for row in plan["parameters"]} == {False, True}
       (5, 1e-05, True)
     """
@@ -80,6 +85,7 @@ def dry_run(
     specs = {row.path: row.spec for row in placed} | dict.fromkeys(lora, "whole")
     rows = [_treatment_row(recipe, setup.model, path, shapes[path], spec) for path, spec in specs.items()]
     trained = sum(int(np.prod(row["shape"])) for row in rows if not row["frozen"])
+    memory, available = functools.partial(_memory, model=setup.model, placed=placed, sizes=sizes), device_memory()
     points = np.linspace(0, plan.steps, SCHEDULE_POINTS).round().astype(int)
     return {
         "steps": plan.steps,
@@ -90,7 +96,9 @@ def dry_run(
         "trained_parameters": trained,
         "all_parameters": sum(int(np.prod(shape)) for shape in shapes.values()),
         "mesh": sizes,
-        "memory_per_device": _memory(recipe, setup.model, placed, sizes),
+        "memory_per_device": memory(recipe),
+        "device_memory": available,
+        "smaller": _smaller(recipe, memory, available, setup.mesh),
         "peak_rate": recipe.optimizer.rate,
         "schedule": [float(plan.schedule(step)) for step in points],
         "parameters": rows,
@@ -114,6 +122,24 @@ def _treatment_row(recipe: Recipe, model: Model, path: str, shape: tuple[int, ..
         "frozen": entry.frozen,
         "sharding": spec,
     }
+
+
+def _smaller(
+    recipe: Recipe, memory: Callable[[Recipe], int | None], available: int | None, mesh: Mesh | None
+) -> dict[str, Any] | None:
+    """Returns the fields to change for a step to fit on the device: the first that do, of those that cost least."""
+    needed = memory(recipe)
+    if needed is None or available is None or needed <= available:
+        return None
+    each = recipe.batch_size // batch_shards(mesh)
+    more = [n for n in range(recipe.micro_batches + 1, each + 1) if each % n == 0]
+    changes: list[dict[str, Any]] = [{"dtype": "bfloat16"}, {"dtype": "bfloat16", "remat": "full"}]
+    changes += [changes[-1] | {"micro_batches": n} for n in more]
+    for change in changes:
+        found = memory(dataclasses.replace(recipe, **change))
+        if found is not None and found <= available:
+            return {name: value for name, value in change.items() if value != getattr(recipe, name)}
+    return None
 
 
 def _memory(recipe: Recipe, model: Model, placed: Sequence[Placement], sizes: dict[str, int]) -> int | None:

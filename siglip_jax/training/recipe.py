@@ -217,6 +217,11 @@ class Recipe:
             )
         if self.lora.rank < 0:
             raise ValueError(f"lora.rank must be 0 or more, got {self.lora.rank}")
+        if not self.lora.rank and any(pattern.startswith("lora/") for pattern, _ in self.optimizer.rates):
+            raise ValueError(
+                f"lora.rank must be 1 or more where optimizer.rates train low-rank additions, got {self.lora.rank};"
+                " train the weights themselves with the recipe finetune"
+            )
         if self.lora.rank and self.scan_layers:
             raise ValueError("scan_layers must be False with lora, got True; stacked layers have no paths of their own")
         for text in (self.duration, self.schedule.warmup, self.schedule.cooldown):

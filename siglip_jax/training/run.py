@@ -1,5 +1,6 @@
 """Trains a model from data, a checkpoint and a recipe: the job of `siglip-jax train`, as a function."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,6 +12,7 @@ import jax
 
 from siglip_jax._callbacks import OnProgress
 from siglip_jax._files import output_path, write_atomically
+from siglip_jax._lock import locked
 from siglip_jax.data.example import Source
 from siglip_jax.data.open import open_source
 from siglip_jax.inference.bench import peak_memory
@@ -127,6 +129,7 @@ def train(
 
     Raises:
       FileNotFoundError: if data or checkpoint do not exist.
+      OSError: if another process trains into `out`, or the disk is full.
       ValueError: if data, checkpoint and recipe do not fit together, `out` holds another run, or the loss stays not
         finite.
 
@@ -139,28 +142,23 @@ def train(
       ...         (data / name).mkdir(parents=True)
       ...         _ = shutil.copy(siglip_jax.assets.EXAMPLES / f"{name}.png", data / name)
       ...     model = siglip_jax.assets.BUNDLED_MODEL
-      ...     run = train(data, model, out, "linear-probe", batch_size=8, duration="2 steps")
+      ...     run = train(data, model, out, "linear-probe", batch_size=2, duration="2 steps")
       >>> run.model.config.id2label
       {0: 'horse', 1: 'lemon'}
       >>> run.steps, run.stopped, "loss" in run.metrics[0]
       (2, False, True)
     """
     directory = output_path(out)
+    if best is not None and evaluate is None:
+        raise ValueError(f"best must be used with evaluate, got {best!r} alone; add evaluate (--evaluate DATA)")
     recipe = recipe_with(recipe, fields)
     keys = {"image_key": image_key, "text_key": text_key, "label_key": label_key, "kind": kind, "root": root}
     setup = set_up(data, model, recipe, keys, workers)
+    judge = None if evaluate is None else _evaluation(evaluate, keys, recipe, setup)
     fingerprints = {"processor": processor_fingerprint(setup.model.processor)}
     if recipe.locked_images:
         fingerprints["image_tower"] = image_tower_of(setup)
     identity = identity_of(recipe, os.fspath(model), **fingerprints)
-    check_resumable(directory, identity, setup.pipeline.fingerprint)
-    directory.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        write_atomically(directory / "recipe.json", json.dumps(dataclasses.asdict(recipe), indent=2).encode() + b"\n")
-    if recipe.locked_images:
-        tower = fingerprints["image_tower"]
-        setup = with_image_embeds(setup, recipe, directory, tower, workers, on_precompute)
-    state = make_state(setup.plan, setup.model.params)
     metrics: list[dict[str, Any]] = []
 
     def keep_metrics(line: dict[str, Any]) -> None:
@@ -168,22 +166,32 @@ def train(
         if on_metrics is not None:
             on_metrics(line)
 
-    outcome = run_loop(
-        make_step(setup.plan.step, state),
-        state,
-        setup.pipeline,
-        setup.plan.steps,
-        LoopOptions(directory, save_every, keep, best, log_every, tensorboard),
-        identity=identity,
-        more_metrics=_speed_metrics(recipe, setup.model, setup.plan),
-        evaluate=None if evaluate is None else _evaluation(evaluate, keys, recipe, setup),
-        mesh=setup.mesh,
-        on_metrics=keep_metrics,
-        on_progress=on_progress,
-    )
-    params = outcome.state.average_params
-    if not outcome.stopped:
-        save_model(directory / "model", recipe, setup.model, params)
+    directory.mkdir(parents=True, exist_ok=True)
+    with _locked(directory):
+        check_resumable(directory, identity, setup.pipeline.fingerprint)
+        if jax.process_index() == 0:
+            text = json.dumps(dataclasses.asdict(recipe), indent=2) + "\n"
+            write_atomically(directory / "recipe.json", text.encode())
+        if recipe.locked_images:
+            tower = fingerprints["image_tower"]
+            setup = with_image_embeds(setup, recipe, directory, tower, workers, on_precompute)
+        state = make_state(setup.plan, setup.model.params)
+        outcome = run_loop(
+            make_step(setup.plan.step, state),
+            state,
+            setup.pipeline,
+            setup.plan.steps,
+            LoopOptions(directory, save_every, keep, best, log_every, tensorboard),
+            identity=identity,
+            more_metrics=_speed_metrics(recipe, setup.model, setup.plan),
+            evaluate=judge,
+            mesh=setup.mesh,
+            on_metrics=keep_metrics,
+            on_progress=on_progress,
+        )
+        params = outcome.state.average_params
+        if not outcome.stopped:
+            save_model(directory / "model", recipe, setup.model, params)
     module, processor = setup.model.module, setup.model.processor
     return Run(
         module,
@@ -195,6 +203,13 @@ def train(
         setup.plan.steps,
         outcome.stopped,
     )
+
+
+def _locked(directory: Path) -> contextlib.AbstractContextManager[None]:
+    """Holds the directory of a run, which the first of several processes does for all."""
+    if jax.process_index():
+        return contextlib.nullcontext()
+    return locked(directory / ".train.lock", "a training run")
 
 
 def _evaluation(data: Path_ | Source, keys: Mapping[str, Any], recipe: Recipe, setup: Setup) -> Evaluate:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from siglip_jax.data.example import Source
 from siglip_jax.data.open import open_source
 from siglip_jax.data.pipeline import Pipeline
 from siglip_jax.data.transform import Transform
+from siglip_jax.training.memory import host_memory
 from siglip_jax.training.objective import Objective
 from siglip_jax.training.precomputed import PrecomputedTransform, precompute_image_embeds, tower_fingerprint
 from siglip_jax.training.prepare import (
@@ -120,7 +122,25 @@ def set_up(
     objective = make_objective(recipe, model, transform, mesh)
     pipeline = _pipeline(sources, transform, recipe, workers)
     plan = make_plan(recipe, model.table, objective, pipeline.examples, mesh)
+    _check_batch(recipe, transform, pipeline.examples, plan.steps)
     return Setup(model, objective, sources, pipeline, plan, mesh)
+
+
+def _check_batch(recipe: Recipe, transform: Transform, examples: int, steps: int) -> None:
+    """Refuses a batch whose images fill the memory, and warns of one that is larger than the data."""
+    images = 3 * transform.height * transform.width * recipe.batch_size // jax.process_count()
+    memory = host_memory()
+    if memory is not None and images > memory:
+        raise ValueError(
+            f"batch_size must be one whose images fit in memory, got {recipe.batch_size} with {images / 2**30:.1f} GiB"
+            f" of images, and {memory / 2**30:.1f} GiB of memory; lower it"
+        )
+    if recipe.batch_size > examples:
+        warnings.warn(
+            f"batch_size is {recipe.batch_size}, more than the {examples} examples of the data: each step repeats"
+            f" examples, and {recipe.duration} are {steps} steps; lower batch_size",
+            stacklevel=4,
+        )
 
 
 def _pipeline(sources: Sources, transform: Transform, recipe: Recipe, workers: int) -> Pipeline:

@@ -25,6 +25,11 @@ def test_dry_run_shows_every_parameter_and_stops(run, checkpoint, pairs, tmp_pat
     assert facts["steps"] == 20 and facts["memory_per_device"] > 0 and len(facts["schedule"]) == 60
 
 
+def _log(out, name):
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if name in line]
+
+
 def _size(shape):
     size = 1
     for n in shape:
@@ -43,6 +48,15 @@ def test_trains_evaluates_and_leaves_a_model(run, checkpoint, pairs, tmp_path):
     assert ran.status == 0, ran.err
     result = json.loads(ran.out)
     assert result["steps"] == 4
+    said = ran.err.splitlines()
+    assert said[0] == "siglip-jax: compiling the training step, step 1 of 4"
+    assert [line.partition(",")[0] for line in said if ": loss" in line] == [
+        f"siglip-jax: step {line['step']} of 4: loss {line['loss']:.4g}" for line in _log(out, "loss")
+    ]
+    assert [line for line in said if "top1" in line] == [
+        f"siglip-jax: step {line['step']}: " + ", ".join(f"{k} {v:.4g}" for k, v in line.items() if k != "step")
+        for line in _log(out, "top1")
+    ]
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log if "loss" in line] == [2, 4]
     assert {"examples_per_second", "teraflops_per_second", "rate", "data_wait", "temperature"} <= log[0].keys()
@@ -69,6 +83,26 @@ def test_trains_evaluates_and_leaves_a_model(run, checkpoint, pairs, tmp_path):
         (("train", "finetune", "--data", "{d}", "--model", "{m}", "--out", "o", "--batch-size", "many"), "many"),
         (("train", "finetune", "--data", "{d}", "--model", "{m}", "--out", "o", "--duration", "soon"), "'soon'"),
         (
+            ("train", "finetune", "--data", "{d}", "--model", "{m}", "--out", "o", "--lr", "1e-3"),
+            "there is no option --lr; did you mean --optimizer.rate? see siglip-jax train finetune --help",
+        ),
+        (
+            ("train", "finetune", "--data", "{d}", "--modle", "{m}", "--out", "o"),
+            "there is no option --modle; did you mean --model?",
+        ),
+        (
+            ("train", "finetune", "--data", "{d}", "--model", "{m}", "--out", "o", "--best", "top1"),
+            "best must be used with evaluate, got 'top1' alone; add evaluate (--evaluate DATA)",
+        ),
+        (
+            ("train", "lora", "--data", "{d}", "--model", "{m}", "--out", "o", "--lora.rank", "0"),
+            "lora.rank must be 1 or more where optimizer.rates train low-rank additions, got 0",
+        ),
+        (
+            ("train", "finetune", "--data", "{d}", "--model", "{m}", "--out", "o", "--batch-size", "1000000000"),
+            "batch_size must be one whose images fit in memory, got 1000000000",
+        ),
+        (
             ("train", "finetune", "--data", "{d}", "--model", "{m}", "--out", "gs://bucket/run"),
             "--out must be a path on this machine, got the URL gs://bucket/run",
         ),
@@ -81,3 +115,31 @@ def test_mistakes_are_told_in_one_line(run, checkpoint, pairs, tmp_path, monkeyp
     assert ran.status == 2 and said in ran.err
     assert ran.err.count("\n") == 1 and "│" not in ran.err and not ran.out
     assert not list(tmp_path.iterdir())
+
+
+class TestMemory:
+    @pytest.fixture
+    def plan(self, run, checkpoint, pairs, monkeypatch):
+        """A function that returns what a dry run prints on a device of so many bytes."""
+
+        def printed(available, *words):
+            monkeypatch.setattr("siglip_jax.training.plan.device_memory", lambda: available)
+            words = ("--out", "o", "--dry-run", "--batch-size", 16, *words)
+            ran = run("train", "finetune", "--data", pairs, "--model", checkpoint, *words)
+            assert ran.status == 0, ran.err
+            return ran.out.strip()
+
+        return printed
+
+    def test_a_step_that_fits_is_left_alone(self, plan):
+        assert plan(2**40).endswith("GiB on each device, the batch included")
+
+    def test_a_smaller_step_is_proposed(self, plan):
+        narrow = json.loads(plan(2**40, "--dtype", "bfloat16", "--json"))["memory_per_device"]
+        assert plan(narrow).endswith("GiB; a step fits with --dtype bfloat16")
+        least = json.loads(plan(2**40, "--dtype", "bfloat16", "--remat", "full", "--json"))["memory_per_device"]
+        assert plan(least).endswith("GiB; a step fits with --dtype bfloat16 --remat full")
+        assert plan(least - 1).endswith("GiB; a step fits with --dtype bfloat16 --remat full --micro-batches 2")
+
+    def test_nothing_is_proposed_where_nothing_fits(self, plan):
+        assert plan(1000).endswith("use a smaller batch, or more devices with --mesh.fsdp")

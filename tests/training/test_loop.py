@@ -160,6 +160,14 @@ def test_a_run_goes_on_on_other_devices(tmp_path, whole):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), arrays(outcome), whole[0])
 
 
+def test_an_unknown_best_metric_is_told_after_the_first_save_and_a_known_one_goes_on(tmp_path):
+    options = {"save_every": 5, "steps": 10, "evaluate": lambda state: {"top1": 0.5, "top5": 0.75}}
+    with pytest.raises(ValueError, match="best must be one of the metrics top1, top5, got 'top-1'; step 5 is saved"):
+        run(tmp_path, Data(), best="top-1", **options)
+    data = Data()
+    assert run(tmp_path, data, best="top1", **options).steps == 10 and data.asked[0] == 5
+
+
 def test_the_best_and_the_last_checkpoints_stay(tmp_path):
     metrics = iter([0.1, 0.9, 0.3, 0.2])
 

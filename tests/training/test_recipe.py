@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from siglip_jax.models.cost import mesh_memory
 from siglip_jax.training.recipe import Lora, Recipe, steps_of
 from siglip_jax.training.recipes import ABOUT, RECIPES
 
@@ -58,3 +59,12 @@ def test_every_recipe_says_what_it_is():
     for name, recipe in RECIPES.items():
         assert ABOUT[name].strip(), name
         assert dataclasses.replace(recipe, seed=1) != recipe
+
+
+@pytest.mark.parametrize("name", ["google/siglip-base-patch16-224", "google/siglip-so400m-patch14-384"])
+def test_lora_fits_an_accelerator_of_16_gib(name):
+    recipe = RECIPES["lora"]
+    options = {"dtype": recipe.dtype, "remat": recipe.remat}
+    needed = mesh_memory(name, {}, recipe.batch_size // recipe.micro_batches, **options)["training_step"]
+    frozen = needed["gradients"] + needed["moments"]  # the weights have none
+    assert needed["total"] - frozen < 16 * 2**30

@@ -1,6 +1,7 @@
 """`siglip_jax.training.train` from Python: its result, its callbacks, interruption, and fields of a recipe."""
 
 import json
+import os
 import shutil
 import signal
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import siglip_jax
+from siglip_jax._lock import locked
 from siglip_jax.data import open_source
 from siglip_jax.training import RECIPES, Recipe, dry_run, train
 from siglip_jax.training.setup import recipe_with
@@ -107,6 +109,26 @@ def test_a_changed_processor_is_another_run(checkpoint, done, pairs, tmp_path):
 def test_other_fields_are_another_run(done, checkpoint, pairs):
     with pytest.raises(ValueError, match="to resume the run, seed must be 0, got 1"):
         train(pairs, checkpoint, done[0].directory, seed=1, **FIELDS)
+
+
+def test_a_second_run_into_the_same_directory_is_refused(checkpoint, pairs, tmp_path):
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out" / ".train.lock", "a training run"):
+        with pytest.raises(BlockingIOError, match=rf"out: a training run must be .* got process {os.getpid()} on "):
+            train(pairs, checkpoint, tmp_path / "out", **FIELDS)
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".train.lock"]
+
+
+def test_a_batch_larger_than_the_data_warns(checkpoint, pairs):
+    with pytest.warns(UserWarning, match=r"^batch_size is 80, more than the 16 examples of the data: .* are 2 steps;"):
+        facts = dry_run(pairs, checkpoint, batch_size=80, duration="10 epochs")
+    assert facts["steps"] == 2
+
+
+def test_best_is_a_metric_of_an_evaluation(checkpoint, pairs, tmp_path):
+    with pytest.raises(ValueError, match="best must be used with evaluate, got 'top1' alone"):
+        train(pairs, checkpoint, tmp_path / "out", best="top1", **FIELDS)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", ["list", "weights", "mapping", "source"])

@@ -1,6 +1,7 @@
-"""Trains low-rank additions to the matrices of both towers; fits one small accelerator (Hu et al. 2021).
+"""Trains low-rank additions to the matrices of both towers; fits an accelerator of 16 GiB (Hu et al. 2021).
 
-Only the additions, the temperature and the bias are trained. The trained additions are folded into the weights.
+Only the additions, the temperature and the bias are trained. The trained additions are folded into the weights. The
+step computes in bfloat16 and recomputes the layers in the backward pass; the weights are float32.
 """
 
 from siglip_jax.training.recipe import Lora, Optimizer, Recipe, Schedule
@@ -18,4 +19,6 @@ RECIPE = Recipe(
     ),
     schedule=Schedule("cosine", warmup="5 percent"),
     lora=Lora(rank=16, alpha=16.0),
+    dtype="bfloat16",
+    remat="full",
 )
