@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from siglip_jax.data.example import Example
-from siglip_jax.data.sources.columns import listed
-from siglip_jax.data.sources.paths import path_inside, read_file
+from siglip_jax.data.sources.columns import listed, whole
+from siglip_jax.data.sources.paths import name_bytes, name_of, path_inside, read_file
 
 ENDING = ".json"
 _LOOK = 2**16  # bytes that are searched for the keys of COCO
@@ -49,7 +49,7 @@ class CocoSource:
                 left = f"{len(bare):,} images without a caption are left out: {listed(bare, 5)}"
                 warnings.warn(f"{path}: {left}", stacklevel=3)
             names = {image: name for image, name in names.items() if texts.get(image)}
-        self._images = pa.array(list(names.values()), pa.large_string())
+        self._images = pa.array(map(name_bytes, names.values()), pa.large_binary())
         captions = [[] if images_only else texts[image] for image in names]
         self._texts = pa.array(captions, pa.large_list(pa.large_string()))
         tried = [name for _, name in zip(range(_TRIED), names.values(), strict=False)]
@@ -63,18 +63,18 @@ class CocoSource:
         return len(self._images)
 
     def __getitem__(self, index: int) -> Example:
-        name, where = self._images[index].as_py(), self.name(index)
+        name, where = name_of(self._images[index].as_py()), self.name(index)
         data = read_file(path_inside(name, self._folder, self._root, where), name, where)
         return Example(data, tuple(self._texts[index].as_py()), None, where)
 
     def name(self, index: int) -> str:
         """Returns the name of the file and of an image in it: "captions_train2017.json:000000391895.jpg"."""
-        return f"{self._file}:{self._images[index].as_py()}"
+        return f"{self._file}:{name_of(self._images[index].as_py())}"
 
     def files(self) -> Iterator[tuple[str, str]]:
         """Yields (name, path) of every file that is read: the JSON file and the images that it names."""
         yield self._file, self.path
-        for name in self._images.to_pylist():
+        for name in map(name_of, self._images.to_pylist()):
             yield name, path_inside(name, self._folder, self._root, self._file)
 
 
@@ -95,7 +95,7 @@ def _read(path: Path) -> tuple[dict[Any, str], dict[Any, list[str]]]:
         texts: dict[Any, list[str]] = {}
         for note in found["annotations"]:
             if isinstance(text := note.get("caption"), str):
-                texts.setdefault(note["image_id"], []).append(text.strip())
+                texts.setdefault(note["image_id"], []).append(whole(text).strip())
         if not names or not all(isinstance(name, str) and name for name in names.values()):
             raise ValueError("without the file_name of each image")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from siglip_jax.data.sources.columns import whole
 from siglip_jax.processing.images.loading import MAX_BYTES
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -44,6 +45,24 @@ def _choices(inside: str, pattern: str) -> list[str]:
     if first > last or last - first >= _MOST:
         raise ValueError(f"{pattern}: a range must be ascending, such as {{000..010}}, got {{{inside}}}")
     return [str(number).zfill(len(match[1])) for number in range(first, last + 1)]
+
+
+def name_bytes(name: str) -> bytes:
+    """Returns the name of a file as bytes, for columns of Arrow, which hold no text but UTF-8.
+
+    Args:
+      name: name in which surrogates stand for bytes that are not UTF-8 (surrogateescape), as Python and JSON have them;
+        other surrogates, which no file name has, are replaced.
+    """
+    try:
+        return name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return whole(name).encode()
+
+
+def name_of(data: bytes) -> str:
+    """Returns the name that `name_bytes` made bytes of."""
+    return data.decode("utf-8", "surrogateescape")
 
 
 def path_inside(relative: str, folder: str, root: str, where: str) -> str:

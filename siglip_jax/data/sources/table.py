@@ -15,7 +15,7 @@ from jaxtyping import Int64
 
 from siglip_jax.data.example import Example
 from siglip_jax.data.sources import columns
-from siglip_jax.data.sources.paths import path_inside, read_file
+from siglip_jax.data.sources.paths import name_bytes, name_of, path_inside, read_file
 
 ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv")
 _CHUNK = 2**16  # rows
@@ -77,7 +77,7 @@ class TableSource:
         everything = itertools.chain(first, rows)
         while chunk := list(itertools.islice(everything, _CHUNK)):
             self._lines.extend(line for line, _ in chunk)
-            images.append(pa.array([_path(row.get(image)) for _, row in chunk], pa.large_string()))
+            images.append(pa.array([_path(row.get(image)) for _, row in chunk], pa.large_binary()))
             if text is not None:
                 texts.append(pa.array([_texts(row.get(text)) for _, row in chunk], pa.large_list(pa.large_string())))
             if label is not None:
@@ -95,7 +95,7 @@ class TableSource:
 
     def __getitem__(self, index: int) -> Example:
         where = self.name(index)
-        name = self._images[index].as_py()
+        name = name_of(self._images[index].as_py() or b"")
         if not name:
             raise ValueError(f"{where}: an image must be the path of a file, got none in {self._image!r}")
         texts = () if self._texts is None else self._texts[index].as_py()
@@ -115,12 +115,12 @@ class TableSource:
     @property
     def image_numbers(self) -> Int64[np.ndarray, " examples"]:
         """Number of the image that each row names, (rows,), counted from 0 by first row."""
-        return columns.numbered(self._images.to_pylist())
+        return columns.numbered(None if name is None else name_of(name) for name in self._images.to_pylist())
 
     def files(self) -> Iterator[tuple[str, str]]:
         """Yields (name, path) of every file that is read: the table and the images that it names."""
         yield self._file, self.path
-        for name in filter(None, self._images.to_pylist()):
+        for name in map(name_of, filter(None, self._images.to_pylist())):
             try:
                 yield name, path_inside(name, self._folder, self._root, "")
             except ValueError:  # an error only when the row is read
@@ -133,8 +133,8 @@ class TableSource:
                 yield chunk
 
 
-def _path(value: Any) -> str | None:
-    return columns.whole(value) if isinstance(value, str) else None
+def _path(value: Any) -> bytes | None:
+    return name_bytes(value) if isinstance(value, str) else None
 
 
 def _texts(value: Any) -> tuple[str, ...] | None:

@@ -16,7 +16,7 @@ from jaxtyping import Int64
 from siglip_jax._files import read_lines
 from siglip_jax.data.example import Example
 from siglip_jax.data.sources import columns
-from siglip_jax.data.sources.paths import OpenFiles, as_text
+from siglip_jax.data.sources.paths import OpenFiles, as_text, name_of
 from siglip_jax.data.sources.tar_index import BrokenTarError
 from siglip_jax.data.sources.tar_rows import Rows, prefixes
 from siglip_jax.processing.images.loading import MAX_BYTES
@@ -133,7 +133,7 @@ class TarSource:
 
         Bytes of the name that are not UTF-8 are surrogates (surrogateescape), so that names stay different.
         """
-        member = self._names[index].as_py().decode("utf-8", "surrogateescape")
+        member = name_of(self._names[index].as_py())
         return f"{self._prefixes[self._places[index, 0]]}:{member}"
 
     def files(self) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
+from siglip_jax.data.sources.paths import name_bytes
 from siglip_jax.data.sources.tar_index import Member, members
 from siglip_jax.processing.images.formats import is_image_name
 
@@ -136,7 +137,7 @@ class Rows:
         self._places.append(number)
         for member in [*found, None, None, None][:4]:
             self._places.extend(_NOWHERE if member is None else (member.offset, member.size))
-        self._names.append(name.encode("utf-8", "surrogateescape"))
+        self._names.append(name_bytes(name))
         if len(self._names) == _CHUNK:
             self._flush()
 

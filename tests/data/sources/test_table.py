@@ -214,6 +214,17 @@ def test_paths_that_lead_elsewhere(folder):
     assert [source[i].image for i in (13, 14, 15)] == [encoded(9), encoded(9), encoded(2)]
 
 
+def test_a_path_that_is_not_utf8_is_found(folder):
+    try:
+        with open(os.fsencode(folder) + b"/caf\xe9.jpg", "wb") as file:
+            file.write(encoded(7))
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    source = open_source(write(folder / "a.jsonl", lines({"image": "caf\udce9.jpg", "text": "a"})))
+    assert source[0].image == encoded(7)
+    assert [name for name, _ in source.files()] == ["a.jsonl", "caf\udce9.jpg"]
+
+
 def test_images_outside_the_folder_of_the_table_are_read_with_root(folder, tmp_path):
     home = tmp_path / "set"
     (home / "tables").mkdir()
