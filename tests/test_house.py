@@ -30,6 +30,7 @@ FLOORS = (
         "_lock",
         "_npy",
         "_optional",
+        "_progress",
         "_version",
         "assets",
         "params",

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from siglip_jax import _progress
 from siglip_jax._version import __version__
 from siglip_jax.cli import bench, classify, convert, embed, evaluate, export, info, search, train, verify
 from siglip_jax.cli._output import printable, say, warnings_as_lines
@@ -74,6 +75,7 @@ def run(argv: Sequence[str] | None) -> int:
         arguments = parser.parse_args(argv)
         if arguments.command is None:
             raise ValueError(f"the command must be one of {', '.join(COMMANDS)}, got none; see siglip-jax --help")
+        _progress.allowed = False  # the commands have bars of their own
         with warnings_as_lines(), raised():
             status = arguments.run(arguments)
             sys.stdout.flush()

@@ -1,9 +1,10 @@
 """The choices that the engine makes by device and model; `siglip-jax info` prints them."""
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
@@ -93,6 +94,21 @@ def choose(
         describe_products(dtype),
         min(os.cpu_count() or 1, 32),
     )
+
+
+def in_brief(model: Any, config: SiglipConfig) -> str:
+    """Returns the kind and sizes of a model and its compute dtype, as arguments of a constructor.
+
+    Args:
+      model: linen module, a `SiglipModel` or a `Siglip2Model`.
+      config: configuration of the model.
+    """
+    vision = config.vision_config
+    pixels = getattr(vision, "image_size", None)  # none where the resolution varies
+    sized = f"num_patches={vision.num_patches}" if pixels is None else f"image_size={pixels}"
+    sizes = f"{sized}, patch_size={vision.patch_size}, width={vision.hidden_size}, layers={vision.num_hidden_layers}"
+    mesh = "" if model.mesh is None else f", mesh={dict(model.mesh.shape)}"
+    return f"model={type(model).__name__}({sizes}), dtype={np.dtype(model.dtype).name}{mesh}"
 
 
 def _rows(tower: TextConfig | VisionConfig, tokens: int) -> int:

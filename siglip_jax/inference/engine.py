@@ -19,10 +19,11 @@ from jaxtyping import Array, Float, Int
 from siglip_jax._callbacks import OnUnreadable
 from siglip_jax._checks import check_count
 from siglip_jax._files import MAX_PIXELS
+from siglip_jax._progress import counted
 from siglip_jax.checkpoints import Checkpoint, write_checkpoint
 from siglip_jax.checkpoints.formats import quantized
 from siglip_jax.configs.configuration import SiglipConfig
-from siglip_jax.inference.choices import choose
+from siglip_jax.inference.choices import choose, in_brief
 from siglip_jax.inference.encoder import Encoder, jitted
 from siglip_jax.inference.labels import check_labels, fill_template, probabilities, rank
 from siglip_jax.inference.stream import Arrays, as_texts, batches, in_threads, slices
@@ -54,7 +55,8 @@ class Siglip:
 
     A row does not depend on the other rows of its batch, except for the rounding of sums: each batch size runs its own
     program. Within `jax.default_matmul_precision("highest")` all batches have one size, `batch_size` is ignored, and in
-    float32 a row is then the same to the bit in every batch.
+    float32 a row is then the same to the bit in every batch. A call of more than two seconds shows its progress on a
+    terminal.
 
     Attributes:
       model: linen module, a `SiglipModel` or a `Siglip2Model`.
@@ -96,6 +98,10 @@ class Siglip:
         self.choices = choose(config, model.dtype, model.attn_implementation, model.mesh)
         self._weights = params if isinstance(params, Weights) else Weights(params)
         self._text_cache: OrderedDict[tuple[str, ...], np.ndarray] = OrderedDict()
+
+    def __repr__(self) -> str:
+        """Returns the model's kind and sizes, its dtype and its device, without reading weights."""
+        return f"Siglip({in_brief(self.model, self.config)}, device={self.choices.device})"
 
     @property
     def params(self) -> dict[str, Any]:
@@ -165,7 +171,7 @@ class Siglip:
                 else:
                     yield row
 
-        rows = encoder.run(batches(pixels(), size), size)
+        rows = encoder.run(counted(batches(pixels(), size), images, "images"), size)
         if not unreadable:
             return rows
         every = np.full((len(rows) + len(unreadable), encoder.width), np.nan, np.float32)
@@ -193,7 +199,8 @@ class Siglip:
         """
         found, encoder = as_texts(texts), self.text_encoder
         size = encoder.rows(batch_size)
-        return encoder.run((self.tokens(found[i : i + size]) for i in range(0, len(found), size)), size)
+        ids = (self.tokens(found[i : i + size]) for i in range(0, len(found), size))
+        return encoder.run(counted(ids, found, "texts"), size)
 
     def embed_pixels(
         self, *arrays: np.ndarray | Array, batch_size: int | None = None

@@ -24,7 +24,7 @@ def contact_sheet(images: Sequence[Any], captions: Sequence[Sequence[str]], titl
       images: paths, URLs, bytes, PIL images or arrays, as `siglip_jax.processing.load_image` takes them.
       captions: lines of text below each image; a line that is too long loses its beginning, because paths differ at
         their end.
-      title: line above all images; "": none.
+      title: line above all images, which loses its end if it is too long; "": none.
 
     Returns:
       The contact sheet, an RGB image.
@@ -46,7 +46,7 @@ def contact_sheet(images: Sequence[Any], captions: Sequence[Sequence[str]], titl
     top = GAP + (LINE + GAP if title else 0)
     sheet = PIL.Image.new("RGB", (columns * width + GAP, -(-len(images) // columns) * height + top), "white")
     draw, font = PIL.ImageDraw.Draw(sheet), PIL.ImageFont.load_default(_SIZE)
-    draw.text((GAP, GAP), _fitting(title, font, sheet.width - 2 * GAP), "black", font)
+    draw.text((GAP, GAP), _fitting(title, font, sheet.width - 2 * GAP, end=True), "black", font)
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         x, y = GAP + i % columns * width, top + i // columns * height
         sheet.paste(PIL.Image.fromarray(thumbnail(image, SIDE)).resize((SIDE, SIDE)), (x, y))
@@ -80,11 +80,11 @@ def save_contact_sheet(sheet: PIL.Image.Image, path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def _fitting(text: str, font: Any, width: int) -> str:
-    """Returns the end of a text that is at most `width` pixels wide; paths differ at their end."""
+def _fitting(text: str, font: Any, width: int, end: bool = False) -> str:
+    """Returns a text cut to `width` pixels, at its end or, because paths differ at their end, at its beginning."""
     text = drawable(text).replace("\n", " ")
     if font.getlength(text) <= width:
         return text
     while text and font.getlength("…" + text) > width:
-        text = text[1:]
-    return "…" + text
+        text = text[:-1] if end else text[1:]
+    return text + "…" if end else "…" + text

@@ -27,7 +27,8 @@ def plot_similarity(
       images: N images for the rows: paths, URLs, bytes, PIL images or arrays, as `siglip_jax.processing.load_image`
         takes them; transparent ones are shown on white.
       labels: M names for the columns; long ones are shortened.
-      scores: probabilities, (N, M) float, drawn on a fixed scale from 0 to 1.
+      scores: probabilities, (N, M) float, drawn on a scale from 0 to 1, or, if none reaches 0.1, to 0.1, 0.05, 0.02 and
+        so on, whichever just holds them. Those below 0.01 are printed with two digits, those below 0.001 with one.
       path: file to write the plot to, ending in .png, .pdf, .svg, .jpg, .jpeg or .webp; None: the plot is not written.
 
     Returns:
@@ -55,6 +56,7 @@ def plot_similarity(
     from matplotlib.figure import Figure
 
     rows, columns = scores.shape
+    top = _top(scores)
     cell = 0.72 if max(rows, columns) <= 12 else 0.46  # inches
     figure = Figure(figsize=(cell * (columns + 1), cell * rows), dpi=110)
     FigureCanvasAgg(figure)
@@ -63,13 +65,13 @@ def plot_similarity(
     axes.set_xlim(-1.5, columns - 0.5)
     axes.set_ylim(rows - 0.5, -0.5)
     mesh = axes.pcolormesh(
-        np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5, scores, vmin=0, vmax=1, cmap="viridis", lw=0
+        np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5, scores, vmin=0, vmax=top, cmap="viridis", lw=0
     )
     for row, drawn in enumerate(thumbnails):
         axes.imshow(drawn, extent=(-1.44, -0.56, row + 0.44, row - 0.44), interpolation="antialiased")
         for column in range(columns):
             score = scores[row, column]
-            ink = "black" if score > 0.6 else "white"
+            ink = "black" if score > 0.6 * top else "white"
             axes.text(column, row, _number(float(score)), ha="center", va="center", color=ink, fontsize=cell * 14)
     axes.set_xlim(-1.5, columns - 0.5)
     axes.set_ylim(rows - 0.5, -0.5)
@@ -81,7 +83,7 @@ def plot_similarity(
     axes.tick_params(length=0)
     axes.set_frame_on(False)
     bar = figure.add_axes((1 + 0.25 / (columns + 1), max(0, 1 - 4 / rows), 0.2 / (columns + 1), min(1, 4 / rows)))
-    figure.colorbar(mesh, cax=bar, ticks=[0, 0.5, 1]).ax.tick_params(labelsize=8, length=2)
+    figure.colorbar(mesh, cax=bar, ticks=[0, top / 2, top], format="{x:g}").ax.tick_params(labelsize=8, length=2)
     if path is not None:
         write_atomically(Path(path), render(figure, Path(path).suffix[1:].lower()))
     return figure
@@ -91,4 +93,15 @@ def _number(score: float) -> str:
     """Returns a probability as the text of its cell."""
     if np.isnan(score):
         return "–"
-    return f"{score:.2f}" if score >= 0.005 else "0"
+    if score >= 0.0095 or score == 0:
+        return f"{score:.2f}" if score else "0"
+    return f"{score:.2g}" if score >= 0.00095 else f"{score:.0e}".replace("e-0", "e-")
+
+
+def _top(scores: np.ndarray) -> float:
+    """Returns the end of the scale of colours: 1, or the smallest of 0.1, 0.05, 0.02, 0.01, … that holds all scores."""
+    largest = float(np.nanmax(scores, initial=0))
+    if not 0 < largest < 0.1:
+        return 1.0
+    power = 10.0 ** np.floor(np.log10(largest))
+    return float(next(step * power for step in (1, 2, 5, 10) if largest <= step * power * (1 + 1e-6)))

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import re
 import shutil
 import signal
@@ -214,6 +215,7 @@ MISTAKES = {
         "the query must be a text or --image FILE, got both",
     ),
     "no collection": (("search", "{few}", "x"), "siglip-jax embed writes it"),
+    "a pipe": (("search", "{out}", "--image", "{tmp}/pipe"), "image must be a file, got a device or pipe"),
     "no image": (("search", "{out}", "--image", "{few}/none.png"), "no such image file"),
     "sheet": (
         ("search", "{out}", "x", "--contact-sheet", "{tmp}/a.doc"),
@@ -229,6 +231,8 @@ def test_mistakes_are_one_line_and_status_2(run, embedded, checkpoint, tmp_path,
     if name == "moved":
         shutil.copytree(embedded, moved)
         shutil.move(few, tmp_path / "elsewhere")
+    elif name == "a pipe":
+        os.mkfifo(tmp_path / "pipe")
     elif name.startswith("changed"):
         (few / "000.png").unlink()
     words, said = MISTAKES[name]

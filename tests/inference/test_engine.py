@@ -252,3 +252,11 @@ def test_the_module_refuses_too_many_tokens(shared_siglip):
 def test_load_takes_a_weights_file(checkpoint, shared_siglip):
     siglip = load(Path(checkpoint) / "model.safetensors")
     np.testing.assert_array_equal(siglip.encode_text("a cat"), shared_siglip.encode_text("a cat"))
+
+
+def test_the_repr_says_model_dtype_and_device_and_reads_no_weights(checkpoint):
+    siglip = load(checkpoint, dtype="bfloat16")
+    assert repr(siglip) == (
+        "Siglip(model=SiglipModel(image_size=32, patch_size=8, width=32, layers=2), dtype=bfloat16, device=cpu)"
+    )
+    assert siglip._weights._placed == {}

@@ -44,6 +44,17 @@ def test_every_score_is_printed_in_its_cell(rows, columns, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_small_scores_are_printed_with_their_digits_and_told_apart_by_colour():
+    scores = np.array([[0.031, 0.0042, 0.00042, 0.0], [0.0095, 0.00096, 4.4e-7, np.nan]])
+    figure = plot_similarity([picture(0), picture(1)], list("abcd"), scores)
+    axes, bar = figure.axes
+    assert [text.get_text() for text in axes.texts] == ["0.03", "0.0042", "4e-4", "0", "0.01", "0.00096", "4e-7", "–"]
+    (mesh,) = axes.collections
+    assert mesh.get_clim() == pytest.approx((0, 0.05))
+    assert [tick.get_text() for tick in bar.get_yticklabels()] == ["0", "0.025", "0.05"]
+    assert [text.get_color() for text in axes.texts[:2]] == ["black", "white"]
+
+
 def test_labels_of_any_kind_fit():
     labels = ["$x$ & $y", "a\nb", "\u732b \U0001f431", "x" * 300, "a very long label " * 9]
     figure = plot_similarity([picture(0)], labels, np.full((1, 5), 0.5, np.float32))

@@ -227,6 +227,33 @@ def test_an_empty_collection_and_lost_images(siglip, made, folder, tmp_path):
         open_source_of(open_collection(tmp_path / "out"))
 
 
+def test_a_contact_sheet_keeps_its_margin_whatever_its_captions():
+    words = [
+        "x" * 200,
+        "Äjgpqy " * 20,
+        "日本語の画像" * 9,
+        "שלום עולם " * 9,
+        "a\u0301\u0328\u0489" * 40,
+        "\t\r\u2028 " * 30,
+        "",
+    ]
+    black = PIL.Image.new("RGB", (300, 200), "black")
+    for count in (1, 2, 7):
+        captions = [words[-2:]] + [words[:2]] * (count - 1)
+        sheet = np.array(contact_sheet([black] * count, captions, words[1]).convert("L"))
+        inner = sheet[GAP:-GAP, GAP:-GAP].copy()
+        assert inner.min() < 50
+        sheet[GAP:-GAP, GAP:-GAP] = 255
+        assert sheet.min() == 255
+
+
+def test_a_long_title_loses_its_end_and_a_long_caption_its_beginning():
+    image, query = PIL.Image.new("RGB", (30, 30), "white"), "two dogs on a beach"
+    whole = np.asarray(contact_sheet([image], [["x.png"]], query))
+    cut = np.asarray(contact_sheet([image], [["photos/" * 30 + "x.png"]], query + " with a red ball in the evening"))
+    np.testing.assert_array_equal(cut[: GAP + LINE, :100], whole[: GAP + LINE, :100])
+
+
 def test_a_contact_sheet():
     colours = ["red", "lime", "blue", "black", "gray", "yellow", "cyan"]
     images = [PIL.Image.new("RGB", (30, 30), colour) for colour in colours]
