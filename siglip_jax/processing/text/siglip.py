@@ -378,7 +378,9 @@ def _load(data: bytes, file: str, options: Mapping[str, Any]) -> sentencepiece.S
     """
     if data:  # an empty model would load and then fail at every use
         try:
-            return sentencepiece.SentencePieceProcessor(model_proto=data, **options)
-        except RuntimeError:
+            model = sentencepiece.SentencePieceProcessor(model_proto=data, **options)
+            model.id_to_piece(list(range(model.get_piece_size())))  # raises if a piece is not UTF-8
+            return model
+        except (RuntimeError, UnicodeDecodeError):
             pass
     raise ValueError(f"{file}: file must be a SentencePiece model, got {len(data)} other bytes; fetch it again")

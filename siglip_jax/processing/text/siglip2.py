@@ -11,17 +11,23 @@ appended and no `<bos>` is prepended, regardless of the file; padding is added o
 outside the vocabulary is an error.
 """
 
+import contextlib
 import functools
+import hashlib
 import json
 import os
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from siglip_jax import _hub as hub
+from siglip_jax._files import user_cache
 from siglip_jax._optional import import_optional
+from siglip_jax.processing.text import _tokenizer_trial
 from siglip_jax.processing.text._sequences import Ids
 from siglip_jax.processing.text.base import UNBOUNDED, TokenizerBase
 from siglip_jax.processing.text.canonical import replace_surrogates
@@ -34,13 +40,15 @@ from siglip_jax.processing.text.settings import (
     text_length,
 )
 
-_IDS = 2**31  # ids are int32
+_IDS = _tokenizer_trial.MOST_IDS  # ids are int32
+_PATIENCE = 120  # seconds that the library may take for a file that it has not seen before
 
 
 class Siglip2Tokenizer(TokenizerBase):
     """Converts texts to token ids and back with a Gemma vocabulary, `tokenizer.json`.
 
-    Needs the extra `siglip2`.
+    Needs the extra `siglip2`. The first use of a `tokenizer.json` is tried in a process of its own, because the
+    library `tokenizers` may not survive damaged contents.
 
     Attributes:
       do_lower_case: True, because SigLIP 2 was trained on lower-cased texts.
@@ -193,7 +201,8 @@ class Siglip2Tokenizer(TokenizerBase):
     def _add(self, tokens: Sequence[AddedToken]) -> int:
         """Adds tokens to those matched in a text; returns the number of new ids."""
         before = len(self)
-        self._tokenizer.add_tokens([_library().AddedToken(**token._asdict()) for token in tokens])
+        with _panics_named(self.vocab_file):
+            self._tokenizer.add_tokens([_library().AddedToken(**token._asdict()) for token in tokens])
         return len(self) - before
 
     def _refresh(self) -> None:
@@ -253,7 +262,8 @@ class Siglip2Tokenizer(TokenizerBase):
           split_special_tokens: whether the string of a special token is split as any other text.
         """
         engine = self._splitting if split_special_tokens else self._tokenizer
-        return engine.encode(replace_surrogates(text), add_special_tokens=False).tokens
+        with _panics_named(self.vocab_file):
+            return engine.encode(replace_surrogates(text), add_special_tokens=False).tokens
 
     def encode_texts(self, texts: Sequence[str], split_special_tokens: bool = False) -> list[Ids]:
         """Returns the ids of the pieces of each text, without the final `<eos>`.
@@ -268,7 +278,8 @@ class Siglip2Tokenizer(TokenizerBase):
           A list of ids for each text.
         """
         engine = self._splitting if split_special_tokens else self._tokenizer
-        encodings = engine.encode_batch_fast([replace_surrogates(text) for text in texts], add_special_tokens=False)
+        with _panics_named(self.vocab_file):
+            encodings = engine.encode_batch_fast([*map(replace_surrogates, texts)], add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
@@ -278,18 +289,68 @@ class Siglip2Tokenizer(TokenizerBase):
           tokens: pieces and special tokens, as `tokenize` or `convert_ids_to_tokens` returns them.
         """
         decoder = self._tokenizer.decoder
-        return " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
+        with _panics_named(self.vocab_file):
+            return " ".join(tokens) if decoder is None else decoder.decode(list(tokens))
 
     def _text(self, row: Any, skip_special_tokens: bool) -> str:
         """Returns the text of one row; it skips all tokens that are special in the file, not only the named ones."""
         ids = np.asarray(row, np.int64).ravel().tolist()
         self.convert_ids_to_tokens(ids)  # raises an error for ids outside the vocabulary
-        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        with _panics_named(self.vocab_file):
+            return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
 
 def _library() -> Any:
     """Returns the library `tokenizers`, which the extra `siglip2` installs."""
     return import_optional("tokenizers", "a tokenizer.json", "siglip2")
+
+
+def _refused(file: str, cause: str) -> ValueError:
+    """Returns the error for a file that the library does not accept."""
+    if file in cause:
+        return ValueError(cause)
+    cause = " ".join(cause.split())[:200]
+    return ValueError(f"{file}: file must be a tokenizer of the library tokenizers, got other contents ({cause})")
+
+
+@contextlib.contextmanager
+def _panics_named(file: str) -> Iterator[None]:
+    """Turns a panic of the library's Rust code, which is no `Exception`, into a `ValueError` that names the file."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise _refused(file, str(error)) from None
+
+
+def _try_in_a_child(file: str, data: bytes) -> None:
+    """Uses a file that this user has not used before in a process of its own.
+
+    Damaged contents can end a process, or occupy it without end, inside the library. What passed is remembered by its
+    SHA-256. Where no process can be started, the file is used untried.
+
+    Raises:
+      ValueError: if the library refuses the file, or does not survive it.
+    """
+    seen = user_cache() / "tokenizers" / hashlib.sha256(data).hexdigest()
+    if seen.exists():
+        return
+    command = [sys.executable, "-P", str(Path(_tokenizer_trial.__file__)), os.path.abspath(file)]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_PATIENCE, stdin=subprocess.DEVNULL, check=False)
+    except subprocess.TimeoutExpired:
+        raise _refused(file, f"the library did not read it within {_PATIENCE} s") from None
+    except OSError:
+        return
+    if done.returncode == _tokenizer_trial.REFUSED:
+        raise _refused(file, done.stdout.decode(errors="replace"))
+    if done.returncode < 0:
+        raise _refused(file, f"the library does not survive it, signal {-done.returncode}")
+    if done.returncode == 0:
+        with contextlib.suppress(OSError):
+            seen.parent.mkdir(parents=True, exist_ok=True)
+            seen.touch()
 
 
 def _check_lower_case(value: object) -> None:
@@ -302,15 +363,13 @@ def _load(file: str) -> Any:
     library = _library()
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file}: no such file; a tokenizer needs its {TOKENIZERS}")
+    data = Path(file).read_bytes()
+    _try_in_a_child(file, data)
     try:
-        tokenizer = library.Tokenizer.from_buffer(Path(file).read_bytes())
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # raised by Rust code
-            raise
-        cause = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{file}: file must be a tokenizer of the library tokenizers, got other contents ({cause})"
-        ) from None
+        with _panics_named(file):
+            tokenizer = library.Tokenizer.from_buffer(data)
+    except Exception as error:
+        raise _refused(file, str(error)) from None
     model = type(tokenizer.model).__name__
     if model != "BPE":
         raise ValueError(f"{file}: model must be a byte-pair encoding (BPE), as Gemma's, got {model}")
