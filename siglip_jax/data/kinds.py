@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,11 +73,16 @@ def recognise(
             path, split = path / choice(named, split, name), None
     if (path / "state.json").is_file() and kind in (None, "arrow"):
         return Recognised("arrow", path, _saved(path))
-    by_kind = _contents(path) or (_contents(path / "data") if (path / "data").is_dir() else {})
+    by_kind = _contents(path)
+    inside = path / "data"
+    if inside.is_dir():
+        for found, files in _contents(inside).items():
+            by_kind.setdefault(found, []).extend(files)
     home = path if chosen or not images_only else top
     kind = _chosen_kind(by_kind, home, name, kind, images_only, table_wanted or chosen is not None)
     if kind not in by_kind:
         return Recognised(kind, home, [])
+    _warn_of_nested(path, [file for files in by_kind.values() for file in files], name)
     return Recognised(kind, path, of_split(by_kind[kind], split, name), kind == "table" and len(by_kind[kind]) == 1)
 
 
@@ -85,8 +91,9 @@ def _of_files(path: Path, name: str, split: str | None, kind: str | None) -> Rec
     files = [name] if path.is_file() else expanded(name)
     if missing := [file for file in files if not os.path.exists(file)]:
         raise FileNotFoundError(f"{missing[0]}: no such file or folder")
-    found = _kind_of(files[0], explicit=True)
-    wrong = [file for file in files if found is None or _kind_of(file, explicit=True) != found]
+    kinds = [_kind_of(file, lambda file: True) for file in files]
+    found = kinds[0]
+    wrong = [file for file, own in zip(files, kinds, strict=True) if own is None or own != found]
     if found is None or wrong:
         packed = "; unpack it to a plain .tar" if re.search(r"\.(tgz|tar\.\w+)$", wrong[0]) else ""
         raise ValueError(f"{wrong[0]}: a data set must be {KNOWN}, got another kind of file{packed}")
@@ -124,7 +131,8 @@ def _chosen_kind(
     if len(there) > 1:
         found = " and ".join(f"{kind} ({names})" for kind, names in there.items())
         options = " or ".join(f"--kind {kind}" for kind in there)
-        raise ValueError(f"{name}: a data set must be of one kind, got {found}; choose with kind ({options})")
+        advice = f"choose with kind ({options}), or pass the path of one"
+        raise ValueError(f"{name}: a data set must be of one kind, got {found}; {advice}")
     if not there:
         raise ValueError(f"{name}: a data set must be {KNOWN}, got a folder of {listed(sorted(os.listdir(home)), 8)}")
     return next(iter(there))
@@ -158,6 +166,21 @@ def _refuse_loose(folder: Path, folders: Sequence[str], name: str) -> None:
         )
 
 
+def _warn_of_nested(folder: Path, files: Sequence[str], name: str) -> None:
+    """Warns of files of data sets in deeper folders, which are not read."""
+    known = {os.path.normpath(file) for file in files}
+    nested = []
+    for directory, names in walk(folder):
+        if os.path.normpath(directory) != os.path.normpath(folder):
+            paths = (
+                os.path.join(directory, file) for file in names if not file.startswith(".") and _kind_of(file, None)
+            )
+            nested += [os.path.relpath(path, folder) for path in paths if os.path.normpath(path) not in known]
+    if nested:
+        said = f"{len(nested):,} files of data sets in deeper folders are left out: {listed(sorted(nested), 5)}"
+        warnings.warn(f"{name}: {said}; pass the path of a folder to read it", stacklevel=4)
+
+
 def _some_images(folder: Path) -> list[str]:
     """Returns the first images of a folder and of the folders in it."""
     for directory, files in walk(folder):
@@ -170,10 +193,15 @@ def _folders(path: Path) -> list[str]:
     return sorted(f.name for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
 
 
-def _kind_of(file: str | Path, explicit: bool = False) -> str | None:
-    """Returns the kind of a file; a .json counts where it was given explicitly, or looks like COCO's."""
+def _kind_of(file: str | Path, json: Callable[[str | Path], bool] | None = coco.looks_like) -> str | None:
+    """Returns the kind of a file.
+
+    Args:
+      file: path of the file.
+      json: whether a .json is COCO's; None: none is.
+    """
     ending = Path(file).suffix.lower()
-    if ending in table.ENDINGS or (ending == coco.ENDING and (explicit or coco.looks_like(file))):
+    if ending in table.ENDINGS or (ending == coco.ENDING and json is not None and json(file)):
         return "table"
     return ending[1:] if ending in (".tar", ".parquet", ".arrow") else None
 

@@ -118,7 +118,7 @@ def train(
       image_key: column, key or ending of the images; None: one of the usual names.
       text_key: column, key or ending of the captions; None: one of the usual names.
       label_key: column, key or ending of the labels; None: one of the usual names.
-      kind: which kind of data set to open in a folder of several, as `siglip_jax.data.open_source` takes it; None:
+      kind: which kind of data set `data` is in a folder of several, as `siglip_jax.data.open_source` takes it; None:
         there must be only one.
       root: folder that the images of a table must be in, for absolute paths and `..`; None: that of the table.
       **fields: fields of the recipe to change; nested ones as `optimizer=dict(rate=1e-5)` or
@@ -154,7 +154,7 @@ def train(
     recipe = recipe_with(recipe, fields)
     keys = {"image_key": image_key, "text_key": text_key, "label_key": label_key, "kind": kind, "root": root}
     setup = set_up(data, model, recipe, keys, workers)
-    judge = None if evaluate is None else _evaluation(evaluate, keys, recipe, setup)
+    judge = None if evaluate is None else _evaluation(evaluate, {**keys, "kind": None}, recipe, setup)
     fingerprints = {"processor": processor_fingerprint(setup.model.processor)}
     if recipe.locked_images:
         fingerprints["image_tower"] = image_tower_of(setup)

@@ -39,7 +39,7 @@ def test_images_beside_a_tar_are_refused_unless_one_is_chosen(mixed, images_only
         open_source(mixed, images_only=images_only)
     assert str(error.value) == (
         f"{mixed}: a data set must be of one kind, got tar ('b.tar') and {there} ('a.png', 'c.png', 'd.png');"
-        f" choose with kind (--kind tar or --kind {there})"
+        f" choose with kind (--kind tar or --kind {there}), or pass the path of one"
     )
     assert names(open_source(mixed, images_only=images_only, kind="tar")) == ["b.tar:0.jpg"]
     assert names(open_source(mixed, images_only=images_only, kind=there)) == ["a.png", "c.png", "d.png"]
@@ -55,6 +55,21 @@ def test_two_kinds_of_files_are_refused(tmp_path):
     write_tar(tmp_path / "a.tar", {"0.jpg": encoded(), "0.txt": b"a"})
     (tmp_path / "pairs.csv").write_text("image,caption\n")
     with pytest.raises(ValueError, match=r"of one kind, got tar \('a.tar'\) and table \('pairs.csv'\); choose with k"):
+        open_source(tmp_path)
+
+
+def test_the_folder_data_counts_and_deeper_files_are_named(tmp_path):
+    for i, name in enumerate(("a.tar", "data/b.tar", "more/c.tar")):
+        write_tar(tmp_path / name, {f"{i}.jpg": encoded(i), f"{i}.txt": b"a"})
+    with pytest.warns(UserWarning) as warned:
+        source = open_source(tmp_path)
+    assert names(source) == ["a.tar:0.jpg", "b.tar:1.jpg"]
+    assert str(warned[0].message) == (
+        f"{tmp_path}: 1 files of data sets in deeper folders are left out: 'more/c.tar'; pass the path of a folder to"
+        " read it"
+    )
+    (tmp_path / "data" / "d.csv").write_text("image,caption\n")
+    with pytest.raises(ValueError, match=r"of one kind, got tar \('a.tar', 'b.tar'\) and table \('d.csv'\); choose"):
         open_source(tmp_path)
 
 
