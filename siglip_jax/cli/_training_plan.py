@@ -4,6 +4,8 @@ import json
 import re
 from typing import Any
 
+from siglip_jax.evaluation.prompts import brief
+
 COLUMNS, ROWS = 60, 6  # characters of the plot
 BLOCKS = " ▁▂▃▄▅▆▇█"
 
@@ -52,6 +54,8 @@ def _sentences(facts: dict[str, Any]) -> list[str]:
         f"{facts['trained_parameters']:,} of {facts['all_parameters']:,} parameters are trained",
         "mesh: " + ", ".join(f"{axis}={size}" for axis, size in facts["mesh"].items()),
     ]
+    if facts["classes"]:
+        lines.append(f"{len(facts['classes']):,} classes in this order: {brief(facts['classes'])}")
     if (images := facts["images"]) is not None and images < facts["examples"]:
         lines.append(
             f"{facts['examples']:,} rows name {images:,} images; rows of one image are not each other's negatives"

@@ -1,5 +1,7 @@
 """Labels: validation, templates, probabilities and ranking."""
 
+import warnings
+
 import numpy as np
 from jaxtyping import Float
 
@@ -25,7 +27,7 @@ def rank(scores: Float[np.ndarray, " labels"], labels: tuple[str, ...], top_k: i
 
 
 def check_labels(labels: object) -> tuple[str, ...]:
-    """Returns the labels as a tuple.
+    """Returns the labels as a tuple; warns if a single label has commas, where several may be meant.
 
     Raises:
       ValueError: if there are no labels, or one is blank or not a string.
@@ -36,6 +38,12 @@ def check_labels(labels: object) -> tuple[str, ...]:
     for i, name in enumerate(names):
         if not name.strip():
             raise ValueError(f"labels must not be blank, got {name!r} at position {i}; remove it")
+    parts = [part.strip() for part in names[0].split(",")]
+    if len(names) == 1 and len(parts) > 1 and all(parts):
+        several = " ".join(repr(part) for part in parts)
+        warnings.warn(
+            f"{names[0]!r} is one label; if {len(parts)} are meant, give {several} each on its own", stacklevel=3
+        )
     return names
 
 

@@ -50,11 +50,12 @@ def dry_run(
 
     Returns:
       A dict that JSON can hold: `steps`, `batch_size`, `examples` of an epoch, `images` (the different ones that they
-      name; None where only reading them shows it), `epochs`, `trained_parameters`, `all_parameters`, `mesh`,
-      `memory_per_device` in bytes (None where no estimate applies), `peak_rate`, `schedule` (factors of the rate,
-      evenly spaced over the run), `device_memory`, the bytes that a device has (None where unknown), `smaller`, the
-      fields of the recipe with which a step would fit if it does not (None where it does, or nothing helps), and
-      `parameters`, a row for each: `parameter` (its path), `shape`, `rate`, `decay`, `frozen` and `sharding`.
+      name; None where only reading them shows it), `classes` (names in the order of the logits; [] for pairs),
+      `epochs`, `trained_parameters`, `all_parameters`, `mesh`, `memory_per_device` in bytes (None where no estimate
+      applies), `peak_rate`, `schedule` (factors of the rate, evenly spaced over the run), `device_memory`, the bytes
+      that a device has (None where unknown), `smaller`, the fields of the recipe with which a step would fit if it does
+      not (None where it does, or nothing helps), and `parameters`, a row for each: `parameter` (its path), `shape`,
+      `rate`, `decay`, `frozen` and `sharding`.
 
     Raises:
       FileNotFoundError: if data or checkpoint do not exist.
@@ -92,6 +93,7 @@ def dry_run(
         "batch_size": recipe.batch_size,
         "examples": examples,
         "images": _images(setup.sources),
+        "classes": list(setup.sources[0][0].classes) if recipe.task == "labels" else [],
         "epochs": round(plan.steps * recipe.batch_size / examples, 3),
         "trained_parameters": trained,
         "all_parameters": sum(int(np.prod(shape)) for shape in shapes.values()),

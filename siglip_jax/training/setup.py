@@ -16,6 +16,7 @@ from siglip_jax.data.example import Source
 from siglip_jax.data.open import open_source
 from siglip_jax.data.pipeline import Pipeline
 from siglip_jax.data.transform import Transform
+from siglip_jax.evaluation.prompts import brief
 from siglip_jax.training.memory import host_memory
 from siglip_jax.training.objective import Objective
 from siglip_jax.training.precomputed import PrecomputedTransform, precompute_image_embeds, tower_fingerprint
@@ -111,11 +112,8 @@ def set_up(
     """Opens data and checkpoint, and writes nothing."""
     sources = _opened(data, keys)
     classes = [source.classes for source, _ in sources if source.classes]
-    if recipe.task == "labels" and (len(classes) < len(sources) or len(set(classes)) > 1):
-        raise ValueError(
-            f"all of {len(sources)} data sets must have the same classes, got {len(classes)} with classes, which are of"
-            f" {len(set(classes))} kinds; give data with labels"
-        )
+    if recipe.task == "labels":
+        _check_classes([source for source, _ in sources])
     mesh = mesh_of(recipe)
     model = prepare_model(recipe, name_or_path, labels=classes[0] if recipe.task == "labels" else (), mesh=mesh)
     transform = make_transform(recipe, model.processor)
@@ -154,6 +152,30 @@ def _pipeline(sources: Sources, transform: Transform, recipe: Recipe, workers: i
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+
+
+def _check_classes(sources: Sequence[Source]) -> None:
+    """Raises a `ValueError` unless all sources have labels of the same classes."""
+    for source in sources:
+        name = getattr(source, "path", type(source).__name__)
+        if not source.classes:
+            raise ValueError(
+                f"{name}: images must have labels to train a classifier, got {_given(source)}; give data with labels,"
+                " name their column with label_key (--label-key), or train on captions with the recipe finetune"
+            )
+        if source.classes != sources[0].classes:
+            raise ValueError(
+                f"{name}: all data sets must have the same classes, got {brief(source.classes)} after"
+                f" {brief(sources[0].classes)}; rename the classes"
+            )
+
+
+def _given(source: Source) -> str:
+    """Returns what the first example of a source has in place of a label, for a message."""
+    try:
+        return "captions" if source[0].texts else "none"
+    except (OSError, ValueError):
+        return "none"
 
 
 def _opened(data: Data, keys: Mapping[str, Any]) -> Sources:

@@ -106,7 +106,10 @@ def test_trains_evaluates_and_leaves_a_model(run, checkpoint, pairs, tmp_path):
             ("train", "finetune", "--data", "{d}", "--model", "{m}", "--out", "gs://bucket/run"),
             "--out must be a path on this machine, got the URL gs://bucket/run",
         ),
-        (("train", "classification", "--data", "{d}", "--model", "{m}", "--out", "o"), "give data with labels"),
+        (
+            ("train", "classification", "--data", "{d}", "--model", "{m}", "--out", "o"),
+            "images must have labels to train a classifier, got captions; give data with labels",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(run, checkpoint, pairs, tmp_path, monkeypatch, words, said):

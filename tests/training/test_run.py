@@ -152,6 +152,7 @@ def test_rows_of_the_same_image_are_counted(checkpoint, pairs, tmp_path):
     table.write_text("\n".join(["image,caption", *lines]))
     facts = dry_run(table, checkpoint, **FIELDS)
     assert (facts["examples"], facts["images"]) == (8, 4)
+    assert facts["classes"] == []
     run = train(table, checkpoint, tmp_path / "out", log_every=4, **FIELDS)
     assert [line["repeated_images"] for line in run.metrics] == [4.0]
 

@@ -150,6 +150,12 @@ class ArrowSource:
                     except ValueError:  # an error only when the row is read
                         yield file, ""
 
+    def contents(self) -> Iterator[Any]:
+        """Yields the captions and labels of all rows, as buffers: what the source has beside its images."""
+        for number in range(len(self._starts) - 1):
+            for name in filter(None, (self._chosen.text, self._chosen.label)):
+                yield from (buffer for buffer in self._column(number, name).buffers() if buffer is not None)
+
     def _paths_in(self, number: int) -> list[str | None]:
         """Returns the path of the image of each row of a batch; None where the row holds its bytes."""
         array = self._column(number, self._chosen.image)
