@@ -30,6 +30,7 @@ EPILOG = f"""examples:
   siglip-jax embed "shards/{{000..099}}.tar" --out embedded --model google/siglip-base-patch16-224 --format parquet
   siglip-jax embed shards/ --out embedded --shard 0/4   # and 1/4, 2/4, 3/4 on other machines or devices
   siglip-jax embed captions.txt --out captions-embedded
+  siglip-jax embed photos/ --out photos-embedded --update   # after photos were added, changed or removed
 then: siglip-jax search photos-embedded "a cat"
 
 {column_names("image")}"""
@@ -51,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--storage", choices=("float32", "float16"), help="dtype of the stored embeddings (default: float32)"
     )
+    parser.add_argument(
+        "--update", action="store_true", help="embed what is new or changed in SRC, and remove what is gone"
+    )
     parser.add_argument("--image-key", metavar="NAME", help="column, or ending in a tar file, of the images")
     parser.add_argument("--split", metavar="NAME", help="split of SRC, if it has splits (default: train)")
     add_data_arguments(parser, "SRC")
@@ -63,7 +67,18 @@ def run(arguments: argparse.Namespace) -> int:
     from siglip_jax.search.embed import embed
     from siglip_jax.search.making import ERRORS
 
-    options = ("dtype", "quantization", "format", "shard", "part_size", "batch_size", "storage", "image_key", "split")
+    options = (
+        "dtype",
+        "quantization",
+        "format",
+        "shard",
+        "part_size",
+        "batch_size",
+        "storage",
+        "update",
+        "image_key",
+        "split",
+    )
     options = (*options, "kind", "root", "max_pixels")
     counted: list[int] = []
     try:

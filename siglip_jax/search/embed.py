@@ -4,14 +4,16 @@ import dataclasses
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from siglip_jax._callbacks import OnProgress, OnUnreadable
 from siglip_jax._files import MAX_PIXELS, output_path
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.load import load
 from siglip_jax.search.items import Items, open_items
-from siglip_jax.search.making import embed_collection
-from siglip_jax.search.manifest import read_manifest
+from siglip_jax.search.making import embed_collection, share_held
+from siglip_jax.search.manifest import MANIFEST, read_manifest
+from siglip_jax.search.updating import STAGED, settle, update_collection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,7 @@ def embed(
     part_size: int | None = None,
     batch_size: int | None = None,
     storage: str | None = None,
+    update: bool = False,
     image_key: str | None = None,
     split: str | None = None,
     kind: str | None = None,
@@ -84,6 +87,9 @@ def embed(
       batch_size: items of a step; None: that of the collection, or a size for model and device.
       storage: dtype of the stored embeddings, "float32" or "float16", which takes half the space and changes cosines by
         less than 0.001; None: that of the collection, or "float32".
+      update: whether a complete collection becomes one of the source as it is now: new and changed items are embedded,
+        those that are gone are removed, all others are kept. The collection can be searched meanwhile. Without it, a
+        changed source is refused. Not with `shard`.
       image_key: column, key or ending of the images; None: one of the usual names.
       split: split of the data set to take; None: "train" if it has splits.
       kind: which kind of data set to open in a folder of several, as `siglip_jax.data.open_source` takes it; None:
@@ -122,19 +128,18 @@ def embed(
         # Absolute, so that a search finds the model from another directory.
         name = None if model is None else os.path.abspath(model) if Path(model).exists() else os.fspath(model)
     start = time.monotonic()
-    outcome = embed_collection(
-        siglip,
-        items,
-        out,
-        model_name=name,
-        format=format,
-        part_size=part_size,
-        batch_size=batch_size,
-        storage=storage,
-        shard=shard,
-        on_progress=on_progress,
-        on_unreadable=on_unreadable,
-    )
+    layout = {"format": format, "part_size": part_size, "batch_size": batch_size, "storage": storage}
+    calls: dict[str, Any] = {"on_progress": on_progress, "on_unreadable": on_unreadable}
+    directory = Path(out)
+    if update and (directory / MANIFEST).exists() and read_manifest(directory).done is not None:
+        if shard is not None and shard != (0, 1):
+            raise ValueError(f"shard must be None for an update, got {shard[0]}/{shard[1]}; leave it out")
+        outcome = update_collection(siglip, items, directory, model_name=name, asked=layout, **calls)
+    else:
+        if (directory / STAGED).is_dir():  # an update was killed while it moved its files
+            with share_held(directory, 0, 1):
+                settle(directory)
+        outcome = embed_collection(siglip, items, directory, model_name=name, shard=shard, **layout, **calls)
     seconds = time.monotonic() - start
     result = EmbedResult(
         Path(out), items.kind, len(items), outcome.embedded, outcome.unreadable, seconds, outcome.parts_left

@@ -89,7 +89,9 @@ class Manifest:
             if here.get(name) != there.get(name):
                 reason, found, asked = _SAME[name.partition(".")[0]], str(here.get(name)), str(there.get(name))
                 differs = f"{name} must be {found:.16}, got {asked:.16}"  # 16 digits identify a checksum
-                advice = "give another directory" + (", or update it" if name.startswith("items.") else "")
+                advice = "give another directory" + (
+                    ", or update this one (--update)" if name.startswith("items.") else ""
+                )
                 raise ValueError(f"{directory}: to resume this collection, {differs}: {reason}; {advice}")
 
     def write(self, directory: Path) -> None:
