@@ -101,7 +101,7 @@ class Embedding(nn.Module):
         self.embedding = self.param("embedding", self.embedding_init, (self.rows, self.width), self.param_dtype)
 
     def __call__(self, ids: Array) -> Array:
-        rows = self.embedding.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        rows = jnp.asarray(self.embedding).at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return rows.astype(self.dtype)
 
 

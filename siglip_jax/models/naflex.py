@@ -25,6 +25,7 @@ from siglip_jax.models.pretrained import PretrainedModule
 from siglip_jax.models.products import Dense
 from siglip_jax.models.siglip import SiglipTextModel, TwoTowers
 from siglip_jax.models.vision import ImageTransformer
+from siglip_jax.parallel.mesh import check_sharding
 
 
 class Patches(NamedTuple):
@@ -90,6 +91,7 @@ class FlexibleEmbeddings(nn.Module):
     def __call__(
         self, pixel_values: Float[Array, "batch patches pixels"], spatial_shapes: Int[Array, "batch 2"]
     ) -> Float[Array, "batch patches hidden"]:
+        check_sharding(pixel_values)
         c, inits, types = self.config, self.options.inits, self.options.types
         dense = Dense(c.hidden_size, kernel_init=inits.patch, name="patch_embedding", **types)
         table = Embedding(c.num_patches, c.hidden_size, inits.embedding, name="position_embedding", **types)

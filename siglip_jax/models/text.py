@@ -5,6 +5,7 @@ from the last position, padding or not, as in training.
 """
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from siglip_jax.models.attention import mask_to_bias
 from siglip_jax.models.encoder import Embedding, Encoder, LayerNorm, Options
 from siglip_jax.models.outputs import TowerOutput
 from siglip_jax.models.products import Dense
+from siglip_jax.parallel.mesh import check_sharding
 
 
 def check_ids(name: str, ids: ArrayLike, count: int) -> None:
@@ -72,11 +74,19 @@ class TextTransformer(nn.Module):
         output_attentions: bool = False,
         deterministic: bool = True,
     ) -> TowerOutput:
+        check_sharding(input_ids)
         most = self.config.max_position_embeddings
         if input_ids.shape[1] > most:
             raise ValueError(
                 f"input_ids must have at most {most} tokens per text, got {input_ids.shape[1]}; truncate the texts, as"
                 " the processor does by default"
+            )
+        if input_ids.shape[1] < most and attention_mask is None:
+            warnings.warn(
+                f"input_ids has {input_ids.shape[1]} tokens per text, and the model was trained on texts padded to"
+                f" {most}: every score depends on the padding; pad with padding='max_length', as the processor does by"
+                " default",
+                stacklevel=2,
             )
         types, init = self.options.types, self.options.inits.projection
         x = TextEmbeddings(self.config, self.options, name="embeddings")(input_ids, position_ids)

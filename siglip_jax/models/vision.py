@@ -17,6 +17,7 @@ from siglip_jax.models.attention import Attention, mask_to_bias
 from siglip_jax.models.encoder import MLP, Embedding, Encoder, LayerNorm, Options
 from siglip_jax.models.outputs import TowerOutput
 from siglip_jax.models.positions import resize_position_table
+from siglip_jax.parallel.mesh import check_sharding
 
 
 def check_pixels(
@@ -59,6 +60,7 @@ class VisionEmbeddings(nn.Module):
     def __call__(
         self, pixel_values: Float[Array, "batch height width channel"], interpolate_pos_encoding: bool = False
     ) -> Float[Array, "batch patches hidden"]:
+        check_sharding(pixel_values)
         c, inits, types = self.config, self.options.inits, self.options.types
         batch, height, width, _ = pixel_values.shape
         grid = height // c.patch_size, width // c.patch_size

@@ -4,7 +4,8 @@ import math
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 AXES = ("data", "fsdp", "tensor")
@@ -75,7 +76,18 @@ def keep_batch_sharded(x: Array, mesh: Mesh | None) -> Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(over, PartitionSpec(axes)))
 
 
-def check_mesh(mesh: Mesh) -> None:
+def check_sharding(x: ArrayLike) -> None:
+    """Refuses an array that is sharded over Explicit axes, on which linen modules fail inside a matrix product.
+
+    Raises:
+      ValueError: if an axis over which the array is sharded is of type Explicit.
+    """
+    sharding = jax.typeof(x).sharding
+    if any(entry is not None for entry in sharding.spec):
+        check_mesh(sharding.mesh)
+
+
+def check_mesh(mesh: Mesh | AbstractMesh) -> None:
     """Refuses a mesh on which linen modules fail.
 
     Raises:

@@ -6,13 +6,14 @@ out.
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from siglip_jax.parallel.mesh import check_mesh
+from siglip_jax.parallel.mesh import BATCH_AXES, check_mesh
 from siglip_jax.params import path_of
 from siglip_jax.rules import Rules, match_rule
 
@@ -56,6 +57,20 @@ def _fitting(entry: Any, size: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...
     return kept or None
 
 
+def _warn_of_other_names(mesh: Mesh, rules: Rules[PartitionSpec]) -> None:
+    """Warns of a mesh with none of the axes that the rules name, over which nothing would be sharded."""
+    entries = [entry for _, spec in rules for entry in spec if entry is not None]
+    named = {axis for entry in entries for axis in ((entry,) if isinstance(entry, str) else entry)}
+    if named and mesh.size > 1 and not {*named, *BATCH_AXES}.intersection(mesh.axis_names):
+        warnings.warn(
+            f"the mesh has none of the axes {', '.join(sorted(named))} of the sharding rules, but"
+            f" {', '.join(map(str, mesh.axis_names))}: every parameter is whole on every device; make the mesh with"
+            " siglip_jax.make_mesh, or pass rules (sharding_rules of from_pretrained) with your names, as in"
+            f" (('.*fc1/kernel', PartitionSpec(None, {mesh.axis_names[-1]!r})), ('.*', PartitionSpec()))",
+            stacklevel=3,
+        )
+
+
 def shardings(
     shapes: Mapping[str, tuple[int, ...]], mesh: Mesh, rules: Rules[PartitionSpec] = SHARDING_RULES
 ) -> dict[str, NamedSharding]:
@@ -80,6 +95,7 @@ def shardings(
       True
     """
     check_mesh(mesh)
+    _warn_of_other_names(mesh, rules)
     return {path: NamedSharding(mesh, partition(path, shape, mesh, rules)) for path, shape in shapes.items()}
 
 

@@ -1,5 +1,7 @@
 """Token ids and positions outside the tables: errors on concrete values, NaN under `jit`."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,3 +62,20 @@ def test_the_engine_refuses_such_ids(shared_siglip):
     (ids,) = shared_siglip.tokens(["a cat"])
     with pytest.raises(ValueError, match="^input_ids must be 0 to .*, got -1; use the tokenizer of this model$"):
         shared_siglip.embed_tokens(np.where(np.arange(ids.shape[1]) == 3, -1, ids))
+
+
+class TestUnpaddedTexts:
+    SHORT = r"^input_ids has 3 tokens per text, and the model was trained on texts padded to 4: every score depends on"
+
+    def test_warn_when_they_are_traced(self, params):
+        step = jax.jit(lambda params, ids: MODEL.apply({"params": params}, ids).pooler_output)
+        with pytest.warns(UserWarning, match=self.SHORT):
+            step(params, IDS[:, :3])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            step(params, IDS[:, :3])  # compiled
+            step(params, IDS)
+
+    def test_a_mask_says_that_the_caller_knows(self, params):
+        mask = np.ones((2, 3), np.int32)
+        assert MODEL.apply({"params": params}, IDS[:, :3], mask).pooler_output.shape == (2, 8)
