@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from siglip_jax._callbacks import naming
 from siglip_jax._files import read_lines
 from siglip_jax.cli._output import (
     QUANTIZATIONS,
@@ -79,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     def unreadable(position: int, error: Exception) -> None:
         nonlocal failures
         failures += 1
-        say(printable(error))
+        say(printable(naming(os.fspath(found[position]), error)))
 
     stream = with_progress(found, "images")
     scores = siglip.similarity(stream, prompts, batch_size=arguments.batch_size, on_unreadable=unreadable)

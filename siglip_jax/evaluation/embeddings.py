@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from siglip_jax._callbacks import OnUnreadable, naming
 from siglip_jax.data.example import Source, image_id
-from siglip_jax.evaluation.neighbours import check_finite
+from siglip_jax.inference.encoder import NotFiniteError
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.stream import in_threads
 
@@ -116,6 +116,8 @@ def embed_examples(
                 yield example.image
 
     def undecodable(place: int, error: Exception) -> None:
+        if isinstance(error, NotFiniteError):  # a fault of the model: metrics of the other images would mislead
+            raise NotFiniteError(heads[place].name)
         lost[place] = error
         report(heads[place].number, heads[place].name, error)
 
@@ -129,7 +131,6 @@ def embed_examples(
         raise ValueError(f"one or more images must be readable, got none among {len(numbers)}{first}")
     shown = np.array([row.place for row in kept], np.int64)
     embeds = embeds[shown]
-    check_finite(embeds, "the model's image embeddings")
     _, first_of, inverse = np.unique(shown, return_index=True, return_inverse=True)
     return Embedded(
         embeds,
@@ -167,7 +168,6 @@ def embed_texts(
         parts.append(siglip.encode_text(part, batch_size=batch_size))
         advance(len(part))
     embeds = np.concatenate(parts)
-    check_finite(embeds, "the model's text embeddings")
     return embeds[np.array([numbers[text] for text in texts], np.int64)]
 
 

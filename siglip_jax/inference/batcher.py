@@ -22,7 +22,7 @@ from jaxtyping import Float
 
 from siglip_jax._checks import check_count
 from siglip_jax.inference.calls import Call, Row
-from siglip_jax.inference.encoder import Encoder
+from siglip_jax.inference.encoder import Encoder, NotFiniteError, not_finite
 from siglip_jax.inference.engine import Images, Siglip, Texts
 from siglip_jax.inference.stream import Arrays, as_texts, batches
 from siglip_jax.processing.images.inputs import as_images
@@ -117,7 +117,8 @@ class Batcher:
 
         Raises:
           FileNotFoundError: if an image does not exist.
-          ValueError: if an image cannot be read, or `images` has more than `queue_size` items.
+          ValueError: if an image cannot be read, an embedding is not finite, or `images` has more than `queue_size`
+            items.
           QueueFullError: if too many items wait already.
           TimeoutError: if the result is not computed in time.
           RuntimeError: if the batcher is closed, was made by another process, or the model failed.
@@ -142,7 +143,8 @@ class Batcher:
           (M, width) float32 array in host memory, M = 1 for one string.
 
         Raises:
-          ValueError: if `texts` is not a string or an iterable of strings, or has more than `queue_size` items.
+          ValueError: if `texts` is not a string or an iterable of strings, an embedding is not finite, or `texts` has
+            more than `queue_size` items.
           QueueFullError: if too many items wait already.
           TimeoutError: if the result is not computed in time.
           RuntimeError: if the batcher is closed, was made by another process, or the model failed.
@@ -382,13 +384,19 @@ def _started(lane: _Lane, rows: list[Row]) -> tuple[str, list[Row], Any]:
 
 def _finish(what: str, rows: list[Row], result: Any) -> None:
     """Waits for the result of a batch and distributes it to the calls."""
+    if not rows:  # the batch has failed
+        return
     try:
         embeds = np.asarray(result)[: len(rows)]
     except BaseException as error:
         _fail(what, rows, error)
         return
-    for row, embed in zip(rows, embeds, strict=True):
-        row.call.put(row.position, embed)
+    bad = set(not_finite(embeds).tolist())
+    for i, (row, embed) in enumerate(zip(rows, embeds, strict=True)):
+        if i in bad:
+            row.call.fail(NotFiniteError(f"{what}[{row.position}]"))
+        else:
+            row.call.put(row.position, embed)
 
 
 def _fail(what: str, rows: list[Row], error: BaseException) -> None:

@@ -8,13 +8,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from siglip_jax._checks import check_count
 from siglip_jax.inference.stream import Arrays, padded
 from siglip_jax.models.pretrained import PretrainedModule
 from siglip_jax.models.products import matmul_precision
 from siglip_jax.models.siglip import normalize
+
+
+class NotFiniteError(ValueError):
+    """Raised for an input whose embedding holds NaN or infinity, with which every comparison is silently wrong."""
+
+    def __init__(self, name: str) -> None:
+        """Makes the message from the name of the input."""
+        super().__init__(
+            f"{name}: the embedding must be finite, got NaN or infinity; check the weights, or use a dtype of a larger"
+            " range, such as float32"
+        )
 
 
 class Encoder(NamedTuple):
@@ -25,12 +36,14 @@ class Encoder(NamedTuple):
       params: parameters of the tower, a nested dict of arrays.
       width: width of an embedding.
       batch_size: default number of rows of a batch.
+      inputs: name of the inputs, "images" or "texts", for errors.
     """
 
     function: Callable[..., Array]
     params: dict[str, Any]
     width: int
     batch_size: int
+    inputs: str
 
     def rows(self, asked: int | None) -> int:
         """Returns the number of rows of a batch.
@@ -49,17 +62,45 @@ class Encoder(NamedTuple):
         fewest = batch_size if _of_one_size() else 1
         return self.function(self.params, *(padded(array, batch_size, fewest) for array in batch))
 
-    def run(self, stream: Iterable[Arrays], batch_size: int) -> Float[np.ndarray, "rows {self.width}"]:
-        """Returns the embeddings of a stream of batches; each batch is sent before the result of the last is read."""
-        done = [np.zeros((0, self.width), np.float32)]
+    def run(
+        self, stream: Iterable[Arrays], batch_size: int, on_not_finite: Callable[[int], object] | None = None
+    ) -> Float[np.ndarray, "rows {self.width}"]:
+        """Returns the embeddings of a stream of batches; each batch is sent before the result of the last is read.
+
+        Args:
+          stream: batches of inputs.
+          batch_size: largest number of rows of a batch.
+          on_not_finite: called with the number of each row whose embedding holds NaN or infinity; None: an error.
+
+        Raises:
+          NotFiniteError: if an embedding is not finite and `on_not_finite` is None.
+        """
+        done, rows = [np.zeros((0, self.width), np.float32)], 0
         running: deque[tuple[Array, int]] = deque()
+
+        def fetch() -> None:
+            nonlocal rows
+            result, count = running.popleft()
+            embeds = np.asarray(result)[:count]
+            for row in (rows + not_finite(embeds)).tolist():
+                if on_not_finite is None:
+                    raise NotFiniteError(f"{self.inputs}[{row}]")
+                on_not_finite(row)
+            done.append(embeds)
+            rows += count
+
         for batch in stream:
             running.append((self(batch, batch_size), len(batch[0])))
             if len(running) > 1:
-                result, rows = running.popleft()
-                done.append(np.asarray(result)[:rows])
-        done.extend(np.asarray(result)[:rows] for result, rows in running)
+                fetch()
+        while running:
+            fetch()
         return np.concatenate(done)
+
+
+def not_finite(embeds: Float[np.ndarray, "rows embed"]) -> Int[np.ndarray, " found"]:
+    """Returns the numbers of the rows that hold NaN or infinity."""
+    return np.flatnonzero(~np.isfinite(embeds).all(axis=1))
 
 
 def jitted(model: PretrainedModule, method: str, most: int | None) -> Callable[..., Array]:

@@ -8,7 +8,7 @@ ahead of the device.
 import functools
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from siglip_jax.checkpoints import Checkpoint, write_checkpoint
 from siglip_jax.checkpoints.formats import quantized
 from siglip_jax.configs.configuration import SiglipConfig
 from siglip_jax.inference.choices import choose, in_brief
-from siglip_jax.inference.encoder import Encoder, jitted
+from siglip_jax.inference.encoder import Encoder, NotFiniteError, jitted
+from siglip_jax.inference.images import embed_images
 from siglip_jax.inference.labels import check_labels, fill_template, probabilities, rank
-from siglip_jax.inference.stream import Arrays, as_texts, batches, in_threads, slices
+from siglip_jax.inference.stream import Arrays, as_texts, slices
 from siglip_jax.inference.weights import Weights
 from siglip_jax.models import Siglip2Model, SiglipModel
 from siglip_jax.models.text import check_ids
@@ -112,13 +113,17 @@ class Siglip:
     def image_encoder(self) -> Encoder:
         """The image tower as a function from arrays to embeddings; `pixels` returns the arrays of an image."""
         params = self._weights.of("vision_model", *LOGITS)
-        return Encoder(self._encode_pixels, params, self.config.vision_config.hidden_size, self.choices.image_batch)
+        return Encoder(
+            self._encode_pixels, params, self.config.vision_config.hidden_size, self.choices.image_batch, "images"
+        )
 
     @property
     def text_encoder(self) -> Encoder:
         """The text tower as a function from token ids to embeddings; `tokens` returns the ids of texts."""
         params = self._weights.of("text_model", *LOGITS)
-        return Encoder(self._encode_tokens, params, self.config.text_config.embedding_size, self.choices.text_batch)
+        return Encoder(
+            self._encode_tokens, params, self.config.text_config.embedding_size, self.choices.text_batch, "texts"
+        )
 
     def encode_image(
         self,
@@ -136,16 +141,16 @@ class Siglip:
           batch_size: number of images per step; None: `choices.image_batch`, 8 to 64 by model and device, times the
             number of shards that a mesh divides a batch into.
           timeout: seconds to wait for the download of an image given as a URL.
-          on_unreadable: called with (index of the image, error) for an image that cannot be read, whose row becomes
-            NaN; None: the error is raised.
+          on_unreadable: called with (index of the image, error) for an image that cannot be read, or whose embedding is
+            not finite; its row becomes NaN. None: the error is raised.
 
         Returns:
           (N, width) float32 array in host memory, N = 1 for one image; (0, width) if there are no images.
 
         Raises:
           FileNotFoundError: if an image does not exist and `on_unreadable` is None.
-          ValueError: if an image cannot be read and `on_unreadable` is None, `images` is neither an image nor an
-            iterable, or `batch_size` is below 1.
+          ValueError: if an image cannot be read or its embedding is not finite and `on_unreadable` is None, `images` is
+            neither an image nor an iterable, or `batch_size` is below 1.
 
         Example:
           >>> import siglip_jax
@@ -155,28 +160,8 @@ class Siglip:
         """
         encoder = self.image_encoder
         size = encoder.rows(batch_size)
-        unreadable: list[int] = []
-
-        def pixels() -> Iterator[Arrays]:
-            work, workers = functools.partial(self.pixels, timeout=timeout), self.choices.threads
-            futures = in_threads(work, as_images(images), workers=workers, ahead=max(2 * size, workers))
-            for position, future in enumerate(futures):
-                try:
-                    row = future.result()
-                except (OSError, ValueError) as error:
-                    if on_unreadable is None:
-                        raise
-                    on_unreadable(position, error)
-                    unreadable.append(position)
-                else:
-                    yield row
-
-        rows = encoder.run(counted(batches(pixels(), size), images, "images"), size)
-        if not unreadable:
-            return rows
-        every = np.full((len(rows) + len(unreadable), encoder.width), np.nan, np.float32)
-        every[np.setdiff1d(np.arange(len(every)), unreadable)] = rows
-        return every
+        prepare, workers = functools.partial(self.pixels, timeout=timeout), self.choices.threads
+        return embed_images(encoder, prepare, as_images(images), size, workers=workers, on_unreadable=on_unreadable)
 
     def encode_text(self, texts: Texts, *, batch_size: int | None = None) -> Float[np.ndarray, "texts embed"]:
         """Returns L2-normalised embeddings of texts, which are padded and truncated to the model's length.
@@ -190,7 +175,8 @@ class Siglip:
           (M, width) float32 array in host memory, M = 1 for one string; (0, width) if there are no texts.
 
         Raises:
-          ValueError: if `texts` is not a string or an iterable of strings, or `batch_size` is below 1.
+          ValueError: if `texts` is not a string or an iterable of strings, an embedding is not finite, or `batch_size`
+            is below 1.
 
         Example:
           >>> import siglip_jax
@@ -200,7 +186,11 @@ class Siglip:
         found, encoder = as_texts(texts), self.text_encoder
         size = encoder.rows(batch_size)
         ids = (self.tokens(found[i : i + size]) for i in range(0, len(found), size))
-        return encoder.run(counted(ids, found, "texts"), size)
+
+        def refuse(row: int) -> None:
+            raise NotFiniteError(f"texts[{row}], {found[row][:60]!r}")
+
+        return encoder.run(counted(ids, found, "texts"), size, refuse)
 
     def embed_pixels(
         self, *arrays: np.ndarray | Array, batch_size: int | None = None
@@ -218,7 +208,8 @@ class Siglip:
           (N, width) float32 array in host memory.
 
         Raises:
-          ValueError: if `batch_size` is below 1, or the arrays have another shape than the model expects.
+          ValueError: if `batch_size` is below 1, an embedding is not finite, or the arrays have another shape than the
+            model expects.
 
         Example:
           >>> import numpy as np
@@ -278,16 +269,17 @@ class Siglip:
           texts: one string or an iterable of M strings.
           batch_size: number of images per step; None: `choices.image_batch`.
           timeout: seconds to wait for the download of an image given as a URL.
-          on_unreadable: called with (index of the image, error) for an image that cannot be read, whose row becomes
-            NaN; None: the error is raised.
+          on_unreadable: called with (index of the image, error) for an image that cannot be read, or whose embedding is
+            not finite; its row becomes NaN. None: the error is raised.
 
         Returns:
           (N, M) float32 array of probabilities in [0, 1].
 
         Raises:
           FileNotFoundError: if an image does not exist and `on_unreadable` is None.
-          ValueError: if an image cannot be read and `on_unreadable` is None, `texts` are not strings, or `batch_size`
-            is below 1.
+          ValueError: if an image cannot be read or its embedding is not finite and `on_unreadable` is None, the
+            embedding of a text, the temperature or the bias is not finite, `texts` are not strings, or `batch_size` is
+            below 1.
 
         Example:
           >>> import siglip_jax
@@ -331,8 +323,8 @@ class Siglip:
 
         Raises:
           FileNotFoundError: if an image does not exist.
-          ValueError: if an image cannot be read, there are no labels, a label is blank, the template has no `{}`, or
-            `top_k` or `batch_size` is below 1.
+          ValueError: if an image cannot be read, an embedding is not finite, there are no labels, a label is blank, the
+            template has no `{}`, or `top_k` or `batch_size` is below 1.
 
         Example:
           >>> import siglip_jax

@@ -100,5 +100,7 @@ if __name__ == "__main__":
     file, *texts = sys.argv[1:]
     cosines = encoder("image")(pixel_values([file])) @ encoder("text")(input_ids(texts)).T
     logits = cosines[0] * manifest()["temperature"] + manifest()["logit_bias"]
+    if not np.isfinite(logits).all():
+        sys.exit(f"{file}: the embeddings must be finite, got NaN or infinity; check the weights, or export in float32")
     for text, logit in sorted(zip(texts, logits, strict=True), key=lambda pair: -pair[1]):
         print(f"{1 / (1 + np.exp(-logit)):9.3g}  {text}")

@@ -14,7 +14,13 @@ def probabilities(
     """Returns sigmoid(temperature * cosine + logit_bias) in float32, accurate even for tiny probabilities.
 
     Source: "Sigmoid Loss for Language Image Pre-Training" (Zhai et al., 2023), section 3.2.
+
+    Raises:
+      ValueError: if the temperature or the bias is not finite in float32.
     """
+    for name, value in (("exp(logit_scale)", temperature), ("logit_bias", logit_bias)):
+        if not abs(value) <= float(np.finfo(np.float32).max):  # NaN too
+            raise ValueError(f"{name} must be finite in float32, got {value:g}; check the weights")
     logits = cosines.astype(np.float32) * np.float32(temperature) + np.float32(logit_bias)
     small = np.exp(-np.abs(logits))  # in (0, 1]: never overflows
     return np.where(logits < 0, small, np.float32(1)) / (1 + small)

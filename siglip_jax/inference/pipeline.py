@@ -70,8 +70,8 @@ class ZeroShotImageClassificationPipeline:
 
         Raises:
           FileNotFoundError: if an image does not exist.
-          ValueError: if an image cannot be read, images or labels are missing, a label is blank, the template has no
-            `{}`, or `top_k` or `batch_size` is below 1.
+          ValueError: if an image cannot be read, an embedding is not finite, images or labels are missing, a label is
+            blank, the template has no `{}`, or `top_k` or `batch_size` is below 1.
         """
         image = images if image is None else image
         if image is None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from siglip_jax.inference.encoder import NotFiniteError, not_finite
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.stream import Arrays, in_threads, stacked
 from siglip_jax.search.items import TEXTS, Items
@@ -69,9 +70,9 @@ def embed_batches(siglip: Siglip, items: Items, batches: Batches, batch_size: in
             result = encoder(ready.arrays, batch_size)
         running.append((result, ready))
         if len(running) > 1:
-            yield _rows(*running.popleft(), encoder.width)
+            yield _rows(*running.popleft(), encoder.width, items)
     for result, ready in running:
-        yield _rows(result, ready, encoder.width)
+        yield _rows(result, ready, encoder.width, items)
 
 
 def _prepared(
@@ -96,10 +97,10 @@ def _prepared(
         yield _Ready(arrays, [number for number, _ in read], errors)
 
 
-def _rows(result: Any, ready: _Ready, width: int) -> Rows:
+def _rows(result: Any, ready: _Ready, width: int, items: Items) -> Rows:
     """Waits for a batch and returns its result without the rows of padding."""
     embeds = np.zeros((0, width)) if result is None else np.asarray(result)[: len(ready.numbers)]
     embeds = embeds.astype(np.float32)
-    if not np.isfinite(embeds).all():
-        raise ValueError("embeddings of the model must be finite, got NaN or infinity; use a dtype of a larger range")
+    for row in not_finite(embeds):
+        raise NotFiniteError(items.name(ready.numbers[row]))
     return Rows(embeds, ready.numbers, ready.errors)

@@ -23,6 +23,7 @@ from siglip_jax.data.example import Example, Source, image_id
 from siglip_jax.data.fingerprint import fingerprint
 from siglip_jax.data.pipeline import ordered
 from siglip_jax.data.transform import Transform
+from siglip_jax.inference.encoder import NotFiniteError, not_finite
 from siglip_jax.models.siglip import normalize
 from siglip_jax.params import flatten
 from siglip_jax.training.objective import Objective
@@ -86,6 +87,8 @@ def precompute_image_embeds(
                 short = BATCH - len(pixels)
                 padded = np.concatenate([pixels, np.repeat(pixels[-1:], short, axis=0)]) if short else pixels
                 embeds = np.asarray(embed(params, padded))
+                for row in not_finite(embeds[: len(pixels)]):
+                    raise NotFiniteError(source[start + int(batch.arrays["index"][row])].name)
                 found |= dict(zip(batch.arrays["index"].tolist(), embeds, strict=False))
                 counter.add(len(pixels) + len(batch.skipped))
             unread = np.full_like(next(iter(found.values())), np.nan)

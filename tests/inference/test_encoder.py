@@ -21,7 +21,7 @@ def pixels(shared_siglip):
 @pytest.mark.slow
 def test_run_drops_the_padding():
     stream = [(np.full((3, 2), 1, np.float32), np.arange(3)), (np.full((1, 2), 2, np.float32), np.arange(1))]
-    encoder = Encoder(jax.jit(lambda params, x, y: x + y[:, None].astype(np.float32)), {}, 2, 4)
+    encoder = Encoder(jax.jit(lambda params, x, y: x + y[:, None].astype(np.float32)), {}, 2, 4, "images")
     np.testing.assert_array_equal(encoder.run(stream, 4), [[1, 1], [2, 2], [3, 3], [2, 2]])
     assert encoder.run([], 4).shape == (0, 2)
 

@@ -2,10 +2,12 @@
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -92,6 +94,13 @@ class TestReuse:
     def test_the_same_data_and_weights_are_embedded_once(self, embedded, tmp_path):
         source = open_source(write_pairs(tmp_path / "pairs", 1))
         assert (embedded(source), embedded(source)) == (1, 0)
+
+    def test_weights_that_have_diverged_are_refused_with_the_name_of_the_image(self, embedded, model, tmp_path):
+        source = open_source(write_pairs(tmp_path / "pairs", 1))
+        diverged = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), model.params)
+        with pytest.raises(ValueError, match=f"^{re.escape(source.name(0))}: the embedding must be finite, got NaN"):
+            embedded(source, diverged)
+        assert not list((tmp_path / "embeds").rglob("*.npy"))
 
     def test_other_weights_and_changed_images_are_embedded_anew(self, embedded, tmp_path):
         path = write_pairs(tmp_path / "pairs", 1)
