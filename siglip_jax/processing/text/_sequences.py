@@ -23,7 +23,8 @@ def strategies(padding: object, truncation: object, max_length: int | None) -> t
     """Returns the names of the padding and truncation strategies.
 
     Args:
-      padding: a name in `PADDING`, True ("longest") or False ("do_not_pad").
+      padding: a name in `PADDING`, True ("longest") or False ("do_not_pad"). Members of the reference's enumerations of
+        these names are accepted too.
       truncation: a name in `TRUNCATION`, True ("longest_first") or False ("do_not_truncate"); None: True if a length is
         given and `padding` is False, else False.
       max_length: length in tokens, or None.
@@ -35,6 +36,7 @@ def strategies(padding: object, truncation: object, max_length: int | None) -> t
         raise ValueError(f"max_length must be at least 1, got {max_length}")
     if truncation is None and max_length is not None and padding is False:
         truncation = True
+    padding, truncation = (getattr(value, "value", value) for value in (padding, truncation))
     padding = {True: "longest", False: "do_not_pad"}.get(padding, padding) if isinstance(padding, bool) else padding
     if truncation is None or isinstance(truncation, bool):
         truncation = "longest_first" if truncation else "do_not_truncate"
@@ -100,6 +102,23 @@ def pad(rows: Sequence[Ids], width: int, fill: int, side: str) -> None:
                 row += fills[len(row)]
             else:
                 row[:0] = fills[len(row)]
+
+
+def padded_width(padding: str, max_length: int | None, multiple: int | None, rows: Sequence[Ids]) -> int | None:
+    """Returns the length that rows are padded to; None: they are not padded."""
+    if padding == "do_not_pad":
+        return None
+    width = max(map(len, rows)) if padding == "longest" else int(max_length or 0)
+    return width + -width % (multiple or 1)
+
+
+def as_lists(values: Any) -> Any:
+    """Returns an array, or a list of arrays or lists, as new lists."""
+    if hasattr(values, "__array__") and not isinstance(values, np.generic):
+        return np.asarray(values).tolist()
+    if not isinstance(values, (list, tuple)):
+        return values
+    return [as_lists(value) if isinstance(value, (list, tuple)) or np.ndim(value) else value for value in values]
 
 
 def attention(rows: Sequence[Ids], width: int | None, side: str) -> list[list[int]]:

@@ -23,22 +23,17 @@ from siglip_jax._files import output_path, write_atomically
 from siglip_jax.processing.batch import Batch
 from siglip_jax.processing.text._sequences import (
     Ids,
+    as_lists,
     attention,
     is_ids,
     pad,
+    padded_width,
     stacked,
     strategies,
     texts_and_pairs,
     truncate_all,
 )
-from siglip_jax.processing.text.settings import (
-    NAMED,
-    SETTINGS,
-    AddedToken,
-    Token,
-    read_settings,
-    write_settings,
-)
+from siglip_jax.processing.text.settings import NAMED, SETTINGS, AddedToken, Token, read_settings, write_settings
 from siglip_jax.processing.text.vocabulary import Vocabulary
 
 UNBOUNDED = 10**20  # the reference writes 1e30 for "no limit"
@@ -99,9 +94,20 @@ class TokenizerBase(Vocabulary):
             if name not in self._named:
                 raise ValueError(f"{name} must be a token, got None")
         extra = additional_special_tokens or settings.get("extra_special_tokens") or ()
+        extra = extra.values() if isinstance(extra, Mapping) else extra
         self._extra = [AddedToken.of(token, name="additional_special_tokens").content for token in extra]
         self._unknown_settings: dict[str, Any] = {}
         self._has_warned = False
+
+    def __repr__(self) -> str:
+        """Returns the class with what distinguishes one tokenizer from another."""
+        facts = {
+            "vocab_file": self.vocab_file,
+            "vocab_size": self.vocab_size,
+            "model_max_length": self.model_max_length,
+        }
+        facts |= {"padding_side": self.padding_side, "special_tokens": self.special_tokens_map}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in facts.items())})"
 
     def _add_missing(self) -> None:
         """Adds the special tokens that are not among the added tokens yet."""
@@ -220,7 +226,7 @@ class TokenizerBase(Vocabulary):
         if return_special_tokens_mask:
             ones = [[[0] * (len(ids) - 1) + [1] if add_special_tokens else [0] * len(ids) for ids in p] for p in parts]
             special = [list(itertools.chain(*row)) for row in zip(*ones, strict=True)]
-        width = _width(padding, max_length, pad_to_multiple_of, rows)
+        width = padded_width(padding, max_length, pad_to_multiple_of, rows)
         wants_types, wants_mask = (
             name in self.model_input_names if given is None else given
             for name, given in (("token_type_ids", return_token_type_ids), ("attention_mask", return_attention_mask))
@@ -352,14 +358,14 @@ class TokenizerBase(Vocabulary):
         if return_tensors is None and hasattr(first, "__array__") and not isinstance(first, np.generic):
             return_tensors = "jax" if isinstance(first, jax.Array) else "np"
 
-        columns = {name: _as_lists(values) for name, values in found.items()}
+        columns = {name: as_lists(values) for name, values in found.items()}
         single = not (columns["input_ids"] and isinstance(columns["input_ids"][0], list))
         if single:
             columns = {name: [values] for name, values in columns.items()}
         rows: list[Ids] = columns["input_ids"]
         if padding == "max_length" and max_length is None:
             max_length = self._known_limit()
-        width = _width(padding, max_length, pad_to_multiple_of, rows)
+        width = padded_width(padding, max_length, pad_to_multiple_of, rows)
         wants_mask = (
             "attention_mask" in self.model_input_names if return_attention_mask is None else return_attention_mask
         )
@@ -437,20 +443,3 @@ class TokenizerBase(Vocabulary):
         }
         settings |= self._settings_of_kind()
         write_settings(directory, self._unknown_settings | settings, self.added_tokens_decoder)
-
-
-def _width(padding: str, max_length: int | None, multiple: int | None, rows: Sequence[Ids]) -> int | None:
-    """Returns the length that rows are padded to; None: they are not padded."""
-    if padding == "do_not_pad":
-        return None
-    width = max(map(len, rows)) if padding == "longest" else int(max_length or 0)
-    return width + -width % (multiple or 1)
-
-
-def _as_lists(values: Any) -> Any:
-    """Returns an array, or a list of arrays or lists, as new lists."""
-    if hasattr(values, "__array__") and not isinstance(values, np.generic):
-        return np.asarray(values).tolist()
-    if not isinstance(values, (list, tuple)):
-        return values
-    return [_as_lists(value) if isinstance(value, (list, tuple)) or np.ndim(value) else value for value in values]

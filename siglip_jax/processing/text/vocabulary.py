@@ -215,7 +215,7 @@ class Vocabulary(abc.ABC):
 
         Args:
           new_tokens: a token or a list of tokens, each a string, an `AddedToken` of `tokenizers`, or a dictionary of
-            its fields.
+            its fields; None: none.
           special_tokens: whether the tokens are special, that is, carry no text and are left out of decoded text by
             `skip_special_tokens`.
 
@@ -236,6 +236,8 @@ class Vocabulary(abc.ABC):
             new_tokens if isinstance(new_tokens, (list, tuple)) and not isinstance(new_tokens, AddedToken) else None
         )
         made = []
+        if new_tokens is None:
+            return 0
         for value in [new_tokens] if listed is None else listed:
             if isinstance(value, str):
                 if not value or value in self.added_tokens_encoder:

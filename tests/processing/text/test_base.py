@@ -99,6 +99,18 @@ class TestMultiples:
         assert found[0] == found[1]
 
 
+def test_members_of_the_reference_s_enumerations(pair):
+    options = {"padding": transformers.utils.PaddingStrategy.MAX_LENGTH, "max_length": 9}
+    options["truncation"] = transformers.tokenization_utils_base.TruncationStrategy.ONLY_FIRST
+    assert dict(pair[0](["a cat", LONG], **options)) == dict(pair[1](["a cat", LONG], **options))
+
+
+def test_repr_names_the_file_and_the_special_tokens(pair):
+    found = repr(pair[0])
+    assert found.startswith(f"SiglipTokenizer(vocab_file={pair[0].vocab_file!r}, vocab_size=")
+    assert found.endswith("special_tokens={'eos_token': '</s>', 'unk_token': '<unk>', 'pad_token': '</s>'})")
+
+
 class TestLongTexts:
     def test_a_warning_once_where_a_text_is_too_long_and_not_cut(self, spiece):
         tokenizer = SiglipTokenizer(spiece)

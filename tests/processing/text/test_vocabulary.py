@@ -203,6 +203,18 @@ class TestAddition:
         agree(pair)
         assert pair[0].get_added_vocab() == pair[1].get_added_vocab()
 
+    def test_extra_special_tokens_of_the_constructor(self, spiece, gemma_file):
+        for tokens in (["<x>", " cat"], {"image_token": "<x>", "other_token": " cat"}):
+            for make, file in ((first, spiece), (second, gemma_file)):
+                ours, reference = make(file, extra_special_tokens=tokens)
+                with quiet_reference():
+                    assert ours("a <x> cat")["input_ids"] == reference("a <x> cat")["input_ids"]
+                assert ours.extra_special_tokens == ["<x>", " cat"]
+
+    def test_nothing_to_add(self, spiece):
+        for tokenizer in first(spiece):
+            assert [tokenizer.add_tokens(nothing) for nothing in (None, "", [], [""])] == [0] * 4
+
     def test_with_properties(self, spiece):
         pair = first(spiece)
         token = tokenizers.AddedToken("dog", single_word=True, lstrip=True, normalized=False)
