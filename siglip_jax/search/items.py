@@ -112,8 +112,13 @@ class Images:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the names, sizes and modification times of the files, each of which is looked up."""
+        """SHA-256 of the names, sizes and times of the files, each of which is looked up, and of a table's contents."""
+        from siglip_jax.data.sources.table import TableSource
+
         digest = hashlib.sha256()
+        if isinstance(self._source, TableSource):
+            for chunk in self._source.contents():
+                digest.update(chunk)
         for name, path in self._source.files():
             digest.update(f"{name}\0{_state(path)}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()

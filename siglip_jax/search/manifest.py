@@ -139,7 +139,6 @@ def new_manifest(
         "dtype": jnp.dtype(siglip.model.dtype).name,
         "quantization": next((x.scheme for x in flatten(siglip.params).values() if isinstance(x, Quantized)), None),
     }
-    facts = describe(siglip, model_name="")
     width = siglip.config.vision_config.hidden_size
     if items.kind == TEXTS:
         width = siglip.config.text_config.embedding_size
@@ -150,12 +149,24 @@ def new_manifest(
         layout["columns"] = list(columns)
     return Manifest(
         model,
-        _as_json({"image": facts["image"], "text": facts["text"]}),
+        preparation(siglip),
         {"kind": items.kind, "count": len(items), "fingerprint": items.fingerprint, "options": dict(items.options)},
         layout,
         items.path,
         __version__,
     )
+
+
+def preparation(siglip: Siglip) -> dict[str, Any]:
+    """Returns how a model's images and texts are prepared, with the SHA-256 of the vocabulary.
+
+    Args:
+      siglip: model with its processor.
+    """
+    facts = describe(siglip, model_name="")
+    vocabulary = json.dumps(siglip.processor.tokenizer.get_vocab(), sort_keys=True).encode()
+    text = facts["text"] | {"vocabulary": hashlib.sha256(vocabulary).hexdigest()}
+    return _as_json({"image": facts["image"], "text": text})
 
 
 def config_checksum(siglip: Siglip) -> str:

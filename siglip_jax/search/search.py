@@ -11,7 +11,7 @@ from siglip_jax.inference.load import load
 from siglip_jax.search.approximate import Approximate
 from siglip_jax.search.collection import Collection
 from siglip_jax.search.items import IMAGES, TEXTS, Items, open_items
-from siglip_jax.search.manifest import config_checksum, weights_checksums
+from siglip_jax.search.manifest import config_checksum, preparation, weights_checksums
 from siglip_jax.search.nearest import nearest
 
 
@@ -59,7 +59,8 @@ def load_for(
 
     Raises:
       OSError: if the model does not exist.
-      ValueError: if it is another model than the one that made the collection.
+      ValueError: if it is another model than the one that made the collection, or its processor prepares the queries in
+        another way.
 
     Example:
       >>> import siglip_jax, tempfile
@@ -86,6 +87,16 @@ def load_for(
                 f" {str(recorded.get(what)):.16}, got {found} with {what} {own[what]:.16}; give the former, or embed"
                 " again"
             )
+    prepared = preparation(siglip)
+    for kind in kinds:
+        name = {TEXTS: "text", IMAGES: "image"}[kind]
+        for field, value in prepared[name].items():
+            before = (collection.manifest.preprocessing.get(name) or {}).get(field)
+            if value != before:
+                raise ValueError(
+                    f"{collection.directory}: {name} {field} of the processor must be {before!s:.16}, as when the"
+                    f" collection was made, got {value!s:.16}; restore the files of the processor, or embed again"
+                )
     return siglip
 
 

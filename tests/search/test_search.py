@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 
 import jax
@@ -110,6 +111,39 @@ def test_only_the_model_that_made_it_is_taken(made, checkpoint):
         match=r"the one that made the collection, the bundled model with config \w{16}, got .* config \w{16};",
     ):
         load_for(made, str(checkpoint))
+
+
+def test_a_processor_that_was_changed_since_is_refused(checkpoint, tmp_path):
+    model, out = shutil.copytree(checkpoint, tmp_path / "model"), tmp_path / "out"
+    (tmp_path / "texts.txt").write_text("a cat\na dog\n")
+    siglip = siglip_jax.load(model)
+    embed_collection(siglip, open_items(tmp_path / "texts.txt"), out, model_name=str(model))
+    load_for(open_collection(out))
+    config = model / "preprocessor_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"image_mean": [0.1, 0.5, 0.5]}))
+    load_for(open_collection(out), kinds=[TEXTS])
+    with pytest.raises(ValueError, match=r"image image_mean of the processor must be \[0.5, 0.5, 0.5\], as when"):
+        load_for(open_collection(out), kinds=[IMAGES])
+    facts = json.loads((out / "manifest.json").read_text())
+    facts["preprocessing"]["text"]["vocabulary"] = "0" * 64
+    (out / "manifest.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=r"text vocabulary of the processor must be 0{16}, as when .*, got \w{16};"):
+        load_for(open_collection(out), kinds=[TEXTS])
+    with pytest.raises(ValueError, match="images or texts were prepared in another way"):
+        embed_collection(siglip, open_items(tmp_path / "texts.txt"), out)
+
+
+def test_a_table_of_other_contents_is_other_data(folder, tmp_path):
+    shutil.copy(folder / "00.png", tmp_path / "a.png")
+    shutil.copy(folder / "01.png", tmp_path / "b.png")
+    table, prints = tmp_path / "table.jsonl", []
+    for name in ("a", "b"):
+        table.write_text(json.dumps({"image": f"{name}.png"}) + "\n" + json.dumps({"image": "b.png", "x": name}) + "\n")
+        os.utime(table, (1, 1))
+        prints.append(open_items(table).fingerprint)
+    table.write_text(table.read_text().replace('"x": "b"', '"x": "a"'))
+    os.utime(table, (1, 1))
+    assert open_items(table).fingerprint not in prints
 
 
 @pytest.mark.slow
