@@ -77,6 +77,23 @@ def test_zero_shot_with_templates_and_names(siglip, source):
         evaluate_zero_shot(siglip, source, classes=["a"])
 
 
+def test_classes_that_are_numbers_get_the_names_of_their_places(siglip, source, tmp_path):
+    """Folders 0 ... 11 and labels such as 0.0 were sorted as text, and classes 2 to 11 got the names of others."""
+    names, rows = source.classes[:12], ["image,label"]
+    for i, example in enumerate(source.examples[:12]):
+        (tmp_path / "folders" / str(i)).mkdir(parents=True)
+        (tmp_path / "folders" / str(i) / "a.png").write_bytes(example.image)
+        rows.append(f"folders/{i}/a.png, {i}.0")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    named = Listed(source.examples[:12], names)
+    expected = evaluate_zero_shot(siglip, named).metrics["top1"]
+    assert expected == 0.75  # 0.17 where the folders are in the order of text
+    for path in ("folders", "labels.csv"):
+        result = evaluate_zero_shot(siglip, open_source(tmp_path / path), classes=names)
+        assert result.metrics["top1"] == expected
+        assert result.settings["classes_in_data"] == [str(i) for i in range(12)]
+
+
 def test_names_with_commas(siglip, source):
     """big_vision takes the first name of each class, or one sentence for each name; the result counts the others."""
     few = Listed(source.examples[:3], source.classes[:3])

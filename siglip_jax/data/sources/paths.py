@@ -79,17 +79,18 @@ def path_inside(relative: str, folder: str, root: str, where: str) -> str:
     Raises:
       ValueError: if the path leads out of `root`, or is a URL.
     """
+    said = _shortened(relative)
     if "://" in relative:
-        raise ValueError(f"{where}: an image must be the path of a file, got the URL {relative}; download it first")
+        raise ValueError(f"{where}: an image must be the path of a file, got the URL {said}; download it first")
     if "\0" in relative:
-        raise ValueError(f"{where}: an image must be the path of a file, got {relative!r} with a null byte")
+        raise ValueError(f"{where}: an image must be the path of a file, got {said!r} with a null byte")
     # Normalised before it is used: `link/..` would be the parent of the link's target.
     tried = [os.path.normpath(os.path.join(base, relative)) for base in dict.fromkeys((folder, root))]
     homes = (root, os.path.realpath(root))
     inside = [path for path in tried if any(Path(path).is_relative_to(home) for home in homes)]
     if not inside:
         raise ValueError(
-            f"{where}: an image must be inside {root}, got {relative}, which leads out of it; name the folder that"
+            f"{where}: an image must be inside {root}, got {said}, which leads out of it; name the folder that"
             " holds the images with root (--root DIR)"
         )
     return next(filter(os.path.exists, inside), inside[0])
@@ -108,6 +109,7 @@ def read_file(path: str, relative: str, where: str) -> bytes:
       OSError: if the file is unreadable.
       ValueError: if it is not a regular file, or is larger than `MAX_BYTES`.
     """
+    relative = _shortened(relative)
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -117,9 +119,14 @@ def read_file(path: str, relative: str, where: str) -> bytes:
         with open(path, "rb") as file:
             return file.read(MAX_BYTES)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{where}: no such image as {relative}, got no file {path}") from None
+        raise FileNotFoundError(f"{where}: no such image as {relative}, got no file {_shortened(path)}") from None
     except OSError as error:
         raise OSError(f"{where}: {relative} cannot be read ({error.strerror or error})") from error
+
+
+def _shortened(path: str, most: int = 100) -> str:
+    """Returns a path for a message, without its middle if it is long."""
+    return path if len(path) <= most else f"{path[: most // 2]}...{path[-most // 2 :]}"
 
 
 def as_text(data: bytes, where: str, what: str) -> str:

@@ -243,3 +243,12 @@ def test_images_outside_the_folder_of_the_table_are_read_with_root(folder, tmp_p
         assert str(error.value).endswith(f", got {names[i]}, which leads out of it; {advice}")
     (tmp_path / "link").symlink_to(home)  # the same folder by another path
     assert open_source(table, root=tmp_path / "link")[1].image == encoded(1)
+
+
+def test_a_long_path_has_a_short_message(folder):
+    names = ["a" * 5000, "../" + "b/" * 3000 + "c.jpg", "https://host/" + "d" * 5000, "images/" + "e" * 200 + ".jpg"]
+    source = open_source(write(folder / "a.jsonl", lines(*({"image": n, "text": "a"} for n in names))))
+    for i in range(4):
+        with pytest.raises((ValueError, OSError)) as error:
+            source[i]
+        assert str(error.value).startswith(f"a.jsonl:{i + 1}: ") and len(str(error.value)) < 400
