@@ -47,14 +47,14 @@ def float_dtype(name: str, value: Any) -> np.dtype:
     """
     try:
         dtype = np.dtype(value)
-    except TypeError:
+    except (TypeError, ValueError):
         dtype = None
     if dtype is not None and dtype.name in ("float64", *DTYPES):
         return dtype
-    near = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(value)
+    near = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(str(value))
     advice = f"use {near!r}" if near else "leave it out for the default"
-    if value in ("int8", "int4", "nf4", "fp8"):
-        advice = f"quantize with siglip_jax.load(..., quantization={value!r})"
+    if str(value) in ("int8", "int4", "nf4", "fp8"):
+        advice = f"quantize with siglip_jax.load(..., quantization={str(value)!r})"
     raise ValueError(f"{name} must be one of {', '.join(DTYPES)}, got {shown(value)}; {advice}")
 
 

@@ -85,6 +85,7 @@ def test_the_pixel_limit_is_an_option_of_inference_and_of_training(checkpoint):
         ("bf16", "use 'bfloat16'"),
         ("fp16", "use 'float16'"),
         (np.int32, "leave it out for the default"),
+        (["float32"], "leave it out for the default"),
     ],
 )
 def test_a_dtype_that_is_no_float_is_refused_before_anything_is_read(dtype, advice):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from siglip_jax._checks import reason, shown
-from siglip_jax._files import check_space, inside, naming, parse_json, read_json
+from siglip_jax._files import check_space, inside, naming, read_json
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.formats._format import Format, Shardings
 from siglip_jax.checkpoints.keymap import CLASSIFIER, architecture_of, key_table
@@ -52,7 +52,7 @@ def read_contents(path: Path) -> Contents:
     folder = inside(path / name).resolve()
     try:
         if (metadata := folder / "_METADATA").is_file():
-            parse_json(metadata.read_bytes())  # orbax parses it however much memory that takes
+            read_json(metadata, "")  # orbax parses it however much memory that takes
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.metadata(folder).item_metadata.tree
         tensors = {
