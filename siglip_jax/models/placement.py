@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from siglip_jax.checkpoints.mapped import release
 from siglip_jax.parallel.sharding import SHARDING_RULES, shardings
-from siglip_jax.params import LayerStack, flatten, stack_layers, unflatten
+from siglip_jax.params import LOGITS, LayerStack, flatten, stack_layers, unflatten
 from siglip_jax.quantization.layers import is_quantized
 from siglip_jax.quantization.schemes import Quantized, quantize
 from siglip_jax.rules import Rules
@@ -40,8 +40,8 @@ def place_params(
 
     Args:
       params: nested dict of numpy or jax arrays, or `Quantized` kernels; layers not stacked.
-      dtype: dtype of the result, except for `logit_scale`, `logit_bias` and quantized kernels; None: the dtype of each
-        array.
+      dtype: dtype of the result, except for quantized kernels, and for `logit_scale` and `logit_bias` where their own
+        has more bits; None: the dtype of each array.
       scan_layers: whether to stack the layers of each tower on a leading axis.
       mesh: mesh to shard over; None: the default device.
       rules: pairs (pattern over the path of a parameter, mesh axes of its last dimensions), of which the first match
@@ -89,7 +89,9 @@ def _sharding(path: str, x: Any, mesh: Mesh | None, rules: Rules[PartitionSpec])
 
 def _place(path: str, x: Any, dtype: DTypeLike | None, sharding: Any) -> jax.Array:
     """Copies one array to the devices of its sharding, or to the default device."""
-    kind = np.dtype(x.dtype if dtype is None or path in ("logit_scale", "logit_bias") else dtype)
+    kind = np.dtype(x.dtype if dtype is None else dtype)
+    if path in LOGITS and x.dtype.itemsize > kind.itemsize:
+        kind = np.dtype(x.dtype)
     kind = np.dtype(jax.dtypes.canonicalize_dtype(kind))
     if isinstance(x, LayerStack) and isinstance(x.layers[0], jax.Array):
         x = jnp.stack(x.layers)

@@ -101,9 +101,9 @@ class PretrainedModule(nn.Module):
         Args:
           name_or_path: local directory or file, or a Hub name.
           dtype: compute dtype of the module; None: float32.
-          param_dtype: dtype of the parameters except `logit_scale` and `logit_bias`, which keep that of the file. None:
-            the dtype of the file, with a warning if that has 16 bits, in which optimizers overflow; the bundled model
-            is loaded in float32.
+          param_dtype: dtype of the parameters; `logit_scale` and `logit_bias` keep that of the file where it has more
+            bits. None: the dtype of the file, with a warning if that has 16 bits, in which optimizers overflow; the
+            bundled model is loaded in float32.
           attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs
             an NVIDIA GPU, and "auto" chooses between "xla" and "eager".
           remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix

@@ -25,7 +25,7 @@ from siglip_jax.models import SiglipForImageClassification, SiglipModel
 from siglip_jax.models.placement import place_params
 from siglip_jax.parallel.mesh import batch_shards, make_mesh
 from siglip_jax.parallel.sharding import shard_params
-from siglip_jax.params import LOGITS, flatten, unflatten
+from siglip_jax.params import flatten, unflatten
 from siglip_jax.processing import SiglipProcessor
 from siglip_jax.rules import match_rules
 from siglip_jax.training.lora import init_lora
@@ -129,8 +129,6 @@ def prepare_model(
     if recipe.fresh is not None:
         params = _with_fresh(params, module, recipe)
     placed = place_params(params, jnp.float32, scan_layers=recipe.scan_layers, mesh=mesh)
-    for name in LOGITS & placed.keys():  # still in the dtype of the file, where a small update would be lost
-        placed[name] = placed[name].astype(jnp.float32)
     if recipe.lora.rank:
         lora = init_lora(jax.random.fold_in(jax.random.key(recipe.seed), 1), recipe.lora, placed)
         placed["lora"] = lora if mesh is None else shard_params(lora, mesh, ((".*", jax.P()),))

@@ -109,7 +109,7 @@ class TestTraining:
     """Its weights are stored in float16, in which `optax.adamw` gives NaN at the second step."""
 
     @pytest.mark.parametrize("name", [MODEL, MODEL / "model.safetensors"])
-    @pytest.mark.parametrize("model_class", [siglip_jax.SiglipVisionModel, siglip_jax.SiglipTextModel])
+    @pytest.mark.parametrize("model_class", [siglip_jax.SiglipVisionModel, siglip_jax.SiglipModel])
     def test_it_loads_in_float32(self, model_class, name):
         import jax
 

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import siglip_jax
 from siglip_jax import SiglipModel, make_mesh, shard_params
+from siglip_jax.models import place_params
 from siglip_jax.parallel.sharding import partition
 from siglip_jax.params import flatten
 from tests.support import cases
@@ -20,6 +21,21 @@ CASE = "giant_like"
 @pytest.fixture
 def directory(tmp_path):
     return cases.make_checkpoint(tmp_path, CASE)
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "placed"),
+    [
+        ("float16", "float32", "float32"),  # a float16 temperature would not take a small update
+        ("float32", "bfloat16", "float32"),
+        ("float16", "bfloat16", "bfloat16"),
+        ("float16", None, "float16"),
+    ],
+)
+def test_temperature_and_bias_are_never_narrowed_and_widened_with_the_others(stored, asked, placed):
+    params = {"logit_scale": np.ones(1, stored), "head": {"bias": np.ones(2, stored)}}
+    found = place_params(params, asked)
+    assert found["logit_scale"].dtype == placed and found["head"]["bias"].dtype == (asked or stored)
 
 
 @pytest.mark.slow
