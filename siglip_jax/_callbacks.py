@@ -49,4 +49,4 @@ def naming(name: str, error: Exception) -> Exception:
       `error` itself if its message contains the name, else a `ValueError` with the name before the message.
     """
     message = " ".join(str(error).split()) or type(error).__name__
-    return error if name in message else ValueError(f"{name}: {message}")
+    return error if name in message else ValueError(f"{name}: {message.removeprefix('bytes: ')}")

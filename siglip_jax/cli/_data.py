@@ -1,8 +1,11 @@
 """Options and help of the commands that read data sets."""
 
 import argparse
+import os
 import textwrap
+from typing import Any
 
+from siglip_jax.cli._output import say
 from siglip_jax.data.sources import columns
 
 
@@ -32,3 +35,28 @@ def column_names(*whats: str) -> str:
     names = {"image": columns.IMAGE, "text": columns.TEXT, "label": columns.LABEL}
     lines = [textwrap.fill(f"  {what}s: {', '.join(names[what])}", 100, subsequent_indent="    ") for what in whats]
     return "\n".join(["columns of tables that are found by themselves, in upper or lower case:", *lines])
+
+
+def opened(path: str | os.PathLike[str], **keys: Any) -> Any:
+    """Opens a data set, and prints how many files of its folder are left out and which.
+
+    Args:
+      path: path of the data set.
+      **keys: arguments of `siglip_jax.data.open_source`.
+    """
+    from siglip_jax.data.open import open_source
+
+    source = open_source(path, **keys)
+    say_left_out(path, source)
+    return source
+
+
+def say_left_out(path: str | os.PathLike[str], source: Any) -> None:
+    """Prints how many files are left out of a folder and which, if any are.
+
+    Args:
+      path: path of the folder.
+      source: opened source, or items of a collection; only those of a folder know it.
+    """
+    if left_out := getattr(source, "left_out", None):
+        say(f"{os.fspath(path)}: {left_out}")

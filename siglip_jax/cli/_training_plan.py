@@ -60,6 +60,8 @@ def _sentences(facts: dict[str, Any]) -> list[str]:
         lines.append(
             f"{facts['examples']:,} rows name {images:,} images; rows of one image are not each other's negatives"
         )
+    if unreadable := len(facts["unreadable"]):
+        lines.append(f"{unreadable:,} of {facts['tried']:,} examples that were tried are unreadable")
     if facts["memory_per_device"] is not None:
         lines.append(f"about {facts['memory_per_device'] / 2**30:.2f} GiB on each device, the batch included")
         if facts["device_memory"] is not None and facts["memory_per_device"] > facts["device_memory"]:

@@ -27,7 +27,7 @@ from siglip_jax.cli._output import (
     whole_number,
     with_progress,
 )
-from siglip_jax.processing.images.formats import is_image_name
+from siglip_jax.processing.images.listing import list_images
 
 HELP = "rank labels for images"
 EPILOG = """examples:
@@ -115,7 +115,7 @@ def read_labels(arguments: argparse.Namespace) -> list[str]:
 def find_images(arguments: argparse.Namespace) -> tuple[list[str | Path], int]:
     """Returns the images at the paths, those of a folder in sorted order, and the number of paths without images.
 
-    Reports such paths on stderr, and the number of other files in each folder.
+    Reports such paths on stderr, and what is left out of each folder.
 
     Raises:
       ValueError: if no paths are given.
@@ -135,14 +135,13 @@ def find_images(arguments: argparse.Namespace) -> tuple[list[str | Path], int]:
             say(f"{path}: the path must be an image or a folder, got no such file; check the path")
             failures += 1
             continue
-        files = sorted(f for f in folder.glob("**/*" if arguments.recursive else "*") if f.is_file())
-        found = [f for f in files if is_image_name(f.name) and not f.name.startswith(".")]
+        found, left_out = list_images(folder, recursive=arguments.recursive)
         if not found:
-            say(f"{path}: the folder must hold images, got none among {len(files)} files; name another folder")
+            say(f"{path}: the folder must hold images, got none among {len(left_out)} files; name another folder")
             failures += 1
-        elif len(found) < len(files):
-            say(f"{path}: {len(files) - len(found)} of {len(files)} files are not images and were skipped")
-        chosen += found
+        elif left_out:
+            say(f"{path}: {left_out}")
+        chosen += [folder / name for name in found]
     return chosen, failures
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from siglip_jax._checks import DTYPES
-from siglip_jax.cli._data import add_data_arguments, column_names
+from siglip_jax.cli._data import add_data_arguments, column_names, say_left_out
 from siglip_jax.cli._output import (
     QUANTIZATIONS,
     add_max_pixels,
@@ -65,23 +65,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     from siglip_jax.search.embed import embed
+    from siglip_jax.search.items import open_items
     from siglip_jax.search.making import ERRORS
 
-    options = (
-        "dtype",
-        "quantization",
-        "format",
-        "shard",
-        "part_size",
-        "batch_size",
-        "storage",
-        "update",
-        "image_key",
-        "split",
-    )
-    options = (*options, "kind", "root", "max_pixels")
+    options = ("dtype", "quantization", "format", "shard", "part_size", "batch_size", "storage", "update", "max_pixels")
+    keys = {name: getattr(arguments, name) for name in ("image_key", "split", "kind", "root")}
     counted: list[int] = []
     try:
+        items = open_items(arguments.source, **keys)
+        say_left_out(arguments.source, items)
         with progress("items", rate=True) as shown:
 
             def on_progress(done: int, total: int) -> None:
@@ -89,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
                 shown(done, total)
 
             result = embed(
-                arguments.source,
+                items,
                 arguments.out,
                 arguments.model,
                 **{name: getattr(arguments, name) for name in options},

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from siglip_jax._checks import DTYPES
-from siglip_jax.cli._data import add_data_arguments, column_names
+from siglip_jax.cli._data import add_data_arguments, column_names, say_left_out
 from siglip_jax.cli._output import (
     QUANTIZATIONS,
     add_max_pixels,
@@ -157,6 +157,9 @@ def run(arguments: argparse.Namespace) -> int:
     with progress("images") as on_progress:
         options = Options(arguments.limit, arguments.batch_size, name, report_unreadable, on_progress)
         result = evaluate(siglip, source, *([] if train is None else [train]), options=options)
+    say_left_out(arguments.data, source)
+    if train is not None:
+        say_left_out(arguments.train, train)
     where = {name: getattr(arguments, name) for name in ("data", "split", "train", "train_split")}
     facts = {**where, **result.to_dict()}
     if arguments.json:

@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 
 from siglip_jax._files import output_path
 from siglip_jax._optional import import_optional
-from siglip_jax.cli._data import column_names
+from siglip_jax.cli._data import column_names, opened
 from siglip_jax.cli._output import progress, say
 from siglip_jax.cli._signals import STOPPED
 from siglip_jax.cli._training_progress import Report
@@ -58,13 +58,18 @@ def run(arguments: argparse.Namespace) -> int:
     join_processes()
     import jax
 
-    data = [_path_and_weight(word) for word in options.data]
     keys = {name: getattr(options, name) for name in ("image_key", "text_key", "label_key", "kind", "root")}
     out = output_path(options.out, "--out")
+    named = [_path_and_weight(word) for word in options.data]
+    data = [(opened(path, **keys), weight) for path, weight in named]
     if options.dry_run:
-        print_plan(dry_run(data, options.model, options.recipe, **keys), options.json)
+        plan = dry_run(data, options.model, options.recipe)
+        for reason in plan["unreadable"]:
+            say(reason)
+        print_plan(plan, options.json)
         return 0
-    names = ("evaluate", "best", "save_every", "keep", "log_every", "tensorboard", "workers")
+    evaluate = None if options.evaluate is None else opened(options.evaluate, **keys)
+    names = ("best", "save_every", "keep", "log_every", "tensorboard", "workers")
     with progress("steps") as steps, progress("images embedded") as images:
         report = Report(steps, images, quiet=jax.process_index() > 0)
         done = train(
@@ -75,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
             on_metrics=report.on_metrics,
             on_progress=report.on_progress,
             on_precompute=report.on_precompute,
-            **keys,
+            evaluate=evaluate,
             **{name: getattr(options, name) for name in names},
         )
     if done.stopped:

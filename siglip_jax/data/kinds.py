@@ -11,8 +11,9 @@ from siglip_jax._checks import check_choice
 from siglip_jax._files import read_json
 from siglip_jax.data.sources import coco, table
 from siglip_jax.data.sources.columns import listed
-from siglip_jax.data.sources.folder import is_image, split_by_text, walk
+from siglip_jax.data.sources.folder import split_by_text
 from siglip_jax.data.sources.paths import expanded
+from siglip_jax.processing.images.listing import is_image, is_set_aside, walk
 
 KINDS = ("tar", "parquet", "arrow", "table", "texts", "images")
 _SPLITS = ("train", "training", "validation", "valid", "val", "test", "dev", "eval")
@@ -190,7 +191,7 @@ def _some_images(folder: Path) -> list[str]:
 
 
 def _folders(path: Path) -> list[str]:
-    return sorted(f.name for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
+    return sorted(f.name for f in path.iterdir() if f.is_dir() and not is_set_aside(f.name))
 
 
 def _kind_of(file: str | Path, json: Callable[[str | Path], bool] | None = coco.looks_like) -> str | None:

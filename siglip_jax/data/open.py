@@ -12,9 +12,10 @@ from siglip_jax.data.sources.arrow import ArrowSource
 from siglip_jax.data.sources.arrow_columns import Chosen
 from siglip_jax.data.sources.coco import CocoSource
 from siglip_jax.data.sources.columns import listed
-from siglip_jax.data.sources.folder import FolderSource, PlainFolder, TextsFolder, is_image, walk
+from siglip_jax.data.sources.folder import FolderSource, PlainFolder, TextsFolder
 from siglip_jax.data.sources.table import TableSource
 from siglip_jax.data.sources.tar import TarSource
+from siglip_jax.processing.images.listing import is_image, walk
 
 Opened = ArrowSource | CocoSource | FolderSource | TableSource | TarSource
 

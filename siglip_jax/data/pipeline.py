@@ -4,6 +4,7 @@ Grain prefetches, in threads of this process or in worker processes. An unreadab
 batch, and no other row changes.
 """
 
+import concurrent.futures
 import functools
 import os
 import shutil
@@ -221,6 +222,18 @@ def ordered(source: Source, transform: Transform, batch_size: int) -> Iterator[B
         yield Batch(stack(waiting).arrays, tuple(skipped))
     finally:
         rows.close()
+
+
+def unreadable_of(source: Source, indices: Sequence[int], transform: Transform) -> list[str]:
+    """Reads examples of a source, and returns name and reason of those that are unreadable.
+
+    Args:
+      source: the examples.
+      indices: indices of the examples to read.
+      transform: converts examples to arrays.
+    """
+    with concurrent.futures.ThreadPoolExecutor(_cores()) as threads:
+        return [reason for read in threads.map(_Once(source, transform), indices) for reason in read.skipped]
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,11 @@ class Images:
     def __len__(self) -> int:
         return len(self._source)
 
+    @property
+    def left_out(self) -> Any:
+        """The files of a folder that are not read, a `LeftOut`; None for other kinds of data sets."""
+        return getattr(self._source, "left_out", None)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the names, sizes and times of the files, each of which is looked up, and of a table's contents."""

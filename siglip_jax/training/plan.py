@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from siglip_jax.data.pipeline import unreadable_of
+from siglip_jax.evaluation.embeddings import spread
 from siglip_jax.models.cost import Placement, estimate, placements
 from siglip_jax.parallel.mesh import AXES, batch_shards
 from siglip_jax.params import flatten
 from siglip_jax.training.memory import device_memory
-from siglip_jax.training.prepare import Model
+from siglip_jax.training.prepare import Model, make_transform
 from siglip_jax.training.recipe import Recipe
 from siglip_jax.training.setup import Data, Path_, Sources, recipe_with, set_up
 
 SCHEDULE_POINTS = 60  # values of the schedule that a dry run returns
+TRIED = 128  # examples of each data set that a dry run reads, or all of a smaller one
 
 
 def dry_run(
@@ -35,8 +38,8 @@ def dry_run(
 
     Args:
       data: data to train on: a path as `siglip_jax.data.open_source` takes it, a list of paths or of pairs
-        (path, weight), a mapping from paths to weights, or an opened source. A weight is a share of the examples that
-        are drawn; without one it is the length of the source.
+        (path or opened source, weight), a mapping from paths to weights, or an opened source. A weight is a share of
+        the examples that are drawn; without one it is the length of the source.
       model: checkpoint with the sizes, the processor and the initial weights: a Hub name, directory or file.
       recipe: name of a recipe in `siglip_jax.training.RECIPES`, or a `Recipe`.
       image_key: column, key or ending of the images; None: one of the usual names.
@@ -54,8 +57,9 @@ def dry_run(
       `epochs`, `trained_parameters`, `all_parameters`, `mesh`, `memory_per_device` in bytes (None where no estimate
       applies), `peak_rate`, `schedule` (factors of the rate, evenly spaced over the run), `device_memory`, the bytes
       that a device has (None where unknown), `smaller`, the fields of the recipe with which a step would fit if it does
-      not (None where it does, or nothing helps), and `parameters`, a row for each: `parameter` (its path), `shape`,
-      `rate`, `decay`, `frozen` and `sharding`.
+      not (None where it does, or nothing helps), `tried` (number of examples that were read, evenly spaced in each data
+      set), `unreadable` (name and reason of those that could not be), and `parameters`, a row for each: `parameter`
+      (its path), `shape`, `rate`, `decay`, `frozen` and `sharding`.
 
     Raises:
       FileNotFoundError: if data or checkpoint do not exist.
@@ -87,6 +91,10 @@ def dry_run(
     rows = [_treatment_row(recipe, setup.model, path, shapes[path], spec) for path, spec in specs.items()]
     trained = sum(int(np.prod(row["shape"])) for row in rows if not row["frozen"])
     memory, available = functools.partial(_memory, model=setup.model, placed=placed, sizes=sizes), device_memory()
+    transform = make_transform(recipe, setup.model.processor)
+    chosen = [(source, spread(len(source), TRIED)) for source, _ in setup.sources]
+    tried = sum(len(indices) for _, indices in chosen)
+    unreadable = [reason for source, indices in chosen for reason in unreadable_of(source, indices, transform)]
     points = np.linspace(0, plan.steps, SCHEDULE_POINTS).round().astype(int)
     return {
         "steps": plan.steps,
@@ -103,6 +111,8 @@ def dry_run(
         "smaller": _smaller(recipe, memory, available, setup.mesh),
         "peak_rate": recipe.optimizer.rate,
         "schedule": [float(plan.schedule(step)) for step in points],
+        "tried": tried,
+        "unreadable": unreadable,
         "parameters": rows,
     }
 

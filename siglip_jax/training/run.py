@@ -98,8 +98,8 @@ def train(
 
     Args:
       data: data to train on: a path as `siglip_jax.data.open_source` takes it, a list of paths or of pairs
-        (path, weight), a mapping from paths to weights, or an opened source. A weight is a share of the examples that
-        are drawn; without one it is the length of the source.
+        (path or opened source, weight), a mapping from paths to weights, or an opened source. A weight is a share of
+        the examples that are drawn; without one it is the length of the source.
       model: checkpoint with the sizes, the processor and the initial weights: a Hub name, directory or file.
       out: directory of the run, made if need be; `~` is the home directory. A URL (`gs://...`) is refused.
       recipe: name of a recipe in `siglip_jax.training.RECIPES`, or a `Recipe`.

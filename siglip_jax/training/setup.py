@@ -36,7 +36,7 @@ from siglip_jax.training.recipe import Recipe
 from siglip_jax.training.recipes import RECIPES
 
 Path_ = str | os.PathLike[str]
-Data = Path_ | Source | Sequence[Path_ | tuple[Path_, float | None]] | Mapping[Path_, float]
+Data = Path_ | Source | Sequence[Path_ | tuple[Path_ | Source, float | None]] | Mapping[Path_, float]
 Sources = list[tuple[Source, float]]
 
 
@@ -188,7 +188,7 @@ def _opened(data: Data, keys: Mapping[str, Any]) -> Sources:
     found: Sources = []
     for item in items:
         path, weight = item if isinstance(item, tuple) else (item, None)
-        source = open_source(path, **keys)
+        source = path if isinstance(path, Source) else open_source(path, **keys)
         found.append((source, float(len(source) if weight is None else weight)))
     return found
 

@@ -25,7 +25,8 @@ def test_json_is_what_the_engine_says(run, checkpoint, images):
         assert set(entry) == {"image", "scores"}
         assert [e["label"] for e in entry["scores"]] == [e["label"] for e in scores]
         assert [e["score"] for e in entry["scores"]] == pytest.approx([e["score"] for e in scores], abs=1e-6)
-    assert ran.err == f"siglip-jax: {images}: 2 of 5 files are not images and were skipped\n"
+    said = "2 files are left out: 1 not images ('notes.txt'), 1 hidden ('.hidden.png')"
+    assert ran.err == f"siglip-jax: {images}: {said}\n"
 
 
 @pytest.mark.slow

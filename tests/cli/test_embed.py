@@ -136,7 +136,7 @@ def test_in_words(run, folder, tmp_path):
     assert facts["done now"].startswith("128 in ")
     assert facts["unreadable"] == f"1, listed in {out / 'errors.jsonl'}"
     assert facts["complete"] == f"239 embeddings in {out}"
-    assert left.err == "siglip-jax: 100.png: bytes: data must be an image that Pillow can read, got other bytes\n"
+    assert left.err == "siglip-jax: 100.png: data must be an image that Pillow can read, got other bytes\n"
 
 
 @pytest.mark.slow

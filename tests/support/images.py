@@ -1,6 +1,8 @@
 """Images that a processor may meet: every mode of Pillow, odd sizes, noise and edges."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -58,3 +60,15 @@ def encoded(image: PIL.Image.Image | np.ndarray, format: str, **options: object)
     buffer = io.BytesIO()
     (PIL.Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, format, **options)
     return buffer.getvalue()
+
+
+def bomb(width: int, height: int) -> bytes:
+    """Returns a PNG that claims a size and holds next to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+    )

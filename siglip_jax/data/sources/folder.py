@@ -11,11 +11,17 @@ import pyarrow as pa
 from siglip_jax.data.example import Example
 from siglip_jax.data.sources.columns import NO_LABEL, class_order, label_of, listed
 from siglip_jax.data.sources.paths import as_text, read_file
-from siglip_jax.processing.images.formats import is_image_name
+from siglip_jax.processing.images.listing import LeftOut, is_image, is_set_aside, list_images, walk
 
 
 class FolderSource:
-    """Images in one folder per class; the classes are the names of the folders in the order of `class_order`."""
+    """Images in one folder per class; the classes are the names of the folders in the order of `class_order`.
+
+    Attributes:
+      left_out: the files of the folder that are not read.
+    """
+
+    left_out: LeftOut
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Lists the files of each class, sorted by path; none is read.
@@ -28,13 +34,15 @@ class FolderSource:
         """
         self.path = os.fspath(path)
         self._root = os.path.realpath(path)
-        folders = sorted(f.name for f in Path(path).iterdir() if f.is_dir() and not f.name.startswith("."))
+        folders = sorted(f.name for f in Path(path).iterdir() if f.is_dir() and not is_set_aside(f.name))
+        _, self.left_out = list_images(self._root, recursive=False)
         names: list[str] = []
         labels: list[int] = []
         self.classes: tuple[str, ...] = class_order(folders)
         for folder in (*self.classes, *(folder for folder in folders if folder not in self.classes)):
-            found = sorted(_images(Path(self._root), folder))
-            names += found
+            found, left_out = list_images(os.path.join(self._root, folder))
+            self.left_out.include(left_out, folder)
+            names += [os.path.join(folder, image) for image in found]
             labels += [self.classes.index(folder) if folder in self.classes else NO_LABEL] * len(found)
         if not names:
             raise ValueError(f"{path}: a folder of classes must have folders of images, got no image in {folders[:5]}")
@@ -64,6 +72,8 @@ class FolderSource:
 class PlainFolder(FolderSource):
     """The images of a folder and of all its subfolders, sorted by path, without labels."""
 
+    _used: tuple[str, ...] = ()  # endings of files that are read beside the images
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Lists the files; none is read.
 
@@ -72,7 +82,8 @@ class PlainFolder(FolderSource):
         """
         self.path, self.classes = os.fspath(path), ()
         self._root = os.path.realpath(path)
-        self._names = pa.array(map(os.fsencode, sorted(_images(Path(self._root), "."))), pa.large_binary())
+        images, self.left_out = list_images(self._root, used=self._used)
+        self._names = pa.array(map(os.fsencode, images), pa.large_binary())
 
     def __getitem__(self, index: int) -> Example:
         return Example(self._read(index), (), None, self.name(index))
@@ -80,6 +91,8 @@ class PlainFolder(FolderSource):
 
 class TextsFolder(PlainFolder):
     """The images of a folder and of all its subfolders, each with a caption in a .txt of the same name beside it."""
+
+    _used = (".txt",)
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Lists the files; none is read. Warns of images without a .txt, which are left out.
@@ -107,11 +120,6 @@ class TextsFolder(PlainFolder):
             yield text_beside(name), text_beside(path)
 
 
-def is_image(file: str) -> bool:
-    """Returns whether the name of a file is that of an image, and not hidden."""
-    return is_image_name(file) and not file.startswith(".")
-
-
 def text_beside(image: str) -> str:
     """Returns the path of the .txt with the caption of an image."""
     return os.path.splitext(image)[0] + ".txt"
@@ -125,30 +133,3 @@ def split_by_text(folder: Path) -> tuple[list[str], list[str]]:
         for file in filter(is_image, files):
             found[text_beside(file) not in there].append(os.path.normpath(os.path.join(start, file)))
     return sorted(found[0]), sorted(found[1])
-
-
-def _images(root: Path, folder: str) -> list[str]:
-    return [
-        os.path.relpath(os.path.join(directory, file), root)
-        for directory, files in walk(root / folder)
-        for file in filter(is_image, files)
-    ]
-
-
-def walk(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yields (path, names of files) of a folder and of all folders in it.
-
-    Symbolic links are followed, but a folder comes only once, by its own path if that is among them.
-    """
-    seen: set[str] = set()
-    todo = [os.fspath(folder)]
-    while todo:
-        for directory, folders, files in os.walk(todo.pop(0)):
-            real = os.path.realpath(directory)
-            if real in seen:
-                folders.clear()
-                continue
-            seen.add(real)
-            yield directory, files
-            links = [os.path.join(directory, name) for name in sorted(folders)]
-            todo += [link for link in links if os.path.islink(link)]

@@ -154,5 +154,6 @@ def _kind_of(file: io.BufferedIOBase) -> str:
         return "no bytes"
     if head.startswith(_POSTSCRIPT):
         return "PostScript, which only another program can draw; convert it to PNG"
-    start = head[:24].decode("ascii", "replace").split("\ufffd")[0].strip()
-    return f"text that begins with {start!r}" if start.isprintable() and len(start) > 8 else "other bytes"
+    start = head[:24].decode("ascii", "replace").split("\n")[0].strip()
+    readable = start.isprintable() and "\ufffd" not in start and len(start) > 8
+    return f"text that begins with {start!r}" if readable else "other bytes"

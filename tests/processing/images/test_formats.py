@@ -18,9 +18,8 @@ from siglip_jax.data.transform import Transform
 from siglip_jax.inference import exported_run
 from siglip_jax.processing import load_image
 from siglip_jax.processing.images.formats import FORMATS, image_suffixes, is_image_name
+from tests.support.hard_images import HEIC
 from tests.support.images import encoded, noise, smooth
-
-HEIC = Path(__file__).parent / "image.heic"
 
 
 def icon(frame: bytes, width: int = 16) -> bytes:

@@ -5,7 +5,6 @@ import io
 import os
 import struct
 import warnings
-import zlib
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,23 +14,11 @@ import PIL.ImageOps
 import pytest
 
 from siglip_jax.processing import load_image
-from tests.support.images import encoded, noise, picture, smooth
+from tests.support.images import bomb, encoded, noise, picture, smooth
 from tests.support.spiece import quiet_reference
 
 PNG = encoded(PIL.Image.fromarray(noise(20, 30)), "PNG")
 JPEG = encoded(PIL.Image.fromarray(smooth(60, 90)), "JPEG")
-
-
-def bomb(width: int, height: int) -> bytes:
-    """Returns a PNG that claims a size and holds next to nothing."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
-    )
 
 
 class TestSources:
