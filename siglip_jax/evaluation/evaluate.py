@@ -74,8 +74,6 @@ def evaluate_zero_shot(
     names = zero_shot_names(source, classes)
     by_class = prompts(names, templates, canonicalize=canonicalize, first_name_only=first_name_only)
     embedded = _labelled(siglip, source, options, Counter(options.on_progress, len(spread(len(source), options.limit))))
-    if len(names) < 2:
-        raise ValueError(f"classes must be two or more, got only {names[0]!r}, which would be right for every image")
     if (highest := int(embedded.labels.max())) >= len(names):
         raise ValueError(f"labels must be below {len(names)}, the number of names, got {highest}; name every class")
     text_embeds = embed_texts(siglip, list(itertools.chain(*by_class)), batch_size=options.batch_size)
@@ -121,7 +119,8 @@ def knn(
       The result, with the metrics `top1`, `top5` and `mean_per_class`; its classes are those of `train`.
 
     Raises:
-      ValueError: if there are no classes, no readable images or no labels, `train` lacks a class, or k is too large.
+      ValueError: if there are fewer than two classes, no readable images or no labels, `train` lacks a class, or k is
+        too large.
 
     Example:
       >>> import shutil, tempfile
@@ -186,8 +185,8 @@ def linear_probe(
 
     Raises:
       NotInstalledError: if Optax, which logistic regression needs, is not installed.
-      ValueError: if there are no classes, no readable images or no labels, `train` lacks a class, or no class has two
-        images to choose the strength.
+      ValueError: if there are fewer than two classes, no readable images or no labels, `train` lacks a class, or no
+        class has two images to choose the strength.
 
     Example:
       >>> import shutil, tempfile
@@ -326,14 +325,20 @@ def same_classes(source: Source, train: Source) -> Int[np.ndarray, " classes"]:
     """Returns the index in `train.classes` of each of `source.classes`, matched by name.
 
     Raises:
-      ValueError: if one of them has no classes, or `source` has a class that `train` lacks.
+      ValueError: if one of them has no classes, `train` has only one, or `source` has a class that `train` lacks.
     """
+    _refuse_one(_names(train))
     known = {name: i for i, name in enumerate(_names(train))}
     missing = [name for name in _names(source) if name not in known]
     if missing:
         some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise ValueError(f"classes must be among those of the training set, got {len(missing)} others: {some}")
     return np.array([known[name] for name in source.classes], np.int64)
+
+
+def _refuse_one(classes: Sequence[str]) -> None:
+    if len(classes) < 2:
+        raise ValueError(f"classes must be two or more, got only {classes[0]!r}, which would be right for every image")
 
 
 def zero_shot_names(source: Source, classes: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -343,9 +348,12 @@ def zero_shot_names(source: Source, classes: Sequence[str] | None = None) -> tup
       ValueError: see `evaluate_zero_shot`.
     """
     if classes is not None:
-        return named_classes(source.classes or list(map(str, range(len(classes)))), classes)
-    refuse_codes(_names(source))
-    return _names(source)
+        names = named_classes(source.classes or list(map(str, range(len(classes)))), classes)
+    else:
+        names = _names(source)
+        refuse_codes(names)
+    _refuse_one(names)
+    return names
 
 
 def _names(source: Source) -> tuple[str, ...]:

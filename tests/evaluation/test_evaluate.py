@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 
 import jax
 import numpy as np
@@ -240,7 +241,7 @@ def test_what_cannot_be_read_is_counted_and_named(siglip, source, mixed):
 
 
 def test_nothing_can_be_read(siglip):
-    broken = Listed([OSError("disk"), Example(b"no image", (), 0, "x.png")], ("a",))
+    broken = Listed([OSError("disk"), Example(b"no image", (), 0, "x.png")], ("a", "b"))
     with pytest.raises(
         ValueError, match="one or more images must be readable, got none among 2; the first error: disk"
     ):
@@ -253,7 +254,11 @@ def test_nothing_can_be_read(siglip):
 
 def test_no_labels(siglip, source):
     with pytest.raises(ValueError, match="images must have labels, got none among 1 images"):
-        evaluate_zero_shot(siglip, Listed([source.examples[0]._replace(label=None)], ("a",)))
+        evaluate_zero_shot(siglip, Listed([source.examples[0]._replace(label=None)], ("a", "b")))
+    one = Listed(source.examples[:1], ("a",))
+    for evaluate in (evaluate_zero_shot, partial(knn, train=one), partial(linear_probe, train=one)):
+        with pytest.raises(ValueError, match="classes must be two or more, got only 'a', which would be right for ev"):
+            evaluate(siglip, one)
 
 
 @pytest.mark.slow
