@@ -199,7 +199,7 @@ class TestStages:
         if stop_in != 1:
             jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a + 1.0, rtol=1e-6), *started)
         if finished:
-            _, weights = SiglipModel.from_pretrained(tmp_path / "out")
+            _, weights = SiglipModel.from_pretrained(tmp_path / "out", param_dtype=np.float32)
             for path, x in flatten(weights).items():
                 wanted = flatten(started[1])[path] + 0.25
                 np.testing.assert_allclose(x, wanted, rtol=2**-11, atol=1e-6, err_msg=path)  # rounded to float16
