@@ -39,7 +39,7 @@ def of(write, folder, captions=CAPTIONS, seed=0, **options):
     """Returns the fingerprint of a data set that is written into a new folder."""
     folder.mkdir(parents=True)
     write(folder, captions, seed)
-    return fingerprint(open_source(folder, cache=folder / "cache"), **options)
+    return fingerprint(open_source(folder, cache=folder.with_name(f"{folder.name}-cache")), **options)
 
 
 @pytest.mark.parametrize("write", [jsonl, tar, parquet])

@@ -143,7 +143,11 @@ class ArrowSource:
         for path in self._made_of:
             yield os.path.basename(path), path
         for number, start in enumerate(self._starts[:-1].tolist()):
-            for row, file in enumerate(self._paths_in(number)):
+            try:
+                named = self._paths_in(number)
+            except ValueError:  # a broken batch, an error only when its rows are read
+                continue
+            for row, file in enumerate(named):
                 if file:
                     try:
                         yield file, path_inside(file, *self._folders(start + row), "")
@@ -157,12 +161,16 @@ class ArrowSource:
                 yield from (buffer for buffer in self._column(number, name).buffers() if buffer is not None)
 
     def _paths_in(self, number: int) -> list[str | None]:
-        """Returns the path of the image of each row of a batch; None where the row holds its bytes."""
+        """Returns the path of the image of each row of a batch, None where the row holds its bytes; [] if all do."""
+        if self._chosen.schema.field(self._chosen.image).type == pa.large_binary():
+            return []
         array = self._column(number, self._chosen.image)
-        if pa.types.is_struct(array.type):
-            held = array.field("bytes").is_valid().to_pylist()
-            return [None if there else file for there, file in zip(held, array.field("path").to_pylist(), strict=True)]
-        return array.to_pylist() if array.type == pa.large_string() else []
+        if not pa.types.is_struct(array.type):
+            return array.to_pylist()
+        if not array.field("bytes").null_count:
+            return []
+        held = array.field("bytes").is_valid().to_pylist()
+        return [None if there else file for there, file in zip(held, array.field("path").to_pylist(), strict=True)]
 
     def _folders(self, index: int) -> tuple[str, str]:
         """Returns the folder of the file that a row belongs to, and the folder that an image must be in."""

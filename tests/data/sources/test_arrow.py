@@ -299,3 +299,19 @@ def test_an_offset_that_leads_elsewhere(tmp_path):
             source[i]
     assert source[2][:2] == (raw[2], ("c",))
     assert source[3].image == raw[3]
+    with pytest.raises(ValueError, match="a.arrow: the file must be a valid Arrow file"):
+        list(source.contents())
+
+
+def test_a_broken_batch_of_paths_is_an_error_of_its_rows(tmp_path):
+    (tmp_path / "0.jpg").write_bytes(encoded())
+    names = pa.array(["0.jpg", "1.jpg", "2.jpg", "0.jpg"])
+    path = write_stream(tmp_path / "a.arrow", pa.table({"image": names, "caption": list("abcd")}), rows=2)
+    data = path.read_bytes()
+    at = data.index(b"".join(n.to_bytes(4, "little") for n in (0, 5, 10))) + 4
+    path.write_bytes(data[:at] + (99).to_bytes(4, "little") + data[at + 4 :])
+    source = open_source(path)
+    assert [os.path.basename(name) for _, name in source.files()] == ["a.arrow", "2.jpg", "0.jpg"]
+    assert source[3].image == encoded()
+    with pytest.raises(ValueError, match="a.arrow: the file must be a valid Arrow file"):
+        source[0]
