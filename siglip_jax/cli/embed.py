@@ -55,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--update", action="store_true", help="embed what is new or changed in SRC, and remove what is gone"
     )
+    parser.add_argument(
+        "--columns", nargs="+", default=(), metavar="NAME", help="columns of a table or Parquet to print with matches"
+    )
     parser.add_argument("--image-key", metavar="NAME", help="column, or ending in a tar file, of the images")
     parser.add_argument("--split", metavar="NAME", help="split of SRC, if it has splits (default: train)")
     add_data_arguments(parser, "SRC")
@@ -69,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     from siglip_jax.search.making import ERRORS
 
     options = ("dtype", "quantization", "format", "shard", "part_size", "batch_size", "storage", "update", "max_pixels")
-    keys = {name: getattr(arguments, name) for name in ("image_key", "split", "kind", "root")}
+    keys = {name: getattr(arguments, name) for name in ("image_key", "split", "kind", "root", "columns")}
     counted: list[int] = []
     try:
         items = open_items(arguments.source, **keys)

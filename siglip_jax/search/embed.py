@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def embed(
     batch_size: int | None = None,
     storage: str | None = None,
     update: bool = False,
+    columns: Sequence[str] = (),
     image_key: str | None = None,
     split: str | None = None,
     kind: str | None = None,
@@ -90,6 +92,8 @@ def embed(
       update: whether a complete collection becomes one of the source as it is now: new and changed items are embedded,
         those that are gone are removed, all others are kept. The collection can be searched meanwhile. Without it, a
         changed source is refused. Not with `shard`.
+      columns: names of columns of a table, Parquet or Arrow that are stored beside the embeddings and come with hits.
+        Not for opened items, which name their own.
       image_key: column, key or ending of the images; None: one of the usual names.
       split: split of the data set to take; None: "train" if it has splits.
       kind: which kind of data set to open in a folder of several, as `siglip_jax.data.open_source` takes it; None:
@@ -117,7 +121,7 @@ def embed(
     """
     out = output_path(out)
     if isinstance(source, str | os.PathLike):
-        items = open_items(source, image_key=image_key, split=split, kind=kind, root=root)
+        items = open_items(source, image_key=image_key, split=split, kind=kind, root=root, columns=columns)
     else:
         items = source
     name: str | None = None

@@ -4,7 +4,8 @@ import functools
 import hashlib
 import os
 from array import array
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, Protocol, cast, runtime_checkable
 
 IMAGES, TEXTS = "images", "texts"
 
@@ -85,6 +86,7 @@ class Images:
         split: str | None = None,
         kind: str | None = None,
         root: str | None = None,
+        columns: Sequence[str] = (),
     ) -> None:
         """Lists the images of a source.
 
@@ -94,6 +96,7 @@ class Images:
           split: split to take where folders or files are named after splits; None: "train" there.
           kind: which kind of data set to open in a folder of several; None: there must be only one.
           root: folder that the images of a table must be in; None: that of the table.
+          columns: names of columns that are kept as metadata.
 
         Raises:
           OSError: if the path does not exist.
@@ -106,6 +109,12 @@ class Images:
         # Left out where they are not given, so that collections that were begun without them can be resumed.
         self.options |= {"kind": kind} if kind else {}
         self.options |= {"root": os.path.abspath(root)} if root else {}
+        self.columns, source = tuple(columns), cast(Any, self._source)
+        if columns and not hasattr(source, "column"):
+            raise ValueError(
+                f"{path}: columns must be those of a table, Parquet or Arrow, got other data; leave them out"
+            )
+        self._columns = {name: source.column(name) for name in columns}
 
     def __len__(self) -> int:
         return len(self._source)
@@ -134,10 +143,16 @@ class Images:
         return {name: _state(path) for name, path in self._source.files()}
 
     def state(self, index: int) -> str:
-        """Returns the name of an image with the size and the modification time of its file, or of the file it is in."""
+        """Returns the name of an image with the size and time of its file or shard, or else of all files."""
+        from siglip_jax.data.sources.tar import TarSource
+
         name = self.name(index)
-        file = name if name in self._states else name.rpartition(":")[0]
+        file = name.rpartition(":")[0] if isinstance(self._source, TarSource) else name
         return f"{name}\0{self._states.get(file, self.fingerprint)}"
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """Returns the values of the columns that are kept."""
+        return {name: values[index] for name, values in self._columns.items()}
 
     def name(self, index: int) -> str:
         """See `Items`."""
@@ -245,6 +260,7 @@ def open_items(
     split: str | None = None,
     kind: str | None = None,
     root: str | os.PathLike[str] | None = None,
+    columns: Sequence[str] = (),
 ) -> Items:
     """Opens the items at a path: the lines of a `.txt` file, or else images.
 
@@ -257,6 +273,7 @@ def open_items(
       kind: which kind of data set to open in a folder of several, as `siglip_jax.data.open_source` takes it; None:
         there must be only one.
       root: folder that the images of a table must be in, for absolute paths and `..`; None: that of the table.
+      columns: names of columns of a table, Parquet or Arrow that are stored beside the embeddings and come with hits.
 
     Returns:
       The items.
@@ -273,12 +290,12 @@ def open_items(
     """
     name = os.fspath(path)
     if not name.lower().endswith(".txt"):
-        return Images(name, image_key, split, kind, None if root is None else os.fspath(root))
-    given = {"image_key": image_key, "split": split, "kind": kind, "root": root}
+        return Images(name, image_key, split, kind, None if root is None else os.fspath(root), columns)
+    given = {"image_key": image_key, "split": split, "kind": kind, "root": root, "columns": columns or None}
     if wrong := [key for key, value in given.items() if value is not None]:
         raise ValueError(
             f"{name}: {wrong[0]} must be None for a text file, got {given[wrong[0]]!r}; leave image_key and"
-            " split out, and kind and root"
+            " split out, and kind, root and columns"
         )
     return Texts(name)
 

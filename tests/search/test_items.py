@@ -2,14 +2,41 @@
 
 import json
 import os
+import shutil
 import sys
 
+import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from siglip_jax.search.items import IMAGES, TEXTS, Items, open_items
 from tests.support.data_sets import encoded, write_tar
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "arrow"])
+def test_columns_of_tables_come_with_the_items(kind, tmp_path):
+    PIL.Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    file, image = tmp_path / f"data.{kind}", (tmp_path / "a.png").read_bytes()
+    if kind == "jsonl":
+        file.write_text('{"image": "a.png", "url": "x", "year": 1}\n{"image": "a.png", "url": "y"}\n')
+    elif kind == "csv":
+        file.write_text("image,url,year\na.png,x,1\na.png,y,\n")
+    else:
+        table = pa.table({"image": [image, image], "url": ["x", "y"], "year": [1, None]})
+        if kind == "parquet":
+            pq.write_table(table, file)
+        else:
+            with pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+    items = open_items(file, columns=["url", "year"])
+    year = ["1", ""] if kind == "csv" else [1, None]
+    assert [items.metadata(i) for i in range(2)] == [{"url": "x", "year": year[0]}, {"url": "y", "year": year[1]}]
+    with pytest.raises(ValueError, match=r"the columns must be some of .*url.*, got 'licence'"):
+        open_items(file, columns=["licence"])
+    with pytest.raises(ValueError, match="columns must be those of a table, Parquet or Arrow, got other data"):
+        shutil.move(file, tmp_path.parent / file.name)
+        open_items(tmp_path, columns=["url"])
 
 
 def everything(items):

@@ -70,6 +70,18 @@ def test_an_update_embeds_what_is_new_and_removes_what_is_gone(siglip, folder, f
     assert (again.embedded, again.rows) == (0, COUNT - 1)
 
 
+def test_images_of_a_table_are_embedded_anew_if_one_of_them_was_changed(siglip, folder, tmp_path):
+    table, out = folder / "table.csv", tmp_path / "out"
+    table.write_text("image\n" + "".join(f"{i:02}.png\n" for i in range(3)))
+    embed(table, out, siglip)
+    before = rows(out)
+    PIL.Image.fromarray(picture(42)).save(folder / "01.png")
+    assert embed(table, out, siglip, update=True).embedded == 3
+    after = rows(out)
+    assert np.abs(after["table.csv:3"] - before["table.csv:3"]).max() > 0.01
+    np.testing.assert_array_equal(after["table.csv:2"], before["table.csv:2"])
+
+
 def test_lines_of_a_text_file_are_known_by_their_text(siglip, tmp_path):
     file, out = tmp_path / "texts.txt", tmp_path / "out"
     file.write_text("".join(f"a photo of {i} cats\n" for i in range(9)))

@@ -154,6 +154,29 @@ class ArrowSource:
                     except ValueError:  # an error only when the row is read
                         yield file, ""
 
+    def column(self, name: str) -> list[Any]:
+        """Returns the values of a column of the original files, one for each row.
+
+        Args:
+          name: name of the column.
+
+        Raises:
+          ValueError: if a file lacks the column or is damaged.
+        """
+        values: list[Any] = []
+        tables: Iterator[tuple[str, Any]] = zip(self._files, self._mapped(), strict=True)
+        if self._made_of != self._paths:
+            tables = ((path, pq.ParquetFile(path)) for path in self._made_of)
+        for path, table in tables:
+            names = (table.schema_arrow if isinstance(table, pq.ParquetFile) else table.schema).names
+            if name not in names:
+                raise ValueError(f"{path}: the columns must be some of {columns.listed(names)}, got {name!r}")
+            with refused(path, "Arrow or Parquet"):
+                found = table.read([name]) if isinstance(table, pq.ParquetFile) else table.select([name])
+                found.validate(full=True)
+                values += found.column(name).to_pylist()
+        return values
+
     def contents(self) -> Iterator[Any]:
         """Yields the captions and labels of all rows, as buffers: what the source has beside its images."""
         for number in range(len(self._starts) - 1):

@@ -126,6 +126,23 @@ class TableSource:
             except ValueError:  # an error only when the row is read
                 yield name, ""
 
+    def column(self, name: str) -> list[Any]:
+        """Returns the values of a column, one for each row, None where a row has none.
+
+        Args:
+          name: name of the column.
+
+        Raises:
+          ValueError: if no row has the column.
+        """
+        values, names = [], set()
+        for _, row in _rows(Path(self.path)):
+            values.append(row.get(name))
+            names.update(row)
+        if name not in names:
+            raise ValueError(f"{self.path}: the columns must be some of {columns.listed(sorted(names))}, got {name!r}")
+        return values
+
     def contents(self) -> Iterator[bytes]:
         """Yields the bytes of the table: what the source has beside its images."""
         with open(self.path, "rb") as file:
