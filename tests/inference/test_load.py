@@ -85,7 +85,6 @@ def test_the_pixel_limit_is_an_option_of_inference_and_of_training(checkpoint):
         ("bf16", "use 'bfloat16'"),
         ("fp16", "use 'float16'"),
         (np.int32, "leave it out for the default"),
-        (["float32"], "leave it out for the default"),
     ],
 )
 def test_a_dtype_that_is_no_float_is_refused_before_anything_is_read(dtype, advice):
@@ -96,6 +95,12 @@ def test_a_dtype_that_is_no_float_is_refused_before_anything_is_read(dtype, advi
         SiglipModel.from_pretrained("nowhere/at/all", dtype=dtype)
     with pytest.raises(ValueError, match=f"^param_{re.escape(words)}$"):
         SiglipModel.from_pretrained("nowhere/at/all", param_dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [["float32"], {"a": 1}, "", "<f3"])
+def test_what_is_no_dtype_at_all_is_refused_too(dtype):
+    with pytest.raises(ValueError, match="^dtype must be one of float32, bfloat16, float16, got .*; leave it out for"):
+        load("nowhere/at/all", dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", jnp.bfloat16, np.dtype(jnp.bfloat16), np.float16, "float32"])
