@@ -98,7 +98,7 @@ class Siglip:
         self.model, self.processor, self.config, self.max_pixels = model, processor, config, max_pixels
         self.choices = choose(config, model.dtype, model.attn_implementation, model.mesh)
         self._weights = params if isinstance(params, Weights) else Weights(params)
-        self._text_cache: OrderedDict[tuple[str, ...], np.ndarray] = OrderedDict()
+        self._text_cache: OrderedDict[tuple[Any, ...], np.ndarray] = OrderedDict()
 
     def __repr__(self) -> str:
         """Returns the model's kind and sizes, its dtype and its device, without reading weights."""
@@ -452,11 +452,12 @@ class Siglip:
 
     def _remembered_text(self, texts: tuple[str, ...]) -> Float[np.ndarray, "texts embed"]:
         """Returns embeddings of texts, from the cache of the last `CACHED_TEXT_LISTS` lists where possible."""
-        cache = self._text_cache
-        embeds = cache.pop(texts, None)
+        cache, tokenizer = self._text_cache, self.processor.tokenizer
+        key = (texts, repr(tokenizer), tokenizer.largest_id)  # its special tokens may have been assigned
+        embeds = cache.pop(key, None)
         if embeds is None:
             embeds = self.encode_text(texts)
-        cache[texts] = embeds
+        cache[key] = embeds
         while len(cache) > CACHED_TEXT_LISTS:
             cache.popitem(last=False)
         return embeds

@@ -129,3 +129,14 @@ def test_a_model_without_its_processor_says_to_save_that_too(checkpoint, tmp_pat
     siglip_jax.SiglipProcessor.from_pretrained(checkpoint).save_pretrained(tmp_path)
     assert load(tmp_path).encode_text("a cat").shape == (1, 32)
     shutil.rmtree(tmp_path)
+
+
+@pytest.mark.slow
+def test_an_assigned_special_token_changes_the_next_scores(siglip):
+    image, labels = np.zeros((32, 32, 3), np.uint8), ["a cat", "two dogs"]
+    before = siglip.similarity(image, labels)
+    siglip.processor.tokenizer.pad_token = "<unk>"
+    after = siglip.similarity(image, labels)
+    expected = siglip.encode_image(image) @ siglip.encode_text(labels).T
+    np.testing.assert_allclose(after, 1 / (1 + np.exp(-expected * siglip.temperature - siglip.logit_bias)), rtol=1e-5)
+    assert np.abs(after - before).max() > 1e-4

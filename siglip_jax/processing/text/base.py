@@ -56,6 +56,7 @@ class TokenizerBase(Vocabulary):
         "split_special_tokens": False,
     }
     _arguments: ClassVar[tuple[str, ...]]  # of the constructor, which a file of settings may contain
+    do_lower_case: bool
     padding_side: str
     truncation_side: str
     model_input_names: list[str]
@@ -101,12 +102,8 @@ class TokenizerBase(Vocabulary):
 
     def __repr__(self) -> str:
         """Returns the class with what distinguishes one tokenizer from another."""
-        facts = {
-            "vocab_file": self.vocab_file,
-            "vocab_size": self.vocab_size,
-            "model_max_length": self.model_max_length,
-        }
-        facts |= {"padding_side": self.padding_side, "special_tokens": self.special_tokens_map}
+        names = ("vocab_file", "vocab_size", "model_max_length", "padding_side", "do_lower_case", "special_tokens_map")
+        facts = {name.removesuffix("_map"): getattr(self, name) for name in names}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in facts.items())})"
 
     def _add_missing(self) -> None:

@@ -85,7 +85,7 @@ class Siglip2Tokenizer(TokenizerBase):
     """
 
     vocabulary_file: ClassVar[str] = TOKENIZERS
-    do_lower_case: ClassVar[bool] = True
+    do_lower_case: bool = True
     _arguments: ClassVar[tuple[str, ...]] = ("additional_special_tokens", "model_max_length", "added_tokens_decoder")
     _cleans_up: ClassVar[bool] = False  # as in the reference, because the pieces contain their blanks
 
