@@ -298,6 +298,8 @@ def check_resumable(directory: Path, identity: Mapping[str, Any], data: str) -> 
         with Saver(directory / "checkpoints") as saver:
             if saver.latest is not None:
                 check_same_run(directory, saver.facts(saver.latest), identity, data)
+    if jax.process_count() > 1:  # else the first process would make the folder before another has looked for it
+        multihost_utils.sync_global_devices(f"checked: {directory}")
 
 
 def check_same_run(directory: Path, facts: Mapping[str, Any], identity: Mapping[str, Any], data: str) -> None:

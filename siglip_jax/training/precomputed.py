@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Float
 
 from siglip_jax._callbacks import Counter, OnProgress
-from siglip_jax._files import written_aside
+from siglip_jax._files import check_space, written_aside
 from siglip_jax._npy import load_npy
 from siglip_jax.data.example import Example, Source, image_id
 from siglip_jax.data.fingerprint import fingerprint
@@ -93,6 +93,7 @@ def precompute_image_embeds(
                 counter.add(len(pixels) + len(batch.skipped))
             unread = np.full_like(next(iter(found.values())), np.nan)
             rows = np.stack([found.get(i, unread) for i in range(stop - start)])
+            check_space(directory, rows.nbytes)  # numpy does not say which file it could not write
             with written_aside(path) as aside, open(aside, "wb") as out:
                 np.save(out, rows)
         else:

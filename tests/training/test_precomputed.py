@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,13 @@ class TestReuse:
         with pytest.raises(ValueError, match=f"^{re.escape(source.name(0))}: the embedding must be finite, got NaN"):
             embedded(source, diverged)
         assert not list((tmp_path / "embeds").rglob("*.npy"))
+
+    def test_a_full_disk_is_told_with_the_path(self, embedded, tmp_path, monkeypatch):
+        source, usage = open_source(write_pairs(tmp_path / "pairs", 1)), shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2000))
+        with pytest.raises(OSError, match="the disk must have 2,048 bytes free, got 2,000") as caught:
+            embedded(source)
+        assert str(caught.value.filename).startswith(str(tmp_path / "embeds"))
 
     def test_other_weights_and_changed_images_are_embedded_anew(self, embedded, tmp_path):
         path = write_pairs(tmp_path / "pairs", 1)

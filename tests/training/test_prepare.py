@@ -11,6 +11,7 @@ import pytest
 
 import siglip_jax
 from siglip_jax import SiglipModel, SiglipProcessor
+from siglip_jax.checkpoints import convert
 from siglip_jax.data.open import open_source
 from siglip_jax.data.pipeline import Pipeline
 from siglip_jax.params import flatten
@@ -168,3 +169,31 @@ def test_models_of_variable_resolution_are_refused(tmp_path):
 def test_the_identity_is_json_and_leaves_the_devices_out():
     identity = identity_of(Recipe(), "base/")
     assert json.loads(json.dumps(identity)) == identity and "mesh" not in identity and identity["model"] == "base/"
+
+
+@pytest.mark.slow
+class TestSixteenBits:
+    """Adam's second moment of a small gradient is zero in float16, and the step infinite."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def half(tiny, tmp_path_factory):
+        directory = tmp_path_factory.mktemp("half") / "model"
+        convert(tiny, directory, "huggingface", dtype="float16")
+        return directory
+
+    @pytest.mark.parametrize("name", sorted(RECIPES))
+    def test_every_recipe_trains_in_float32(self, name, half):
+        recipe = dataclasses.replace(RECIPES[name], fresh=None, resolution=None)
+        labels = ("a", "b") if recipe.task == "labels" else ()
+        dtypes = {path: x.dtype for path, x in flatten(prepare_model(recipe, half, labels=labels).params).items()}
+        assert set(dtypes.values()) == {np.dtype(np.float32)}, dtypes
+
+    def test_steps_on_it_are_finite(self, half, pairs):
+        recipe = dataclasses.replace(RECIPES["finetune"], batch_size=8, duration="3 steps", scan_layers=True)
+        _, state, step, batch = started(recipe, half, pairs)
+        for _ in range(3):
+            state, metrics = step(state, batch)
+            assert np.isfinite(metrics["loss"])
+        assert int(state.skipped) == 0
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.trained))
