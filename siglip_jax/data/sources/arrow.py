@@ -231,7 +231,8 @@ def _map_file(path: str) -> list[pa.RecordBatch]:
                 batches = list(stream)
             for batch in batches:
                 batch.validate()
-                _ = batch.schema.names  # decoded only now
+            for schema in {batch.schema for batch in batches}:
+                str(schema.remove_metadata())  # names of columns and fields are decoded only now
     return batches
 
 
