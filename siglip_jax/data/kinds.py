@@ -83,7 +83,7 @@ def recognise(
     kind = _chosen_kind(by_kind, home, name, kind, images_only, table_wanted or chosen is not None)
     if kind not in by_kind:
         return Recognised(kind, home, [])
-    _warn_of_nested(path, [file for files in by_kind.values() for file in files], name)
+    _warn_of_nested(path, kind, by_kind[kind], name)
     return Recognised(kind, path, of_split(by_kind[kind], split, name), kind == "table" and len(by_kind[kind]) == 1)
 
 
@@ -167,18 +167,20 @@ def _refuse_loose(folder: Path, folders: Sequence[str], name: str) -> None:
         )
 
 
-def _warn_of_nested(folder: Path, files: Sequence[str], name: str) -> None:
-    """Warns of files of data sets in deeper folders, which are not read."""
+def _warn_of_nested(folder: Path, kind: str, files: Sequence[str], name: str) -> None:
+    """Warns of files of the same kind in deeper folders, which are not read."""
     known = {os.path.normpath(file) for file in files}
     nested = []
     for directory, names in walk(folder):
         if os.path.normpath(directory) != os.path.normpath(folder):
             paths = (
-                os.path.join(directory, file) for file in names if not file.startswith(".") and _kind_of(file, None)
+                os.path.join(directory, file)
+                for file in names
+                if not file.startswith(".") and _kind_of(file, None) == kind
             )
             nested += [os.path.relpath(path, folder) for path in paths if os.path.normpath(path) not in known]
     if nested:
-        said = f"{len(nested):,} files of data sets in deeper folders are left out: {listed(sorted(nested), 5)}"
+        said = f"{len(nested):,} files of the kind {kind} in deeper folders are left out: {listed(sorted(nested), 5)}"
         warnings.warn(f"{name}: {said}; pass the path of a folder to read it", stacklevel=4)
 
 

@@ -65,8 +65,8 @@ def test_the_folder_data_counts_and_deeper_files_are_named(tmp_path):
         source = open_source(tmp_path)
     assert names(source) == ["a.tar:0.jpg", "b.tar:1.jpg"]
     assert str(warned[0].message) == (
-        f"{tmp_path}: 1 files of data sets in deeper folders are left out: 'more/c.tar'; pass the path of a folder to"
-        " read it"
+        f"{tmp_path}: 1 files of the kind tar in deeper folders are left out: 'more/c.tar'; pass the path of a folder"
+        " to read it"
     )
     (tmp_path / "data" / "d.csv").write_text("image,caption\n")
     with pytest.raises(ValueError, match=r"of one kind, got tar \('a.tar', 'b.tar'\) and table \('d.csv'\); choose"):
