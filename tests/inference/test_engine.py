@@ -28,6 +28,7 @@ def pictures() -> list[np.ndarray]:
     return [picture(seed, (30 + 3 * seed, 40)) for seed in range(11)]
 
 
+@pytest.mark.filterwarnings("ignore:text has .* is cut")
 @pytest.mark.slow
 def test_embeddings_and_probabilities_are_those_of_the_module(shared_siglip, pictures):
     out = direct(shared_siglip, pictures, TEXTS)
@@ -53,6 +54,7 @@ def test_padding_changes_no_result(shared_siglip, pictures, count):
     np.testing.assert_allclose(few, shared_siglip.encode_image(pictures, batch_size=11)[:count], atol=5e-7)
 
 
+@pytest.mark.filterwarnings("ignore:text has .* is cut")
 @pytest.mark.slow
 def test_texts_are_padded_and_truncated_to_the_models_length(tmp_path):
     siglip = load(write_checkpoint(tmp_path, text_length=16))
