@@ -6,7 +6,7 @@ import textwrap
 from typing import Any
 
 from siglip_jax.cli._output import say
-from siglip_jax.data.sources import columns
+from siglip_jax.data import columns
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, data: str) -> None:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from siglip_jax._checks import check_choice
 from siglip_jax._files import read_json
+from siglip_jax.data.columns import listed
 from siglip_jax.data.sources import coco, table
-from siglip_jax.data.sources.columns import listed
 from siglip_jax.data.sources.folder import split_by_text
 from siglip_jax.data.sources.paths import expanded
 from siglip_jax.processing.images.listing import is_image, is_set_aside, walk

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from siglip_jax._files import user_cache
+from siglip_jax.data.columns import listed
 from siglip_jax.data.kinds import Recognised, recognise
 from siglip_jax.data.sources import coco, parquet
 from siglip_jax.data.sources.arrow import ArrowSource
 from siglip_jax.data.sources.arrow_columns import Chosen
 from siglip_jax.data.sources.coco import CocoSource
-from siglip_jax.data.sources.columns import listed
 from siglip_jax.data.sources.folder import FolderSource, PlainFolder, TextsFolder
 from siglip_jax.data.sources.table import TableSource
 from siglip_jax.data.sources.tar import TarSource

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from siglip_jax._files import read_lines
-from siglip_jax.data.sources.columns import number_of
+from siglip_jax.data.columns import number_of
 from siglip_jax.processing.text.canonical import canonicalize as canonicalize_text
 
 SLOT = "{}"

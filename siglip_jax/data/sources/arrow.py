@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
+from siglip_jax.data import columns
 from siglip_jax.data.example import Example
-from siglip_jax.data.sources import columns
 from siglip_jax.data.sources.arrow_columns import Chosen, as_plain, merged, plain, refused
 from siglip_jax.data.sources.paths import path_inside, read_file
 

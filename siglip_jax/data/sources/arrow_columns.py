@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from siglip_jax.data.sources import columns
+from siglip_jax.data import columns
 
 _TEXT_TYPES = (pa.string(), pa.large_string(), pa.string_view())
 _BYTES_TYPES = (pa.binary(), pa.large_binary(), pa.binary_view())

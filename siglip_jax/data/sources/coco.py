@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from siglip_jax.data.columns import listed, whole
 from siglip_jax.data.example import Example
-from siglip_jax.data.sources.columns import listed, whole
 from siglip_jax.data.sources.paths import name_bytes, name_of, path_inside, read_file
 
 ENDING = ".json"

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from siglip_jax.data.columns import NO_LABEL, class_order, label_of, listed
 from siglip_jax.data.example import Example
-from siglip_jax.data.sources.columns import NO_LABEL, class_order, label_of, listed
 from siglip_jax.data.sources.paths import as_text, read_file
 from siglip_jax.processing.images.listing import LeftOut, is_image, is_set_aside, list_images, walk
 

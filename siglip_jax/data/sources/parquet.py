@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from siglip_jax._files import written_aside
+from siglip_jax.data.columns import listed
 from siglip_jax.data.sources.arrow_columns import Chosen, as_plain, merged, plain, refused
-from siglip_jax.data.sources.columns import listed
 
 _ROWS = 64  # rows of a batch, whose images of many megabytes must stay below the limit of two gigabytes
 

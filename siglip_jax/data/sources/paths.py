@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from siglip_jax.data.sources.columns import whole
+from siglip_jax.data.columns import whole
 from siglip_jax.processing.images.loading import MAX_BYTES
 
 _BRACES = re.compile(r"\{([^{}]*)\}")

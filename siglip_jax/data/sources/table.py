@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
+from siglip_jax.data import columns
 from siglip_jax.data.example import Example
-from siglip_jax.data.sources import columns
 from siglip_jax.data.sources.paths import name_bytes, name_of, path_inside, read_file
 
 ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv")

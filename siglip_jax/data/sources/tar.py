@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from siglip_jax._files import read_lines
+from siglip_jax.data import columns
 from siglip_jax.data.example import Example
-from siglip_jax.data.sources import columns
 from siglip_jax.data.sources.paths import OpenFiles, as_text, name_of
 from siglip_jax.data.sources.tar_index import BrokenTarError
 from siglip_jax.data.sources.tar_rows import Rows, prefixes
