@@ -68,6 +68,11 @@ class SiglipProcessor:
         known = tokenizer.model_max_length if 0 < tokenizer.model_max_length < 10**9 else DEFAULT_LENGTH
         self.max_length = known if max_length is None else max_length
 
+    def __repr__(self) -> str:
+        """Returns the class with its parts."""
+        parts = f"image_processor={self.image_processor!r}, tokenizer={self.tokenizer!r}"
+        return f"{type(self).__name__}({parts}, max_length={self.max_length})"
+
     @property
     def model_input_names(self) -> list[str]:
         """Names of the arrays that a call with texts and images returns."""

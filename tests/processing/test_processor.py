@@ -32,6 +32,11 @@ def processor(spiece: Path) -> SiglipProcessor:
     return SiglipProcessor(SiglipImageProcessorPil(size=(16, 16)), SiglipTokenizer(spiece))
 
 
+def test_repr_names_both_parts(processor):
+    expected = "SiglipProcessor(image_processor=SiglipImageProcessorPil(size={'height': 16, 'width': 16}), tokenizer="
+    assert repr(processor) == f"{expected}{processor.tokenizer!r}, max_length=64)"
+
+
 class TestCall:
     def test_both(self, processor):
         inputs = processor(text=TEXTS, images=[noise(20, 30), picture("RGBA", 30, 20)])

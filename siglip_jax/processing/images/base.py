@@ -56,13 +56,15 @@ class ImageProcessor:
         """Stores the options.
 
         Args:
-          **options: values of the options in `defaults`; None: the default.
+          **options: values of the options in `defaults`; None switches a step off or leaves a value unset, except that
+            of `do_convert_rgb`, which published files hold for models that accept nothing but RGB: it means the
+            default.
 
         Raises:
-          ValueError: for an unknown option, or an invalid value.
+          ValueError: for an unknown option, an invalid value, or a step that lacks a value.
         """
         refuse_unknown(options, self.defaults, type(self).__name__)
-        given = {name: value for name, value in options.items() if value is not None}
+        given = {name: value for name, value in options.items() if value is not None or name != "do_convert_rgb"}
         self._options = self._spelled({**self.defaults, **given})
         self._check(self._options)
         self._unknown_settings: dict[str, Any] = {}
@@ -73,6 +75,13 @@ class ImageProcessor:
         if name in options:
             return options[name]
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        """Returns the call that makes such a processor, with the options that are not the defaults."""
+        usual = self._spelled(dict(self.defaults))
+        pairs = [(name, _as_text(value)) for name, value in self._options.items()]
+        changed = [f"{name}={text}" for name, text in pairs if text != _as_text(usual[name])]
+        return f"{type(self).__name__}({', '.join(changed)})"
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets an option."""
@@ -134,10 +143,9 @@ class ImageProcessor:
         """Returns a processor with the options of a dictionary.
 
         Args:
-          settings: options as `to_dict` returns them or as a file of the reference holds them. None switches a step
-            off or leaves a value unset, as in the reference, except that of `do_convert_rgb`, which published files
-            hold for models that accept nothing but RGB: it means the default. Unknown keys have no effect and are
-            written back by `to_dict`. `data_format` and `return_tensors` are ignored: they belong to the caller.
+          settings: options as `to_dict` returns them or as a file of the reference holds them; None means what it
+            means to the class. Unknown keys have no effect and are written back by `to_dict`. `data_format` and
+            `return_tensors` are ignored: they belong to the caller.
           **options: values that take precedence over those of `settings`.
 
         Returns:
@@ -153,11 +161,7 @@ class ImageProcessor:
             what = patches if kind.startswith("Siglip2") else whole
             raise ValueError(f"image_processor_type must be {cls.file_type}, got {kind}, which {what}")
         known = {k: v for k, v in settings.items() if k in cls.defaults and k not in CALLS_OWN}
-        chosen = known | options
-        off = {k: None for k, v in chosen.items() if v is None and k != "do_convert_rgb"}
-        processor = cls(**chosen)
-        processor._options |= off
-        processor._check(processor._options)
+        processor = cls(**known | options)
         skipped = {*known, "image_processor_type", "feature_extractor_type", "return_tensors"}
         processor._unknown_settings = {k: v for k, v in settings.items() if k not in skipped}
         return processor
@@ -224,6 +228,11 @@ class ImageProcessor:
         directory.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
         write_atomically(directory / CONFIG, text.encode())
+
+
+def _as_text(value: Any) -> str:
+    """Returns the value of an option as Python writes it; a list, as in files, is written as a tuple."""
+    return repr(value) if isinstance(value, str) else str(tuple(value) if isinstance(value, list) else value)
 
 
 def read_settings(path: Path) -> tuple[Path, dict[str, Any]]:

@@ -32,8 +32,9 @@ class SiglipImageProcessorPil(ImageProcessor):
     """Resizes, rescales and normalises images on the host with Pillow and numpy.
 
     Args:
-      **options: values of the attributes below, except `model_input_names`; None: the default, which is that of
-        `google/siglip-base-patch16-224`: RGB, 224 x 224 pixels, bicubic, values in [-1, 1].
+      **options: values of the attributes below, except `model_input_names`; None switches a step off or leaves a
+        value unset. The defaults are those of `google/siglip-base-patch16-224`: RGB, 224 x 224 pixels, bicubic, values
+        in [-1, 1].
 
     Attributes:
       do_convert_rgb: whether images become RGB: grey is repeated, transparency is composited over white.
@@ -131,8 +132,9 @@ class SiglipImageProcessor(SiglipImageProcessorPil):
     compiled programs. Images that are not 8-bit with one or three channels are resized with Pillow.
 
     Args:
-      **options: values of the attributes below, except `model_input_names`; None: the default, which is that of
-        `google/siglip-base-patch16-224`: RGB, 224 x 224 pixels, bicubic, values in [-1, 1].
+      **options: values of the attributes below, except `model_input_names`; None switches a step off or leaves a
+        value unset. The defaults are those of `google/siglip-base-patch16-224`: RGB, 224 x 224 pixels, bicubic, values
+        in [-1, 1].
 
     Attributes:
       do_convert_rgb: whether images become RGB: grey is repeated, transparency is composited over white.

@@ -38,8 +38,9 @@ class Siglip2ImageProcessor(ImageProcessor):
     """Resizes images to a variable number of patches and returns the patches, their mask and their grids.
 
     Args:
-      **options: values of the attributes below, except `model_input_names`; None: the default, which is that of
-        `google/siglip2-base-patch16-naflex`: RGB, up to 256 patches of 16 x 16 pixels, bilinear, values in [-1, 1].
+      **options: values of the attributes below, except `model_input_names`; None switches a step off or leaves a
+        value unset. The defaults are those of `google/siglip2-base-patch16-naflex`: RGB, up to 256 patches of 16 x 16
+        pixels, bilinear, values in [-1, 1].
 
     Attributes:
       do_convert_rgb: whether images become RGB: grey is repeated, transparency is composited over white.

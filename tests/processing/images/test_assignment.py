@@ -128,6 +128,30 @@ def test_none_in_a_file_that_a_step_needs_is_an_error():
     )
 
 
+@pytest.mark.parametrize("name", ["do_resize", "do_rescale", "do_normalize"])
+@pytest.mark.parametrize("patches", [False, True])
+def test_none_given_to_the_class_switches_a_step_off_as_in_the_reference(tmp_path, name, patches):
+    kind = Siglip2ImageProcessor if patches else SiglipImageProcessorPil
+    image = noise(32, 48)
+    with quiet_reference():
+        theirs = getattr(transformers, kind.file_type + "Pil")(**{name: None})
+        expected = theirs(image, return_tensors="np")["pixel_values"]
+    ours = kind(**{name: None})
+    assert getattr(ours, name) is None
+    found = ours(image).pixel_values if patches else ours(image, data_format="channels_first").pixel_values
+    np.testing.assert_array_equal(found, expected.astype(np.float32))
+    ours.save_pretrained(tmp_path)
+    assert getattr(kind.from_pretrained(tmp_path), name) is None
+
+
+def test_none_given_to_the_class_that_a_step_needs_is_an_error():
+    with pytest.raises(ValueError, match="^image_std must have a value with do_normalize=True, got None$"):
+        Siglip2ImageProcessor(image_std=None)
+    with pytest.raises(ValueError, match="^size must have a value with do_resize=True, got None$"):
+        SiglipImageProcessorPil(size=None)
+    assert SiglipImageProcessorPil(do_convert_rgb=None).do_convert_rgb is True
+
+
 def test_a_step_switched_off_by_none_is_described_so(siglip):
     siglip.processor.image_processor.do_normalize = None
     facts = describe(siglip, model_name="tiny", texts=False)

@@ -182,8 +182,17 @@ class TestOptions:
         assert [a.shape for a in listed] == [(16, 20, 3)] * 2
         assert processor.preprocess(image).pixel_values.shape == last.shape
 
-    def test_nothing_means_the_default_at_init(self):
-        assert SiglipImageProcessorPil(do_convert_rgb=None, size=None).to_dict() == SiglipImageProcessorPil().to_dict()
+    def test_repr_is_the_call_that_makes_it(self, tmp_path):
+        assert repr(SiglipImageProcessorPil()) == "SiglipImageProcessorPil()"
+        made = SiglipImageProcessorPil(
+            size=(16, 20), image_mean=[0.1, 0.2, 0.3], resample=PIL.Image.Resampling.BILINEAR
+        )
+        expected = "size={'height': 16, 'width': 20}, resample=2, image_mean=(0.1, 0.2, 0.3)"
+        assert repr(made) == f"SiglipImageProcessorPil({expected})"
+        made.save_pretrained(tmp_path)
+        assert repr(SiglipImageProcessorPil.from_pretrained(tmp_path)) == repr(made)
+        first = SiglipImageProcessor(do_rescale=None, data_format="channels_first")
+        assert repr(first) == "SiglipImageProcessor(do_rescale=None, data_format='channels_first')"
 
     def test_attributes(self):
         processor = SiglipImageProcessorPil(size=24)
