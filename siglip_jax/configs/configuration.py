@@ -87,7 +87,8 @@ class _Config:
         The class of one tower also reads its part of the `config.json` of a whole model.
 
         Args:
-          name_or_path: checkpoint directory, weights file with `config.json` beside it, or Hub name.
+          name_or_path: checkpoint directory, weights file with `config.json` beside it, JSON file of any name, or Hub
+            name.
           revision: branch, tag or commit of a Hub repository; None: `main`.
           local_files_only: whether to use only local files and the cache, without a request to the Hub.
 

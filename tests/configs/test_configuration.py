@@ -51,6 +51,17 @@ def test_towers_come_out_of_a_whole_model_s_file(tmp_path):
         SiglipConfig.from_pretrained(tmp_path)
 
 
+def test_a_json_file_of_another_name_is_read_itself(tmp_path):
+    SiglipConfig().save_pretrained(tmp_path)
+    other = SiglipConfig({"vocab_size": 77}, {"image_size": 64})
+    (tmp_path / "mine.json").write_text(other.to_json_string())
+    assert SiglipConfig.from_pretrained(tmp_path / "mine.json") == other
+    assert SiglipVisionConfig.from_pretrained(tmp_path / "mine.json").image_size == 64
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text("{}")
+    assert SiglipConfig.from_pretrained(index) == SiglipConfig.from_pretrained(tmp_path) == SiglipConfig()
+
+
 def test_published_style_json_resolves_to_defaults(tmp_path):
     d = {
         "model_type": "siglip",
