@@ -119,46 +119,11 @@ __all__ = [
     "write_checkpoint",
 ]
 
-_DEFINED_IN = {
-    "checkpoints": ("Checkpoint", "read_checkpoint", "write_checkpoint"),
-    "configs": (
-        "Siglip2Config",
-        "Siglip2TextConfig",
-        "Siglip2VisionConfig",
-        "SiglipConfig",
-        "SiglipTextConfig",
-        "SiglipVisionConfig",
-    ),
-    "inference": ("Batcher", "QueueFullError", "Siglip", "load", "pipeline"),
-    "losses": ("ring_sigmoid_loss", "sigmoid_loss", "softmax_loss"),
-    "models": (
-        "Siglip2ForImageClassification",
-        "Siglip2Model",
-        "Siglip2TextModel",
-        "Siglip2VisionModel",
-        "SiglipForImageClassification",
-        "SiglipModel",
-        "SiglipTextModel",
-        "SiglipVisionModel",
-        "pmap_forward",
-    ),
-    "parallel": ("global_batch", "join_processes", "make_mesh", "shard_params"),
-    "processing": (
-        "Siglip2ImageProcessor",
-        "Siglip2Tokenizer",
-        "SiglipImageProcessor",
-        "SiglipImageProcessorPil",
-        "SiglipProcessor",
-        "SiglipTokenizer",
-        "load_image",
-    ),
-}
-
 # Everything is imported on first use, jax too: the command line handles Ctrl-C before that second has passed.
 make_lazy(
     __name__,
-    {name: f"{__name__}.{package}" for package, names in _DEFINED_IN.items() for name in names},
-    submodules=(*_DEFINED_IN, "assets", "data", "evaluation", "plots", "quantization", "search", "training"),
+    submodules=("assets", "data", "evaluation", "plots", "quantization", "search", "training"),
+    packages=("configs", "losses", "parallel", "processing", "checkpoints", "models", "inference"),
 )
 
 

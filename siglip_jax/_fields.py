@@ -1,12 +1,11 @@
 """Types of the fields of configuration files, checked in one place, with the file and the field in the error."""
 
-import contextlib
 import math
 import numbers
-import reprlib
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+from siglip_jax._checks import shown
 
 MOST = 2**20  # of lengths and counts; no model of this family comes near
 MOST_PIXELS = 65_535  # of a side
@@ -66,12 +65,6 @@ PIXELS = integer(1, MOST_PIXELS)
 TEXTS = list_of(TEXT, "strings")
 
 
-def shorten(value: object) -> str:
-    """Returns the `repr` of a value that comes from a file, in at most 80 characters."""
-    text = reprlib.repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def check_fields(where: object, values: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
     """Raises a `ValueError` for the first field that holds neither None nor a value of its kind.
 
@@ -83,15 +76,4 @@ def check_fields(where: object, values: Mapping[str, Any], kinds: Mapping[str, K
     for name, kind in kinds.items():
         value = values.get(name)
         if value is not None and not kind.holds(value):
-            raise ValueError(f"{where}: {name} must be {kind.name}, got {shorten(value)}")
-
-
-@contextlib.contextmanager
-def naming(file: Path) -> Iterator[None]:
-    """Puts the file before the message of a `ValueError` of the block that lacks it."""
-    try:
-        yield
-    except ValueError as error:
-        if str(file) in str(error):
-            raise
-        raise ValueError(f"{file}: {error}") from error
+            raise ValueError(f"{where}: {name} must be {kind.name}, got {shown(value)}")

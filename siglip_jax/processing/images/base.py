@@ -16,8 +16,8 @@ import PIL.Image
 
 from siglip_jax import _hub as hub
 from siglip_jax._checks import refuse_unknown
-from siglip_jax._fields import check_fields, naming
-from siglip_jax._files import output_path, read_json, write_atomically
+from siglip_jax._fields import check_fields
+from siglip_jax._files import naming, output_path, read_json, write_atomically
 from siglip_jax.processing.batch import Batch
 from siglip_jax.processing.images import pixels
 from siglip_jax.processing.images.depth import is_deep

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from siglip_jax._checks import check_choice
-from siglip_jax._fields import NUMBER, shorten
+from siglip_jax._checks import check_choice, shown
+from siglip_jax._fields import NUMBER
 from siglip_jax.processing.images.kinds import PER_CHANNEL
 
 DEFAULTS: dict[str, Any] = {
@@ -108,7 +108,7 @@ def _rectangle(name: str, size: Any) -> tuple[int, int]:
 def _statistics(name: str, value: Any) -> float | tuple[float, ...]:
     """Returns a mean or standard deviation as one number or a tuple of one per channel."""
     if not PER_CHANNEL.holds(value):
-        raise ValueError(f"{name} must be {PER_CHANNEL.name}, got {shorten(value)}")
+        raise ValueError(f"{name} must be {PER_CHANNEL.name}, got {shown(value)}")
     return tuple(map(float, value)) if isinstance(value, Iterable) else float(value)
 
 
@@ -145,7 +145,7 @@ def checked(options: Mapping[str, Any]) -> ImageOptions:
     check_choice("input_data_format", input_format, (None, *_FORMATS))
     check_choice("return_tensors", o["return_tensors"], (None, "np", "jax"))
     if o["do_rescale"] and not NUMBER.holds(o["rescale_factor"]):
-        raise ValueError(f"rescale_factor must be {NUMBER.name}, got {shorten(o['rescale_factor'])}")
+        raise ValueError(f"rescale_factor must be {NUMBER.name}, got {shown(o['rescale_factor'])}")
     mean = _statistics("image_mean", o["image_mean"]) if o["do_normalize"] else None
     std = _statistics("image_std", o["image_std"]) if o["do_normalize"] else None
     if std is not None and 0.0 in (std if isinstance(std, tuple) else (std,)):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from siglip_jax._checks import shown
 from siglip_jax._fields import (
     BOOLEAN,
     COUNT,
@@ -21,7 +22,6 @@ from siglip_jax._fields import (
     integer,
     list_of,
     one_of,
-    shorten,
 )
 from siglip_jax._files import read_json, write_atomically
 
@@ -76,7 +76,7 @@ class AddedToken(NamedTuple):
         if isinstance(value, Mapping) and isinstance(value.get("content"), str) and value["content"]:
             fields: dict[str, Any] = {"special": special}
             return cls(**fields | {k: v for k, v in value.items() if k in cls._fields})
-        raise ValueError(f"{name} must be a string, or an object with a 'content', got {shorten(value)}")
+        raise ValueError(f"{name} must be a string, or an object with a 'content', got {shown(value)}")
 
 
 def _is_token(value: Any) -> bool:
@@ -213,7 +213,7 @@ def _added(directory: Path, decoder: Any, special: set[str]) -> dict[int, AddedT
         encoder = read_json(file, "it holds the added tokens") if file.is_file() else {}
         wrong = next((value for value in encoder.values() if not _ID.holds(value)), 0)
         if wrong != 0:
-            raise ValueError(f"{file}: ids of tokens must be {_ID.name}, got {shorten(wrong)}")
+            raise ValueError(f"{file}: ids of tokens must be {_ID.name}, got {shown(wrong)}")
         decoder = {i: AddedToken(token, special=token in special) for token, i in encoder.items() if token}
     return {int(index): AddedToken.of(token) for index, token in decoder.items()}
 
