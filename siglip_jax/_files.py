@@ -252,6 +252,8 @@ def _aside(path: Path, *, directory: bool = False) -> Iterator[Path]:
     except OSError as error:
         if error.errno is not None and error.filename is None:  # as where a disk is full
             error.filename = os.fspath(path)
+        elif str(error.filename).startswith(os.fspath(aside)):
+            error.filename = os.fspath(path) + str(error.filename)[len(os.fspath(aside)) :]
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True) if directory else aside.unlink(missing_ok=True)

@@ -170,7 +170,7 @@ def training_mesh(everything: str):
 
 def embed_and_search(everything: str):
     assert re.findall(r"(\w+) run: (\d+) embedded, (\d) parts", everything) == [
-        ("second", "48", "0"),
+        ("second", "32", "0"),
         ("third", "0", "0"),
     ]
     assert re.findall(r"^shard \((\d), 2\): (\d+) embedded, (\d) parts", everything, re.MULTILINE) == [

@@ -122,7 +122,7 @@ def run(data: Path, out: Path, work: Path, start: Path | None = None, stages: Se
         recipe = stage.recipe
         batches = Batches(
             pictograms,
-            lambda texts: processor(text=texts)["input_ids"],
+            lambda texts: processor(text=texts, truncation=True)["input_ids"],
             recipe.batch_size,
             stage.texts,
             recipe.seed,

@@ -1,6 +1,5 @@
 """Ctrl-C and SIGTERM end every command: at once while it starts, and after the removal of half-written files later."""
 
-import _thread
 import contextlib
 import os
 import signal
@@ -36,6 +35,8 @@ def raised() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
         yield
         return
+    import jax
+
     ignored = sys.unraisablehook
 
     def raise_it(number: int, frame: FrameType | None) -> None:
@@ -48,9 +49,12 @@ def raised() -> Iterator[None]:
             ignored(unraisable)
             return
         number = signal.SIGINT if unraisable.exc_type is KeyboardInterrupt else signal.SIGTERM
-        threading.Timer(0.01, _thread.interrupt_main, (number,)).start()
+        main = threading.main_thread().ident or 0
+        threading.Timer(0.01, signal.pthread_kill, (main, number)).start()
 
-    before = {number: signal.signal(number, raise_it) for number in _WORDS}
+    # Processes that have joined stop together: there jax handles SIGTERM, which stops all of them after the same step.
+    numbers = [number for number in _WORDS if number == signal.SIGINT or not jax.distributed.is_initialized()]
+    before = {number: signal.signal(number, raise_it) for number in numbers}
     sys.unraisablehook = repeat
     try:
         yield

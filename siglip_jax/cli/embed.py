@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from siglip_jax._checks import DTYPES
+from siglip_jax._files import output_path
 from siglip_jax.cli._data import add_data_arguments, column_names, say_left_out
 from siglip_jax.cli._output import (
     QUANTIZATIONS,
@@ -73,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     options = ("dtype", "quantization", "format", "shard", "part_size", "batch_size", "storage", "update", "max_pixels")
     keys = {name: getattr(arguments, name) for name in ("image_key", "split", "kind", "root", "columns")}
+    output_path(arguments.out, "--out")  # a URL is refused before the source is read
     counted: list[int] = []
     try:
         items = open_items(arguments.source, **keys)

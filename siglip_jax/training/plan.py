@@ -70,9 +70,9 @@ def dry_run(
       >>> from siglip_jax.training import dry_run
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     table = pathlib.Path(folder, "pairs.csv")
-      ...     _ = table.write_text("image,caption\\nhorse.png,a horse\\nlemon.png,a lemon\\n")
+      ...     _ = table.write_text("image,caption\\n" + "horse.png,a horse\\nlemon.png,a lemon\\n" * 4)
       ...     frozen = {"optimizer.rates": (("vision_model/.*", 0.0), (".*", 1.0))}
-      ...     plan = dry_run(table, siglip_jax.assets.BUNDLED_MODEL, batch_size=2, duration="5 steps", **frozen)
+      ...     plan = dry_run(table, siglip_jax.assets.BUNDLED_MODEL, batch_size=8, duration="5 steps", **frozen)
       >>> plan["steps"], plan["peak_rate"], {row["frozen"] for row in plan["parameters"]} == {False, True}
       (5, 1e-05, True)
     """

@@ -140,9 +140,10 @@ def train(
       ...     data, out = pathlib.Path(folder, "data"), pathlib.Path(folder, "run")
       ...     for name in ("horse", "lemon"):
       ...         (data / name).mkdir(parents=True)
-      ...         _ = shutil.copy(siglip_jax.assets.EXAMPLES / f"{name}.png", data / name)
+      ...         for i in range(4):
+      ...             _ = shutil.copy(siglip_jax.assets.EXAMPLES / f"{name}.png", data / name / f"{i}.png")
       ...     model = siglip_jax.assets.BUNDLED_MODEL
-      ...     run = train(data, model, out, "linear-probe", batch_size=2, duration="2 steps")
+      ...     run = train(data, model, out, "linear-probe", batch_size=8, duration="2 steps")
       >>> run.model.config.id2label
       {0: 'horse', 1: 'lemon'}
       >>> run.steps, run.stopped, "loss" in run.metrics[0]

@@ -213,7 +213,7 @@ MISTAKES = {
     ),
     "collection in a bucket": (
         ["embed", "IMAGE", "--out", "gs://bucket/x"],
-        ["out must be a path on this machine, got the URL gs://bucket/x"],
+        ["--out must be a path on this machine, got the URL gs://bucket/x"],
     ),
     "conversion into a bucket": (
         ["convert", "IMAGE", "gs://bucket/x", "--to", "orbax"],

@@ -82,7 +82,8 @@ def test_temperature_and_bias_are_trained_in_float32_whatever_the_file_holds():
 
 @pytest.mark.slow
 def test_low_rank_additions_change_nothing_at_first_and_fold_into_the_weights(tiny, pairs):
-    recipe = dataclasses.replace(RECIPES["lora"], batch_size=8, duration="2 steps", lora=Lora(rank=3, alpha=6.0))
+    changes = {"batch_size": 8, "duration": "2 steps", "dtype": "float32"}
+    recipe = dataclasses.replace(RECIPES["lora"], **changes, lora=Lora(rank=3, alpha=6.0))
     model, state, step, batch = started(recipe, tiny, pairs)
     plain = flatten(SiglipModel.from_pretrained(tiny)[1])
     folded = flatten(whole(recipe, state.params))
@@ -150,7 +151,7 @@ def test_fresh_parameters_are_random_and_the_others_the_checkpoints(tiny):
         ),
         (
             {"optimizer": Optimizer(rates=(("lora/.*", 1.0), (".*", 0.0)))},
-            "matches no parameter; use a pattern for paths such as",
+            "lora.rank must be 1 or more where optimizer.rates train low-rank additions, got 0; train the weights",
         ),
     ],
 )

@@ -232,7 +232,8 @@ def _map_file(path: str) -> list[pa.RecordBatch]:
             for batch in batches:
                 batch.validate()
             for schema in {batch.schema for batch in batches}:
-                str(schema.remove_metadata())  # names of columns and fields are decoded only now
+                for field in schema:  # names of columns and of their fields are decoded only now
+                    plain(field.type)
     return batches
 
 
