@@ -12,7 +12,8 @@ class MappedFile:
     """A memory-mapped file; nothing is read before a view is accessed.
 
     The map stays open as long as a view exists. This package replaces files by renaming, so an open map keeps the old
-    contents.
+    contents. Reading a view of a file that another program has cut off in place ends the process (SIGBUS); each access
+    here compares the size first.
 
     Attributes:
       path: path of the file.
@@ -31,7 +32,12 @@ class MappedFile:
         self.path = path
 
     def bytes(self, start: int, stop: int) -> bytes:
-        """Returns a copy of the bytes from `start` to `stop`."""
+        """Returns a copy of the bytes from `start` to `stop`.
+
+        Raises:
+          ValueError: if the file was cut off since it was mapped.
+        """
+        self._check_size()
         return self._map[start:stop]
 
     def array(self, offset: int, dtype: DTypeLike, shape: tuple[int, ...], fortran_order: bool = False) -> np.ndarray:
@@ -42,10 +48,18 @@ class MappedFile:
           dtype: dtype of the array.
           shape: shape of the array.
           fortran_order: whether the array is stored in Fortran order instead of C order.
+
+        Raises:
+          ValueError: if the file was cut off since it was mapped.
         """
+        self._check_size()
         count = int(np.prod(shape, dtype=np.int64))
         flat = np.frombuffer(self._map, dtype, count, offset) if count else np.empty(0, dtype)
         return flat.reshape(shape, order="F" if fortran_order else "C")
+
+    def _check_size(self) -> None:
+        if isinstance(self._map, mmap.mmap) and (size := self._map.size()) < self.size:
+            raise ValueError(f"{self.path}: the file must keep its {self.size} bytes, got {size}; write it anew")
 
 
 def release(array: np.ndarray) -> None:

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import siglip_jax
+from siglip_jax.checkpoints.read import read_contents, select
+from siglip_jax.params import flatten
 from tests.support.damaged_files import read_all, write
 
 
@@ -118,6 +120,19 @@ def test_nothing_is_unpickled(tmp_path):
     np.savez(path, **tensors | {"params/t": harm})
     refused(path, "pickled objects")
     assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("format", ["huggingface", "big_vision"])
+def test_a_file_that_is_cut_off_in_place_after_it_was_opened(tmp_path, format):
+    """Reading its pages would end the process (SIGBUS)."""
+    path = write(tmp_path, format)
+    file = path / "model.safetensors" if path.is_dir() else path
+    contents = read_contents(path)
+    with file.open("rb+") as stream:
+        stream.truncate(100)
+    with pytest.raises(ValueError, match=f"{file.name}: the file must keep its [0-9]+ bytes, got 100; write it anew"):
+        for array in flatten(select(contents, "SiglipModel").params).values():
+            np.asarray(array).sum()
 
 
 def test_archives_that_lie(tmp_path):
