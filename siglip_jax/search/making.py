@@ -285,11 +285,12 @@ def embed_parts(
     size = manifest.layout["batch_size"]
     known = known or {}
     # The batches of a part are the same whether it was begun before or not, so that they have the same bits.
-    todo = {part: _unknown(manifest, part, known)[growing(directory, manifest, part).done :] for part in parts}
+    begun = {part: growing(directory, manifest, part) for part in parts}
+    todo = {part: _unknown(manifest, part, known)[begun[part].done :] for part in parts}
     batches = (numbers[i : i + size] for numbers in todo.values() for i in range(0, len(numbers), size))
     results = embed_batches(siglip, items, batches, size)
     for part in parts:
-        grown, since = growing(directory, manifest, part), time.monotonic()
+        grown, since = begun.pop(part), time.monotonic()
         try:
             for _ in range(0, len(todo[part]), size):
                 rows = next(results)

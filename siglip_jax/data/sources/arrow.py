@@ -18,7 +18,7 @@ from jaxtyping import Int64
 from siglip_jax.data import columns
 from siglip_jax.data.example import Example
 from siglip_jax.data.sources.arrow_columns import Chosen, as_plain, merged, plain, refused
-from siglip_jax.data.sources.paths import path_inside, read_file
+from siglip_jax.data.sources.paths import file_named, path_inside, read_file
 
 
 class ArrowSource:
@@ -149,10 +149,7 @@ class ArrowSource:
                 continue
             for row, file in enumerate(named):
                 if file:
-                    try:
-                        yield file, path_inside(file, *self._folders(start + row), "")
-                    except ValueError:  # an error only when the row is read
-                        yield file, ""
+                    yield file_named(file, *self._folders(start + row))
 
     def column(self, name: str) -> list[Any]:
         """Returns the values of a column of the original files, one for each row.

@@ -96,6 +96,20 @@ def path_inside(relative: str, folder: str, root: str, where: str) -> str:
     return next(filter(os.path.exists, inside), inside[0])
 
 
+def file_named(relative: str, folder: str, root: str) -> tuple[str, str]:
+    """Returns a name that a data set has and the path of its file; no path where reading the example is an error.
+
+    Args:
+      relative: path of the file, as `path_inside` takes it.
+      folder: absolute path of the folder of the data set.
+      root: absolute path of the folder that the file must be in.
+    """
+    try:
+        return relative, path_inside(relative, folder, root, "")
+    except ValueError:
+        return relative, ""
+
+
 def read_file(path: str, relative: str, where: str) -> bytes:
     """Returns the bytes of a file of a data set.
 

@@ -15,7 +15,7 @@ from jaxtyping import Int64
 
 from siglip_jax.data import columns
 from siglip_jax.data.example import Example
-from siglip_jax.data.sources.paths import name_bytes, name_of, path_inside, read_file
+from siglip_jax.data.sources.paths import file_named, name_bytes, name_of, path_inside, read_file
 
 ENDINGS = (".jsonl", ".ndjson", ".csv", ".tsv")
 _CHUNK = 2**16  # rows
@@ -121,10 +121,7 @@ class TableSource:
         """Yields (name, path) of every file that is read: the table and the images that it names."""
         yield self._file, self.path
         for name in map(name_of, filter(None, self._images.to_pylist())):
-            try:
-                yield name, path_inside(name, self._folder, self._root, "")
-            except ValueError:  # an error only when the row is read
-                yield name, ""
+            yield file_named(name, self._folder, self._root)
 
     def column(self, name: str) -> list[Any]:
         """Returns the values of a column, one for each row, None where a row has none.
