@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from siglip_jax._lazy import make_lazy
 from siglip_jax.models.classifier import SiglipForImageClassification
+from siglip_jax.models.features import average_pool, map_mask
 from siglip_jax.models.naflex import Siglip2ForImageClassification, Siglip2Model, Siglip2TextModel, Siglip2VisionModel
 from siglip_jax.models.outputs import ImageClassifierOutput, SiglipOutput, TowerOutput
 from siglip_jax.models.placement import place_params
@@ -25,6 +26,8 @@ __all__ = [
     "SiglipTextModel",
     "SiglipVisionModel",
     "TowerOutput",
+    "average_pool",
+    "map_mask",
     "mesh_memory",
     "place_params",
     "pmap_forward",

@@ -167,10 +167,12 @@ class Encoder(nn.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         deterministic: bool = True,
+        layers: int | None = None,
     ) -> tuple[Array, tuple[Array, ...] | None, tuple[Array, ...] | None]:
         """Returns the output of the last layer, the hidden states and the attention weights.
 
-        The hidden states are the embeddings, then the output of each layer, before any final layer norm.
+        The hidden states are the embeddings, then the output of each layer, before any final layer norm. With `layers`
+        only that many layers are applied.
         """
         remat, scan = self.options.remat, self.options.scan_layers
         layer_class: type[nn.Module] = EncoderLayer
@@ -187,21 +189,24 @@ class Encoder(nn.Module):
             "output_attentions": output_attentions,
         }
         depth = self.config.num_hidden_layers
+        count = depth if layers is None or self.is_initializing() else layers
         first = x = keep_batch_sharded(x, self.options.mesh)
         hidden: Any
         weights: Any
-        if scan and depth:
-            stack = nn.scan(
+        if scan and count:
+            stack: Any = nn.scan(
                 layer_class,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=nn.broadcast,
-                length=depth,
+                length=count,
             )
+            if count < depth:
+                stack = nn.map_variables(stack, "params", lambda tree: jax.tree.map(lambda p: p[:count], tree))
             x, (hidden, weights) = stack(**fields, name="layers")(x, bias)
         else:
             collected = []
-            for i in range(depth):
+            for i in range(count):
                 x, out = layer_class(**fields, name=f"layers_{i}")(x, bias)
                 collected.append(out)
             hidden = [h for h, _ in collected]

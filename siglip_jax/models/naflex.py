@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from siglip_jax.configs.configuration import Siglip2VisionConfig
 from siglip_jax.models.classifier import ImageClassifier
 from siglip_jax.models.encoder import Embedding, Options
+from siglip_jax.models.features import Exit, exit_at, map_size, padded_maps
 from siglip_jax.models.outputs import ImageClassifierOutput, SiglipOutput, TowerOutput
 from siglip_jax.models.positions import flexible_positions
 from siglip_jax.models.pretrained import PretrainedModule
@@ -111,10 +112,65 @@ class FlexibleTransformer(ImageTransformer):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         deterministic: bool = True,
+        exit: Exit | None = None,
     ) -> TowerOutput:
         embeddings = FlexibleEmbeddings(self.config, self.options, name="embeddings")
         x = embeddings(patches.pixel_values, patches.spatial_shapes)
-        return self.transform(x, patches.mask, output_hidden_states, output_attentions, deterministic)
+        return self.transform(x, patches.mask, output_hidden_states, output_attentions, deterministic, exit)
+
+
+class VariableResolution(PretrainedModule):
+    """The methods that models with an image tower of variable resolution share; subclasses build `vision_model`."""
+
+    def get_patch_features(
+        self,
+        pixel_values: ArrayLike | None = None,
+        pixel_attention_mask: ArrayLike | None = None,
+        spatial_shapes: ArrayLike | None = None,
+        layer: int = -1,
+        normalize: bool = True,
+        as_map: bool | tuple[int, int] = True,
+    ) -> Float[Array, "images rows columns width"] | Float[Array, "images patches width"]:
+        """Returns one vector per patch, from any layer. Later layers are not computed.
+
+        Args:
+          pixel_values: patches, (images, patches, pixels) floating point. The pixels of a patch are ordered by row,
+            column and channel, the patches row by row from the top left, followed by padding.
+          pixel_attention_mask: (images, patches), 1 for a patch and 0 for padding; None: padding is attended to, as in
+            the reference.
+          spatial_shapes: rows and columns of patches of each image, (images, 2) integers.
+          layer: 0 for the embeddings that enter the first layer, i for the output of layer i, counted from 1, and a
+            negative number as in Python: -1 for the last layer, -2 for the one before it. An integer, not traced.
+          normalize: whether the last layer is followed by the final layer norm; other layers never are.
+          as_map: True for maps that hold each image at the top left and zeros outside its grid, as large as the largest
+            grid needs; a pair (rows, columns) for maps of that size, as needed within `jax.jit`, where the grids are
+            not known. False for patches in one axis, where padding is not zeroed. `siglip_jax.models.map_mask` tells
+            patches from padding.
+
+        Returns:
+          (images, rows, columns, width) with `as_map`, else (images, patches, width), in the compute dtype.
+
+        Raises:
+          ValueError: if an input is missing or has the wrong shape or dtype, the tower has no such layer, or a grid
+            does not fit into the maps.
+
+        Example:
+          >>> import jax
+          >>> import jax.numpy as jnp
+          >>> import siglip_jax
+          >>> model = siglip_jax.Siglip2VisionModel(siglip_jax.Siglip2VisionConfig(num_hidden_layers=2))
+          >>> pixels, mask = jnp.zeros((2, 128, 16 * 16 * 3)), jnp.ones((2, 128), jnp.int32)
+          >>> inputs = pixels, mask, jnp.array([(8, 16), (12, 10)])
+          >>> variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+          >>> jax.eval_shape(lambda v: model.apply(v, *inputs, method="get_patch_features"), variables).shape
+          (2, 12, 16, 768)
+        """
+        config = getattr(self.config, "vision_config", self.config)
+        patches = check_patches(pixel_values, pixel_attention_mask, spatial_shapes, config)
+        size = None if as_map is False else map_size(as_map, spatial_shapes)
+        exit = exit_at(layer, normalize, config.num_hidden_layers)
+        x = self.vision_model(patches, exit=exit).last_hidden_state
+        return x if size is None else padded_maps(x, patches.spatial_shapes, size)
 
 
 class Siglip2TextModel(SiglipTextModel):
@@ -148,7 +204,7 @@ class Siglip2TextModel(SiglipTextModel):
     """
 
 
-class Siglip2VisionModel(PretrainedModule):
+class Siglip2VisionModel(VariableResolution):
     """The image tower of variable resolution alone.
 
     `last_hidden_state` and `hidden_states` hold one token per patch, row by row from the top left: the patch of row r
@@ -223,7 +279,7 @@ class Siglip2VisionModel(PretrainedModule):
         return self.vision_model(patches, output_hidden_states, output_attentions, deterministic)
 
 
-class Siglip2Model(TwoTowers):
+class Siglip2Model(TwoTowers, VariableResolution):
     """Both towers of variable resolution and the temperature and bias of the sigmoid loss.
 
     Source: `Siglip2Model` of `transformers`; Tschannen et al. 2025, arXiv 2502.14786.

@@ -59,7 +59,7 @@ def pmap_forward(model: PretrainedModule, method: str | None = None) -> Callable
 
     def forward(params: Any, *positional: Any, **keywords: Any) -> Any:
         keywords = signature.bind(*positional, **keywords).arguments
-        options = {name: x for name, x in keywords.items() if x is None or isinstance(x, bool | str)}
+        options = {name: x for name, x in keywords.items() if x is None or isinstance(x, bool | int | str | tuple)}
         inputs = {name: jnp.asarray(x) for name, x in keywords.items() if name not in options}
         labels = inputs.pop("labels", None)
         found = [inputs[name] for name in ("input_ids", "pixel_values") if name in inputs]

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from siglip_jax.configs.configuration import SiglipConfig, SiglipTextConfig, SiglipVisionConfig
 from siglip_jax.losses.sigmoid import pairwise_logits, sigmoid_loss_of_logits
+from siglip_jax.models.features import exit_at
 from siglip_jax.models.outputs import SiglipOutput, TowerOutput
 from siglip_jax.models.pretrained import PretrainedModule
 from siglip_jax.models.text import TextTransformer
@@ -107,7 +108,52 @@ class SiglipTextModel(PretrainedModule):
         )
 
 
-class SiglipVisionModel(PretrainedModule):
+class FixedResolution(PretrainedModule):
+    """The methods that models with an image tower of fixed resolution share; subclasses build `vision_model`."""
+
+    def get_patch_features(
+        self, pixel_values: ArrayLike, layer: int = -1, normalize: bool = True, as_map: bool = True
+    ) -> Float[Array, "images rows columns width"] | Float[Array, "images patches width"]:
+        """Returns one vector per patch, from any layer and for images of any size. Later layers are not computed.
+
+        Args:
+          pixel_values: (images, height, width, channels) floating point, in the range [-1, 1] that the processor makes.
+            For images of another size than the model's the position table is resized as in the reference.
+          layer: 0 for the embeddings that enter the first layer, i for the output of layer i, counted from 1, and a
+            negative number as in Python: -1 for the last layer, -2 for the one before it. An integer, not traced.
+          normalize: whether the last layer is followed by the final layer norm; other layers never are.
+          as_map: whether patches are returned by row and column, from the top left, instead of in one axis.
+
+        Returns:
+          (images, rows, columns, width) with `as_map`, else (images, rows * columns, width), in the compute dtype. The
+          default is `last_hidden_state` of the tower; `normalize=False` gives its `hidden_states[layer]`.
+
+        Raises:
+          ValueError: if `pixel_values` has the wrong shape or dtype, or the tower has no such layer.
+
+        Example:
+          Images of 96 x 64 pixels in patches of 8 x 8, where the model was trained on 64 x 64:
+
+          >>> import jax
+          >>> import jax.numpy as jnp
+          >>> import siglip_jax
+          >>> model, params = siglip_jax.SiglipModel.from_pretrained(siglip_jax.assets.BUNDLED_MODEL)
+          >>> images = jnp.zeros((2, 96, 64, 3))
+          >>> def features(**options):
+          ...     return model.apply({"params": params}, images, **options, method="get_patch_features")
+          >>> jax.eval_shape(features).shape, jax.eval_shape(lambda: features(layer=-2, as_map=False)).shape
+          ((2, 12, 8, 192), (2, 96, 192))
+        """
+        config = getattr(self.config, "vision_config", self.config)
+        pixels = check_pixels(pixel_values, config, True)
+        exit = exit_at(layer, normalize, config.num_hidden_layers)
+        x = self.vision_model(pixels, True, exit=exit).last_hidden_state
+        if not as_map:
+            return x
+        return x.reshape(len(x), *(side // config.patch_size for side in pixels.shape[1:3]), -1)
+
+
+class SiglipVisionModel(FixedResolution):
     """The image tower of fixed resolution alone.
 
     `last_hidden_state` and `hidden_states` hold one token per patch, row by row from the top left: the patch of row r
@@ -130,16 +176,12 @@ class SiglipVisionModel(PretrainedModule):
       mesh: mesh over whose axes `data` and `fsdp` the batch is sharded; None: the mesh of `jax.set_mesh`, if any.
 
     Example:
-      The features of all patches as a grid, for images of 64 x 64 pixels in patches of 8 x 8:
-
       >>> import jax
       >>> import jax.numpy as jnp
       >>> import siglip_jax
       >>> model, params = siglip_jax.SiglipVisionModel.from_pretrained(siglip_jax.assets.BUNDLED_MODEL)
-      >>> def grid(images):
-      ...     tokens = model.apply({"params": params}, images).last_hidden_state
-      ...     return tokens.reshape(len(images), 8, 8, -1)
-      >>> jax.eval_shape(grid, jnp.zeros((2, 64, 64, 3))).shape
+      >>> images = jnp.zeros((2, 64, 64, 3))
+      >>> jax.eval_shape(lambda: model.apply({"params": params}, images, method="get_patch_features")).shape
       (2, 8, 8, 192)
     """
 
@@ -288,7 +330,7 @@ class TwoTowers(PretrainedModule):
         return self.encode_text(input_ids, attention_mask, position_ids, deterministic=deterministic).embedding
 
 
-class SiglipModel(TwoTowers):
+class SiglipModel(TwoTowers, FixedResolution):
     """Both towers of fixed resolution and the temperature and bias of the sigmoid loss.
 
     Source: `SiglipModel` of `transformers`; Zhai et al. 2023, arXiv 2303.15343.

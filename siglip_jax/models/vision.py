@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from siglip_jax.configs.configuration import SiglipVisionConfig, VisionConfig
 from siglip_jax.models.attention import Attention, mask_to_bias
 from siglip_jax.models.encoder import MLP, Embedding, Encoder, LayerNorm, Options
+from siglip_jax.models.features import Exit
 from siglip_jax.models.outputs import TowerOutput
 from siglip_jax.models.positions import resize_position_table
 from siglip_jax.parallel.mesh import check_sharding
@@ -121,6 +122,7 @@ class ImageTransformer(nn.Module):
         output_hidden_states: bool,
         output_attentions: bool,
         deterministic: bool,
+        exit: Exit | None = None,
     ) -> TowerOutput:
         """Applies encoder, final layer norm and, with `vision_use_head`, the pooling head.
 
@@ -130,14 +132,18 @@ class ImageTransformer(nn.Module):
           output_hidden_states: whether to return the embeddings and the output of each layer.
           output_attentions: whether to return the attention weights.
           deterministic: False switches attention dropout on.
+          exit: where to read the tokens, of which the output then consists; None: at the end.
         """
         bias = mask_to_bias(mask)
+        exit = None if self.is_initializing() else exit  # parameters are made for the whole tower
         x, hidden_states, attentions = Encoder(self.config, self.options, name="encoder")(
-            x, bias, output_hidden_states, output_attentions, deterministic
+            x, bias, output_hidden_states, output_attentions, deterministic, exit.layers if exit else None
         )
+        if exit and not exit.normalize:
+            return TowerOutput(x)
         x = LayerNorm(self.config.layer_norm_eps, name="post_layernorm", **self.options.types)(x)
         pooled = None
-        if self.config.vision_use_head:
+        if self.config.vision_use_head and not exit:
             pooled = PoolingHead(self.config, self.options, name="head")(x, bias)
         return TowerOutput(x, pooled, hidden_states, attentions)
 
@@ -155,6 +161,7 @@ class VisionTransformer(ImageTransformer):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         deterministic: bool = True,
+        exit: Exit | None = None,
     ) -> TowerOutput:
         x = VisionEmbeddings(self.config, self.options, name="embeddings")(pixel_values, interpolate_pos_encoding)
-        return self.transform(x, None, output_hidden_states, output_attentions, deterministic)
+        return self.transform(x, None, output_hidden_states, output_attentions, deterministic, exit)
