@@ -18,7 +18,7 @@ class Checkpoint:
       params: nested dict of arrays in the dtypes of the file, layers not stacked. Arrays read from files are read-only
         views of a memory map: they are loaded into memory on first access. Leaves of a converted checkpoint may be
         objects that only `np.asarray` turns into an array.
-      format: format of the files: "huggingface", "big_vision", "open_clip", "orbax" or "quantized".
+      format: format of the files: "huggingface", "big_vision", "open_clip", "timm", "orbax" or "quantized".
       architecture: model class of the parameters, such as "SiglipModel"; a key of `keymap.ARCHITECTURES`.
       layout: choices that the format leaves open, such as stacked layers, by name; writing the same format again
         repeats them.
@@ -45,7 +45,7 @@ class Contents:
 
     Attributes:
       path: local directory or file.
-      format: format of the files: "huggingface", "big_vision", "open_clip", "orbax" or "quantized".
+      format: format of the files: "huggingface", "big_vision", "open_clip", "timm", "orbax" or "quantized".
       config: configuration of the whole model, or of the tower that the files hold.
       architecture: model class that the files hold, such as "SiglipModel"; a key of `keymap.ARCHITECTURES`.
       tensors: shape, dtype and view of each tensor, by its name in the files.

@@ -139,7 +139,7 @@ def convert(
       source: local directory or file, or a Hub name; the format is recognised from the files.
       destination: directory to write, or an .npz file for "big_vision". It must not exist yet, but for an empty
         directory, and appears only when it is complete.
-      format: format to write: "huggingface", "big_vision", "open_clip" or "orbax".
+      format: format to write: "huggingface", "big_vision", "open_clip", "timm" or "orbax".
       tower: "text" or "image" to write only that tower; None: everything that the source holds.
       patch_size: new height and width of a patch in pixels, to which the patch embedding is resized; None: unchanged.
       resolution: new height and width of an image in pixels, for which the position table is resized; None: unchanged.

@@ -26,7 +26,7 @@ def write_checkpoint(
       path: directory to write to, or an .npz file for "big_vision"; an existing checkpoint that holds no more than the
         new one is replaced.
       checkpoint: configuration and parameters to write.
-      format: "huggingface", "big_vision", "open_clip", "orbax" or "quantized"; None: `checkpoint.format`.
+      format: "huggingface", "big_vision", "open_clip", "timm", "orbax" or "quantized"; None: `checkpoint.format`.
       overwrite: whether to replace an existing checkpoint even if it holds more than the new one, such as the whole
         model of a tower.
       **options: options of the format. "huggingface": `max_shard_size`, the largest file in bytes. "big_vision":

@@ -1,4 +1,4 @@
-"""Converts a checkpoint between the formats of Hugging Face, big_vision (.npz), open_clip and orbax.
+"""Converts a checkpoint between the formats of Hugging Face, big_vision (.npz), open_clip, timm and orbax.
 
 The format of SRC is recognised from its files. The written checkpoint is read back and compared bit by bit; the exit
 status is 1 if anything differs. With --quantization the result is for siglip_jax.load only, and is compared with the

@@ -12,6 +12,9 @@ from siglip_jax._hub import resolve
 ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new", "gelu", "quick_gelu", "relu", "silu", "swish")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
+# Key of `config.json` that `transformers` does not know: "map" where a classifier is on the pooling head, as in timm.
+CLASSIFIER_POOL = "classifier_pool"
+
 # No model is larger, and beyond these sizes even the list of its tensors is too long.
 _MOST = {"num_hidden_layers": 4096, "patch_size": 4096, "num_channels": 4096, "vocab_size": 2**31}
 _MOST_ELSE = 2**20

@@ -2,7 +2,8 @@
 
 Mirrors `SiglipForImageClassification`: the mean of the patch tokens after the final layer norm enters a linear layer;
 the pooling head is not used, though its weights belong to the checkpoint. Differences: the kind of problem is not
-written back into the configuration, and `num_labels=0` returns the mean itself.
+written back into the configuration, `num_labels=0` returns the mean itself, and where `config.json` says
+`"classifier_pool": "map"` (as read from timm) the linear layer is on the embedding of the pooling head.
 """
 
 from typing import ClassVar
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
+from siglip_jax.configs.config_json import CLASSIFIER_POOL
 from siglip_jax.configs.configuration import SiglipConfig
 from siglip_jax.losses.cross_entropy import cross_entropies
 from siglip_jax.models.initializers import initializers
@@ -89,7 +91,9 @@ class ImageClassifier(PretrainedModule):
           ValueError: if `labels` are given and the model has none, their shape does not fit the problem, or one is no
             class.
         """
-        if mask is None:
+        if self.config.extra.get(CLASSIFIER_POOL) == "map" and out.embedding is not None:
+            mean = out.embedding
+        elif mask is None:
             mean = jnp.mean(out.last_hidden_state, axis=1, dtype=jnp.float32)
         else:
             weights = jnp.asarray(mask).astype(jnp.float32)[..., None]

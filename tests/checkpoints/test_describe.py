@@ -92,9 +92,9 @@ def test_every_format_is_described_after_its_names_are_compared(directory, tmp_p
 
 
 def test_a_config_of_timm_beside_weights_of_open_clip_is_passed_over(directory, tmp_path, monkeypatch):
-    from siglip_jax.checkpoints.formats import open_clip
+    from siglip_jax.checkpoints.formats import _timm_tower
 
-    monkeypatch.setattr(open_clip, "_SIZES", {"base": (32, 2, 64, 4)})
+    monkeypatch.setattr(_timm_tower, "SIZES", {"base": (32, 2, 64, 4)})
     out = tmp_path / "out"
     siglip_jax.write_checkpoint(out, siglip_jax.read_checkpoint(directory), "open_clip")
     (out / "config.json").write_text(json.dumps(TIMM))

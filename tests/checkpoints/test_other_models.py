@@ -13,7 +13,7 @@ from flax.core import FrozenDict
 
 import siglip_jax
 from siglip_jax import SiglipModel, SiglipVisionModel
-from siglip_jax.checkpoints.formats import open_clip
+from siglip_jax.checkpoints.formats import _timm_tower
 from siglip_jax.configs.variants import find
 from siglip_jax.params import flatten, unflatten
 from tests.support import big_vision_modules, open_clip_golden
@@ -171,7 +171,7 @@ def golden(name):
 @pytest.fixture(params=open_clip_golden.MODELS)
 def name(request, monkeypatch):
     """A small model of open_clip's; its sizes are under the names of timm's models, which say how many heads."""
-    monkeypatch.setattr(open_clip, "_SIZES", open_clip_golden.SIZES)
+    monkeypatch.setattr(_timm_tower, "SIZES", open_clip_golden.SIZES)
     return request.param
 
 
@@ -238,7 +238,7 @@ def test_what_is_written_as_open_clip_is_what_open_clip_had(name, directory, tmp
 
 @pytest.mark.parametrize("width, mlp", [(768, 3072), (1152, 4304), (44, 98), (28, 61), (88, 109)])
 def test_open_clip_finds_the_width_of_the_mlp_from_its_ratio(width, mlp):
-    assert int(width * open_clip._mlp_ratio(mlp, width)) == mlp
+    assert int(width * _timm_tower.mlp_ratio(mlp, width)) == mlp
 
 
 if importlib.util.find_spec("open_clip") and importlib.util.find_spec("torch"):  # tests/open_clip_golden.py says how

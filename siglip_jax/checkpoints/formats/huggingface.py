@@ -7,6 +7,7 @@ half-written.
 
 import contextlib
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from siglip_jax.checkpoints.formats._format import Format
 from siglip_jax.checkpoints.keymap import CLASSIFIER, TEXT, VISION, architecture_of, key_table
 from siglip_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from siglip_jax.checkpoints.table import NewTensor, Row, StoredTensor, new_tensors
-from siglip_jax.configs.config_json import config_file
+from siglip_jax.configs.config_json import CLASSIFIER_POOL, config_file
 from siglip_jax.configs.configuration import (
     CONFIGS,
     Config,
@@ -30,6 +31,8 @@ from siglip_jax.configs.configuration import (
     config_from_dict,
     read_config,
 )
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -145,6 +148,8 @@ def write(directory: Path, checkpoint: Checkpoint, max_shard_size: int = MAX_SHA
       ValueError: if the parameters are not those of the configuration.
     """
     tensors = to_tensors(checkpoint)
+    if checkpoint.architecture.endswith("ForImageClassification") and checkpoint.config.extra.get(CLASSIFIER_POOL):
+        logger.warning("transformers classifies by the mean of the patches, this classifier is on the pooling head")
     shards = _split(tensors, max_shard_size)
     names = [WEIGHTS] if len(shards) == 1 else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in _count(shards)]
     config = _with_dtype(checkpoint, tensors)

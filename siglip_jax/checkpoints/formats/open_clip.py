@@ -11,7 +11,6 @@ configuration through every format.
 import json
 import logging
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,24 @@ from siglip_jax._files import inside, naming, read_json, write_atomically, writt
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.formats import huggingface
 from siglip_jax.checkpoints.formats._format import Format
+from siglip_jax.checkpoints.formats._kept import difference, merged
+from siglip_jax.checkpoints.formats._timm_tower import (
+    EXACT,
+    TANH,
+    depth,
+    image_size_of,
+    mlp_ratio,
+    parsed,
+    size_of,
+    sizes_of,
+    tower_row,
+    tower_sizes,
+)
 from siglip_jax.checkpoints.formats.text_head import is_identity, with_text_head, without_text_head
 from siglip_jax.checkpoints.keymap import architecture_of, key_table
 from siglip_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from siglip_jax.checkpoints.side_files import copy_tokenizer
-from siglip_jax.checkpoints.table import LINEAR, SAME, Row, Transform, new_tensors, reshaped
+from siglip_jax.checkpoints.table import LINEAR, SAME, Row, Transform, new_tensors
 from siglip_jax.configs.config_json import describes_a_model
 from siglip_jax.configs.configuration import (
     CONFIGS,
@@ -43,23 +55,6 @@ logger = logging.getLogger(__name__)
 WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
 
-TANH, EXACT = "gelu_pytorch_tanh", "gelu"
-# Width, depth, MLP width and heads of timm's models; the number of heads cannot be inferred from the shapes.
-_SIZES = {
-    "base": (768, 12, 3072, 12),
-    "large": (1024, 24, 4096, 16),
-    "so400m": (1152, 27, 4304, 16),
-    "giantopt": (1536, 40, 6144, 16),
-}
-_TIMM = re.compile(rf"(?:vit_({'|'.join(_SIZES)})_patch(\d+)_siglip_(\d+)|naflexvit_(base|so400m)_patch16_siglip)")
-# timm's models with the tanh approximation, with which all SigLIP models were trained; the others use the exact GELU.
-_TANH_MODELS = re.compile(r"naflexvit|vit_(base_patch32|large_patch16_siglip_512|so400m_patch16|giantopt)")
-_POSITIONS = {
-    ("vision_model", False): "pos_embed",
-    ("vision_model", True): "embeds.pos_embed",
-    ("text_model", False): "positional_embedding",
-    ("text_model", True): "positional_embedding",
-}
 # As in the SigLIP and SigLIP 2 configurations of open_clip.
 _PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
 KEPT = "open_clip"  # key of a configuration with what only open_clip's configuration holds
@@ -80,25 +75,7 @@ _TOKENIZERS = {
 _OTHER_TOKENIZER = "local-dir"
 _TEXT_HEAD = ("text.token_embedding.weight", "text.text_projection.weight", "text.text_projection.bias")
 
-# Modules in this package, and in open_clip: name, index of the part, number of parts.
-_IMAGE = {
-    "post_layernorm": ("norm", 0, 1),
-    "head/attention/q_proj": ("attn_pool.q", 0, 1),
-    "head/attention/k_proj": ("attn_pool.kv", 0, 2),
-    "head/attention/v_proj": ("attn_pool.kv", 1, 2),
-    "head/attention/out_proj": ("attn_pool.proj", 0, 1),
-    "head/layernorm": ("attn_pool.norm", 0, 1),
-    "head/mlp/fc1": ("attn_pool.mlp.fc1", 0, 1),
-    "head/mlp/fc2": ("attn_pool.mlp.fc2", 0, 1),
-    "layer_norm1": ("norm1", 0, 1),
-    "self_attn/q_proj": ("attn.qkv", 0, 3),
-    "self_attn/k_proj": ("attn.qkv", 1, 3),
-    "self_attn/v_proj": ("attn.qkv", 2, 3),
-    "self_attn/out_proj": ("attn.proj", 0, 1),
-    "layer_norm2": ("norm2", 0, 1),
-    "mlp/fc1": ("mlp.fc1", 0, 1),
-    "mlp/fc2": ("mlp.fc2", 0, 1),
-}
+# Modules of the text tower in this package, and in open_clip: name, index of the part, number of parts.
 _TEXT = {
     "embeddings/token_embedding": ("token_embedding", 0, 1),
     "final_layer_norm": ("ln_final", 0, 1),
@@ -112,10 +89,7 @@ _TEXT = {
     "mlp/fc1": ("mlp.c_fc", 0, 1),
     "mlp/fc2": ("mlp.c_proj", 0, 1),
 }
-_TOWERS = {
-    "vision_model": ("visual.trunk.", "blocks.", _IMAGE),
-    "text_model": ("text.", "transformer.resblocks.", _TEXT),
-}
+TRUNK, BLOCKS = "visual.trunk.", "text.transformer.resblocks."
 _SCALAR = Transform(lambda x: x.reshape(1), lambda x: x.reshape(()))
 
 
@@ -147,34 +121,23 @@ def _row(row: Row, config: Config) -> Row:
     if row.path in ("logit_scale", "logit_bias"):
         return Row(row.path, row.path, row.shape, _SCALAR)
     name, _, rest = row.path.partition("/")
-    if name not in _TOWERS:
+    if name == "vision_model":
+        return tower_row(row, isinstance(getattr(config, "vision_config", config), Siglip2VisionConfig), TRUNK)
+    if name != "text_model":
         raise ValueError(
             f"a checkpoint for open_clip must be a model without a classifier, got {row.path}; convert the model"
             " without its classifier"
         )
-    prefix, blocks, modules = _TOWERS[name]
+    prefix = "text."
     if m := LAYER.fullmatch(row.path):
-        prefix, rest = f"{prefix}{blocks}{m[2]}.", m[3]
-    naflex = isinstance(getattr(config, "vision_config", config), Siglip2VisionConfig)
+        prefix, rest = f"{BLOCKS}{m[2]}.", m[3]
     if rest == "embeddings/position_embedding/embedding":
-        return Row(row.path, prefix + _POSITIONS[name, naflex], row.shape, _positions(row.shape, name, naflex))
-    if rest == "head/probe":
-        return Row(row.path, prefix + "attn_pool.latent", row.shape)
+        return Row(row.path, "text.positional_embedding", row.shape)
     module, _, leaf = rest.rpartition("/")
     end = "bias" if leaf == "bias" else "weight"
-    if module == "embeddings/patch_embedding":
-        key = f"{'embeds' if naflex else 'patch_embed'}.proj.{end}"
-        return Row(row.path, prefix + key, row.shape, row.transform)
-    key, part, parts = modules[module]
+    key, part, parts = _TEXT[module]
     key = f"{key}{end}" if key.endswith("_") else f"{key}.{end}"
     return Row(row.path, prefix + key, row.shape, LINEAR if leaf == "kernel" else SAME, part, parts)
-
-
-def _positions(shape: Shape, tower: str, naflex: bool) -> Transform:
-    if tower == "text_model":
-        return SAME
-    side = math.isqrt(shape[0])
-    return reshaped(shape, (1, side, side, shape[1]) if naflex else (1, *shape))
 
 
 def read_contents(path: Path) -> Contents:
@@ -217,29 +180,7 @@ def _kept(d: dict[str, Any], config: SiglipConfig, directory: Path) -> dict[str,
                 fixed = name == "vision_cfg" and not isinstance(config.vision_config, Siglip2VisionConfig)
                 left_out = following | {"image_size"} if fixed else following
                 d["model_cfg"][name] = {key: value for key, value in part.items() if key not in left_out}
-    return _difference(d, _whole_cfg(config, True, directory))
-
-
-def _difference(found: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
-    """Returns the entries of a nested dict that another one has not, without empty dicts."""
-    left = {}
-    for key, value in found.items():
-        if isinstance(value, dict) and isinstance(made.get(key), dict):
-            value = _difference(value, made[key])
-            if value:
-                left[key] = value
-        elif key not in made or value != made[key]:
-            left[key] = value
-    return left
-
-
-def _merged(made: Any, kept: Any) -> Any:
-    """Returns nested dicts with the entries of both; those of `kept` take precedence."""
-    if not isinstance(made, dict):
-        return kept
-    if not isinstance(kept, dict):
-        return made
-    return {**made, **{key: _merged(made.get(key), value) for key, value in kept.items()}}
+    return difference(d, _whole_cfg(config, True, directory))
 
 
 def _whole(d: Mapping[str, Any]) -> SiglipConfig:
@@ -250,52 +191,43 @@ def _whole(d: Mapping[str, Any]) -> SiglipConfig:
 def _config(d: Mapping[str, Any], shapes: Mapping[str, Shape]) -> SiglipConfig:
     """Returns the configuration of a `model_cfg` of open_clip, with sizes from the tensors."""
     text, vision = d["text_cfg"], d["vision_cfg"]
-    name = str(vision.get("timm_model_name"))
-    m = _TIMM.fullmatch(name)
+    name = vision.get("timm_model_name")
+    tower = parsed(name)
     wanted = {"no_causal_mask": True, "pool_type": "last"}
-    if not m or any(text.get(key) != value for key, value in wanted.items()):
+    if tower is None or not tower.pools or any(text.get(key) != value for key, value in wanted.items()):
         raise ValueError(
             f"the model must be SigLIP (a timm_model_name like vit_base_patch16_siglip_224, {wanted} in text_cfg), got"
             f" {shown(name)}, {shown({key: text.get(key) for key in wanted})}; use a SigLIP checkpoint"
         )
     exact_text = (text.get("act_kwargs") or {}).get("approximate") != "tanh"
-    exact_image = not _TANH_MODELS.match(name)
+    exact_image = tower.hidden_act == EXACT
     if exact_text or exact_image:
         towers = " and ".join(["text"] * exact_text + ["image"] * exact_image)
         logger.warning(
             "open_clip uses the exact GELU in the %s tower of this model; the configuration has it too", towers
         )
     width = shapes["text.token_embedding.weight"][1]
-    trunk, blocks = "visual.trunk.", "text.transformer.resblocks."
     text_config = {
         "vocab_size": shapes["text.token_embedding.weight"][0],
         "hidden_size": width,
-        "intermediate_size": shapes[f"{blocks}0.mlp.c_fc.weight"][0],
-        "num_hidden_layers": _depth(shapes, blocks),
+        "intermediate_size": shapes[f"{BLOCKS}0.mlp.c_fc.weight"][0],
+        "num_hidden_layers": depth(shapes, BLOCKS),
         "num_attention_heads": text["heads"],
         "max_position_embeddings": shapes["text.positional_embedding"][0],
         "hidden_act": EXACT if exact_text else TANH,
         "layer_norm_eps": (text.get("norm_kwargs") or {}).get("eps", 1e-5),
         "projection_size": shapes.get("text.text_projection.weight", (width,))[0],
     }
-    vision_config = {
-        "hidden_size": shapes[f"{trunk}norm.weight"][0],
-        "intermediate_size": shapes[f"{trunk}blocks.0.mlp.fc1.weight"][0],
-        "num_hidden_layers": _depth(shapes, f"{trunk}blocks."),
-        "num_attention_heads": _SIZES[m[1] or m[4]][3],
-        "hidden_act": EXACT if exact_image else TANH,
+    vision_config = tower_sizes(shapes, TRUNK) | {
+        "num_attention_heads": tower.heads,
+        "hidden_act": tower.hidden_act,
+        "patch_size": tower.patch_size,
     }
-    if m[4]:  # NaFlex
-        side = shapes[f"{trunk}embeds.pos_embed"][1]
-        patch = math.isqrt(shapes[f"{trunk}embeds.proj.weight"][1] // 3)
-        vision_config |= {"num_patches": side * side, "patch_size": patch}
+    if tower.image_size is None:  # NaFlex
+        vision_config["patch_size"] = math.isqrt(shapes[f"{TRUNK}embeds.proj.weight"][1] // 3)
         return _whole({"model_type": "siglip2", "text_config": text_config, "vision_config": vision_config})
-    vision_config |= {"patch_size": int(m[2]), "image_size": int(m[3])}
+    vision_config["image_size"] = tower.image_size
     return _whole({"text_config": text_config, "vision_config": vision_config})
-
-
-def _depth(shapes: Mapping[str, Shape], blocks: str) -> int:
-    return len({key.removeprefix(blocks).partition(".")[0] for key in shapes if key.startswith(blocks)})
 
 
 def write(directory: Path, checkpoint: Checkpoint) -> None:
@@ -324,7 +256,7 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if checkpoint.directory is not None:
         copy_tokenizer(checkpoint.directory, directory)
-    d = _merged(_whole_cfg(config, layout["text_head"], directory), config.extra.get(KEPT, {}))
+    d = merged(_whole_cfg(config, layout["text_head"], directory), config.extra.get(KEPT, {}))
     with written_aside(directory / WEIGHTS) as aside:
         write_safetensors(aside, tensors, {"format": "pt"})
         # All weights are on disk. Until the last line the directory has no config.json, so it cannot pass for complete.
@@ -367,7 +299,7 @@ def _model_cfg(config: SiglipConfig, text_head: bool) -> dict[str, Any]:
         "width": text.hidden_size,
         "heads": text.num_attention_heads,
         "layers": text.num_hidden_layers,
-        "mlp_ratio": _mlp_ratio(text.intermediate_size, text.hidden_size),
+        "mlp_ratio": mlp_ratio(text.intermediate_size, text.hidden_size),
         "no_causal_mask": True,
         "pool_type": "last",
         "norm_kwargs": {"eps": text.layer_norm_eps},
@@ -375,7 +307,7 @@ def _model_cfg(config: SiglipConfig, text_head: bool) -> dict[str, Any]:
         **({"act_kwargs": {"approximate": "tanh"}} if text.hidden_act == TANH else {}),
     }
     vision = {
-        "image_size": _image_size(config.vision_config),
+        "image_size": image_size_of(config.vision_config),
         "timm_model_name": _timm_name(config.vision_config),
         "timm_model_pretrained": False,
         "timm_pool": "map",
@@ -390,34 +322,21 @@ def _model_cfg(config: SiglipConfig, text_head: bool) -> dict[str, Any]:
     }
 
 
-def _image_size(c: VisionConfig) -> int:
-    """Returns the image size; for a NaFlex model that of a square with the patches of the position table."""
-    return c.patch_size * math.isqrt(c.num_patches) if isinstance(c, Siglip2VisionConfig) else c.image_size
-
-
-def _mlp_ratio(mlp: int, width: int) -> float:
-    """Returns a ratio for which open_clip's `int(width * ratio)` equals the MLP width despite rounding."""
-    ratio = mlp / width
-    return ratio if int(width * ratio) == mlp else math.nextafter(ratio, math.inf)
-
-
 def _timm_name(c: VisionConfig) -> str:
-    size = next((name for name, sizes in _SIZES.items() if sizes == _timm_sizes(c)), "custom")
+    size = size_of(c) or "custom"
     if isinstance(c, Siglip2VisionConfig):
         return f"naflexvit_{size}_patch{c.patch_size}_siglip"
     return f"vit_{size}_patch{c.patch_size}_siglip_{c.image_size}"
 
 
-def _timm_sizes(c: VisionConfig) -> tuple[int, ...]:
-    return (c.hidden_size, c.num_hidden_layers, c.intermediate_size, c.num_attention_heads)
-
-
 def _warn_of_another_tower(c: VisionConfig) -> None:
     """Logs a warning if timm's model of the written name is not the image tower."""
-    name, sizes = _timm_name(c), _timm_sizes(c)
-    if sizes not in _SIZES.values():
+    name = _timm_name(c)
+    tower = parsed(name)
+    if tower is None:
+        sizes = sizes_of(c)
         logger.warning("timm has no image tower of width, depth, MLP width, heads %s: open_clip cannot build it", sizes)
-    elif bool(_TANH_MODELS.match(name)) != (c.hidden_act == TANH):
+    elif tower.hidden_act != c.hidden_act:
         logger.warning("timm's %s uses another activation than %s of this checkpoint", name, c.hidden_act)
 
 
