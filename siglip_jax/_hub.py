@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from siglip_jax._checks import shown
 
@@ -21,6 +21,7 @@ TIMEOUT = 10  # seconds until the first response
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WITHOUT_OWNER = re.compile(r"siglip2?-[\w-]+")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_PLAIN_FOLDER = re.compile(r"\w[\w.-]*")
 
 
 def resolve(
@@ -29,6 +30,9 @@ def resolve(
     needed: Needed | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
+    subfolder: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
 ) -> Path:
     """Returns the local directory or file of a path or a Hub name such as "google/siglip-base-patch16-224".
 
@@ -41,17 +45,24 @@ def resolve(
       needed: function from the paths of all files of a repository to those that are fetched; None: `side_files`.
       revision: branch, tag or commit of a Hub repository; None: `main`. Ignored for local paths.
       local_files_only: whether to use only local files and the cache, without a request to the Hub.
+      subfolder: folder of the directory or repository to use instead of its top.
+      cache_dir: folder of the cache; None: that of `huggingface_hub`.
+      token: token for the Hub, False for none; None: that of `HF_TOKEN` or of the login.
 
     Returns:
       A local path.
 
     Raises:
-      FileNotFoundError: if the name is neither an existing path nor a repository that can be fetched.
-      ValueError: if it is a Hub name and the extra `hub` is not installed.
+      FileNotFoundError: if the name is neither an existing path nor a repository that can be fetched, or the folder is
+        not there.
+      ValueError: if it is a Hub name and the extra `hub` is not installed, or the name of the folder is invalid.
     """
     path = Path(name_or_path)
+    inner = _inner(subfolder)
     if path.exists():
-        return path
+        if inner and not (path / inner).is_dir():
+            raise FileNotFoundError(f"{path}: subfolder must be a folder in it, got {subfolder!r}; leave it out")
+        return path / inner
     name = os.fspath(name_or_path)
     if not _HUB_NAME.fullmatch(name) or name.startswith("."):
         hint = f"; did you mean 'google/{name}'?" if _WITHOUT_OWNER.fullmatch(name) else ""
@@ -63,8 +74,9 @@ def resolve(
             f"{name}: no such directory; to fetch it from the Hub: pip install 'siglip_jax[hub]'"
         ) from None
     try:
-        choose = needed or side_files
-        found = _cached(name, revision, choose) if local_files_only else _fetched(name, revision, choose)
+        choose = _within(inner, needed or side_files)
+        cache = _Cache(name, revision, None if cache_dir is None else os.fspath(cache_dir))
+        found = _cached(cache, choose) if local_files_only else _fetched(cache, choose, token)
     except Exception as error:  # the library's own errors and those of its transport: requests, httpx or hf_xet
         raise FileNotFoundError(f"{name}: no such directory here, and {_reason(error, name, revision)}") from error
     if found is None:
@@ -72,7 +84,36 @@ def resolve(
             f"{name}: no such directory here, and no complete copy of revision {revision or 'main'!r} in the cache:"
             " call once without local_files_only to fetch it"
         )
-    return found
+    if inner and not (found / inner).is_dir():
+        raise FileNotFoundError(
+            f"{name}: subfolder must be a folder of the repository, got {subfolder!r}; leave it out"
+        )
+    return found / inner
+
+
+def _inner(subfolder: str | None) -> str:
+    """Returns a folder as the beginning of a path in a repository: "" for the top.
+
+    Raises:
+      ValueError: if it leads out of the repository.
+    """
+    parts = [part for part in (subfolder or "").split("/") if part]
+    if any(not _PLAIN_FOLDER.fullmatch(part) for part in parts):
+        raise ValueError(f"subfolder must be the name of a folder such as 'siglip' or 'a/b', got {subfolder!r}")
+    return "/".join(parts)
+
+
+def _within(inner: str, needed: Needed) -> Needed:
+    """Returns `needed` for the files of a folder."""
+    if not inner:
+        return needed
+
+    def choose(files: Iterable[str]) -> list[str]:
+        prefix = f"{inner}/"
+        found = needed(file.removeprefix(prefix) for file in files if file.startswith(prefix))
+        return [prefix + file for file in found]
+
+    return choose
 
 
 def side_files(files: Iterable[str]) -> list[str]:
@@ -87,18 +128,27 @@ def side_files(files: Iterable[str]) -> list[str]:
     return sorted(set(files).intersection(SIDE_FILES))
 
 
-def _cached(name: str, revision: str | None, needed: Needed) -> Path | None:
+class _Cache(NamedTuple):
+    """A revision of a repository and the folder that its copies are kept in; None: the library's."""
+
+    name: str
+    revision: str | None
+    folder: str | None
+
+
+def _cached(cache: _Cache, needed: Needed) -> Path | None:
     """Returns the copy in the cache; None if there is none, or if it is known to lack files."""
     import huggingface_hub
 
+    where: dict[str, Any] = {"revision": cache.revision, "cache_dir": cache.folder}
     try:
-        path = huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=[])
+        path = huggingface_hub.snapshot_download(cache.name, local_files_only=True, allow_patterns=[], **where)
     except huggingface_hub.errors.LocalEntryNotFoundError:
         return None
     listed = getattr(huggingface_hub, "get_cached_repo_tree", None)
     if listed is not None:  # older versions do not keep the list of a repository's files
         try:
-            files = needed(file.path for file in listed(name, revision=revision))
+            files = needed(file.path for file in listed(cache.name, **where))
         except huggingface_hub.errors.CachedRepoTreeNotFoundError:
             files = []  # fetched file by file, or by an older version
         if not _all_there(Path(path), files):
@@ -111,17 +161,18 @@ def _all_there(directory: Path, files: Iterable[str]) -> bool:
     return all((directory / file).is_file() for file in files)
 
 
-def _fetched(name: str, revision: str | None, needed: Needed) -> Path:
+def _fetched(cache: _Cache, needed: Needed, token: str | bool | None) -> Path:
     """Returns the cached copy of a revision, updated from the Hub unless the Hub cannot be reached."""
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
 
     try:
-        info = huggingface_hub.HfApi().model_info(name, revision=revision, timeout=TIMEOUT)
+        api = huggingface_hub.HfApi(token=token)
+        info = api.model_info(cache.name, revision=cache.revision, timeout=TIMEOUT)
     except (HFValidationError, RevisionNotFoundError):
         raise
     except Exception:
-        copy = _cached(name, revision, needed)
+        copy = _cached(cache, needed)
         if copy is None:
             raise
         return copy
@@ -133,12 +184,19 @@ def _fetched(name: str, revision: str | None, needed: Needed) -> Path:
     files = needed(file.rfilename for file in info.siblings or ())
     if not files:
         raise LookupError("the Hub repository must hold a model.safetensors of SigLIP, got none; use another one")
-    copy = _cached(name, revision, needed)
+    copy = _cached(cache, needed)
     if copy is not None and copy.name == info.sha and _all_there(copy, files):
         return copy
     return Path(
         # By name of the revision, not by commit, so that the cache can resolve the name without a connection.
-        huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=files, tqdm_class=_bar_on_terminal())
+        huggingface_hub.snapshot_download(
+            cache.name,
+            revision=cache.revision,
+            cache_dir=cache.folder,
+            token=token,
+            allow_patterns=files,
+            tqdm_class=_bar_on_terminal(),
+        )
     )
 
 

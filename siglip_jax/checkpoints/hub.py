@@ -1,12 +1,13 @@
 """Resolution of the names of checkpoints: local paths unchanged, Hub names through `huggingface_hub`."""
 
+import functools
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from siglip_jax import _hub
-from siglip_jax.checkpoints.formats import FORMATS
+from siglip_jax.checkpoints.formats import FORMATS, huggingface
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Names in the top folder only, without characters that are special to a shell, a path or a pattern.
@@ -57,13 +58,19 @@ def advice_for_pickles(names: Iterable[str]) -> str | None:
     return f"{wanted}, got only {name}, a pickle, which is never opened; {advice}"
 
 
-def _needed_with_weights(files: Iterable[str]) -> list[str]:
-    """Selects files as `needed` does.
+def _needed_with_weights(files: Iterable[str], variant: str | None = None) -> list[str]:
+    """Selects files as `needed` does, or those of a variant of the weights.
 
     Raises:
-      LookupError: if the repository holds pickled weights only.
+      LookupError: if the repository holds pickled weights only, or not the variant.
     """
     files = list(files)
+    if variant is not None:
+        names = frozenset(name for name in files if _PLAIN.fullmatch(name))
+        if not (weights := huggingface.variant_files(names, variant)):
+            wanted = huggingface.with_variant(huggingface.WEIGHTS, variant)
+            raise LookupError(f"the Hub repository must hold {wanted} for variant={variant!r}, got none; leave it out")
+        return _hub.side_files(names) + weights
     found = needed(files)
     if set(found) <= set(_hub.SIDE_FILES) and (said := advice_for_pickles(files)):
         raise LookupError(f"the weights of the Hub repository must be {said}")
@@ -71,7 +78,14 @@ def _needed_with_weights(files: Iterable[str]) -> list[str]:
 
 
 def resolve(
-    name_or_path: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False
+    name_or_path: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
 ) -> Path:
     """Returns the local directory or file of a checkpoint, fetched from the Hub if necessary.
 
@@ -80,12 +94,28 @@ def resolve(
         precedence.
       revision: branch, tag or commit of a Hub repository; None: `main`. Ignored for local paths.
       local_files_only: whether to use only local files and the cache, without a request to the Hub.
+      subfolder: folder of the directory or repository that holds the checkpoint; None: its top.
+      variant: variant of the weights, such as "fp16" for `model.fp16.safetensors`; None: `model.safetensors`.
+      cache_dir: folder of the Hub's cache; None: that of `huggingface_hub`.
+      token: token for the Hub, False for none; None: that of `HF_TOKEN` or of the login.
 
     Returns:
-      A local path.
+      A local path; with a variant that of its weights file or index.
 
     Raises:
-      FileNotFoundError: if the name is neither an existing path nor a repository that can be fetched.
-      ValueError: if it is a Hub name and the extra `hub` is not installed.
+      FileNotFoundError: if the name is neither an existing path nor a repository that can be fetched, or the folder or
+        the variant is not there.
+      ValueError: if it is a Hub name and the extra `hub` is not installed, or the folder or the variant is no name.
     """
-    return _hub.resolve(name_or_path, needed=_needed_with_weights, revision=revision, local_files_only=local_files_only)
+    if variant is not None and not re.fullmatch(r"[\w-]+", variant):
+        raise ValueError(f"variant must be a name such as 'fp16', got {variant!r}")
+    path = _hub.resolve(
+        name_or_path,
+        needed=functools.partial(_needed_with_weights, variant=variant),
+        revision=revision,
+        local_files_only=local_files_only,
+        subfolder=subfolder,
+        cache_dir=cache_dir,
+        token=token,
+    )
+    return path if variant is None else huggingface.variant_path(path, variant)

@@ -1,8 +1,9 @@
 """Reading of checkpoints of any format."""
 
+import dataclasses
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.formats import FORMATS, Format, Shardings
 from siglip_jax.checkpoints.hub import advice_for_pickles, resolve
-from siglip_jax.checkpoints.keymap import narrow
+from siglip_jax.checkpoints.keymap import CLASSIFIER, architecture_of, narrow
 from siglip_jax.checkpoints.table import Row, check_rows
+from siglip_jax.configs.configuration import Config
 from siglip_jax.params import LOGITS
 
 
@@ -22,6 +24,12 @@ def read_contents(
     for_inference: bool = False,
     revision: str | None = None,
     local_files_only: bool = False,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    config: Config | None = None,
+    key_mapping: Mapping[str, str] | None = None,
 ) -> Contents:
     """Reads the headers of a checkpoint's files; no parameters are read.
 
@@ -31,13 +39,21 @@ def read_contents(
       for_inference: whether to accept formats for inference only, such as "quantized".
       revision: branch, tag or commit of a Hub repository; None: `main`.
       local_files_only: whether to use only local files and the cache, without a request to the Hub.
+      subfolder: folder of the directory or repository that holds the checkpoint; None: its top.
+      variant: variant of the weights, such as "fp16" for `model.fp16.safetensors`; None: `model.safetensors`.
+      cache_dir: folder of the Hub's cache; None: that of `huggingface_hub`.
+      token: token for the Hub, False for none; None: that of `HF_TOKEN` or of the login.
+      config: configuration to use instead of that of the files, which need none then; None: that of the files.
+      key_mapping: replacement of each regular expression in the names of the tensors of safetensors files: the first
+        match is replaced, one expression after the other, as in the reference; None: none.
 
     Returns:
       The configuration, tensors and layout of the files.
 
     Raises:
       FileNotFoundError: if the path does not exist or holds no weights.
-      ValueError: if the weights are of an unknown format, damaged, or for inference only.
+      ValueError: if the weights are of an unknown format, damaged, or for inference only, or the format cannot rename
+        tensors.
 
     Example:
       >>> import siglip_jax
@@ -48,14 +64,30 @@ def read_contents(
     name, subtree = os.fspath(path), None
     if not Path(name).exists() and (m := re.fullmatch(r"(.+):(\w+)", name)):
         name, subtree = m[1], m[2]
-    found = resolve(name, revision=revision, local_files_only=local_files_only)
+    found = resolve(
+        name,
+        revision=revision,
+        local_files_only=local_files_only,
+        subfolder=subfolder,
+        variant=variant,
+        cache_dir=cache_dir,
+        token=token,
+    )
     format = check_recognised(found)
     if format.inference_only and not for_inference:
         raise ValueError(
             f"{found}: the checkpoint must be a float one, got a {format.name} one, which is for inference only; open"
             " it with siglip_jax.load, or use the checkpoint it was made from"
         )
-    contents = format.read_contents(found)
+    if key_mapping and "key_mapping" not in format.read_options:
+        raise ValueError(f"{found}: key_mapping must be None for the format {format.name}, got a mapping; leave it out")
+    if "config" in format.read_options:
+        contents = format.read_contents(found, config=config, key_mapping=key_mapping)
+    else:
+        contents = format.read_contents(found)
+    if config is not None and config != contents.config:
+        classifies = contents.architecture.endswith("ForImageClassification")
+        contents = dataclasses.replace(contents, config=config, architecture=architecture_of(config, classifies))
     if subtree is None:
         return contents
     if format.subtree is None:
@@ -157,6 +189,16 @@ def select(
     params = format.restore(f"{c.path} (as {part.architecture})", c, rows, ignored, shardings)
     directory = c.path if c.path.is_dir() else c.path.parent
     return Checkpoint(part.config, params, c.format, part.architecture, c.layout, directory)
+
+
+def without_classifier(contents: Contents) -> Contents:
+    """Returns the contents of a classifier's files as those of a whole model, whose last layer is then a fresh one.
+
+    Args:
+      contents: headers of the files, as returned by `read_contents`.
+    """
+    tensors = {key: t for key, t in contents.tensors.items() if not key.startswith(CLASSIFIER)}
+    return dataclasses.replace(contents, tensors=tensors, architecture=architecture_of(contents.config))
 
 
 def rows_of(contents: Contents) -> list[Row]:

@@ -55,7 +55,7 @@ def read_config(
 
 def config_file(path: Path) -> Path:
     """Returns the path of the `config.json` in a directory or beside a weights file; another JSON file is its own."""
-    if path.suffix == ".json" and not path.name.endswith(".index.json") and path.is_file():
+    if path.suffix == ".json" and ".index." not in path.name and path.is_file():
         return path
     return (path if path.is_dir() else path.parent) / "config.json"
 

@@ -6,7 +6,7 @@ from siglip_jax._lazy import make_lazy
 from siglip_jax.inference.batcher import Batcher, QueueFullError
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.load import load
-from siglip_jax.inference.pipeline import ZeroShotImageClassificationPipeline, pipeline
+from siglip_jax.inference.pipeline import ImageClassificationPipeline, ZeroShotImageClassificationPipeline, pipeline
 
 if TYPE_CHECKING:
     from siglip_jax.inference.bench import bench
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batcher",
+    "ImageClassificationPipeline",
     "QueueFullError",
     "Siglip",
     "Verification",

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from siglip_jax.configs.configuration import SiglipConfig, TextConfig, VisionConfig
+from siglip_jax.configs.configuration import Config, TextConfig, VisionConfig
 from siglip_jax.models.attention import describe_attention
 from siglip_jax.models.products import describe_products
 from siglip_jax.parallel.mesh import batch_shards
@@ -64,13 +64,11 @@ class Choices(NamedTuple):
         }
 
 
-def choose(
-    config: SiglipConfig, dtype: DTypeLike, attn_implementation: str = "auto", mesh: Mesh | None = None
-) -> Choices:
+def choose(config: Config, dtype: DTypeLike, attn_implementation: str = "auto", mesh: Mesh | None = None) -> Choices:
     """Returns the choices for a model on the default device.
 
     Args:
-      config: configuration of the model.
+      config: configuration of the whole model or of one tower; a tower that is not there has batches of 0 rows.
       dtype: compute dtype.
       attn_implementation: "auto", "xla", "eager" or "cudnn".
       mesh: mesh over which batches are sharded; batch sizes are then those of all shards together.
@@ -79,34 +77,53 @@ def choose(
       ValueError: if the attention implementation is unknown or does not run on this device.
     """
     device = jax.default_backend()
-    vision, text = config.vision_config, config.text_config
+    vision, text = _towers(config)
     on_cpu = device == "cpu"
     shards = batch_shards(mesh)
-    rows = {"images": _rows(vision, vision.num_patches), "texts": _rows(text, text.max_position_embeddings)}
-    batch = {what: min(max(least, rows[what]), BATCH) if on_cpu else BATCH for what, least in CPU_BATCH.items()}
+    rows = {
+        "images": 0 if vision is None else _rows(vision, vision.num_patches),
+        "texts": 0 if text is None else _rows(text, text.max_position_embeddings),
+    }
+    batch = {
+        what: 0 if not rows[what] else min(max(least, rows[what]), BATCH) if on_cpu else BATCH
+        for what, least in CPU_BATCH.items()
+    }
+    heads: Any = text if vision is None else vision
     return Choices(
         device,
         shards * batch["images"],
         shards * batch["texts"],
         shards * rows["images"] if on_cpu else None,
         shards * rows["texts"] if on_cpu else None,
-        describe_attention(attn_implementation, dtype, vision.hidden_size // vision.num_attention_heads),
+        describe_attention(attn_implementation, dtype, heads.hidden_size // heads.num_attention_heads),
         describe_products(dtype),
         min(os.cpu_count() or 1, 32),
     )
 
 
-def in_brief(model: Any, config: SiglipConfig) -> str:
+def _towers(config: Any) -> tuple[VisionConfig | None, TextConfig | None]:
+    """Returns the configurations of the image tower and of the text tower, None for one that is not there."""
+    if isinstance(config, TextConfig):
+        return None, config
+    return getattr(config, "vision_config", config), getattr(config, "text_config", None)
+
+
+def in_brief(model: Any, config: Config) -> str:
     """Returns the kind and sizes of a model and its compute dtype, as arguments of a constructor.
 
     Args:
-      model: linen module, a `SiglipModel` or a `Siglip2Model`.
+      model: linen module of one tower or both.
       config: configuration of the model.
     """
-    vision = config.vision_config
-    pixels = getattr(vision, "image_size", None)  # none where the resolution varies
-    sized = f"num_patches={vision.num_patches}" if pixels is None else f"image_size={pixels}"
-    sizes = f"{sized}, patch_size={vision.patch_size}, width={vision.hidden_size}, layers={vision.num_hidden_layers}"
+    vision, text = _towers(config)
+    tower: Any = text if vision is None else vision
+    sizes = f"width={tower.hidden_size}, layers={tower.num_hidden_layers}"
+    if vision is None:
+        sizes = f"length={tower.max_position_embeddings}, {sizes}"
+    else:
+        pixels = getattr(vision, "image_size", None)  # none where the resolution varies
+        sized = f"num_patches={vision.num_patches}" if pixels is None else f"image_size={pixels}"
+        sizes = f"{sized}, patch_size={vision.patch_size}, {sizes}"
     mesh = "" if model.mesh is None else f", mesh={dict(model.mesh.shape)}"
     return f"model={type(model).__name__}({sizes}), dtype={np.dtype(model.dtype).name}{mesh}"
 

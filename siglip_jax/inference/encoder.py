@@ -103,23 +103,33 @@ def not_finite(embeds: Float[np.ndarray, "rows embed"]) -> Int[np.ndarray, " fou
     return np.flatnonzero(~np.isfinite(embeds).all(axis=1))
 
 
-def jitted(model: PretrainedModule, method: str, most: int | None) -> Callable[..., Array]:
+def jitted(
+    model: PretrainedModule, method: str | Callable[..., Array], most: int | None, *, normalized: bool = True
+) -> Callable[..., Array]:
     """Returns the function of an `Encoder`.
 
     Args:
       model: module with the tower.
-      method: name of the module's method from arrays to embeddings.
+      method: name of the module's method from arrays to embeddings, or a function of the module and the arrays.
       most: largest number of rows that the tower processes at once, larger batches in several steps; None: no limit.
+      normalized: whether the rows are divided by their L2 norms.
     """
-    return jax.jit(functools.partial(_embed, model, method, most))
+    return jax.jit(functools.partial(_embed, model, method, most, normalized))
 
 
-def _embed(model: PretrainedModule, method: str, most: int | None, params: dict[str, Any], *inputs: Array) -> Array:
-    """Returns the normalised embeddings of a batch, computed in steps of `most` rows."""
+def _embed(
+    model: PretrainedModule,
+    method: str | Callable[..., Array],
+    most: int | None,
+    normalized: bool,
+    params: dict[str, Any],
+    *inputs: Array,
+) -> Array:
+    """Returns the embeddings of a batch, computed in steps of `most` rows."""
 
     def step(inputs: tuple[Array, ...]) -> Array:
         embeds: Any = model.apply({"params": params}, *inputs, method=method)
-        return normalize(embeds)
+        return normalize(embeds) if normalized else embeds.astype(jnp.float32)
 
     rows = len(inputs[0])
     if most is None or rows <= most:

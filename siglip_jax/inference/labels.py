@@ -5,7 +5,10 @@ import warnings
 import numpy as np
 from jaxtyping import Float
 
+from siglip_jax._checks import check_choice
 from siglip_jax.inference.stream import as_texts
+
+FUNCTIONS = ("sigmoid", "softmax", "none")
 
 
 def probabilities(
@@ -21,15 +24,45 @@ def probabilities(
     for name, value in (("exp(logit_scale)", temperature), ("logit_bias", logit_bias)):
         if not abs(value) <= float(np.finfo(np.float32).max):  # NaN too
             raise ValueError(f"{name} must be finite in float32, got {value:g}; check the weights")
-    logits = cosines.astype(np.float32) * np.float32(temperature) + np.float32(logit_bias)
-    small = np.exp(-np.abs(logits))  # in (0, 1]: never overflows
-    return np.where(logits < 0, small, np.float32(1)) / (1 + small)
+    return label_scores(cosines.astype(np.float32) * np.float32(temperature) + np.float32(logit_bias), "sigmoid")
 
 
 def rank(scores: Float[np.ndarray, " labels"], labels: tuple[str, ...], top_k: int | None = None) -> list[dict]:
     """Returns the labels with their scores, highest first; ties keep the order given."""
     order = np.argsort(-scores, kind="stable")[:top_k]
     return [{"label": labels[i], "score": float(scores[i])} for i in order]
+
+
+def function_of(num_labels: int, problem_type: str | None) -> str:
+    """Returns the function from the logits of a classifier to its scores, as the reference chooses it.
+
+    Args:
+      num_labels: number of labels.
+      problem_type: `problem_type` of the configuration; None: not set.
+    """
+    if problem_type == "regression":
+        return "none"
+    return "sigmoid" if problem_type == "multi_label_classification" or num_labels == 1 else "softmax"
+
+
+def label_scores(logits: Float[np.ndarray, "images labels"], function: str) -> Float[np.ndarray, "images labels"]:
+    """Returns the scores of a classifier.
+
+    Args:
+      logits: float32 logits.
+      function: "sigmoid", "softmax" or "none".
+
+    Raises:
+      ValueError: if the function is unknown.
+    """
+    check_choice("function_to_apply", function := str(function).lower(), FUNCTIONS)
+    if function == "none":
+        return logits
+    if function == "softmax":
+        small = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return small / small.sum(axis=1, keepdims=True)
+    small = np.exp(-np.abs(logits))  # in (0, 1]: never overflows
+    return np.where(logits < 0, small, np.float32(1)) / (1 + small)
 
 
 def check_labels(labels: object) -> tuple[str, ...]:

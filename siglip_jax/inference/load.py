@@ -2,28 +2,24 @@
 
 import functools
 import os
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from siglip_jax import models
 from siglip_jax._checks import float_dtype
-from siglip_jax._files import MAX_PIXELS, naming
-from siglip_jax._hub import PROCESSOR_FILES, TOKENIZER_FILES
+from siglip_jax._files import MAX_PIXELS
 from siglip_jax.assets import BUNDLED_MODEL
-from siglip_jax.checkpoints.hub import resolve
-from siglip_jax.checkpoints.keymap import architecture_of
-from siglip_jax.checkpoints.read import check_recognised, read_contents, select
-from siglip_jax.configs.config_json import config_file
-from siglip_jax.configs.configuration import CONFIGS, Siglip2Config, SiglipConfig, read_config
+from siglip_jax.checkpoints.keymap import ARCHITECTURES, TEXT, VISION
+from siglip_jax.checkpoints.read import read_contents, select
 from siglip_jax.inference.compiled import keep_compiled
 from siglip_jax.inference.engine import Siglip
+from siglip_jax.inference.towers import tower_config
 from siglip_jax.inference.weights import Weights
-from siglip_jax.models import Siglip2Model, SiglipModel
 from siglip_jax.models.placement import place_params
 from siglip_jax.parallel.sharding import SHARDING_RULES, shardings
-from siglip_jax.processing import SiglipProcessor
+from siglip_jax.processing.beside import processor_beside
 from siglip_jax.quantization.schemes import check_scheme, qwix
 
 
@@ -37,8 +33,16 @@ def load(
     revision: str | None = None,
     local_files_only: bool = False,
     max_pixels: int = MAX_PIXELS,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
 ) -> Siglip:
     """Loads a model with its processor, ready for inference.
+
+    The model is what the checkpoint holds: both towers, one of them, or an image classifier. Where no processor lies
+    beside the weights, the one of the released checkpoint of the same sizes is used; its tokenizer is fetched from the
+    Hub or its cache.
 
     The weights of a tower are read when it is first used, so an unused tower costs no memory. Compiled code is kept in
     the user's cache folder for the next process unless JAX's settings disable that.
@@ -57,6 +61,10 @@ def load(
       local_files_only: whether to use only files that are already on this machine.
       max_pixels: largest number of pixels of an encoded image; a larger one is unreadable. An image with transparency
         takes 16 bytes a pixel while it is decoded.
+      subfolder: folder of the directory or repository that holds the checkpoint; None: its top.
+      variant: variant of the weights, such as "fp16" for `model.fp16.safetensors`; None: `model.safetensors`.
+      cache_dir: folder of the Hub's cache; None: that of `huggingface_hub`.
+      token: token for the Hub, False for none; None: that of `HF_TOKEN` or of the login.
 
     Returns:
       A `Siglip`, the model with its parameters and its processor.
@@ -77,47 +85,40 @@ def load(
         check_scheme(quantization)
     # For the parameters too, else each step converts them.
     dtype = float_dtype("dtype", jnp.float32 if dtype is None else dtype)
-    path = resolve(name_or_path or BUNDLED_MODEL, revision=revision, local_files_only=local_files_only)
-    check_recognised(path)
-    settings = read_config(path)
-    if (tower := CONFIGS.get(settings.get("model_type", ""))) is not None and not issubclass(tower, SiglipConfig):
-        name = architecture_of(tower())
-        raise ValueError(
-            f"{path}: load needs a model with both towers, got a {name}; use siglip_jax.{name}.from_pretrained"
-        )
-    flexible = settings.get("model_type") == Siglip2Config.model_type
-    model_class = Siglip2Model if flexible else SiglipModel
-    with naming(config_file(path)):  # validates the configuration before any other file is read
-        checked = (Siglip2Config if flexible else SiglipConfig).from_dict(settings)
-    processor = _processor(path if path.is_dir() else path.parent)
-    processor.tokenizer.check_rows(checked.text_config.vocab_size)
-    contents = read_contents(path, for_inference=True)
+    contents = read_contents(
+        name_or_path or BUNDLED_MODEL,
+        for_inference=True,
+        revision=revision,
+        local_files_only=local_files_only,
+        subfolder=subfolder,
+        variant=variant,
+        cache_dir=cache_dir,
+        token=token,
+    )
+    model_class, parts = getattr(models, contents.architecture), ARCHITECTURES[contents.architecture]
+    processor = processor_beside(
+        contents.path,
+        contents.config,
+        images=VISION in parts,
+        texts=TEXT in parts,
+        local_files_only=local_files_only,
+        cache_dir=cache_dir,
+        token=token,
+    )
+    if TEXT in parts:
+        processor.tokenizer.check_rows(tower_config(contents.config, TEXT).vocab_size)
     stored = contents.layout.get("scheme")
     if stored is not None or quantization is not None:
         qwix()  # raises if it is not installed, before any weights are read
     if stored is not None and quantization not in (None, stored):
         raise ValueError(
-            f"{path}: weights must be floats to be quantized to {quantization}, got {stored}; load without"
+            f"{contents.path}: weights must be floats to be quantized to {quantization}, got {stored}; load without"
             " quantization=, or quantize the float checkpoint"
         )
     on_devices = mesh is not None and quantization is None
     laid_out = functools.partial(shardings, mesh=mesh, rules=SHARDING_RULES) if on_devices else None
-    checkpoint = select(contents, model_class.__name__, laid_out)
+    checkpoint = select(contents, None, laid_out)
     place = functools.partial(place_params, dtype=dtype, mesh=mesh, quantization=None if stored else quantization)
     options: Any = {"dtype": dtype, "param_dtype": dtype, "attn_implementation": attn_implementation, "mesh": mesh}
     config: Any = checkpoint.config
     return Siglip(model_class(config, **options), Weights(checkpoint.params, place), processor, config, max_pixels)
-
-
-def _processor(directory: Path) -> SiglipProcessor:
-    """Returns the processor of a directory.
-
-    Raises:
-      FileNotFoundError: if a file is missing.
-    """
-    if not any((directory / name).is_file() for name in (*TOKENIZER_FILES, *PROCESSOR_FILES)):
-        raise FileNotFoundError(
-            f"{directory}: load needs the tokenizer and the image processor beside the weights, got neither; save them"
-            " there with SiglipProcessor.save_pretrained, or use from_pretrained of the model class"
-        )
-    return SiglipProcessor.from_pretrained(directory)

@@ -1,9 +1,10 @@
-"""`pipeline("zero-shot-image-classification")`, the counterpart of the one in `transformers`.
+"""`pipeline("zero-shot-image-classification")` and `pipeline("image-classification")`, as in `transformers`.
 
 Arguments, scores and order are the same. Differences, all deliberate: texts are padded to the model's own length, so
 models of 16 positions work; a single string is one label, not its characters; a template without `{}` is an error;
 `top_k` is honoured; NumPy arrays are accepted; transparent images from every source are composited over white, where
-the reference drops the alpha channel.
+the reference drops the alpha channel; a model without a classifier is an error for "image-classification", where the
+reference adds a random one.
 """
 
 import dataclasses
@@ -12,10 +13,17 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from siglip_jax._checks import check_choice, check_count
+from siglip_jax.checkpoints.keymap import CLASSIFIER
 from siglip_jax.inference.engine import Images, Siglip, Texts
+from siglip_jax.inference.labels import FUNCTIONS, function_of, label_scores, rank
 from siglip_jax.inference.load import load
+from siglip_jax.inference.towers import parts_of
+from siglip_jax.processing.images.inputs import is_one_image
 
-TASKS = ("zero-shot-image-classification",)
+ZERO_SHOT, OWN_LABELS = "zero-shot-image-classification", "image-classification"
+TASKS = (OWN_LABELS, ZERO_SHOT)
+TOP_K = 5  # the reference's number of labels of a classifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +96,81 @@ class ZeroShotImageClassificationPipeline:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class ImageClassificationPipeline:
+    """A callable that ranks a classifier's own labels for images, with the interface of the one in `transformers`.
+
+    Source: `ImageClassificationPipeline` of `transformers`.
+
+    Attributes:
+      siglip: engine of an image classifier.
+      batch_size: number of images per step of calls that pass none; None: `siglip.choices.image_batch`.
+
+    No example: no classifier ships with the package.
+    """
+
+    siglip: Siglip
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the model.
+
+        Raises:
+          ValueError: if it is not an image classifier.
+        """
+        if CLASSIFIER not in parts_of(self.siglip.model):
+            raise ValueError(
+                f"model must be an image classifier for {OWN_LABELS!r}, got a {type(self.siglip.model).__name__}; use"
+                f" {ZERO_SHOT!r}, or train a classifier"
+            )
+
+    def __call__(
+        self,
+        inputs: Images | None = None,
+        *,
+        function_to_apply: str | None = None,
+        top_k: int | None = None,
+        batch_size: int | None = None,
+        timeout: float | None = None,
+        images: Images | None = None,
+    ) -> list[Any]:
+        """Ranks the labels of the classifier for one image or several.
+
+        Args:
+          inputs: one image, or an iterable of N images, each a path, URL, bytes, PIL image or array (height, width,
+            channels).
+          function_to_apply: function from logits to scores, "sigmoid", "softmax" or "none"; None: "none" for a
+            `problem_type` of "regression", "sigmoid" for "multi_label_classification" or a single label, and "softmax"
+            otherwise.
+          top_k: number of labels to keep per image; None: 5.
+          batch_size: number of images per step; None: the pipeline's `batch_size`.
+          timeout: seconds to wait for the download of an image given as a URL; None: 10.
+          images: another name for `inputs`, used if that is None.
+
+        Returns:
+          For one image, a list of `{"label": str, "score": float}`, highest score first; for an iterable of images, a
+          list of such lists.
+
+        Raises:
+          FileNotFoundError: if an image does not exist.
+          ValueError: if an image cannot be read, its logits are not finite, images are missing, the function is
+            unknown, or `top_k` or `batch_size` is below 1.
+        """
+        inputs = images if inputs is None else inputs
+        if inputs is None:
+            raise ValueError("inputs must be an image or an iterable of images, got None; pass images")
+        check_count("top_k", top_k)
+        config = self.siglip.config
+        function = function_to_apply or function_of(config.num_labels, config.problem_type)
+        names = tuple(config.id2label[i] for i in range(config.num_labels))
+        check_choice("function_to_apply", function.lower(), FUNCTIONS)  # before anything is computed
+        one = is_one_image(inputs)
+        wait = 10.0 if timeout is None else timeout
+        logits = self.siglip.label_logits(inputs, batch_size=batch_size or self.batch_size, timeout=wait)
+        ranked = [rank(row, names, top_k or TOP_K) for row in label_scores(logits, function)]
+        return ranked[0] if one else ranked
+
+
 def pipeline(
     task: str = "zero-shot-image-classification",
     model: str | os.PathLike[str] | Siglip | None = None,
@@ -99,7 +182,11 @@ def pipeline(
     mesh: Mesh | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
-) -> ZeroShotImageClassificationPipeline:
+    subfolder: str | None = None,
+    variant: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+) -> Any:
     """Returns a pipeline around a model, as `transformers.pipeline` does.
 
     All arguments from `dtype` on apply to loading only; they are ignored for a `Siglip`.
@@ -107,7 +194,7 @@ def pipeline(
     Source: `pipeline` of `transformers`.
 
     Args:
-      task: "zero-shot-image-classification", the only task.
+      task: "zero-shot-image-classification", or "image-classification" for the own labels of a classifier.
       model: local directory or weights file, a Hub name, or a loaded `Siglip`; None: the bundled model.
       batch_size: number of images per step; None: `choices.image_batch` of the model.
       dtype: dtype of the parameters and of the computation, such as `jnp.bfloat16` or "bfloat16"; None: float32.
@@ -119,13 +206,19 @@ def pipeline(
         default device.
       revision: branch, tag or commit of a Hub repository; None: its `main`.
       local_files_only: whether to use only files that are already on this machine.
+      subfolder: folder of the directory or repository that holds the checkpoint; None: its top.
+      variant: variant of the weights, such as "fp16" for `model.fp16.safetensors`; None: `model.safetensors`.
+      cache_dir: folder of the Hub's cache; None: that of `huggingface_hub`.
+      token: token for the Hub, False for none; None: that of `HF_TOKEN` or of the login.
 
     Returns:
-      A `ZeroShotImageClassificationPipeline`; call it with images and labels.
+      A `ZeroShotImageClassificationPipeline`, to be called with images and labels, or an `ImageClassificationPipeline`,
+      to be called with images.
 
     Raises:
       FileNotFoundError: if the checkpoint, or a file it needs, does not exist.
-      ValueError: if the task is unknown, or the checkpoint cannot be loaded with these options.
+      ValueError: if the task is unknown, the checkpoint cannot be loaded with these options, or it is not a classifier
+        for "image-classification".
 
     Example:
       >>> import siglip_jax
@@ -146,5 +239,11 @@ def pipeline(
             mesh=mesh,
             revision=revision,
             local_files_only=local_files_only,
+            subfolder=subfolder,
+            variant=variant,
+            cache_dir=cache_dir,
+            token=token,
         )
+    if task == OWN_LABELS:
+        return ImageClassificationPipeline(model, batch_size)
     return ZeroShotImageClassificationPipeline(model, batch_size)

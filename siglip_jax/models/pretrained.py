@@ -16,12 +16,13 @@ from jax.typing import DTypeLike
 
 from siglip_jax._checks import float_dtype
 from siglip_jax.assets import BUNDLED_MODEL
-from siglip_jax.checkpoints.checkpoint import Checkpoint
+from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.formats.huggingface import MAX_SHARD_SIZE
 from siglip_jax.checkpoints.keymap import ARCHITECTURES, architecture_of
-from siglip_jax.checkpoints.read import read_contents, select
+from siglip_jax.checkpoints.read import read_contents, select, without_classifier
+from siglip_jax.checkpoints.surgery import with_resolution
 from siglip_jax.checkpoints.write import write_checkpoint
-from siglip_jax.configs.configuration import CONFIGS, SiglipConfig
+from siglip_jax.configs.configuration import CONFIGS, SiglipConfig, config_from_dict, read_config
 from siglip_jax.models.encoder import Options
 from siglip_jax.models.placement import place_params
 from siglip_jax.parallel.sharding import SHARDING_RULES, shardings
@@ -92,11 +93,21 @@ class PretrainedModule(nn.Module):
         sharding_rules: Rules[PartitionSpec] | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
+        config: Any = None,
+        num_labels: int | None = None,
+        id2label: Mapping[int, str] | None = None,
+        image_size: int | None = None,
+        subfolder: str | None = None,
+        variant: str | None = None,
+        key_mapping: Mapping[str, str] | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
     ) -> tuple[M, dict[str, Any]]:
         """Loads a module and its parameters from a checkpoint of any format.
 
         A tower also loads from the checkpoint of a whole model. A classifier loads from any checkpoint of its family;
-        where that has no trained last layer, the layer starts at zero and a warning is logged.
+        where that has no trained last layer, or one of another number of labels than is asked for, the layer starts at
+        zero and a warning that names its parameters is logged.
 
         Args:
           name_or_path: local directory or file, or a Hub name.
@@ -115,13 +126,26 @@ class PretrainedModule(nn.Module):
             first match wins; None: `siglip_jax.parallel.SHARDING_RULES`.
           revision: branch, tag or commit of a Hub repository; None: its `main`.
           local_files_only: whether to use only files that are already on this machine.
+          config: configuration to use instead of that of the checkpoint, or the path or Hub name of one; a lone weights
+            file needs no `config.json` then. None: that of the checkpoint.
+          num_labels: number of labels of a classifier; None: that of the configuration.
+          id2label: name of each label of a classifier by its index; None: those of the configuration.
+          image_size: height and width of an image in pixels, for which the position table of an image tower of fixed
+            resolution is resized as by `interpolate_pos_encoding`; None: that of the configuration.
+          subfolder: folder of the directory or repository that holds the checkpoint; None: its top.
+          variant: variant of the weights, such as "fp16" for `model.fp16.safetensors`; None: `model.safetensors`.
+          key_mapping: replacement of each regular expression in the names of the tensors of safetensors files: the
+            first match is replaced, one expression after the other; None: none.
+          cache_dir: folder of the Hub's cache; None: that of `huggingface_hub`.
+          token: token for the Hub, False for none; None: that of `HF_TOKEN` or of the login.
 
         Returns:
           The module, and its parameters as a nested dict of jax arrays.
 
         Raises:
           FileNotFoundError: if a file is missing.
-          ValueError: if a file is damaged or does not hold this model.
+          ValueError: if a file is damaged or does not hold this model, or labels or an image size are given that the
+            model has no use for.
 
         Example:
           >>> import siglip_jax
@@ -131,9 +155,17 @@ class PretrainedModule(nn.Module):
         """
         dtype = jnp.float32 if dtype is None else float_dtype("dtype", dtype)
         param_dtype = None if param_dtype is None else float_dtype("param_dtype", param_dtype)
-        contents = read_contents(name_or_path, revision=revision, local_files_only=local_files_only)
+        hub: Any = {"revision": revision, "local_files_only": local_files_only, "cache_dir": cache_dir, "token": token}
+        if isinstance(config, (str, os.PathLike)):
+            config = config_from_dict(read_config(config, revision, local_files_only))
+        contents = read_contents(
+            name_or_path, subfolder=subfolder, variant=variant, config=config, key_mapping=key_mapping, **hub
+        )
+        contents = _with_labels(cls.__name__, contents, num_labels, id2label)
         rules = sharding_rules or SHARDING_RULES
         checkpoint = select(contents, cls.__name__, None if mesh is None else lambda s: shardings(s, mesh, rules))
+        if image_size is not None:
+            checkpoint = _at_size(checkpoint, image_size)
         stored = np.dtype(jax.tree.leaves(checkpoint.params)[0].dtype)
         params = _with_classifier(checkpoint, stored)
         if param_dtype is None and stored.itemsize < 4:
@@ -210,12 +242,49 @@ def _check_config(module: type, config: Any) -> None:
         raise ValueError(f"config must be that of a {wanted}, got a {type(config).__name__}; {advice}")
 
 
+def _with_labels(
+    wanted: str, contents: Contents, num_labels: int | None, id2label: Mapping[int, str] | None
+) -> Contents:
+    """Returns the contents with other labels, without the last layer of the files if that has another number.
+
+    Raises:
+      ValueError: if the model class has no labels, or the two contradict each other.
+    """
+    if num_labels is None and id2label is None:
+        return contents
+    name = "num_labels" if id2label is None else "id2label"
+    if not wanted.endswith("ForImageClassification") or not isinstance(contents.config, SiglipConfig):
+        raise ValueError(f"{name} must be None for {wanted}, got {num_labels or id2label}; leave it out")
+    given = {} if num_labels is None else {"num_labels": num_labels}
+    given |= {} if id2label is None else {"id2label": id2label}
+    config = contents.config.replace(**given)
+    held = contents.config.num_labels
+    changed = dataclasses.replace(contents, config=config)
+    return changed if config.num_labels == held else without_classifier(changed)
+
+
+def _at_size(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
+    config: Any = checkpoint.config
+    if getattr(getattr(config, "vision_config", config), "image_size", None) == image_size:
+        return checkpoint
+    if not checkpoint.architecture.startswith("Siglip2"):
+        return with_resolution(checkpoint, image_size).checkpoint
+    raise ValueError(
+        f"image_size must be None for {checkpoint.architecture}, got {image_size}; its images have any size: pass"
+        " max_num_patches to the image processor"
+    )
+
+
 def _with_classifier(checkpoint: Checkpoint, dtype: np.dtype) -> dict[str, Any]:
     """Returns the parameters of a checkpoint, with a zero last layer for a classifier whose files have none."""
     config, params = checkpoint.config, checkpoint.params
     classifies = checkpoint.architecture.endswith("ForImageClassification") and isinstance(config, SiglipConfig)
     if not classifies or "classifier" in params or not config.num_labels:
         return params
-    logger.warning("the checkpoint has no classifier; its layer of %d labels starts at zero", config.num_labels)
     width, count = config.vision_config.hidden_size, config.num_labels
+    logger.warning(
+        "the checkpoint has no classifier of %d labels; classifier/kernel (%d, %d) and classifier/bias (%d,) are fresh"
+        " and start at zero: train them before use",
+        *(count, width, count, count),
+    )
     return params | {"classifier": {"kernel": np.zeros((width, count), dtype), "bias": np.zeros(count, dtype)}}

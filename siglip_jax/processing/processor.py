@@ -8,6 +8,7 @@ read from the model's `config.json`, so a model of 16 positions gets 16 tokens. 
 import inspect
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -31,6 +32,46 @@ _TEXT = tuple(
 )
 
 
+class Missing:
+    """Stands for the part of a processor that a checkpoint lacks: its use raises a `ValueError` that says so."""
+
+    def __init__(self, message: str) -> None:
+        """Keeps the message of the error."""
+        self._message = message
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Raises the error."""
+        raise ValueError(self._message)
+
+    def __getattr__(self, name: str) -> Any:
+        """Raises the error, except for names with which Python asks for protocols."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ValueError(self._message)
+
+    def __repr__(self) -> str:
+        """Returns "None"."""
+        return "None"
+
+
+def image_processor_class(settings: Mapping[str, Any], backend: str | None) -> type[ImageProcessor]:
+    """Returns the class of the image processor of some options.
+
+    Args:
+      settings: options as a file holds them.
+      backend: "pil" or "jax"; None: "pil" if the default device is a CPU, else "jax".
+
+    Raises:
+      ValueError: if the backend is "jax" for images of variable resolution.
+    """
+    if (kind_of(settings) or "").startswith("Siglip2"):
+        if backend == "jax":
+            raise ValueError("backend must be 'pil' or None for images of variable resolution, got 'jax'")
+        return Siglip2ImageProcessor
+    pil = backend == "pil" or backend is None and jax.default_backend() == "cpu"
+    return SiglipImageProcessorPil if pil else SiglipImageProcessor
+
+
 class SiglipProcessor:
     """Combines a tokenizer and an image processor.
 
@@ -50,23 +91,25 @@ class SiglipProcessor:
 
     def __init__(
         self,
-        image_processor: ImageProcessor,
-        tokenizer: TokenizerBase,
+        image_processor: ImageProcessor | Missing,
+        tokenizer: TokenizerBase | Missing,
         *,
         max_length: int | None = None,
     ) -> None:
         """Stores both parts.
 
         Args:
-          image_processor: the processor of images.
-          tokenizer: the tokenizer of texts.
+          image_processor: the processor of images, or a `Missing` in its place.
+          tokenizer: the tokenizer of texts, or a `Missing` in its place.
           max_length: length in tokens to which texts are padded and truncated by default; None: the tokenizer's
             `model_max_length`, or 64 if it has none.
         """
-        self.image_processor = image_processor
-        self.tokenizer = tokenizer
-        known = tokenizer.model_max_length if 0 < tokenizer.model_max_length < 10**9 else DEFAULT_LENGTH
-        self.max_length = known if max_length is None else max_length
+        self.image_processor: Any = image_processor
+        self.tokenizer: Any = tokenizer
+        if max_length is None:
+            known = 0 if isinstance(tokenizer, Missing) else tokenizer.model_max_length
+            max_length = known if 0 < known < 10**9 else DEFAULT_LENGTH
+        self.max_length = max_length
 
     def __repr__(self) -> str:
         """Returns the class with its parts."""
@@ -76,7 +119,8 @@ class SiglipProcessor:
     @property
     def model_input_names(self) -> list[str]:
         """Names of the arrays that a call with texts and images returns."""
-        return [*self.image_processor.model_input_names, "input_ids"]
+        images = [] if isinstance(self.image_processor, Missing) else self.image_processor.model_input_names
+        return [*images, *([] if isinstance(self.tokenizer, Missing) else ["input_ids"])]
 
     def __call__(
         self,
@@ -115,7 +159,7 @@ class SiglipProcessor:
         """
         if images is None and text is None:
             raise ValueError("SiglipProcessor: images or text must be given, got neither; pass images, text or both")
-        known = self.image_processor.defaults
+        known = {} if isinstance(self.image_processor, Missing) else self.image_processor.defaults
         refuse_unknown(options, [*_TEXT, *known], "SiglipProcessor")
         for group, values in (("text_kwargs", text_kwargs), ("images_kwargs", images_kwargs)):
             if twice := sorted(set(values or {}) & set(options)):
@@ -217,14 +261,7 @@ class SiglipProcessor:
         if not directory.is_dir():
             raise ValueError(f"{directory}: name_or_path must be the directory of a processor, got a file")
         vocabulary, (file, settings) = vocabulary_in(directory), read_settings(directory)
-        if (kind_of(settings) or "").startswith("Siglip2"):
-            if backend == "jax":
-                raise ValueError("backend must be 'pil' or None for images of variable resolution, got 'jax'")
-            kind: type[ImageProcessor] = Siglip2ImageProcessor
-        elif backend == "pil" or backend is None and jax.default_backend() == "cpu":
-            kind = SiglipImageProcessorPil
-        else:
-            kind = SiglipImageProcessor
+        kind = image_processor_class(settings, backend)
         names = (Siglip2Tokenizer if vocabulary == TOKENIZERS else SiglipTokenizer).setting_names()
         refuse_unknown(overrides, [*names, *kind.defaults], "SiglipProcessor.from_pretrained")
         tokenizer = SiglipTokenizer.from_pretrained(directory, **{k: v for k, v in overrides.items() if k in names})
@@ -242,7 +279,10 @@ class SiglipProcessor:
         """
         directory = output_path(save_directory, "save_directory")
         directory.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save_pretrained(directory, model_max_length=self.max_length)
+        if not isinstance(self.tokenizer, Missing):
+            self.tokenizer.save_pretrained(directory, model_max_length=self.max_length)
+        if isinstance(self.image_processor, Missing):
+            return
         self.image_processor.save_pretrained(directory)
         nested = {
             "image_processor": self.image_processor.to_dict(),

@@ -31,6 +31,7 @@ for line in sys.stdin:
     os.environ.pop("HF_TOKEN", None)
     os.environ.update(call.pop("environment"))
     try:
+        call |= {"token": call.pop("argument")} if "argument" in call else {}
         answer = {"path": str(resolve(**call))}
     except Exception as error:
         answer = {"error": str(error), "type": type(error).__name__}
@@ -250,6 +251,34 @@ def test_a_revision_is_a_commit_a_branch_or_a_tag(server, online):
     refs.pop("v1")  # not what it once was, silently
     line = online.error("owner/two", revision="v1")
     assert line.endswith(f"revision must be a branch, tag or commit of {server.url}/owner/two, got 'v1'")
+
+
+def test_a_folder_a_variant_and_a_cache_of_its_own(server, online, tmp_path):
+    """A folder of a repository is a checkpoint of its own; a variant is fetched instead of the other weights."""
+    inner = {f"deep/siglip/{name}": data for name, data in (SMALL | {"model.fp16.safetensors": b"half"}).items()}
+    server.repositories["owner/folders"] = one_commit(SMALL | inner | {"deep/other/config.json": b"{}"})
+    found = online.path("owner/folders", subfolder="deep/siglip", cache_dir=str(tmp_path / "cache"))
+    assert found.is_relative_to(tmp_path / "cache") and found.name == "siglip"
+    assert server.files("owner/folders") == {"deep/siglip/config.json", "deep/siglip/model.safetensors"}
+    again = online.path(
+        "owner/folders", subfolder="deep/siglip", cache_dir=str(tmp_path / "cache"), local_files_only=True
+    )
+    assert again == found
+    half = online.path("owner/folders", subfolder="deep/siglip", variant="fp16", cache_dir=str(tmp_path / "cache"))
+    assert half == found / "model.fp16.safetensors" and half.read_bytes() == b"half"
+    line = online.error("owner/folders", variant="fp16")
+    assert line.endswith(
+        "the Hub repository must hold model.fp16.safetensors for variant='fp16', got none; leave it out"
+    )
+    assert "no complete copy" in online.error("owner/folders", local_files_only=True)  # nothing lies in the usual cache
+    assert "must hold a model.safetensors of SigLIP, got none" in online.error("owner/folders", subfolder="elsewhere")
+
+
+def test_the_token_may_be_an_argument(server, online):
+    server.repositories["owner/argument"] = one_commit(token="hf_right")
+    assert "set HF_TOKEN" in online.error("owner/argument", token="hf_other")
+    assert online.path("owner/argument", token="hf_other", argument="hf_right").name == COMMIT
+    assert {r.token for r in server.requests("owner/argument", "GET")} == {"hf_other", "hf_right"}
 
 
 def test_the_token_is_sent_to_the_hub_alone(server, online):

@@ -64,11 +64,13 @@ class Format:
       name: name of the format in the registry, and value of `Checkpoint.format`.
       files: description of its files, for the error of a directory without weights.
       recognises: (path) -> whether a local directory or file is of this format.
-      read_contents: (path) -> `Contents`, read from headers only.
+      read_contents: (path, **options) -> `Contents`, read from headers only.
       table: (config, architecture, layout) -> rows of all parameters.
       write: (path, checkpoint, **options) -> None; writes temporary files and renames them.
       restore: reads the parameters of some rows; its arguments are those of `Restore`.
       layout: (checkpoint, **options) -> the layout that `write` chooses with the same options.
+      read_options: names of the options that `read_contents` accepts: "config", a configuration to use instead of that
+        of the files, and "key_mapping", replacements of regular expressions in the names of tensors.
       write_options: names of the options that `write` and `layout` accept.
       subtree: (contents, name) -> `Contents` of one tower, for paths such as "file.npz:img"; None: no subtrees.
       hub_files: (names) -> names of the files that hold the weights, [] if the repository has none of this format.
@@ -80,11 +82,12 @@ class Format:
     name: str
     files: str
     recognises: Callable[[Path], bool]
-    read_contents: Callable[[Path], Contents]
+    read_contents: Callable[..., Contents]
     table: Callable[[Config, str, Mapping[str, Any]], list[Row]]
     write: Callable[..., None]
     restore: Restore = restore_views
     layout: Callable[..., dict[str, Any]] = no_layout
+    read_options: tuple[str, ...] = ()
     write_options: tuple[str, ...] = ()
     subtree: Callable[[Contents, str], Contents] | None = None
     hub_files: Callable[[frozenset[str]], list[str]] = no_files

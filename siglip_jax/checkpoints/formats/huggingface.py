@@ -39,6 +39,7 @@ INDEX = "model.safetensors.index.json"
 QUANTIZED_WEIGHTS = "quantized.safetensors"  # of the format `quantized`; a directory holds either these or floats
 MAX_SHARD_SIZE = 50_000_000_000  # bytes, the reference's default
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_INDEX = re.compile(r"model\.safetensors\.index(\.[\w-]+)?\.json")
 # Buffers in files of old versions; they hold only 0, 1, 2, …
 _IGNORED = re.compile(r"(text|vision)_model\.embeddings\.position_ids")
 _PATCHES = "embeddings.patch_embedding.weight"
@@ -47,7 +48,7 @@ _PATCHES = "embeddings.patch_embedding.weight"
 def recognises(path: Path) -> bool:
     """Returns whether a directory or file is of this format."""
     if path.is_file():
-        return path.suffix == ".safetensors"
+        return path.suffix == ".safetensors" or _INDEX.fullmatch(path.name) is not None
     return (path / WEIGHTS).is_file() or (path / INDEX).is_file()
 
 
@@ -55,36 +56,42 @@ def weight_files(path: Path) -> list[Path]:
     """Returns the safetensors files of a checkpoint.
 
     Args:
-      path: directory, or one file, which is returned.
+      path: directory, index of shards, or one file, which is returned.
 
     Raises:
       FileNotFoundError: if there are none, or the index names a missing file.
       ValueError: if the index is damaged or names files elsewhere.
     """
+    index, path = (path, path.parent) if _INDEX.fullmatch(path.name) else (path / INDEX, path)
     if path.is_file():
         return [path]
-    if (path / WEIGHTS).is_file():
+    if index.name == INDEX and (path / WEIGHTS).is_file():
         return [inside(path / WEIGHTS)]
-    weight_map = read_json(path / INDEX, "it lists the shards").get("weight_map")
+    weight_map = read_json(index, "it lists the shards").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{path / INDEX}: 'weight_map' must map tensor names to file names, got none; get it again")
+        raise ValueError(f"{index}: 'weight_map' must map tensor names to file names, got none; get it again")
     if not all(isinstance(name, str) for name in weight_map.values()):
-        raise ValueError(f"{path / INDEX}: 'weight_map' must map tensor names to file names, got other values")
+        raise ValueError(f"{index}: 'weight_map' must map tensor names to file names, got other values")
     names = sorted(set(weight_map.values()))
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(
-                f"{path / INDEX}: shards must be .safetensors files beside it, got {shown(name)}; get it again"
-            )
+            raise ValueError(f"{index}: shards must be .safetensors files beside it, got {shown(name)}; get it again")
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path / name}: no such file; the index beside it names it, get it again")
     return [inside(path / name) for name in names]
 
 
-def read_contents(path: Path) -> Contents:
+def read_contents(
+    path: Path, *, config: Config | None = None, key_mapping: Mapping[str, str] | None = None
+) -> Contents:
     """Reads the headers of a directory, or of a file with `config.json` beside it.
 
     From a model that contains an image tower of SigLIP, such as PaliGemma, only that tower is read.
+
+    Args:
+      path: the directory or file.
+      config: configuration to use instead of `config.json`; None: that file.
+      key_mapping: replacement of each regular expression in the names of tensors, applied in order; None: none.
 
     Raises:
       FileNotFoundError: if a file is missing.
@@ -93,11 +100,14 @@ def read_contents(path: Path) -> Contents:
     tensors: dict[str, StoredTensor] = {}
     for file in weight_files(path):
         tensors |= read_safetensors(file)
+    tensors = _renamed(path, tensors, key_mapping or {})
+    if config is not None:
+        return _with_config(path, config, tensors)
     d = read_config(path)
     part = d.get("vision_config")
     if d.get("model_type", SiglipConfig.model_type) not in CONFIGS and isinstance(part, dict):
         with naming(config_file(path)):
-            config: Config = SiglipVisionConfig.from_dict(SiglipVisionConfig._select(d))
+            config = SiglipVisionConfig.from_dict(SiglipVisionConfig._select(d))
         return Contents(path, "huggingface", config, "SiglipVisionModel", _image_tower(path, tensors), {})
     with naming(config_file(path)):
         config = config_from_dict(d)
@@ -106,6 +116,37 @@ def read_contents(path: Path) -> Contents:
     declared = isinstance(classes, list) and str(*classes[:1]).endswith("ForImageClassification")
     classifies = declared or any(key.startswith(CLASSIFIER) for key in tensors)
     return Contents(path, "huggingface", config, architecture_of(config, classifies), tensors, {})
+
+
+def _with_config(path: Path, config: Config, tensors: dict[str, StoredTensor]) -> Contents:
+    """Returns the contents of files whose configuration is given; from a whole model, one tower can be read."""
+    if not isinstance(config, SiglipConfig):
+        prefix = f"{TEXT if isinstance(config, TextConfig) else VISION}."
+        tensors = _with_prefix({k: t for k, t in tensors.items() if k.startswith(prefix)} or tensors, config)
+    classifies = any(key.startswith(CLASSIFIER) for key in tensors)
+    found = architecture_of(config, classifies)
+    return Contents(path, "huggingface", config, found, _without_ignored(tensors), {})
+
+
+def _renamed(path: Path, tensors: dict[str, StoredTensor], key_mapping: Mapping[str, str]) -> dict[str, StoredTensor]:
+    """Returns tensors under other names: the first match of each pattern is replaced, one pattern after the other.
+
+    Raises:
+      ValueError: if a pattern is no regular expression, or two tensors get one name.
+    """
+    renamed: dict[str, StoredTensor] = {}
+    for key, tensor in tensors.items():
+        new = key
+        for pattern, replacement in key_mapping.items():
+            try:
+                new = re.sub(pattern, replacement, new, count=1)
+            except re.error as error:
+                found = f"{pattern!r}: {replacement!r} ({error})"
+                raise ValueError(f"key_mapping must map regular expressions to replacements, got {found}") from error
+        if new in renamed:
+            raise ValueError(f"{path}: key_mapping must give each tensor its own name, got {new} twice; change it")
+        renamed[new] = tensor
+    return renamed
 
 
 def _image_tower(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -196,6 +237,50 @@ def hub_files(names: frozenset[str]) -> list[str]:
     return [INDEX, *found] if INDEX in names else found
 
 
+def with_variant(name: str, variant: str) -> str:
+    """Returns the name of a file of a variant, as the reference makes it: "model.fp16.safetensors".
+
+    Args:
+      name: name of the file without a variant.
+      variant: name of the variant, such as "fp16".
+    """
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem}.{variant}.{suffix}"
+
+
+def variant_files(names: frozenset[str], variant: str) -> list[str]:
+    """Returns the weights of a variant among the files of a repository, [] if it has none.
+
+    Args:
+      names: names of the files.
+      variant: name of the variant, such as "fp16".
+    """
+    one, index = with_variant(WEIGHTS, variant), with_variant(INDEX, variant)
+    if one in names:
+        return [one]
+    shards = sorted(name for name in names if re.fullmatch(rf"model\.{variant}-\d+-of-\d+\.safetensors", name))
+    return [index, *shards] if index in names else []
+
+
+def variant_path(directory: Path, variant: str) -> Path:
+    """Returns the weights file of a variant, or the index of its shards.
+
+    Args:
+      directory: local directory of the checkpoint.
+      variant: name of the variant, such as "fp16".
+
+    Raises:
+      FileNotFoundError: if the directory holds neither.
+    """
+    for name in (WEIGHTS, INDEX):
+        if (file := directory / with_variant(name, variant)).is_file():
+            return file
+    raise FileNotFoundError(
+        f"{directory}: the directory must hold {with_variant(WEIGHTS, variant)} for variant={variant!r}, got none;"
+        " leave it out"
+    )
+
+
 def _count(items: list[Any]) -> range:
     return range(1, len(items) + 1)
 
@@ -228,6 +313,7 @@ FORMAT = Format(
     read_contents=read_contents,
     table=table,
     write=write,
+    read_options=("config", "key_mapping"),
     write_options=("max_shard_size",),
     hub_files=hub_files,
 )

@@ -19,7 +19,7 @@ from siglip_jax._checks import refuse_unknown
 from siglip_jax._fields import check_fields
 from siglip_jax._files import naming, output_path, read_json, write_atomically
 from siglip_jax.processing.batch import Batch
-from siglip_jax.processing.images import pixels
+from siglip_jax.processing.images import open_clip, pixels
 from siglip_jax.processing.images.depth import is_deep
 from siglip_jax.processing.images.inputs import as_array, is_array, is_one_image
 from siglip_jax.processing.images.kinds import FILE
@@ -238,6 +238,8 @@ def _as_text(value: Any) -> str:
 def read_settings(path: Path) -> tuple[Path, dict[str, Any]]:
     """Returns the file of an image processor and its options; the nested form of version 5 takes precedence.
 
+    A directory of open_clip as published has the options in its `open_clip_config.json`.
+
     Args:
       path: directory or file that holds the options.
 
@@ -245,8 +247,11 @@ def read_settings(path: Path) -> tuple[Path, dict[str, Any]]:
       FileNotFoundError: if no file holds them.
       ValueError: if a file is not a JSON object, or an option in it is of another type.
     """
-    files = [path] if path.is_file() else [path / PROCESSOR_CONFIG, path / CONFIG]
+    files = [path] if path.is_file() else [path / PROCESSOR_CONFIG, path / CONFIG, path / open_clip.CONFIG]
     for file in files:
+        if file.is_file() and file.name == open_clip.CONFIG:
+            with naming(file):
+                return file, open_clip.settings_of(read_json(file, "it holds the preprocessing of images"))
         if file.is_file():
             settings = read_json(file, "it holds the options of the image processor")
             nested = isinstance(settings.get("image_processor"), dict)

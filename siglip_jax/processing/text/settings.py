@@ -30,6 +30,7 @@ TOKENIZERS = "tokenizer.json"  # SigLIP 2
 CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 ADDED_TOKENS = "added_tokens.json"
+OPEN_CLIP = "open_clip_config.json"
 
 # In the reference's order, in which tokens that the vocabulary lacks are numbered.
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -159,13 +160,25 @@ def text_length(directory: Path) -> int | None:
     """
     file = directory / "config.json"
     if not file.is_file():
-        return None
+        return _open_clip_length(directory / OPEN_CLIP)
     config = read_json(file, "it holds the model's configuration")
     text = config.get("text_config", config if config.get("model_type") in _TEXT_MODELS else None)
     if not isinstance(text, dict):
         return None
     check_fields(file, text, {"max_position_embeddings": COUNT})
     return text.get("max_position_embeddings") or DEFAULT_LENGTH
+
+
+def _open_clip_length(file: Path) -> int | None:
+    """Returns the number of text positions in the configuration of open_clip; None without the file."""
+    if not file.is_file():
+        return None
+    model = read_json(file, "it holds the model's configuration").get("model_cfg")
+    text = model.get("text_cfg") if isinstance(model, dict) else None
+    if not isinstance(text, dict):
+        return None
+    check_fields(file, text, {"context_length": COUNT})
+    return text.get("context_length")
 
 
 def read_settings(directory: Path, vocabulary: str) -> dict[str, Any]:
