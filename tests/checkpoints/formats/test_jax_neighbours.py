@@ -1,0 +1,161 @@
+"""Trees that other JAX programs save are read wherever they keep the towers, to the last bit."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import siglip_jax
+from siglip_jax import SiglipModel, SiglipVisionModel
+from siglip_jax.params import flatten, stack_layers
+from tests.support import jax_neighbours
+from tests.support.scaled_variants import random_checkpoint, write_as_released
+from tests.support.tiny_checkpoint import tiny_config
+
+
+@pytest.fixture(scope="module")
+def made():
+    checkpoint = random_checkpoint(tiny_config(vocab_size=60, text_length=16), np.dtype(np.float32))
+    return checkpoint
+
+
+@pytest.fixture(scope="module", params=[[], ["vision_model", "text_model"]], ids=["one_by_one", "stacked"])
+def flat(request, made, tmp_path_factory):
+    path = write_as_released(tmp_path_factory.mktemp("released") / "x.npz", made, request.param)
+    return dict(np.load(path))
+
+
+def assert_holds(path, made, *parts, head=True):
+    """The checkpoint holds these parts of the parameters, bit for bit."""
+    found = siglip_jax.read_checkpoint(path)
+    expected = flatten({part: made.params[part] for part in parts})
+    if not head:
+        expected = {k: x for k, x in expected.items() if not k.startswith("vision_model/head/")}
+    found_flat = flatten(found.params)
+    assert set(found_flat) == set(expected)
+    assert all(np.array_equal(found_flat[k], x) for k, x in expected.items())
+    config = getattr(found.config, "vision_config", found.config)
+    if "vision_model" in parts:
+        assert config == made.config.vision_config.replace(vision_use_head=head)
+    return found
+
+
+def test_state_of_training_in_the_file(tmp_path, made, flat):
+    extra = {f"opt/0/mu/{k.removeprefix('params/')}": x for k, x in flat.items()}
+    extra |= {"opt/0/count": np.int32(7), "chrono/accum_pause_time": np.float64(0.5)}
+    np.savez(tmp_path / "state.npz", **flat, **extra)
+    found = assert_holds(tmp_path / "state.npz", made, *made.params)
+    siglip_jax.write_checkpoint(tmp_path / "again.npz", found)
+    again = dict(np.load(tmp_path / "again.npz"))
+    assert set(again) == set(flat) and all(np.array_equal(again[k], x) for k, x in flat.items())
+
+
+def test_the_optimizer_that_held_the_parameters(tmp_path, made, flat):
+    old = {f"opt/target/{k.removeprefix('params/')}": x for k, x in flat.items()}
+    np.savez(tmp_path / "old.npz", **old, **{"opt/state/step": np.int32(1)})
+    assert_holds(tmp_path / "old.npz", made, *made.params)
+
+
+@pytest.mark.parametrize(("tower", "part"), [("img", "vision_model"), ("txt", "text_model")])
+def test_one_tower_at_the_top(tmp_path, made, flat, tower, part):
+    at = f"params/{tower}/"
+    alone = {k.removeprefix(at): x for k, x in flat.items() if k.startswith(at)}
+    np.savez(tmp_path / "tower.npz", **alone)
+    found = assert_holds(tmp_path / "tower.npz", made, part)
+    siglip_jax.write_checkpoint(tmp_path / "again.npz", found)
+    again = dict(np.load(tmp_path / "again.npz"))
+    assert set(again) == set(alone) and all(np.array_equal(again[k], x) for k, x in alone.items())
+    with pytest.raises(ValueError, match="the subtree must be :img or :txt and in the file"):
+        siglip_jax.read_checkpoint(f"{tmp_path / 'tower.npz'}:{'txt' if tower == 'img' else 'img'}")
+
+
+def test_paligemma(tmp_path, made, flat):
+    tower = {f"params/img/{k}": x for k, x in jax_neighbours.image_tower(flat).items()}
+    tower |= {"params/img/head/kernel": np.zeros((32, 48), np.float32), "params/llm/final_norm/scale": np.zeros(48)}
+    np.savez(tmp_path / "pt.npz", **tower)
+    assert_holds(tmp_path / "pt.npz", made, "vision_model", head=False)
+
+
+def test_the_folder_of_a_training_run(tmp_path, made, flat):
+    folder = jax_neighbours.big_vision_run(tmp_path, flat, 1200)
+    for path in (folder, tmp_path / "checkpoint.bv-LAST", tmp_path):
+        assert_holds(path, made, *made.params)
+    assert_holds(f"{folder}:img", made, "vision_model")
+    with pytest.raises(ValueError, match="the files must have at least 1/20 of the") as caught:
+        header = folder / "params~img~embedding~kernel" / ".zarray"
+        header.write_text(json.dumps(json.loads(header.read_text()) | {"shape": [1 << 20, 1 << 20]}))
+        siglip_jax.read_checkpoint(folder)
+    assert str(caught.value).startswith(f"{folder}: ")
+
+
+def test_the_folder_of_a_training_run_in_bfloat16(tmp_path, made, flat):
+    half = {k: x.astype(jnp.bfloat16) for k, x in flat.items()}
+    folder = jax_neighbours.big_vision_run(tmp_path, half, 1)
+    found = flatten(siglip_jax.read_checkpoint(folder).params)
+    for path, x in flatten(made.params).items():
+        assert found[path].dtype == jnp.bfloat16 and np.array_equal(found[path], x.astype(jnp.bfloat16))
+
+
+def test_a_damaged_array_names_its_folder(tmp_path, flat):
+    folder = jax_neighbours.big_vision_run(tmp_path, flat, 1)
+    entry = folder / "params~t"
+    (entry / "0").write_bytes(b"\0" * 40)
+    with pytest.raises(ValueError, match="the folder must be a zarr array, got a damaged one") as caught:
+        siglip_jax.read_checkpoint(folder)
+    assert str(caught.value).startswith(f"{entry}: ") and "\n" not in str(caught.value)
+    (entry / ".zarray").write_text("{}")
+    with pytest.raises(ValueError, match=r"\.zarray: the file must be the header of a zarr array, got another"):
+        siglip_jax.read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_pi0(tmp_path, made, flat, value):
+    folder = jax_neighbours.pi0(tmp_path, flat, value)
+    for path in (folder, tmp_path):
+        assert_holds(path, made, "vision_model", head=False)
+    model, params = SiglipVisionModel.from_pretrained(folder, scan_layers=True)
+    assert params["vision_model"]["encoder"]["layers"]["mlp"]["fc1"]["kernel"].shape == (2, 32, 64)
+    assert not model.config.vision_use_head
+
+
+@pytest.mark.parametrize("is_flat", [True, False])
+def test_gemma(tmp_path, made, flat, is_flat):
+    assert_holds(jax_neighbours.gemma(tmp_path / "g", flat, is_flat), made, "vision_model", head=False)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_parameters_of_this_package_saved_by_a_user(tmp_path, made, scan):
+    params = stack_layers(made.params) if scan else made.params
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "bare", params)
+        state = {"params": params, "opt_state": {"mu": params}, "step": np.int32(4)}
+        checkpointer.save(tmp_path / "run" / "default", state)
+    with pytest.raises(ValueError, match="the width of a tower must be among .* got 32; put the config.json"):
+        siglip_jax.read_checkpoint(tmp_path / "bare")
+    for folder in ("bare", "run"):
+        made.config.save_pretrained(tmp_path / folder)
+        found = assert_holds(tmp_path / folder, made, *made.params)
+        assert found.config == made.config
+    model, found = SiglipModel.from_pretrained(tmp_path / "run", scan_layers=scan)
+    assert set(flatten(found)) == set(flatten(params))
+
+
+def test_the_configuration_follows_from_the_shapes(tmp_path):
+    tower = {"num_hidden_layers": 1, "intermediate_size": 16, "hidden_size": 768, "num_attention_heads": 12}
+    config = siglip_jax.SiglipConfig(
+        text_config=tower | {"vocab_size": 9, "max_position_embeddings": 7, "projection_size": 768},
+        vision_config=tower | {"patch_size": 4, "image_size": 8},
+    )
+    made = random_checkpoint(config, np.dtype(np.float32))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "x", made.params)
+    assert siglip_jax.read_checkpoint(tmp_path / "x").config == config
+
+
+def test_two_towers_of_a_kind_are_refused(tmp_path, flat):
+    twice = {f"{name}/{k.removeprefix('params/')}": x for name in ("teacher", "student") for k, x in flat.items()}
+    np.savez(tmp_path / "twice.npz", **twice)
+    with pytest.raises(ValueError, match="the tree must hold one txt tower, got 2, at .*student/txt/"):
+        siglip_jax.read_checkpoint(tmp_path / "twice.npz")
