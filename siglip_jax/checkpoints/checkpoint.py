@@ -50,6 +50,7 @@ class Contents:
       architecture: model class that the files hold, such as "SiglipModel"; a key of `keymap.ARCHITECTURES`.
       tensors: shape, dtype and view of each tensor, by its name in the files.
       layout: choices that the format leaves open, such as stacked layers, by name.
+      notes: sentences about what reading changes, such as a prefix that is left out of the names of tensors.
 
     Example:
       >>> import siglip_jax
@@ -64,3 +65,4 @@ class Contents:
     architecture: str
     tensors: Mapping[str, StoredTensor]
     layout: Mapping[str, Any]
+    notes: tuple[str, ...] = ()

@@ -63,7 +63,7 @@ class Conversion:
       source_format: format of the source.
       format: format of the result.
       architecture: model class of the result, such as "SiglipModel".
-      changes: one sentence per change to the parameters.
+      changes: one sentence per change to the parameters, and to their names in the source.
       rows: source and destination of each parameter.
       written: whether the result was written; False for a dry run.
       bytes: size of the result in bytes; 0 for a dry run.
@@ -188,7 +188,7 @@ def convert(
     checkpoint = select(contents, architecture)
     table = FORMATS[contents.format].table(checkpoint.config, architecture, contents.layout)
     keys = {row.path: row.key for row in table}
-    said = [f"{tower} tower alone"] if tower else []
+    said = [*contents.notes, *([f"{tower} tower alone"] if tower else [])]
     changes: list[tuple[bool, Callable[[Checkpoint], Changed]]] = [
         (patch_size is not None, lambda c: with_patch_size(c, patch_size or 0)),
         (resolution is not None, lambda c: with_resolution(c, resolution or 0, rule)),

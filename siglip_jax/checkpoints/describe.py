@@ -26,9 +26,9 @@ def describe(name_or_path: str | os.PathLike[str] | None = None) -> dict[str, An
     Returns:
       A dictionary that JSON can hold: `model`, `path`, `format`, `quantization`, `architecture`, the sizes of `vision`
       and `text` (None for an absent tower), numbers of `parameters` by tower and in total, `stored_as` (numbers of
-      tensors by dtype), `bytes`, `weight_files`, `temperature`, `bias`, `processor_files`, and `variant`, the released
-      checkpoint of the same sizes. Entries that only the files can determine are None for a checkpoint described from
-      the registry.
+      tensors by dtype), `bytes`, `weight_files`, `temperature`, `bias`, `processor_files`, `notes` (sentences on what
+      reading changes, such as a prefix of the names), and `variant`, the released checkpoint of the same sizes. Entries
+      that only the files can determine are None for a checkpoint described from the registry.
 
     Raises:
       FileNotFoundError: if the checkpoint does not exist.
@@ -83,6 +83,7 @@ def _of_files(path: Path, name: str) -> tuple[dict[str, Any], Config]:
         "temperature": math.exp(scalars["logit_scale"]) if scalars else None,
         "bias": scalars.get("logit_bias"),
         "processor_files": [f for f in (*TOKENIZER_FILES, *PROCESSOR_FILES) if (directory / f).is_file()],
+        "notes": list(contents.notes),
         "variant": variant and variant.to_dict(),
     }
     return facts, config
@@ -100,6 +101,7 @@ def _of_variant(variant: Variant) -> tuple[dict[str, Any], Config]:
         **_towers(config, architecture, counts),
         "parameters": counts,
         **dict.fromkeys(unknown),
+        "notes": [],
         "variant": variant.to_dict(),
     }
     return facts, config

@@ -74,6 +74,8 @@ def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "path", facts["path"] or "not on this disk; from the registry"
     scheme = f" to {facts['quantization']}" if facts["quantization"] else ""
     yield "format", f"{facts['format']}{scheme}, {facts['architecture']}"
+    for note in facts["notes"]:
+        yield "note", note
     if vision := facts["vision"]:
         size, patch, patches = vision["image_size"], vision["patch_size"], vision["patches"]
         yield "image tower", _tower(vision)

@@ -19,6 +19,7 @@ from siglip_jax._files import inside, naming, read_json, write_atomically, writt
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.formats._format import Format
 from siglip_jax.checkpoints.keymap import CLASSIFIER, TEXT, VISION, architecture_of, key_table
+from siglip_jax.checkpoints.prefix import without_prefix
 from siglip_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from siglip_jax.checkpoints.table import NewTensor, Row, StoredTensor, new_tensors
 from siglip_jax.configs.config_json import CLASSIFIER_POOL, config_file
@@ -111,11 +112,12 @@ def read_contents(
         return Contents(path, "huggingface", config, "SiglipVisionModel", _image_tower(path, tensors), {})
     with naming(config_file(path)):
         config = config_from_dict(d)
+    tensors, notes = without_prefix(tensors)
     tensors = _without_ignored(tensors if isinstance(config, SiglipConfig) else _with_prefix(tensors, config))
     classes = d.get("architectures")
     declared = isinstance(classes, list) and str(*classes[:1]).endswith("ForImageClassification")
     classifies = declared or any(key.startswith(CLASSIFIER) for key in tensors)
-    return Contents(path, "huggingface", config, architecture_of(config, classifies), tensors, {})
+    return Contents(path, "huggingface", config, architecture_of(config, classifies), tensors, {}, notes)
 
 
 def _with_config(path: Path, config: Config, tensors: dict[str, StoredTensor]) -> Contents:

@@ -35,10 +35,10 @@ from siglip_jax.checkpoints.formats._timm_tower import (
 )
 from siglip_jax.checkpoints.formats.text_head import is_identity, with_text_head, without_text_head
 from siglip_jax.checkpoints.keymap import architecture_of, key_table
+from siglip_jax.checkpoints.prefix import without_prefix
 from siglip_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from siglip_jax.checkpoints.side_files import copy_tokenizer
 from siglip_jax.checkpoints.table import LINEAR, SAME, Row, Transform, new_tensors
-from siglip_jax.configs.config_json import describes_a_model
 from siglip_jax.configs.configuration import (
     CONFIGS,
     Config,
@@ -95,9 +95,18 @@ _SCALAR = Transform(lambda x: x.reshape(1), lambda x: x.reshape(()))
 
 def recognises(path: Path) -> bool:
     """Returns whether a directory or file is of this format."""
-    if path.is_file():
-        return path.name == WEIGHTS
-    return (path / WEIGHTS).is_file() and not (path / huggingface.WEIGHTS).is_file()
+    directory, file = (path.parent, path) if path.is_file() else (path, path / huggingface.WEIGHTS)
+    if not file.is_file():
+        return (directory / WEIGHTS).is_file()
+    return file.name == WEIGHTS or ((directory / CONFIG).is_file() and _wrapped(file))
+
+
+def _wrapped(file: Path) -> bool:
+    """Returns whether a file holds open_clip's model in a wrapper for `transformers`, as Marqo publishes it."""
+    try:
+        return any(f".{TRUNK}" in f".{name}" for name in read_safetensors(file))
+    except (OSError, ValueError):
+        return False
 
 
 def table(config: Config, architecture: str, layout: Mapping[str, Any]) -> list[Row]:
@@ -148,10 +157,11 @@ def read_contents(path: Path) -> Contents:
       ValueError: if a file is corrupt, or the model is not a SigLIP model.
     """
     directory = path.parent if path.is_file() else path
-    file = inside(directory / WEIGHTS)
-    tensors = read_safetensors(file)
+    name = WEIGHTS if path.is_file() or (path / WEIGHTS).is_file() else huggingface.WEIGHTS
+    tensors, notes = without_prefix(read_safetensors(path if path.is_file() else inside(path / name)))
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
-    own = (directory / "config.json").is_file() and describes_a_model(read_json(directory / "config.json", ""))
+    found = read_json(directory / "config.json", "") if (directory / "config.json").is_file() else {}
+    own = all(isinstance(found.get(f"{tower}_config"), dict) for tower in ("text", "vision"))
     d = {} if own and not (directory / CONFIG).is_file() else read_json(directory / CONFIG, "it holds the sizes")
     if own:
         with naming(directory / "config.json"):
@@ -167,7 +177,8 @@ def read_contents(path: Path) -> Contents:
             ) from error
     if kept := _kept(d, config, directory):
         config = config.replace(extra={**config.extra, KEPT: kept})
-    return Contents(path, "open_clip", config, architecture_of(config), with_text_head(tensors, *_TEXT_HEAD), {})
+    tensors = with_text_head(tensors, *_TEXT_HEAD)
+    return Contents(path, "open_clip", config, architecture_of(config), tensors, {}, notes)
 
 
 def _kept(d: dict[str, Any], config: SiglipConfig, directory: Path) -> dict[str, Any]:

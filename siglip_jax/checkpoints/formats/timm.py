@@ -34,6 +34,7 @@ from siglip_jax.checkpoints.formats._timm_tower import (
     tower_sizes,
 )
 from siglip_jax.checkpoints.keymap import CLASSIFIER, architecture_of, key_table
+from siglip_jax.checkpoints.prefix import without_prefix
 from siglip_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from siglip_jax.checkpoints.table import Row, new_tensors
 from siglip_jax.configs.config_json import CLASSIFIER_POOL, describes_a_model
@@ -138,6 +139,7 @@ def read_contents(path: Path) -> Contents:
     """
     directory = path.parent if path.is_file() else path
     tensors = read_safetensors(path if path.is_file() else inside(path / WEIGHTS))
+    tensors, notes = without_prefix(tensors)
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
     file = directory / "config.json"
     d = read_json(file, "it names the model")
@@ -151,7 +153,7 @@ def read_contents(path: Path) -> Contents:
                 f"the model must be SigLIP of timm, got a missing or invalid field ({reason(error)}); use a SigLIP"
                 " checkpoint"
             ) from error
-    return Contents(path, "timm", config, architecture_of(config, isinstance(config, SiglipConfig)), tensors, {})
+    return Contents(path, "timm", config, architecture_of(config, isinstance(config, SiglipConfig)), tensors, {}, notes)
 
 
 def _config(d: Mapping[str, Any], shapes: Mapping[str, Shape]) -> Config:
