@@ -24,11 +24,12 @@ def describe(name_or_path: str | os.PathLike[str] | None = None) -> dict[str, An
       name_or_path: local directory or file, or a Hub name; None: the bundled model.
 
     Returns:
-      A dictionary that JSON can hold: `model`, `path`, `format`, `quantization`, `architecture`, the sizes of `vision`
-      and `text` (None for an absent tower), numbers of `parameters` by tower and in total, `stored_as` (numbers of
-      tensors by dtype), `bytes`, `weight_files`, `temperature`, `bias`, `processor_files`, `notes` (sentences on what
-      reading changes, such as a prefix of the names), and `variant`, the released checkpoint of the same sizes. Entries
-      that only the files can determine are None for a checkpoint described from the registry.
+      A dictionary that JSON can hold: `model`, `path`, `format`, `quantization`, `part_of` (`model_type` of the larger
+      model whose image tower this is), `architecture`, the sizes of `vision` and `text` (None for an absent tower),
+      numbers of `parameters` by tower and in total, `stored_as` (numbers of tensors by dtype), `bytes`, `weight_files`,
+      `temperature`, `bias`, `processor_files`, `notes` (sentences on what reading changes, such as a prefix of the
+      names), and `variant`, the released checkpoint of the same sizes. Entries that only the files can determine are
+      None for a checkpoint described from the registry.
 
     Raises:
       FileNotFoundError: if the checkpoint does not exist.
@@ -75,6 +76,7 @@ def _of_files(path: Path, name: str) -> tuple[dict[str, Any], Config]:
         "path": str(path),
         "format": contents.format,
         "quantization": contents.layout.get("scheme"),
+        "part_of": contents.layout.get("part_of"),
         **_towers(config, architecture, counts),
         "parameters": counts,
         "stored_as": dict(Counter(tensor.dtype.name for tensor in stored)),
@@ -93,7 +95,16 @@ def _of_variant(variant: Variant) -> tuple[dict[str, Any], Config]:
     config = SiglipConfig.from_variant(variant.name)
     architecture = architecture_of(config)
     counts = _expected_counts(config, architecture)
-    unknown = ("quantization", "stored_as", "bytes", "weight_files", "temperature", "bias", "processor_files")
+    unknown = (
+        "quantization",
+        "part_of",
+        "stored_as",
+        "bytes",
+        "weight_files",
+        "temperature",
+        "bias",
+        "processor_files",
+    )
     facts = {
         "model": variant.name,
         "path": None,

@@ -1,10 +1,10 @@
 """Resolution of the names of checkpoints: local paths unchanged, Hub names through `huggingface_hub`."""
 
-import functools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 from siglip_jax import _hub
 from siglip_jax.checkpoints.formats import FORMATS, huggingface
@@ -109,13 +109,25 @@ def resolve(
     """
     if variant is not None and not re.fullmatch(r"[\w-]+", variant):
         raise ValueError(f"variant must be a name such as 'fp16', got {variant!r}")
-    path = _hub.resolve(
-        name_or_path,
-        needed=functools.partial(_needed_with_weights, variant=variant),
-        revision=revision,
-        local_files_only=local_files_only,
-        subfolder=subfolder,
-        cache_dir=cache_dir,
-        token=token,
-    )
+    options: dict[str, Any] = {
+        "revision": revision,
+        "local_files_only": local_files_only,
+        "subfolder": subfolder,
+        "cache_dir": cache_dir,
+        "token": token,
+    }
+    local = Path(name_or_path).exists()
+    kept: Collection[str] = ()  # of an index's shards; the index itself says which are needed
+
+    def choose(files: Iterable[str]) -> list[str]:
+        found = _needed_with_weights(files, variant)
+        if not any(huggingface.is_index(name) for name in found):
+            return found
+        return [name for name in found if not name.endswith(".safetensors") or name in kept]
+
+    path = _hub.resolve(name_or_path, needed=choose, **options)
+    index = huggingface.variant_path(path, variant) if variant else path / huggingface.INDEX
+    if not local and huggingface.is_index(index.name) and index.is_file():
+        kept = huggingface.needed_shards(index)
+        path = _hub.resolve(name_or_path, needed=choose, **options)
     return path if variant is None else huggingface.variant_path(path, variant)

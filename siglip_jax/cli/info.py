@@ -73,7 +73,8 @@ def _rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "model", facts["model"]
     yield "path", facts["path"] or "not on this disk; from the registry"
     scheme = f" to {facts['quantization']}" if facts["quantization"] else ""
-    yield "format", f"{facts['format']}{scheme}, {facts['architecture']}"
+    part = f", the image tower of a larger model ({facts['part_of']})" if facts["part_of"] else ""
+    yield "format", f"{facts['format']}{scheme}, {facts['architecture']}{part}"
     for note in facts["notes"]:
         yield "note", note
     if vision := facts["vision"]:

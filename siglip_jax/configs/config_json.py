@@ -39,17 +39,31 @@ def read_config(
       ValueError: if it is not a JSON object, its `model_type` is not a string, or it has neither that nor both towers.
     """
     file = config_file(resolve(name_or_path, revision=revision, local_files_only=local_files_only))
-    d = read_json(file, "a checkpoint directory needs it beside its weights", MOST_BYTES)
-    if d.get("model_type", "") is None:  # unset, as in the reference
-        del d["model_type"]
-    if not isinstance(d.get("model_type", ""), str):
-        raise ValueError(f"{file}: model_type must be a string, got {shown(d['model_type'])}")
+    d = read_any_config(file)
     if not describes_a_model(d):
         found = f"a configuration of timm's {shown(d['architecture'])}" if "architecture" in d else "neither"
         raise ValueError(
             f"{file}: the configuration must have a model_type, or a text_config and a vision_config, got {found}; use"
             " the config.json of a SigLIP checkpoint"
         )
+    return d
+
+
+def read_any_config(file: Path) -> dict[str, Any]:
+    """Returns the parsed `config.json` of a model of any kind; a `model_type` of None is left out.
+
+    Args:
+      file: the file.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is not a JSON object, or its `model_type` is not a string.
+    """
+    d = read_json(file, "a checkpoint directory needs it beside its weights", MOST_BYTES)
+    if d.get("model_type", "") is None:  # unset, as in the reference
+        del d["model_type"]
+    if not isinstance(d.get("model_type", ""), str):
+        raise ValueError(f"{file}: model_type must be a string, got {shown(d['model_type'])}")
     return d
 
 

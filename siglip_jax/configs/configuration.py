@@ -274,6 +274,8 @@ class SiglipVisionConfig(_VisionConfig):
       attention_dropout: dropout probability of the attention weights, in [0, 1).
       vision_use_head: whether the tower has the attention pooling head that returns the image embedding; None: False.
       image_size: height and width of an image in pixels; at least `patch_size`.
+      bucket_positions: whether a patch of a grid of any size takes the entry of the position table that it falls into,
+        as in Idefics 2 and 3, SmolVLM, Phi-4-multimodal and MiniCPM-V. Written to `config.json` only if it is True.
       extra: keys of `config.json` that are not fields of the class; written back unchanged.
       model_type: "siglip_vision_model" (class attribute).
 
@@ -283,12 +285,15 @@ class SiglipVisionConfig(_VisionConfig):
     """
 
     image_size: int = 224  # pixels, both sides
+    bucket_positions: bool = False
 
     model_type: ClassVar[str] = "siglip_vision_model"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_tower(self, ("num_channels", "image_size", "patch_size"))
+        if not isinstance(self.bucket_positions, bool):
+            raise ValueError(f"bucket_positions must be True or False, got {shown(self.bucket_positions)}")
         if self.patch_size > self.image_size:
             raise ValueError(
                 f"patch_size must be at most image_size, got patch_size={self.patch_size}, image_size={self.image_size}"
@@ -298,6 +303,18 @@ class SiglipVisionConfig(_VisionConfig):
     def num_patches(self) -> int:
         """Number of patches of an image, and of rows of the position table."""
         return (self.image_size // self.patch_size) ** 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Converts the configuration to the contents of a `config.json`: the inverse of `from_dict`.
+
+        Returns:
+          A dictionary of all fields, `model_type` and the keys of `extra`, in types that JSON can hold;
+          `bucket_positions`, which the reference does not know, only if it is True.
+        """
+        d = super().to_dict()
+        if not self.bucket_positions:
+            del d["bucket_positions"]
+        return d
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,11 +3,15 @@
 Both equal torch's interpolation, `interpolate_pos_encoding` of SigLIP and `resize_positional_embeddings` of SigLIP 2,
 except for grids of one column, which torch 2.13 computes wrongly on a CPU; these follow the definition, as big_vision
 does.
+
+`bucket_ids` equals the position ids of Idefics 2 and its kin, which take entries of the table instead of resizing it.
 """
 
+import functools
 import math
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from siglip_jax._bicubic import bicubic_matrix
@@ -54,6 +58,49 @@ def flexible_positions(
     down, across = _weights(patch // columns, rows, side), _weights(patch % columns, columns, side)
     weights = (down[..., :, None] * across[..., None, :]).reshape(*patch.shape, side * side)
     return jnp.einsum("bnp,pd->bnd", weights, table.astype(jnp.float32), precision="highest")
+
+
+def grid_bucket_ids(side: int, grid: tuple[int, int], counts: Int[Array, "batch 2"] | None = None) -> Int[Array, "..."]:
+    """Returns the position of each patch of a grid in a square table: the entry of the table that the patch falls into.
+
+    Source: `Idefics2VisionEmbeddings` of `transformers`.
+
+    Args:
+      side: rows, and columns, of the table.
+      grid: rows and columns of patches.
+      counts: rows and columns of patches that are not padding, of each image; None: all of the grid.
+
+    Returns:
+      (images, rows * columns) positions, row by row; one image without `counts`, for all of them.
+    """
+    rows, columns = grid
+    counts = jnp.array([grid]) if counts is None else counts
+    down = jnp.asarray(bucket_ids(side, rows))[counts[:, 0]]
+    across = jnp.asarray(bucket_ids(side, columns))[counts[:, 1]]
+    return (down[:, :, None] * side + across[:, None, :]).reshape(len(counts), rows * columns)
+
+
+@functools.lru_cache(maxsize=64)
+def bucket_ids(side: int, most: int) -> np.ndarray:
+    """Returns the table entry of each patch along one axis, for axes of 0 to `most` patches.
+
+    They are computed here, not on the device: where a patch begins at the border of an entry, rounding decides, and
+    devices divide differently.
+
+    Args:
+      side: entries of the table along the axis.
+      most: largest number of patches along the axis.
+
+    Returns:
+      (most + 1, most) int32; row n holds the entries of an axis of n patches, followed by padding.
+    """
+    step = 1 / side
+    borders = (step + step * np.arange(side)).astype(np.float32)
+    share = np.float32(1) / np.maximum(np.arange(most + 1), 1).astype(np.float32)
+    starts = np.minimum(np.arange(most, dtype=np.float32) * share[:, None], np.float32(1 - 1e-6))
+    ids = np.minimum(np.searchsorted(borders, starts, side="right"), side - 1).astype(np.int32)
+    ids.setflags(write=False)
+    return ids
 
 
 def _weights(

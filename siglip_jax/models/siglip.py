@@ -16,7 +16,7 @@ from siglip_jax.models.features import exit_at
 from siglip_jax.models.outputs import SiglipOutput, TowerOutput
 from siglip_jax.models.pretrained import PretrainedModule
 from siglip_jax.models.text import TextTransformer
-from siglip_jax.models.vision import ImageTransformer, VisionTransformer, check_pixels
+from siglip_jax.models.vision import ImageTransformer, VisionTransformer, check_patch_mask, check_pixels
 
 
 def check_ids(name: str, ids: Any) -> Int[Array, "batch tokens"]:
@@ -198,27 +198,36 @@ class SiglipVisionModel(FixedResolution):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         deterministic: bool = True,
+        patch_attention_mask: ArrayLike | None = None,
     ) -> TowerOutput:
         """Encodes images.
 
         Args:
           pixel_values: (images, height, width, channels) floating point, in the range [-1, 1] that the processor makes.
           interpolate_pos_encoding: whether to accept images of another size, for which the position table is resized as
-            in the reference.
+            in the reference. A tower with `config.bucket_positions` accepts any size and resizes nothing.
           output_hidden_states: whether to return the embeddings and the output of each layer.
           output_attentions: whether to return the attention weights; needs `attn_implementation="eager"`.
           deterministic: False switches attention dropout on and needs the random stream "dropout".
+          patch_attention_mask: (images, rows, columns), 1 for a patch and 0 for padding at the right and bottom, for
+            images of several sizes in one batch; None: all are patches. With `config.bucket_positions` the positions
+            follow from the rows and columns that are not padding, as in Idefics 2.
 
         Returns:
           The output of the tower; its `pooler_output` is the embedding, (images, embedding), not normalised, or None
           for a tower without a pooling head.
 
         Raises:
-          ValueError: if `pixel_values` has the wrong shape or dtype.
+          ValueError: if `pixel_values` or `patch_attention_mask` has the wrong shape or dtype.
         """
         pixel_values = check_pixels(pixel_values, self.config, interpolate_pos_encoding)
         return self.vision_model(
-            pixel_values, interpolate_pos_encoding, output_hidden_states, output_attentions, deterministic
+            pixel_values,
+            interpolate_pos_encoding,
+            output_hidden_states,
+            output_attentions,
+            deterministic,
+            patch_attention_mask=check_patch_mask(patch_attention_mask, pixel_values, self.config),
         )
 
 

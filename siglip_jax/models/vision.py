@@ -5,19 +5,20 @@ pooling head, in which a learned probe attends to all patches, followed by an ML
 token.
 """
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Shaped
 
 from siglip_jax.configs.configuration import SiglipVisionConfig, VisionConfig
 from siglip_jax.models.attention import Attention, mask_to_bias
 from siglip_jax.models.encoder import MLP, Embedding, Encoder, LayerNorm, Options
 from siglip_jax.models.features import Exit
 from siglip_jax.models.outputs import TowerOutput
-from siglip_jax.models.positions import resize_position_table
+from siglip_jax.models.positions import grid_bucket_ids, resize_position_table
 from siglip_jax.parallel.mesh import check_sharding
 
 
@@ -43,12 +44,32 @@ def check_pixels(
     rows, columns = shape[1] // p, shape[2] // p
     if not rows or not columns:
         raise ValueError(f"pixel_values must be at least one patch of {p} x {p} pixels, got shape {shape}")
-    if not interpolate and rows * columns != config.num_patches:
+    if not (interpolate or config.bucket_positions) and rows * columns != config.num_patches:
         raise ValueError(
             f"pixel_values must be {expected}, that is {config.num_patches} patches, got shape {shape}, that is"
             f" {rows * columns}; resize the images, or pass interpolate_pos_encoding=True"
         )
     return pixel_values
+
+
+def check_patch_mask(
+    mask: ArrayLike | None, pixel_values: Float[Array, "batch height width channel"], config: SiglipVisionConfig
+) -> Shaped[Array, "batch rows columns"] | None:
+    """Returns a mask of patches as a jax array; None: no mask.
+
+    Raises:
+      ValueError: if it has another shape than the grid of the images' patches.
+    """
+    if mask is None:
+        return None
+    batch, height, width, _ = pixel_values.shape
+    expected = (batch, height // config.patch_size, width // config.patch_size)
+    if (found := jnp.shape(mask)) != expected:
+        raise ValueError(
+            f"patch_attention_mask must be (batch, rows, columns) of the patches, {expected}, got {found}; pass 1 for"
+            " a patch of the image and 0 for padding"
+        )
+    return jnp.asarray(mask)
 
 
 class VisionEmbeddings(nn.Module):
@@ -59,7 +80,10 @@ class VisionEmbeddings(nn.Module):
 
     @nn.compact
     def __call__(
-        self, pixel_values: Float[Array, "batch height width channel"], interpolate_pos_encoding: bool = False
+        self,
+        pixel_values: Float[Array, "batch height width channel"],
+        interpolate_pos_encoding: bool = False,
+        mask: Shaped[Array, "batch rows columns"] | None = None,
     ) -> Float[Array, "batch patches hidden"]:
         check_sharding(pixel_values)
         c, inits, types = self.config, self.options.inits, self.options.types
@@ -75,11 +99,20 @@ class VisionEmbeddings(nn.Module):
             **types,
         )(pixel_values.astype(self.options.dtype)).reshape(batch, -1, c.hidden_size)
         table = Embedding(c.num_patches, c.hidden_size, inits.embedding, name="position_embedding", **types)
+        if c.bucket_positions:
+            ids = grid_bucket_ids(math.isqrt(c.num_patches), grid, None if mask is None else _counts(mask))
+            return patches + jnp.broadcast_to(table(ids), patches.shape)
         positions = table(jnp.arange(c.num_patches))
         # The reference resizes a non-square image even where the number of patches happens to match.
         if interpolate_pos_encoding and not (grid[0] * grid[1] == c.num_patches and height == width):
             positions = resize_position_table(positions, grid)
         return patches + jnp.broadcast_to(positions[None], patches.shape)
+
+
+def _counts(mask: Shaped[Array, "batch rows columns"]) -> Int[Array, "batch 2"]:
+    """Returns the rows and columns of patches of each image that are not padding."""
+    present = mask.astype(bool).astype(jnp.int32)
+    return jnp.stack([present[:, :, 0].sum(1), present[:, 0, :].sum(1)], axis=1)
 
 
 class PoolingHead(nn.Module):
@@ -162,6 +195,9 @@ class VisionTransformer(ImageTransformer):
         output_attentions: bool = False,
         deterministic: bool = True,
         exit: Exit | None = None,
+        patch_attention_mask: Shaped[Array, "batch rows columns"] | None = None,
     ) -> TowerOutput:
-        x = VisionEmbeddings(self.config, self.options, name="embeddings")(pixel_values, interpolate_pos_encoding)
-        return self.transform(x, None, output_hidden_states, output_attentions, deterministic, exit)
+        embeddings = VisionEmbeddings(self.config, self.options, name="embeddings")
+        x = embeddings(pixel_values, interpolate_pos_encoding, patch_attention_mask)
+        mask = None if patch_attention_mask is None else patch_attention_mask.reshape(x.shape[:2])
+        return self.transform(x, mask, output_hidden_states, output_attentions, deterministic, exit)

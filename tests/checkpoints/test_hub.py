@@ -434,3 +434,29 @@ def test_a_path_that_exists_wins(tmp_path, monkeypatch):
     (tmp_path / "owner" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert resolve("owner/name").samefile(tmp_path / "owner" / "name")
+
+
+def sharded(model_type, names):
+    """A repository whose index puts each of some tensors into a shard of its own."""
+    files = {f"model-{i:05}-of-{len(names):05}.safetensors": name for i, name in enumerate(names, 1)}
+    index = {"weight_map": {name: file for file, name in files.items()}}
+    made = {file: file.encode() for file in files}
+    made |= {"config.json": json.dumps({"model_type": model_type}).encode()}
+    return made | {"model.safetensors.index.json": json.dumps(index).encode()}
+
+
+def test_of_a_larger_model_only_the_shards_of_the_tower_are_fetched(server, worker):
+    tower = ("embeddings.patch_embedding.weight", "embeddings.position_embedding.weight", "post_layernorm.weight")
+    names = ["language_model.lm_head.weight", *(f"model.vision_tower.{name}" for name in tower), "projector.weight"]
+    files = sharded("llava_qwen", names)
+    server.repositories["larger/model"] = Repository({COMMIT: files}, {"main": COMMIT})
+    path = worker().path("larger/model")
+    parts = {f"model-0000{i}-of-00005.safetensors" for i in (2, 3, 4)}
+    wanted = {"config.json", "model.safetensors.index.json"} | parts
+    assert {file.name for file in path.iterdir()} == wanted == server.files("larger/model")
+    assert worker().path("larger/model", local_files_only=True) == path
+    assert worker().path("larger/model") == path and server.files("larger/model") == wanted
+
+    server.repositories["whole/model"] = Repository({COMMIT: sharded("siglip", names)}, {"main": COMMIT})
+    path = worker().path("whole/model")
+    assert {file.name for file in path.iterdir()} == set(files)

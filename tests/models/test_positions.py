@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from siglip_jax.models.positions import bicubic_matrix, resize_position_table
+from siglip_jax.models.positions import bicubic_matrix, bucket_ids, grid_bucket_ids, resize_position_table
 
 
 def brute_force(table, rows, columns):
@@ -48,3 +48,30 @@ def test_rows_sum_to_one_and_the_same_size_is_the_identity():
 def test_a_table_that_is_not_square_is_refused():
     with pytest.raises(ValueError, match="position table must be square to be resized, got 6 positions"):
         resize_position_table(jnp.zeros((6, 4)), (3, 3))
+
+
+# Sides of the position tables of SigLIP L/16-384, Idefics 3, SmolVLM (14 and 16 px), Phi-4, Idefics 2 and MiniCPM-V.
+SIDES = (24, 26, 27, 32, 70)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_bucket_ids_equal_the_position_ids_of_idefics(side):
+    """Also where a patch begins at the border of an entry, so that the last bit of float32 decides."""
+    torch = pytest.importorskip("torch", reason="torch has no CPU build here")
+    found = bucket_ids(side, 120)
+    assert (found[side][:side] == np.arange(side)).all()
+    borders = torch.arange(1 / side, 1.0, 1 / side)
+    for count in range(1, 121):
+        step = 1.0 / torch.tensor([count])
+        starts = torch.clamp(torch.arange(count, dtype=torch.float32)[None] * step[:, None], max=(1.0 - 1e-6))
+        expected = torch.bucketize(starts, borders, right=True).numpy()[0]
+        assert (found[count][:count] == expected).all(), count
+
+
+def test_bucket_ids_of_a_grid_and_of_images_of_several_sizes():
+    one = np.asarray(grid_bucket_ids(4, (2, 8)))
+    assert one.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3, 8, 8, 9, 9, 10, 10, 11, 11]]
+    counts = jnp.array([(2, 8), (1, 3)], jnp.int32)
+    two = np.asarray(grid_bucket_ids(4, (2, 8), counts)).reshape(2, 2, 8)
+    assert two[0].reshape(-1).tolist() == one[0].tolist()
+    assert two[1, 0, :3].tolist() == [0, 1, 2]

@@ -18,16 +18,16 @@ from siglip_jax._checks import shown
 from siglip_jax._files import inside, naming, read_json, write_atomically, written_aside
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.formats._format import Format
+from siglip_jax.checkpoints.formats.towers import find_towers, tower_config
 from siglip_jax.checkpoints.keymap import CLASSIFIER, TEXT, VISION, architecture_of, key_table
 from siglip_jax.checkpoints.prefix import without_prefix
 from siglip_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from siglip_jax.checkpoints.table import NewTensor, Row, StoredTensor, new_tensors
-from siglip_jax.configs.config_json import CLASSIFIER_POOL, config_file
+from siglip_jax.configs.config_json import CLASSIFIER_POOL, config_file, describes_a_model, read_any_config
 from siglip_jax.configs.configuration import (
     CONFIGS,
     Config,
     SiglipConfig,
-    SiglipVisionConfig,
     TextConfig,
     config_from_dict,
     read_config,
@@ -43,43 +43,90 @@ _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _INDEX = re.compile(r"model\.safetensors\.index(\.[\w-]+)?\.json")
 # Buffers in files of old versions; they hold only 0, 1, 2, …
 _IGNORED = re.compile(r"(text|vision)_model\.embeddings\.position_ids")
-_PATCHES = "embeddings.patch_embedding.weight"
 
 
 def recognises(path: Path) -> bool:
     """Returns whether a directory or file is of this format."""
     if path.is_file():
-        return path.suffix == ".safetensors" or _INDEX.fullmatch(path.name) is not None
+        return path.suffix == ".safetensors" or is_index(path.name)
     return (path / WEIGHTS).is_file() or (path / INDEX).is_file()
 
 
-def weight_files(path: Path) -> list[Path]:
+def weight_files(path: Path, tower_only: bool = False) -> list[Path]:
     """Returns the safetensors files of a checkpoint.
 
     Args:
       path: directory, index of shards, or one file, which is returned.
+      tower_only: whether to leave out the shards without tensors of an image tower, if there is one.
 
     Raises:
       FileNotFoundError: if there are none, or the index names a missing file.
       ValueError: if the index is damaged or names files elsewhere.
     """
-    index, path = (path, path.parent) if _INDEX.fullmatch(path.name) else (path / INDEX, path)
+    index, path = (path, path.parent) if is_index(path.name) else (path / INDEX, path)
     if path.is_file():
         return [path]
     if index.name == INDEX and (path / WEIGHTS).is_file():
         return [inside(path / WEIGHTS)]
+    names = shards(index, tower_only)
+    for name in names:
+        if not (path / name).is_file():
+            raise FileNotFoundError(f"{path / name}: no such file; the index beside it names it, get it again")
+    return [inside(path / name) for name in names]
+
+
+def shards(index: Path, tower_only: bool = False) -> list[str]:
+    """Returns the names of the shards that an index lists.
+
+    Args:
+      index: the index.
+      tower_only: whether to leave out the shards without tensors of an image tower, if there is one.
+
+    Raises:
+      ValueError: if the index is damaged or names files elsewhere.
+    """
     weight_map = read_json(index, "it lists the shards").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index}: 'weight_map' must map tensor names to file names, got none; get it again")
     if not all(isinstance(name, str) for name in weight_map.values()):
         raise ValueError(f"{index}: 'weight_map' must map tensor names to file names, got other values")
-    names = sorted(set(weight_map.values()))
-    for name in names:
+    for name in sorted(set(weight_map.values())):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise ValueError(f"{index}: shards must be .safetensors files beside it, got {shown(name)}; get it again")
-        if not (path / name).is_file():
-            raise FileNotFoundError(f"{path / name}: no such file; the index beside it names it, get it again")
-    return [inside(path / name) for name in names]
+    towers = find_towers(weight_map) if tower_only else {}
+    wanted = {weight_map[name] for names in towers.values() for name in names.values()}
+    return sorted(wanted or set(weight_map.values()))
+
+
+def needed_shards(index: Path) -> list[str]:
+    """Returns the names of the shards that are read: of a larger model only those with tensors of the image tower.
+
+    Args:
+      index: the index; without a `config.json` beside it all shards are needed.
+
+    Raises:
+      ValueError: if the index or `config.json` is damaged.
+    """
+    file = index.parent / "config.json"
+    return shards(index, tower_only=file.is_file() and is_larger_model(read_any_config(file)))
+
+
+def is_index(name: str) -> bool:
+    """Returns whether a name is that of an index of shards, perhaps of a variant.
+
+    Args:
+      name: name of the file.
+    """
+    return _INDEX.fullmatch(name) is not None
+
+
+def is_larger_model(d: Mapping[str, Any]) -> bool:
+    """Returns whether a `config.json` is not that of a model of SigLIP, so that it may be of one that contains a tower.
+
+    Args:
+      d: contents of the file.
+    """
+    return not describes_a_model(d) or d.get("model_type", SiglipConfig.model_type) not in CONFIGS
 
 
 def read_contents(
@@ -98,18 +145,22 @@ def read_contents(
       FileNotFoundError: if a file is missing.
       ValueError: if a file is corrupt.
     """
+    d = {} if config is not None else read_any_config(config_file(path))
+    larger = is_larger_model(d) if config is None else not isinstance(config, SiglipConfig | TextConfig)
     tensors: dict[str, StoredTensor] = {}
-    for file in weight_files(path):
+    for file in weight_files(path, tower_only=larger):
         tensors |= read_safetensors(file)
     tensors = _renamed(path, tensors, key_mapping or {})
     if config is not None:
         return _with_config(path, config, tensors)
-    d = read_config(path)
-    part = d.get("vision_config")
-    if d.get("model_type", SiglipConfig.model_type) not in CONFIGS and isinstance(part, dict):
+    names = _image_tower(path, tensors) if larger else {}
+    if names and (describes_a_model(d) or any(own != name for own, name in names.items())):
+        tower = _without_ignored({own: tensors[name] for own, name in names.items()})
         with naming(config_file(path)):
-            config = SiglipVisionConfig.from_dict(SiglipVisionConfig._select(d))
-        return Contents(path, "huggingface", config, "SiglipVisionModel", _image_tower(path, tensors), {})
+            vision = tower_config(d, {own: t.shape for own, t in tower.items()})
+        part_of = str(d.get("model_type") or d.get("type") or "a larger model")
+        return Contents(path, "huggingface", vision, architecture_of(vision), tower, {"part_of": part_of})
+    d = read_config(path)
     with naming(config_file(path)):
         config = config_from_dict(d)
     tensors, notes = without_prefix(tensors)
@@ -124,6 +175,8 @@ def _with_config(path: Path, config: Config, tensors: dict[str, StoredTensor]) -
     """Returns the contents of files whose configuration is given; from a whole model, one tower can be read."""
     if not isinstance(config, SiglipConfig):
         prefix = f"{TEXT if isinstance(config, TextConfig) else VISION}."
+        names = {} if isinstance(config, TextConfig) else _image_tower(path, tensors)
+        tensors = {own: tensors[name] for own, name in names.items()} or tensors
         tensors = _with_prefix({k: t for k, t in tensors.items() if k.startswith(prefix)} or tensors, config)
     classifies = any(key.startswith(CLASSIFIER) for key in tensors)
     found = architecture_of(config, classifies)
@@ -151,14 +204,13 @@ def _renamed(path: Path, tensors: dict[str, StoredTensor], key_mapping: Mapping[
     return renamed
 
 
-def _image_tower(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Returns the tensors of the only image tower, renamed to those of a `SiglipVisionModel`."""
-    prefixes = [key.removesuffix(_PATCHES) for key in tensors if key.endswith(_PATCHES)]
-    if len(prefixes) != 1:
-        raise ValueError(f"{path}: the model must have one image tower (…{_PATCHES}), got {len(prefixes)}")
-    prefix = prefixes[0]
-    renamed = {f"vision_model.{key.removeprefix(prefix)}": t for key, t in tensors.items() if key.startswith(prefix)}
-    return _without_ignored(renamed)
+def _image_tower(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """Returns the names of the tensors of the only image tower; {} if there is none."""
+    towers = find_towers(tensors)
+    if len(towers) > 1:
+        found = ", ".join(map(shown, sorted(towers)[:4]))
+        raise ValueError(f"{path}: the model must have one image tower, got {len(towers)} ({found}); keep one of them")
+    return next(iter(towers.values()), {})
 
 
 def _with_prefix(tensors: dict[str, StoredTensor], config: Config) -> dict[str, StoredTensor]:
