@@ -8,8 +8,8 @@ Example:
   'a horse'
 
 The names here are those that most programs need. Everything else is in the packages `assets`, `checkpoints`,
-`configs`, `data`, `evaluation`, `inference`, `losses`, `models`, `parallel`, `plots`, `processing`, `quantization`,
-`search` and `training`.
+`configs`, `data`, `evaluation`, `inference`, `losses`, `models`, `parallel`, `planning`, `plots`, `processing`,
+`quantization`, `search` and `training`.
 """
 
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from siglip_jax import losses as losses
     from siglip_jax import models as models
     from siglip_jax import parallel as parallel
+    from siglip_jax import planning as planning
     from siglip_jax import plots as plots
     from siglip_jax import processing as processing
     from siglip_jax import quantization as quantization
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
         pmap_forward,
     )
     from siglip_jax.parallel import global_batch, join_processes, make_mesh, shard_params
+    from siglip_jax.planning import plan
     from siglip_jax.processing import (
         Siglip2ImageProcessor,
         Siglip2Tokenizer,
@@ -105,6 +107,8 @@ __all__ = [
     "models",
     "parallel",
     "pipeline",
+    "plan",
+    "planning",
     "plots",
     "pmap_forward",
     "processing",
@@ -122,7 +126,8 @@ __all__ = [
 # Everything is imported on first use, jax too: the command line handles Ctrl-C before that second has passed.
 make_lazy(
     __name__,
-    submodules=("assets", "data", "evaluation", "plots", "quantization", "search", "training"),
+    {"plan": "siglip_jax.planning.plan"},
+    submodules=("assets", "data", "evaluation", "planning", "plots", "quantization", "search", "training"),
     packages=("configs", "losses", "parallel", "processing", "checkpoints", "models", "inference"),
 )
 

@@ -12,6 +12,7 @@ EXTRAS = (
     "flatbuffers",
     "grain",
     "huggingface_hub",
+    "libtpu",
     "matplotlib",
     "optax",
     "pyarrow",
@@ -58,6 +59,7 @@ print(sorted(siglip_jax.training.RECIPES)[0])
         (("classify", str(siglip_jax.assets.EXAMPLES), "--labels", "a", "--save-plot", "x.png"), "matplotlib", "plot"),
         (("export", "--out", "x"), "flatbuffers", "export"),
         (("bench", "--quantization", "int8"), "qwix", "quant"),
+        (("plan", "--topology", "v5e:2x2"), "libtpu", "tpu"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else None,
 )

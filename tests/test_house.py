@@ -31,6 +31,7 @@ FLOORS = (
         "_npy",
         "_optional",
         "_progress",
+        "_tpu",
         "_version",
         "assets",
         "params",
@@ -43,7 +44,7 @@ FLOORS = (
     ("models",),
     ("inference",),
     ("evaluation", "plots", "search"),
-    ("training",),
+    ("planning", "training"),
     ("cli", "__main__"),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

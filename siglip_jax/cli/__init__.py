@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from siglip_jax._tpu import describe_no_tpu
 from siglip_jax.cli import _signals
 
 __all__ = ["main"]
@@ -18,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         _signals.end_at_once()  # before jax is imported, which takes a second
+        describe_no_tpu()
     from siglip_jax.cli._main import run
 
     return run(argv)

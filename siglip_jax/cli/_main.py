@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from siglip_jax import _progress
 from siglip_jax._version import __version__
-from siglip_jax.cli import bench, classify, convert, embed, evaluate, export, info, search, train, verify
+from siglip_jax.cli import bench, classify, convert, embed, evaluate, export, info, plan, search, train, verify
 from siglip_jax.cli._output import printable, say, warnings_as_lines
 from siglip_jax.cli._signals import INTERRUPTED, raised
 
@@ -22,6 +22,7 @@ COMMANDS = {
     "eval": evaluate,
     "export": export,
     "info": info,
+    "plan": plan,
     "search": search,
     "train": train,
     "verify": verify,
@@ -48,7 +49,7 @@ def build_parser() -> Parser:
     """Returns the parser, with a subparser for each command."""
     parser = Parser(
         prog="siglip-jax",
-        description="Classify, search, train, evaluate, convert and export with SigLIP models in JAX.",
+        description="Classify, search, train, evaluate, plan, convert and export with SigLIP models in JAX.",
         epilog="siglip-jax COMMAND --help describes the options of a command.",
     )
     parser.add_argument("--version", action="version", version=f"siglip-jax {__version__}")

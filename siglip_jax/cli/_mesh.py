@@ -2,12 +2,11 @@
 
 import argparse
 import json
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from siglip_jax.cli._output import print_table, whole_number
+from siglip_jax.cli._output import print_table, size, whole_number
 from siglip_jax.models.cost import EXAMPLES_PER_DEVICE, mesh_memory
 from siglip_jax.parallel.mesh import AXES
 
@@ -20,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     group = parser.add_argument_group("memory over a mesh of devices, which need not exist")
     group.add_argument(
-        "--mesh", type=_sizes, metavar="AXES", help="sizes of the axes data, fsdp and tensor, as in data=4,fsdp=2"
+        "--mesh", type=axes, metavar="AXES", help="sizes of the axes data, fsdp and tensor, as in data=4,fsdp=2"
     )
     text = f"image-text pairs in the global batch (default: {EXAMPLES_PER_DEVICE} for each shard of data and fsdp)"
     group.add_argument("--batch", type=whole_number, metavar="N", help=text)
@@ -29,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--table", action="store_true", help="also list the sharding of every parameter")
 
 
-def _sizes(text: str) -> dict[str, int]:
+def axes(text: str) -> dict[str, int]:
+    """Parses the sizes of the axes of a mesh, of which some may be left out."""
     sizes: dict[str, int] = {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\w+)\s*=\s*(\d{1,9})\s*", part, re.ASCII)
@@ -38,7 +38,7 @@ def _sizes(text: str) -> dict[str, int]:
                 f"axes must be sizes of at least 1 for {', '.join(AXES)}, got {text!r}; write data=4,fsdp=2"
             )
         sizes[match[1]] = int(match[2])
-    return {axis: sizes.get(axis, 1) for axis in AXES}
+    return sizes
 
 
 def wanted(arguments: argparse.Namespace) -> bool:
@@ -86,8 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     print()
     rows = [
-        (ROWS.get(key, key), _size(facts["forward"][key]), _size(value))
-        for key, value in facts["training_step"].items()
+        (ROWS.get(key, key), size(facts["forward"][key]), size(value)) for key, value in facts["training_step"].items()
     ]
     print_table(("on each device", "forward pass", "training step"), rows, 1)
     print(CAPTION)
@@ -103,16 +102,7 @@ def _lines(table: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
         line = (re.sub(r"/layers_\d+/", "/layers_*/", row["path"]), " x ".join(map(str, row["shape"])), row["spec"])
         groups.setdefault(line, []).append(row["bytes"])
     lines = [
-        (f"{path}  x {len(sizes)}" if "*" in path else path, *others, _size(sum(sizes)))
+        (f"{path}  x {len(sizes)}" if "*" in path else path, *others, size(sum(sizes)))
         for (path, *others), sizes in groups.items()
     ]
-    return [*lines, ("total", "", "", _size(sum(row["bytes"] for row in table)))]
-
-
-def _size(count: int) -> str:
-    """Returns a number of bytes in MiB or GiB, with three significant digits."""
-    unit, value = ("GiB", count / 2**30) if count >= 1000 * 2**20 else ("MiB", count / 2**20)
-    if value < 0.01:
-        return "< 0.01 MiB" if count else "-"
-    digits = min(max(2 - math.floor(math.log10(value)), 0), 2)
-    return f"{value:,.{digits}f} {unit}"
+    return [*lines, ("total", "", "", size(sum(row["bytes"] for row in table)))]

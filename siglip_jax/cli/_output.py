@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import sys
 import time
 import warnings
@@ -74,6 +75,15 @@ def percent(share: float) -> str:
     """Returns a share as a percentage, with one decimal, or two significant digits below 0.1 %."""
     hundred = 100 * share
     return f"{hundred:.1f} %" if hundred >= 0.1 or hundred == 0 else f"{hundred:.2g} %"
+
+
+def size(count: int) -> str:
+    """Returns a number of bytes in MiB or GiB, with three significant digits."""
+    unit, value = ("GiB", count / 2**30) if count >= 1000 * 2**20 else ("MiB", count / 2**20)
+    if value < 0.01:
+        return "< 0.01 MiB" if count else "-"
+    digits = min(max(2 - math.floor(math.log10(value)), 0), 2)
+    return f"{value:,.{digits}f} {unit}"
 
 
 def print_table(

@@ -199,7 +199,7 @@ def mesh_memory(
       >>> facts["devices"], facts["training_step"]["parameters"] < facts["training_step"]["total"]
       (8, True)
     """
-    name, config, shapes = _shapes_of(name_or_path)
+    name, config, shapes = shapes_of(name_or_path)
     sizes = {axis: 1 for axis in AXES} | dict(sizes)
     batch = batch or EXAMPLES_PER_DEVICE * sizes["data"] * sizes["fsdp"]
     table = placements(shapes, sizes)
@@ -217,7 +217,7 @@ def mesh_memory(
     }
 
 
-def _shapes_of(name_or_path: str | os.PathLike[str] | None) -> tuple[str, Config, dict[str, Shape]]:
+def shapes_of(name_or_path: str | os.PathLike[str] | None) -> tuple[str, Config, dict[str, Shape]]:
     """Returns name, configuration and shapes of the parameters, without reading files of released checkpoints."""
     name = None if name_or_path is None else os.fspath(name_or_path)
     variant = None if name is None or Path(name).exists() else NAMES.get(name)

@@ -1,9 +1,10 @@
 """Meshes of devices for models and losses."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array
@@ -35,7 +36,11 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
       >>> mesh.axis_names, mesh.shape["data"] == jax.device_count()
       (('data', 'fsdp', 'tensor'), True)
     """
-    devices = jax.devices()
+    return mesh_over(jax.devices(), data, fsdp, tensor)
+
+
+def mesh_over(devices: Sequence[Any], data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """Returns a mesh of the devices given, which may be described ones, as `make_mesh` does of all."""
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise ValueError(
@@ -47,7 +52,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     if math.prod(sizes) != len(devices):
         named = " x ".join(f"{name}={size}" for name, size in zip(AXES, (data, fsdp, tensor), strict=True))
         raise ValueError(f"mesh must have all {len(devices)} devices, got {named}; change one of them, or use -1")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=np.asarray(devices).tolist())
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=list(devices))
 
 
 def batch_shards(mesh: Mesh | None) -> int:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from siglip_jax.checkpoints.surgery import with_labels, with_resolution
 from siglip_jax.configs.configuration import SiglipConfig
 from siglip_jax.data.transform import Transform, normalize_pixels
 from siglip_jax.models import SiglipForImageClassification, SiglipModel
+from siglip_jax.models.cost import step_flops
 from siglip_jax.models.placement import place_params
-from siglip_jax.parallel.mesh import batch_shards, make_mesh
+from siglip_jax.parallel.mesh import batch_shards, mesh_over
 from siglip_jax.parallel.sharding import shard_params
 from siglip_jax.params import flatten, unflatten
 from siglip_jax.processing import SiglipProcessor
@@ -55,24 +56,25 @@ class Model:
     table: dict[str, Treatment]
 
 
-def mesh_of(recipe: Recipe) -> Mesh | None:
-    """Returns the mesh of a recipe over all devices; None for a single device.
+def mesh_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Mesh | None:
+    """Returns the mesh of a recipe over all devices; None for the only device of this process.
 
     Args:
       recipe: recipe with the number of devices along each axis.
+      devices: devices of the mesh, which may be described ones; None: all of `jax.devices`.
 
     Raises:
       ValueError: if the mesh does not fit the devices, or the batch does not fit the mesh.
     """
     shape = recipe.mesh
-    mesh = make_mesh(shape.data, shape.fsdp, shape.tensor)
+    mesh = mesh_over(jax.devices() if devices is None else devices, shape.data, shape.fsdp, shape.tensor)
     holders = batch_shards(mesh)
     if recipe.batch_size % (holders * recipe.micro_batches):
         raise ValueError(
             f"batch_size must be a multiple of {holders} devices x {recipe.micro_batches} micro-batches, got"
             f" {recipe.batch_size}; change one of them"
         )
-    return None if mesh.size == 1 else mesh
+    return None if mesh.size == 1 and devices is None else mesh
 
 
 def prepare_model(
@@ -117,14 +119,7 @@ def prepare_model(
         images = type(images).from_dict(images.to_dict() | {"size": {"height": size, "width": size}})
     processor = SiglipProcessor(images, processor.tokenizer, max_length=processor.max_length)
 
-    module_class = SiglipModel if recipe.task == "pairs" else SiglipForImageClassification
-    module = module_class(
-        config,
-        dtype=jnp.dtype(recipe.dtype),
-        remat=recipe.remat,
-        scan_layers=recipe.scan_layers,
-        mesh=mesh,
-    )
+    module = make_module(recipe, config, mesh)
     params: Mapping[str, Any] = checkpoint.params
     if recipe.fresh is not None:
         params = _with_fresh(params, module, recipe)
@@ -132,13 +127,39 @@ def prepare_model(
     if recipe.lora.rank:
         lora = init_lora(jax.random.fold_in(jax.random.key(recipe.seed), 1), recipe.lora, placed)
         placed["lora"] = lora if mesh is None else shard_params(lora, mesh, ((".*", jax.P()),))
-    table = treatments(recipe.optimizer, flatten(placed))
+    return Model(module, placed, processor, make_table(recipe, flatten(placed)))
+
+
+def make_module(recipe: Recipe, config: Any, mesh: Mesh | None) -> Trainable:
+    """Returns the module that a recipe trains.
+
+    Args:
+      recipe: recipe of the run.
+      config: configuration of the model, with the recipe's resolution and classes.
+      mesh: mesh over which the batch is sharded; None: one device.
+    """
+    module_class = SiglipModel if recipe.task == "pairs" else SiglipForImageClassification
+    options: Any = {"dtype": jnp.dtype(recipe.dtype), "remat": recipe.remat, "scan_layers": recipe.scan_layers}
+    return module_class(config, mesh=mesh, **options)
+
+
+def make_table(recipe: Recipe, paths: Iterable[str]) -> dict[str, Treatment]:
+    """Returns the treatment of each parameter of a run, by path.
+
+    Args:
+      recipe: recipe of the run.
+      paths: paths of all parameters.
+
+    Raises:
+      ValueError: if the rules do not fit the parameters, or a tower is trained whose embeddings are stored.
+    """
+    table = treatments(recipe.optimizer, paths)
     if recipe.locked_images and any(not e.frozen for path, e in table.items() if path.startswith("vision_model/")):
         raise ValueError(
             "optimizer.rates must freeze vision_model/.* with locked_images, got a factor other than 0; put the rule"
             " ('vision_model/.*', 0.0) first"
         )
-    return Model(module, placed, processor, table)
+    return table
 
 
 _ARCHITECTURES = {
@@ -174,11 +195,24 @@ def make_transform(recipe: Recipe, processor: SiglipProcessor) -> Transform:
 
 def make_objective(recipe: Recipe, model: Model, transform: Transform, mesh: Mesh | None) -> Objective:
     """Returns the objective that a recipe minimises."""
-    normalize = functools.partial(
-        normalize_pixels, mean=transform.mean, std=transform.std, rescale_factor=transform.rescale_factor
-    )
+    return objective_of(recipe, model.module, (transform.mean, transform.std, transform.rescale_factor), mesh)
+
+
+def objective_of(
+    recipe: Recipe, module: Trainable, normalization: tuple[Sequence[float], Sequence[float], float], mesh: Mesh | None
+) -> Objective:
+    """Returns the objective that a recipe minimises.
+
+    Args:
+      recipe: recipe of the run.
+      module: module to train.
+      normalization: mean, standard deviation and factor of the pixels, as `normalize_pixels` takes them.
+      mesh: mesh over which the batch is sharded; None: one device.
+    """
+    mean, std, factor = normalization
+    normalize = functools.partial(normalize_pixels, mean=mean, std=std, rescale_factor=factor)
     fields: dict[str, Any] = {
-        "module": model.module,
+        "module": module,
         "prepare": lambda key, pixels: normalize(pixels),
         "lora": recipe.lora,
     }
@@ -225,6 +259,24 @@ def make_plan(
     optimizer = make_optimizer(recipe.optimizer, table, schedule)
     step = Step(objective, optimizer, recipe.micro_batches, recipe.optimizer.average, recipe.seed, mesh)
     return Plan(table, steps, schedule, step)
+
+
+def flops_of(recipe: Recipe, config: SiglipConfig, table: Mapping[str, Treatment]) -> int:
+    """Returns the operations of a step of a recipe, as `step_flops` counts them.
+
+    Args:
+      recipe: recipe of the run.
+      config: configuration of the model.
+      table: treatment of each parameter by path, as from `treatments`.
+    """
+    moving = {path.partition("/")[0] for path, entry in table.items() if not entry.frozen}
+    return step_flops(
+        config,
+        0 if recipe.locked_images else recipe.batch_size,
+        recipe.batch_size if recipe.task == "pairs" else 0,
+        image_trained=bool(moving & {"vision_model", "lora"}),
+        text_trained=bool(moving & {"text_model", "lora"}),
+    )
 
 
 def make_state(plan: Plan, params: Mapping[str, Any]) -> TrainState:

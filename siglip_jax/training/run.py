@@ -18,7 +18,6 @@ from siglip_jax.data.open import open_source
 from siglip_jax.inference.bench import peak_memory
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.models import SiglipModel
-from siglip_jax.models.cost import step_flops
 from siglip_jax.processing import SiglipProcessor
 from siglip_jax.training.evaluators import labels_evaluation, pairs_evaluation
 from siglip_jax.training.loop import Evaluate, LoopOptions, OnMetrics, check_resumable, run_loop
@@ -26,6 +25,7 @@ from siglip_jax.training.prepare import (
     Model,
     Plan,
     Trainable,
+    flops_of,
     gathered,
     identity_of,
     local_objective,
@@ -233,14 +233,7 @@ def _evaluation(data: Path_ | Source, keys: Mapping[str, Any], recipe: Recipe, s
 
 def _speed_metrics(recipe: Recipe, model: Model, plan: Plan) -> Callable[[int, float], dict[str, float]]:
     """Returns the function from (step, steps per second) to the metrics of speed, learning rate and memory."""
-    moving = {path.partition("/")[0] for path, entry in model.table.items() if not entry.frozen}
-    flops = step_flops(
-        model.module.config,
-        0 if recipe.locked_images else recipe.batch_size,
-        recipe.batch_size if recipe.task == "pairs" else 0,
-        image_trained=bool(moving & {"vision_model", "lora"}),
-        text_trained=bool(moving & {"text_model", "lora"}),
-    )
+    flops = flops_of(recipe, model.module.config, model.table)
 
     def metrics(step: int, steps_per_second: float) -> dict[str, float]:
         line = {
