@@ -16,7 +16,14 @@ Needed = Callable[[Iterable[str]], list[str]]
 
 TOKENIZER_FILES = ("spiece.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-SIDE_FILES = (*TOKENIZER_FILES, *PROCESSOR_FILES, "added_tokens.json", "config.json", "open_clip_config.json")
+SIDE_FILES = (
+    *TOKENIZER_FILES,
+    *PROCESSOR_FILES,
+    "added_tokens.json",
+    "config.json",
+    "open_clip_config.json",
+    "adapter_config.json",
+)
 TIMEOUT = 10  # seconds until the first response
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WITHOUT_OWNER = re.compile(r"siglip2?-[\w-]+")

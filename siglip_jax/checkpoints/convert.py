@@ -128,6 +128,7 @@ def convert(
     dtype: str | None = None,
     dry_run: bool = False,
     on_progress: OnProgress | None = None,
+    base: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Conversion:
     """Converts a checkpoint to a format, with optional changes, and verifies the result bit by bit.
@@ -152,6 +153,8 @@ def convert(
       dry_run: whether to return the plan without writing anything.
       on_progress: called with (bytes done, total bytes); every byte counts twice, once when written and once when read
         back. None: not called.
+      base: checkpoint to merge a LoRA adapter of PEFT into, where the source is one; None: the one that its
+        configuration names.
       **options: options of the format, as for `write_checkpoint`; `stacked=True` stacks the layers in an .npz file.
         Values of None and False are ignored.
 
@@ -177,7 +180,7 @@ def convert(
     if dtype is not None:
         check_choice("dtype", dtype, DTYPES)
     target = output_path(destination, "destination")
-    contents = read_contents(source)
+    contents = read_contents(source, base=base)
     if target.resolve() == contents.path.resolve():
         raise ValueError(f"{destination}: the destination must not be the source, got the same path; choose another")
     architecture = contents.architecture

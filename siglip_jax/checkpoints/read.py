@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from siglip_jax.checkpoints.adapters import injected, is_adapter, merged, read_adapter
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.formats import FORMATS, Format, Shardings
 from siglip_jax.checkpoints.hub import advice_for_pickles, resolve
@@ -30,6 +31,7 @@ def read_contents(
     token: str | bool | None = None,
     config: Config | None = None,
     key_mapping: Mapping[str, str] | None = None,
+    base: str | os.PathLike[str] | None = None,
 ) -> Contents:
     """Reads the headers of a checkpoint's files; no parameters are read.
 
@@ -46,14 +48,16 @@ def read_contents(
       config: configuration to use instead of that of the files, which need none then; None: that of the files.
       key_mapping: replacement of each regular expression in the names of the tensors of safetensors files: the first
         match is replaced, one expression after the other, as in the reference; None: none.
+      base: checkpoint to merge a LoRA adapter of PEFT into, where `path` is one; None: the one that its configuration
+        names.
 
     Returns:
       The configuration, tensors and layout of the files.
 
     Raises:
-      FileNotFoundError: if the path does not exist or holds no weights.
+      FileNotFoundError: if the path, or the checkpoint below an adapter, does not exist or holds no weights.
       ValueError: if the weights are of an unknown format, damaged, or for inference only, or the format cannot rename
-        tensors.
+        tensors; if an adapter cannot be merged exactly, or `base` is given without one.
 
     Example:
       >>> import siglip_jax
@@ -64,15 +68,32 @@ def read_contents(
     name, subtree = os.fspath(path), None
     if not Path(name).exists() and (m := re.fullmatch(r"(.+):(\w+)", name)):
         name, subtree = m[1], m[2]
-    found = resolve(
-        name,
-        revision=revision,
-        local_files_only=local_files_only,
-        subfolder=subfolder,
-        variant=variant,
-        cache_dir=cache_dir,
-        token=token,
-    )
+    hub: Any = {"local_files_only": local_files_only, "cache_dir": cache_dir, "token": token}
+    found = resolve(name, revision=revision, subfolder=subfolder, variant=variant, **hub)
+    if not is_adapter(found):
+        if base is not None:
+            raise ValueError(
+                f"{found}: base must be None for a checkpoint that is no adapter, got {base}; leave it out"
+            )
+        return _contents(found, subtree, for_inference, config, key_mapping)
+    adapter = read_adapter(found)
+    below = adapter.base if base is None else os.fspath(base)
+    if below is None:
+        raise ValueError(f"{found}: the adapter must name the checkpoint below it, got none; pass base=")
+    under = resolve(below, revision=adapter.revision if base is None else None, **hub)
+    if is_adapter(under):
+        raise ValueError(f"{found}: the checkpoint below an adapter must be a whole one, got {under}; pass base=")
+    return merged(_contents(under, subtree, False, config, key_mapping), adapter)
+
+
+def _contents(
+    found: Path,
+    subtree: str | None,
+    for_inference: bool,
+    config: Config | None,
+    key_mapping: Mapping[str, str] | None,
+) -> Contents:
+    """Reads the headers of a checkpoint that is no adapter, though one may be injected into it."""
     format = check_recognised(found)
     if format.inference_only and not for_inference:
         raise ValueError(
@@ -85,6 +106,8 @@ def read_contents(
         contents = format.read_contents(found, config=config, key_mapping=key_mapping)
     else:
         contents = format.read_contents(found)
+    if inside := injected(contents):
+        contents = merged(*inside)
     if config is not None and config != contents.config:
         classifies = contents.architecture.endswith("ForImageClassification")
         contents = dataclasses.replace(contents, config=config, architecture=architecture_of(config, classifies))
@@ -134,6 +157,7 @@ def read_checkpoint(
     architecture: str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
+    base: str | os.PathLike[str] | None = None,
 ) -> Checkpoint:
     """Reads a checkpoint; the format is recognised from the files.
 
@@ -145,6 +169,8 @@ def read_checkpoint(
         which the parameters then lack.
       revision: branch, tag or commit of a Hub repository; None: `main`.
       local_files_only: whether to use only local files and the cache, without a request to the Hub.
+      base: checkpoint to merge a LoRA adapter of PEFT into, where `path` is one; None: the one that its configuration
+        names.
 
     Returns:
       The configuration and the parameters; arrays are read-only views of memory-mapped files where the format allows.
@@ -159,7 +185,8 @@ def read_checkpoint(
       >>> checkpoint.format, checkpoint.architecture
       ('huggingface', 'SiglipModel')
     """
-    return select(read_contents(path, revision=revision, local_files_only=local_files_only), architecture)
+    contents = read_contents(path, revision=revision, local_files_only=local_files_only, base=base)
+    return select(contents, architecture)
 
 
 def select(

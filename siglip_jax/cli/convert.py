@@ -20,7 +20,8 @@ EPILOG = """examples:
   siglip-jax convert google/siglip-base-patch16-224 base.npz --to big_vision
   siglip-jax convert webli_en_b16_224_63724782.npz out/ --to huggingface --dtype bfloat16
   siglip-jax convert model/ larger/ --to huggingface --resolution 384 --dry-run
-  siglip-jax convert google/siglip-base-patch16-224 small/ --quantization int8"""
+  siglip-jax convert google/siglip-base-patch16-224 small/ --quantization int8
+  siglip-jax convert adapter/ merged/ --to huggingface --base google/siglip-base-patch16-224"""
 
 FORMATS = tuple(name for name, format in KNOWN.items() if not format.inference_only)
 
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels-from", metavar="FILE", help="add a fresh classifier for the labels in FILE, one per line"
     )
     parser.add_argument("--stacked", action="store_true", help="stack the layers of an .npz, for scan in big_vision")
+    parser.add_argument("--base", metavar="NAME_OR_PATH", help="checkpoint to merge SRC into, an adapter of PEFT")
     parser.add_argument("--quantization", choices=QUANTIZATIONS, help="quantize the dense layers of both towers")
     parser.add_argument("--dry-run", action="store_true", help="print the mapping of every tensor and write nothing")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -65,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     from siglip_jax.checkpoints.convert import convert
 
     labels = () if arguments.labels_from is None else read_lines(arguments.labels_from, "labels")
-    names = ("tower", "patch_size", "resolution", "rule", "text_length", "dtype", "dry_run", "stacked")
+    names = ("tower", "patch_size", "resolution", "rule", "text_length", "dtype", "dry_run", "stacked", "base")
     options = {name: getattr(arguments, name) for name in names}
     with progress("written and read back", in_bytes=True) as on_progress:
         done = convert(
@@ -86,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _quantize(a: argparse.Namespace) -> int:
     others = ("to", "dtype", "resolution", "patch_size", "text_length", "tower", "labels_from", "stacked", "dry_run")
+    others += ("base",)
     if given := [f"--{name.replace('_', '-')}" for name in others if getattr(a, name)]:
         raise ValueError(f"--quantization must be used alone, got {', '.join(given)} too; do that conversion first")
     from siglip_jax.inference.quantize import quantize_checkpoint

@@ -37,6 +37,7 @@ def load(
     variant: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
+    base: str | os.PathLike[str] | None = None,
 ) -> Siglip:
     """Loads a model with its processor, ready for inference.
 
@@ -65,6 +66,8 @@ def load(
       variant: variant of the weights, such as "fp16" for `model.fp16.safetensors`; None: `model.safetensors`.
       cache_dir: folder of the Hub's cache; None: that of `huggingface_hub`.
       token: token for the Hub, False for none; None: that of `HF_TOKEN` or of the login.
+      base: checkpoint to merge a LoRA adapter of PEFT into, where `name_or_path` is one; None: the one that its
+        configuration names.
 
     Returns:
       A `Siglip`, the model with its parameters and its processor.
@@ -94,6 +97,7 @@ def load(
         variant=variant,
         cache_dir=cache_dir,
         token=token,
+        base=base,
     )
     model_class, parts = getattr(models, contents.architecture), ARCHITECTURES[contents.architecture]
     processor = processor_beside(

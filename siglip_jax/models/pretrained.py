@@ -102,6 +102,7 @@ class PretrainedModule(nn.Module):
         key_mapping: Mapping[str, str] | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
+        base: str | os.PathLike[str] | None = None,
     ) -> tuple[M, dict[str, Any]]:
         """Loads a module and its parameters from a checkpoint of any format.
 
@@ -138,6 +139,8 @@ class PretrainedModule(nn.Module):
             first match is replaced, one expression after the other; None: none.
           cache_dir: folder of the Hub's cache; None: that of `huggingface_hub`.
           token: token for the Hub, False for none; None: that of `HF_TOKEN` or of the login.
+          base: checkpoint to merge a LoRA adapter of PEFT into, where `name_or_path` is one; None: the one that its
+            configuration names.
 
         Returns:
           The module, and its parameters as a nested dict of jax arrays.
@@ -159,7 +162,7 @@ class PretrainedModule(nn.Module):
         if isinstance(config, (str, os.PathLike)):
             config = config_from_dict(read_config(config, revision, local_files_only))
         contents = read_contents(
-            name_or_path, subfolder=subfolder, variant=variant, config=config, key_mapping=key_mapping, **hub
+            name_or_path, subfolder=subfolder, variant=variant, config=config, key_mapping=key_mapping, base=base, **hub
         )
         contents = _with_labels(cls.__name__, contents, num_labels, id2label)
         rules = sharding_rules or SHARDING_RULES
