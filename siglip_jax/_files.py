@@ -152,13 +152,14 @@ def read_lines(path: str | os.PathLike[str], what: str) -> tuple[str, ...]:
     return found
 
 
-def inside(path: Path) -> Path:
+def inside(path: Path, root: Path | None = None) -> Path:
     """Returns `path` unless it is a link out of its directory.
 
     Links to the blobs of the same repository in the Hub's cache are allowed.
 
     Args:
       path: path to check.
+      root: directory that links may lead to; None: that of `path`.
 
     Returns:
       `path`, unresolved.
@@ -168,7 +169,7 @@ def inside(path: Path) -> Path:
     """
     if not path.is_symlink():
         return path
-    target, home = path.resolve(), path.parent.resolve()
+    target, home = path.resolve(), (root or path.parent).resolve()
     homes = [home]
     if home.parent.name == "snapshots":  # the Hub's cache: snapshots/REVISION/FILE -> blobs/HASH
         homes.append(home.parent.parent / "blobs")

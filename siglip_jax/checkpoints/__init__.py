@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from siglip_jax.checkpoints.convert import Conversion, convert
     from siglip_jax.checkpoints.describe import describe
     from siglip_jax.checkpoints.verify import Check, verify
+    from siglip_jax.checkpoints.write_tower import write_tower
 
 __all__ = [
     "Check",
@@ -23,6 +24,7 @@ __all__ = [
     "read_contents",
     "verify",
     "write_checkpoint",
+    "write_tower",
 ]
 
 make_lazy(
@@ -33,5 +35,6 @@ make_lazy(
         "convert": "siglip_jax.checkpoints.convert",
         "describe": "siglip_jax.checkpoints.describe",
         "verify": "siglip_jax.checkpoints.verify",
+        "write_tower": "siglip_jax.checkpoints.write_tower",
     },
 )

@@ -112,5 +112,26 @@ def write_safetensors(path: Path, tensors: Mapping[str, NewTensor], metadata: Ma
             release(array)
 
 
+def replace_tensors(path: Path, tensors: Mapping[str, NewTensor]) -> None:
+    """Overwrites some tensors of a safetensors file in place; its header and its other tensors keep their bytes.
+
+    Args:
+      path: the file, to which nobody else has access yet.
+      tensors: new tensors by name, in the shapes and dtypes of the old ones.
+
+    Raises:
+      ValueError: if the header lacks a tensor, or has it in another size.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = parse_json(file.read(length))
+        for key, tensor in tensors.items():
+            begin, end = header.get(key, {}).get("data_offsets", (0, 0))
+            if end - begin != tensor.nbytes:
+                raise ValueError(f"{path}: {shown(key)} must have {tensor.nbytes} bytes, got {end - begin}; try again")
+            file.seek(8 + length + begin)
+            file.write(np.ascontiguousarray(tensor.make()).reshape(-1).view(np.uint8).data)
+
+
 def _rank(dtype: np.dtype) -> int:
     return ["BOOL", "U8", "I8", "F8_E4M3", "I16", "F16", "BF16", "I32", "F32", "F64", "I64"].index(_NAMES[dtype])

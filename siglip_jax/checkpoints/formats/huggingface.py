@@ -153,7 +153,7 @@ def read_contents(
     tensors = _renamed(path, tensors, key_mapping or {})
     if config is not None:
         return _with_config(path, config, tensors)
-    names = _image_tower(path, tensors) if larger else {}
+    names = tower_names(path, tensors) if larger else {}
     if names and (describes_a_model(d) or any(own != name for own, name in names.items())):
         tower = _without_ignored({own: tensors[name] for own, name in names.items()})
         with naming(config_file(path)):
@@ -175,7 +175,7 @@ def _with_config(path: Path, config: Config, tensors: dict[str, StoredTensor]) -
     """Returns the contents of files whose configuration is given; from a whole model, one tower can be read."""
     if not isinstance(config, SiglipConfig):
         prefix = f"{TEXT if isinstance(config, TextConfig) else VISION}."
-        names = {} if isinstance(config, TextConfig) else _image_tower(path, tensors)
+        names = {} if isinstance(config, TextConfig) else tower_names(path, tensors)
         tensors = {own: tensors[name] for own, name in names.items()} or tensors
         tensors = _with_prefix({k: t for k, t in tensors.items() if k.startswith(prefix)} or tensors, config)
     classifies = any(key.startswith(CLASSIFIER) for key in tensors)
@@ -204,8 +204,16 @@ def _renamed(path: Path, tensors: dict[str, StoredTensor], key_mapping: Mapping[
     return renamed
 
 
-def _image_tower(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
-    """Returns the names of the tensors of the only image tower; {} if there is none."""
+def tower_names(path: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """Returns the names of the tensors of the only image tower by those of a `SiglipVisionModel`; {} if there is none.
+
+    Args:
+      path: the files, for errors.
+      tensors: tensors of the files by name.
+
+    Raises:
+      ValueError: if there are several towers.
+    """
     towers = find_towers(tensors)
     if len(towers) > 1:
         found = ", ".join(map(shown, sorted(towers)[:4]))
