@@ -16,97 +16,16 @@ import os
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
-COMMON = """
-import json, sys, time
-import numpy as np
-name, dtype = sys.argv[1:3]
-batch, width, devices = map(int, sys.argv[3:6])
-random = np.random.default_rng(0)
-def unit():
-    x = random.standard_normal((batch, width), np.float32)
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
-images, texts = unit(), unit()
-def status(field):
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
-def measure(step, peak_of_device):
-    base = status("VmRSS")
-    open("/proc/self/clear_refs", "w").write("5")  # resets the peak
-    step()
-    peak = peak_of_device() if peak_of_device else status("VmHWM") - base
-    for line in sys.stdin:  # one line: one timing
-        start = time.perf_counter()
-        rounds = 0
-        while not rounds or time.perf_counter() - start < 0.2:
-            step()
-            rounds += 1
-        print(json.dumps([(time.perf_counter() - start) / rounds, peak]), flush=True)
-"""
-OURS = (
-    COMMON
-    + """
-import jax, jax.numpy as jnp
-if devices > 1:
-    jax.config.update("jax_num_cpu_devices", devices)
-import siglip_jax
-from jax.sharding import NamedSharding, PartitionSpec
-def formula(images, texts, scale, bias):
-    logits = jnp.exp(scale).astype(images.dtype) * (images @ texts.T) + bias.astype(images.dtype)
-    signs = 2 * jnp.eye(batch, dtype=logits.dtype) - 1
-    return -jnp.mean(jnp.sum(jax.nn.log_sigmoid(signs * logits), axis=-1))
-given = [jnp.asarray(images, dtype), jnp.asarray(texts, dtype), jnp.float32(np.log(10)), jnp.float32(-10)]
-options = {"dense": {}, "blocked": {"block_size": "auto"}, "formula": None}
-if name == "ring":
-    mesh = siglip_jax.make_mesh(data=devices)
-    options["ring"] = {"block_size": "auto", "mesh": mesh}
-    given[:2] = jax.device_put(given[:2], NamedSharding(mesh, PartitionSpec("data")))
-del images, texts
-chosen = options[name]
-loss = formula if chosen is None else lambda *given: siglip_jax.sigmoid_loss(*given, **chosen)
-step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))
-compiled = step.lower(*given).compile()
-jax.block_until_ready(given)
-on_gpu = jax.default_backend() == "gpu"
-before = jax.local_devices()[0].memory_stats()["bytes_in_use"] if on_gpu else 0
-def peak_of_device():
-    return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"] - before
-measure(lambda: jax.block_until_ready(compiled(*given)), peak_of_device if on_gpu else None)
-"""
-)
-TORCH = (
-    COMMON
-    + """
-import torch
-device, kind = "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, dtype)
-given = [torch.tensor(x, dtype=kind, device=device, requires_grad=True) for x in (images, texts, np.log(10), -10.0)]
-del images, texts
-def formula():
-    image, text, scale, bias = given
-    logits = image @ text.t() * scale.exp() + bias
-    signs = 2 * torch.eye(batch, device=device, dtype=kind) - torch.ones_like(logits)
-    return -torch.nn.functional.logsigmoid(signs * logits).sum(-1).mean()
-def kernel():
-    import siglip_kernel
-    return siglip_kernel.fused_siglip_loss(*given)
-def step():
-    loss = (kernel if name == "siglip_kernel" else formula)()
-    loss.backward()
-    for x in given:
-        x.grad = None
-    if device == "cuda":
-        torch.cuda.synchronize()
-def peak_of_device():
-    return torch.cuda.max_memory_allocated() - 2 * batch * width * given[0].element_size()
-measure(step, peak_of_device if device == "cuda" else None)
-"""
-)
-ROWS = {  # label: name, program, number of copies of the whole matrix
-    "ours, dense": ("dense", OURS, 4),
-    "ours, blocked": ("blocked", OURS, 0),
-    "ours, ring": ("ring", OURS, 0),
-    "formula in jax": ("formula", OURS, 4),
-    "formula in torch": ("formula", TORCH, 5),
-    "siglip_kernel": ("siglip_kernel", TORCH, 0),
+SIDES = Path(__file__).with_name("loss_sides.py")
+ROWS = {  # label: form, side, number of copies of the whole matrix
+    "ours, dense": ("dense", "jax", 4),
+    "ours, blocked": ("blocked", "jax", 0),
+    "ours, ring": ("ring", "jax", 0),
+    "formula in jax": ("formula", "jax", 4),
+    "formula in torch": ("formula", "torch", 5),
+    "siglip_kernel": ("siglip_kernel", "torch", 0),
 }
 
 
@@ -160,7 +79,7 @@ def main() -> None:
 def measure(batch: int, dtype: str, arguments: argparse.Namespace, card: str | None, too_long: set[str]) -> list[dict]:
     """Returns the rows of one batch, whose processes take turns."""
     rows, running = [], {}
-    for what, (name, program, matrices) in ROWS.items():
+    for what, (name, side, matrices) in ROWS.items():
         row = {"dtype": dtype, "batch": batch, "what": what}
         rows.append(row)
         devices = arguments.devices if name == "ring" and not card else 1
@@ -171,7 +90,7 @@ def measure(batch: int, dtype: str, arguments: argparse.Namespace, card: str | N
         elif not card and matrices * batch**2 * 4 > memory() / 4:
             row["why"] = f"not measured: the matrix would take {matrices * batch**2 * 4 / 2**30:.0f} GiB"
         else:
-            command = [sys.executable, "-c", program, name, dtype, *map(str, (batch, arguments.width, devices))]
+            command = [sys.executable, str(SIDES), side, name, dtype, *map(str, (batch, arguments.width, devices))]
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
