@@ -77,8 +77,12 @@ class Worker:
         path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
         # One process has the card at a time; a pool that is allocated at once is the least fragmented.
         own = {"PYTHONPATH": path, "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9", "TF_CPP_MIN_LOG_LEVEL": "2"}
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
-        environment = cache | os.environ | own | {None: {}, "aot": gpu_h100.ENVIRONMENT, "tiny": QUICK}[how]
+        # What a process that was ended left half-written must not reach another run.
+        own |= {
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        }
+        environment = os.environ | own | {None: {}, "aot": gpu_h100.ENVIRONMENT, "tiny": QUICK}[how]
         command = [python, str(Path(__file__).with_name("gpu_worker.py")), side, *filter(None, [how])]
         self.log = folder / f"{side}.log"
         with self.log.open("w") as log:

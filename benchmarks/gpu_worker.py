@@ -31,9 +31,9 @@ def timed(step: Callable[[], Any], wait: Callable[[Any], Any], seconds: float) -
     end = time.perf_counter() + seconds
     while len(turns) < 3 or time.perf_counter() < end:
         start = time.perf_counter()
-        for _ in range(calls):
-            last = step()
-        wait(last)
+        for _ in range(calls - 1):
+            step()
+        wait(step())
         turns.append((time.perf_counter() - start) / calls)
         start = time.perf_counter()
         wait(step())
