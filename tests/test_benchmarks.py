@@ -127,3 +127,30 @@ def test_rows_for_which_no_time_is_left_say_so(gpu, tmp_path):
     gpu.run(gpu.Unit("torch", rows, 1.0), worker, results, time.monotonic(), 0.0, None)
     assert [row["why"] for row in results.rows] == ["no time was left"] * len(rows)
     assert len(results.json.read_text().splitlines()) == len(rows) and worker.closed
+
+
+def test_the_table_of_estimates_says_what_fits_and_that_nothing_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import tpu
+
+    row = {
+        "model": "B/16-224",
+        "chip": "v5e",
+        "work": "training",
+        "chips": 4,
+        "batch": 256,
+        "remat": None,
+        "images_per_second_per_chip": 1234.56,
+        "fits": True,
+        "needed": 12.3e9,
+        "memory": 16.9e9,
+        "seconds": 0.05184,
+        "mfu": 0.408,
+        "versions": {"jax": "1.2", "libtpu": "3.4"},
+    }
+    nothing = {"seconds": None, "mfu": None, "images_per_second_per_chip": None}
+    refused = row | nothing | {"fits": False, "needed": 17.2e9, "remat": "full"}
+    lines = tpu.table([row, refused]).splitlines()
+    assert lines[0] == "Estimated by XLA, not measured (jax 1.2, libtpu 3.4)."
+    assert " ".join(lines[-2].split()) == "B/16-224 training v5e 64 nothing 51.84 1,234.6 41% 12.3 / 16.9"
+    assert " ".join(lines[-1].split()) == "B/16-224 training v5e 64 full does not fit 17.2 / 16.9"
