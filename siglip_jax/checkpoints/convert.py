@@ -5,6 +5,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +18,10 @@ import numpy as np
 from siglip_jax._callbacks import Counter, OnProgress
 from siglip_jax._checks import DTYPES, check_choice
 from siglip_jax._files import new_directory, output_path, refuse_existing
+from siglip_jax._hub import PROCESSOR_FILES as IMAGE_FILES
 from siglip_jax.checkpoints.checkpoint import Checkpoint
 from siglip_jax.checkpoints.formats import FORMATS
+from siglip_jax.checkpoints.keymap import ARCHITECTURES, TEXT, VISION
 from siglip_jax.checkpoints.mapped import release
 from siglip_jax.checkpoints.read import read_checkpoint, read_contents, select
 from siglip_jax.checkpoints.side_files import copy_side_files
@@ -31,7 +35,12 @@ from siglip_jax.checkpoints.surgery import (
 )
 from siglip_jax.checkpoints.write import check_write_options, write_checkpoint
 from siglip_jax.params import LazyArray, Shape, flatten, unflatten
+from siglip_jax.processing.beside import image_processor_beside, tokenizer_beside
+from siglip_jax.processing.text.settings import SENTENCEPIECE, TOKENIZERS
 
+logger = logging.getLogger(__name__)
+
+VOCABULARIES = (SENTENCEPIECE, TOKENIZERS)
 TOWERS = {"text": "TextModel", "image": "VisionModel"}
 
 
@@ -68,7 +77,7 @@ class Conversion:
       written: whether the result was written; False for a dry run.
       bytes: size of the result in bytes; 0 for a dry run.
       different: paths of the parameters whose bits differ when read back; () if all are equal.
-      copied: names of the copied files of the tokenizer and the image processor.
+      copied: names of the copied or written files of the tokenizer and the image processor.
 
     Example:
       >>> import siglip_jax
@@ -133,8 +142,9 @@ def convert(
 ) -> Conversion:
     """Converts a checkpoint to a format, with optional changes, and verifies the result bit by bit.
 
-    The files of the tokenizer and the image processor are copied, except into an .npz file. The result is read back and
-    compared with the parameters that were written.
+    The files of the tokenizer and the image processor are copied, except into an .npz file. Where the source has none,
+    those of the released checkpoint of the same sizes are written; the tokenizer is fetched from the Hub or its cache.
+    The result is read back and compared with the parameters that were written.
 
     Args:
       source: local directory or file, or a Hub name; the format is recognised from the files.
@@ -272,6 +282,27 @@ def _same(one: Any, two: Any) -> bool:
 
 
 def _copy_side_files(conversion: Conversion, checkpoint: Checkpoint, target: Path) -> list[str]:
-    source = conversion.source
-    size = getattr(getattr(checkpoint.config, "vision_config", checkpoint.config), "image_size", None)
-    return copy_side_files(source if source.is_dir() else source.parent, target, size)
+    """Copies the processor beside the source; what the source lacks is that of the released checkpoint of its sizes."""
+    source = conversion.source if conversion.source.is_dir() else conversion.source.parent
+    config: Any = checkpoint.config
+    size = getattr(getattr(config, "vision_config", config), "image_size", None)
+    copied = copy_side_files(source, target, size)
+    parts = ARCHITECTURES[checkpoint.architecture]
+    missing = {
+        IMAGE_FILES: VISION in parts and functools.partial(image_processor_beside, source, config),
+        VOCABULARIES: TEXT in parts and functools.partial(tokenizer_beside, source, config),
+    }
+    for names, find in missing.items():
+        if not find or set(names) & set(copied):
+            continue
+        try:
+            found = find()
+        except (FileNotFoundError, ValueError) as error:
+            logger.warning("%s has no processor of its own: %s", conversion.destination, error)
+            continue
+        if names is IMAGE_FILES and size is not None and "height" in (found.size or {}):
+            found.size = {"height": size, "width": size}
+        before = {file.name for file in target.iterdir()}
+        found.save_pretrained(target)
+        copied += sorted({file.name for file in target.iterdir()} - before)
+    return copied

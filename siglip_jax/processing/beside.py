@@ -6,17 +6,17 @@ tokenizer is fetched from the Hub or its cache.
 """
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from siglip_jax import _hub
+from siglip_jax._files import read_json
 from siglip_jax.configs.configuration import Config, SiglipConfig, TextConfig
 from siglip_jax.configs.variants import VARIANTS, Variant
 from siglip_jax.processing.images.base import ImageProcessor, read_settings
 from siglip_jax.processing.processor import Missing, SiglipProcessor, image_processor_class
 from siglip_jax.processing.text.base import TokenizerBase
-from siglip_jax.processing.text.settings import SENTENCEPIECE, TOKENIZERS, vocabulary_in
+from siglip_jax.processing.text.settings import TOKENIZERS, vocabulary_in
 from siglip_jax.processing.text.siglip import SiglipTokenizer
 
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}
@@ -71,9 +71,10 @@ def processor_beside(
     )
     words: Any = Missing(f"{path}: the checkpoint must have a text tower to process texts, got the image tower alone")
     if images:
-        pixels = _image_processor(directory, config, known)
+        pixels = image_processor_beside(directory, config)
     if texts:
-        words = _tokenizer(directory, known, local_files_only=local_files_only, cache_dir=cache_dir, token=token)
+        hub: Any = {"local_files_only": local_files_only, "cache_dir": cache_dir, "token": token}
+        words = tokenizer_beside(directory, config, **hub)
     text = config.text_config if isinstance(config, SiglipConfig) else config
     length = text.max_position_embeddings if texts and isinstance(text, TextConfig) else None
     return SiglipProcessor(pixels, words, max_length=length)
@@ -102,11 +103,21 @@ def variants_like(config: Config) -> tuple[Variant, ...]:
     return tuple(variant for variant in VARIANTS if fits(variant))
 
 
-def _image_processor(directory: Path, config: Config, known: Iterable[Variant]) -> ImageProcessor:
+def image_processor_beside(directory: Path, config: Config) -> ImageProcessor:
+    """Returns the image processor of a checkpoint: of the files beside the weights, else the published one.
+
+    Args:
+      directory: directory of the weights.
+      config: configuration of the whole model or of the image tower.
+
+    Raises:
+      FileNotFoundError: if there are no files and how images are resized does not follow from the configuration.
+      ValueError: if a file has invalid contents.
+    """
     try:
         file, settings = read_settings(directory)
     except FileNotFoundError:
-        filters = {variant.resample for variant in known}
+        filters = {variant.resample for variant in variants_like(config)}
         if len(filters) != 1:
             raise FileNotFoundError(
                 f"{directory}: load needs the image processor beside the weights, got none, and how images are resized"
@@ -134,13 +145,23 @@ def published_settings(config: Config, resample: str) -> dict[str, Any]:
     return steps | {"size": size, "image_processor_type": "SiglipImageProcessor"}
 
 
-def _tokenizer(directory: Path, known: Iterable[Variant], **hub: Any) -> TokenizerBase:
-    kinds = {SENTENCEPIECE: "sentencepiece", TOKENIZERS: "gemma"}
-    source = next(iter(known), None)
+def tokenizer_beside(directory: Path, config: Config, **hub: Any) -> TokenizerBase:
+    """Returns the tokenizer of a checkpoint: of the files beside the weights, else the published one.
+
+    Args:
+      directory: directory of the weights.
+      config: configuration of the whole model or of the text tower.
+      **hub: `local_files_only`, `cache_dir` and `token`, as for `processor_beside`.
+
+    Raises:
+      FileNotFoundError: if there are no files, and no released checkpoint has such a text tower or its tokenizer cannot
+        be fetched.
+      ValueError: if a file has invalid contents.
+    """
+    source = next(iter(variants_like(config)), None)
     try:
         found = vocabulary_in(directory)
-        # A tokenizer.json of SigLIP 1, which open_clip writes, is its SentencePiece vocabulary in another form.
-        if source is None or kinds[found] == source.tokenizer or found == SENTENCEPIECE:
+        if source is None or found != TOKENIZERS or not _is_unigram(directory / TOKENIZERS):
             return SiglipTokenizer.from_pretrained(directory)
     except FileNotFoundError as error:
         if source is None:
@@ -149,7 +170,7 @@ def _tokenizer(directory: Path, known: Iterable[Variant], **hub: Any) -> Tokeniz
                 " SiglipTokenizer.save_pretrained, or load the image tower alone"
             ) from None
     try:
-        return SiglipTokenizer.from_pretrained(tokenizer_home(source, **hub))
+        return SiglipTokenizer.from_pretrained(_hub.resolve(source.name, **hub))
     except (FileNotFoundError, ValueError) as error:
         raise FileNotFoundError(
             f"{directory}: load needs the tokenizer of {source.name} beside the weights, got none; copy its files there"
@@ -157,15 +178,7 @@ def _tokenizer(directory: Path, known: Iterable[Variant], **hub: Any) -> Tokeniz
         ) from error
 
 
-def tokenizer_home(variant: Variant, **hub: Any) -> Path:
-    """Returns a local directory with the tokenizer of a released checkpoint, from the Hub or its cache.
-
-    Args:
-      variant: the released checkpoint.
-      **hub: `local_files_only`, `cache_dir` and `token`, as for `processor_beside`.
-
-    Raises:
-      FileNotFoundError: if it is not in the cache and cannot be fetched.
-      ValueError: if the extra `hub` is not installed.
-    """
-    return _hub.resolve(variant.name, **hub)
+def _is_unigram(file: Path) -> bool:
+    """Returns whether a `tokenizer.json` holds a SentencePiece vocabulary, as open_clip writes that of SigLIP 1."""
+    model = read_json(file, "it holds the vocabulary").get("model")
+    return isinstance(model, dict) and model.get("type") == "Unigram"
