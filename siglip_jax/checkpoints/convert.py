@@ -5,7 +5,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import math
 import os
@@ -288,19 +287,19 @@ def _copy_side_files(conversion: Conversion, checkpoint: Checkpoint, target: Pat
     size = getattr(getattr(config, "vision_config", config), "image_size", None)
     copied = copy_side_files(source, target, size)
     parts = ARCHITECTURES[checkpoint.architecture]
-    missing = {
-        IMAGE_FILES: VISION in parts and functools.partial(image_processor_beside, source, config),
-        VOCABULARIES: TEXT in parts and functools.partial(tokenizer_beside, source, config),
-    }
-    for names, find in missing.items():
-        if not find or set(names) & set(copied):
+    missing: list[tuple[str, tuple[str, ...], Callable[..., Any]]] = [
+        (VISION, IMAGE_FILES, image_processor_beside),
+        (TEXT, VOCABULARIES, tokenizer_beside),
+    ]
+    for part, names, find in missing:
+        if part not in parts or set(names) & set(copied):
             continue
         try:
-            found = find()
+            found = find(source, config)
         except (FileNotFoundError, ValueError) as error:
             logger.warning("%s has no processor of its own: %s", conversion.destination, error)
             continue
-        if names is IMAGE_FILES and size is not None and "height" in (found.size or {}):
+        if part == VISION and size is not None and "height" in (found.size or {}):
             found.size = {"height": size, "width": size}
         before = {file.name for file in target.iterdir()}
         found.save_pretrained(target)

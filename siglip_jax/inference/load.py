@@ -99,6 +99,11 @@ def load(
         token=token,
         base=base,
     )
+    if (kind := contents.layout.get("part_of")) is not None:
+        raise ValueError(
+            f"{contents.path}: model_type must be 'siglip' or 'siglip2', got {kind!r}; its image tower is read by"
+            f" {contents.architecture}.from_pretrained"
+        )
     model_class, parts = getattr(models, contents.architecture), ARCHITECTURES[contents.architecture]
     processor = processor_beside(
         contents.path,

@@ -13,7 +13,7 @@ from siglip_jax import _hub
 from siglip_jax._files import read_json
 from siglip_jax.configs.configuration import Config, SiglipConfig, TextConfig
 from siglip_jax.configs.variants import VARIANTS, Variant
-from siglip_jax.processing.images.base import ImageProcessor, read_settings
+from siglip_jax.processing.images.base import CONFIG, ImageProcessor, read_settings
 from siglip_jax.processing.processor import Missing, SiglipProcessor, image_processor_class
 from siglip_jax.processing.text.base import TokenizerBase
 from siglip_jax.processing.text.settings import TOKENIZERS, vocabulary_in
@@ -120,8 +120,8 @@ def image_processor_beside(directory: Path, config: Config) -> ImageProcessor:
         filters = {variant.resample for variant in variants_like(config)}
         if len(filters) != 1:
             raise FileNotFoundError(
-                f"{directory}: load needs the image processor beside the weights, got none, and how images are resized"
-                " does not follow from the weights; save it there with save_pretrained, as that of"
+                f"{directory}: load needs the image processor, {CONFIG}, beside the weights, got none, and how they are"
+                " resized does not follow from the weights; save it there with save_pretrained, as that of"
                 " SiglipImageProcessor(size=(224, 224), resample=3)"
             ) from None
         settings = published_settings(config, filters.pop())

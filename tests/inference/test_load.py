@@ -112,7 +112,7 @@ def test_a_float_is_accepted_in_every_spelling(checkpoint, dtype):
 def test_a_directory_of_one_tower_names_what_it_lacks(checkpoint, tmp_path, tower, name):
     model, params = getattr(siglip_jax, name).from_pretrained(checkpoint)
     model.save_pretrained(tmp_path, params)
-    part = {"Vision": "image processor", "Text": "tokenizer"}[tower]
+    part = {"Vision": "image processor, preprocessor_config.json,", "Text": "tokenizer"}[tower]
     with pytest.raises(
         FileNotFoundError, match=f"^{re.escape(str(tmp_path))}: load needs the {part} beside the weights"
     ):

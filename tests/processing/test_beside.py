@@ -12,6 +12,9 @@ import pytest
 
 import siglip_jax
 from siglip_jax.checkpoints import convert
+from siglip_jax.checkpoints.formats import released
+from siglip_jax.checkpoints.formats.released import released_config
+from siglip_jax.checkpoints.keymap import key_table
 from siglip_jax.configs import VARIANTS, SiglipConfig
 from siglip_jax.processing import SiglipImageProcessorPil, beside
 from siglip_jax.processing.images import open_clip
@@ -32,6 +35,22 @@ def test_the_sizes_of_a_released_checkpoint_say_its_processor(variant):
     assert {v.vocabulary for v in beside.variants_like(config.text_config)} >= {variant.vocabulary}
     shallow = config.replace(vision_config=config.vision_config.replace(num_hidden_layers=3))
     assert beside.variants_like(shallow) == ()
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.short_name)
+def test_the_shapes_of_a_released_checkpoint_say_its_configuration(variant):
+    config = SiglipConfig.from_variant(variant.name)
+    name = "Siglip2Model" if variant.model_type == "siglip2" else "SiglipModel"
+    rows = key_table(config, name)
+    shapes = {row.key: row.transform.to_tensor(np.broadcast_to(np.float32(0), row.shape)).shape for row in rows}
+    assert released_config(shapes) == config
+    tower = {key.removeprefix("text_model."): shape for key, shape in shapes.items() if key.startswith("text_model.")}
+    assert released_config(tower).to_dict() | {"model_type": ""} == config.text_config.to_dict() | {"model_type": ""}
+    tower = {key: shape for key, shape in shapes.items() if key.startswith("vision_model.")}
+    assert released_config(tower) == config.vision_config
+    assert released_config(tower | {"classifier.weight": (7, 768)}).num_labels == 7
+    smaller = {key: shape for key, shape in shapes.items() if ".layers.3." not in key}
+    assert released_config(smaller) is None and released_config({}) is None
 
 
 def test_the_published_settings_are_those_of_the_files():
@@ -60,6 +79,7 @@ def published(checkpoint, monkeypatch):
         return checkpoint
 
     monkeypatch.setattr(beside, "VARIANTS", (variant,))
+    monkeypatch.setattr(released, "VARIANTS", (variant,))
     monkeypatch.setattr(beside._hub, "resolve", resolve)
     return asked
 
@@ -79,6 +99,7 @@ def test_a_released_model_opens_without_its_processor(format, checkpoint, shared
     convert(checkpoint, target, format)
     alone = bare(target, tmp_path / "alone")
     if format == "huggingface":
+        (alone / "config.json").unlink()
         alone = alone / "model.safetensors"
     if format == "open_clip":
         (alone / "open_clip_config.json").unlink()
@@ -115,7 +136,7 @@ def test_what_cannot_be_known_is_said(checkpoint, tmp_path, published, monkeypat
     monkeypatch.setattr(beside, "VARIANTS", ())
     with pytest.raises(FileNotFoundError, match="load needs the tokenizer and the image processor beside the weights"):
         siglip_jax.load(tmp_path / "model.npz")
-    with pytest.raises(FileNotFoundError, match="image processor beside the weights, got none, and how images are"):
+    with pytest.raises(FileNotFoundError, match="image processor, preprocessor_config.json, beside the weights"):
         siglip_jax.load(f"{tmp_path}/model.npz:img")
     with pytest.raises(FileNotFoundError, match="load needs the tokenizer beside the weights, got none"):
         siglip_jax.load(f"{tmp_path}/model.npz:txt")

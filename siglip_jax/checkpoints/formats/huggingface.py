@@ -18,6 +18,7 @@ from siglip_jax._checks import shown
 from siglip_jax._files import inside, naming, read_json, write_atomically, written_aside
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.formats._format import Format
+from siglip_jax.checkpoints.formats.released import released_config
 from siglip_jax.checkpoints.formats.towers import find_towers, tower_config
 from siglip_jax.checkpoints.keymap import CLASSIFIER, TEXT, VISION, architecture_of, key_table
 from siglip_jax.checkpoints.prefix import without_prefix
@@ -145,12 +146,21 @@ def read_contents(
       FileNotFoundError: if a file is missing.
       ValueError: if a file is corrupt.
     """
-    d = {} if config is not None else read_any_config(config_file(path))
-    larger = is_larger_model(d) if config is None else not isinstance(config, SiglipConfig | TextConfig)
+    unknown = config is None and not config_file(path).is_file()
+    d = {} if config is not None or unknown else read_any_config(config_file(path))
+    larger = not isinstance(config, SiglipConfig | TextConfig | None) if config or unknown else is_larger_model(d)
     tensors: dict[str, StoredTensor] = {}
     for file in weight_files(path, tower_only=larger):
         tensors |= read_safetensors(file)
     tensors = _renamed(path, tensors, key_mapping or {})
+    if unknown:
+        tensors = without_prefix(tensors)[0]
+        config = released_config({key: tensor.shape for key, tensor in tensors.items()})
+        if config is None:
+            raise FileNotFoundError(
+                f"{config_file(path)}: no such file; weights whose sizes are not those of a released checkpoint need it"
+                " beside them, or pass config= to from_pretrained"
+            )
     if config is not None:
         return _with_config(path, config, tensors)
     names = tower_names(path, tensors) if larger else {}
