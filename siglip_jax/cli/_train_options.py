@@ -20,6 +20,7 @@ class Options:
     out: Path  # directory for the model, the checkpoints and log.jsonl
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     dry_run: bool = False  # print the plan, parameter by parameter, and stop
+    topology: str | None = None  # with --dry-run: also plan a step on TPUs that need not be there, as v5e:16x16
     json: bool = False  # print JSON
     workers: int = 0  # processes that read and decode; 0: threads of this process
     image_key: str | None = None  # column of the images; None: a usual name

@@ -6,17 +6,19 @@ Every number is its estimate, not a measurement. `siglip-jax info --mesh` estima
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from siglip_jax.cli._mesh import axes
-from siglip_jax.cli._output import percent, print_table, size, whole_number
+from siglip_jax.cli._output import percent, print_table, progress, size, whole_number
 from siglip_jax.training.recipes import RECIPES
 
 HELP = "say what a model takes on TPUs that need not be there"
 EPILOG = """examples:
   siglip-jax plan google/siglip-base-patch16-224 --topology v5e:2x4 --batch 512
   siglip-jax plan google/siglip-base-patch16-224 --topology v5e:4x4 --recipe scratch-b16 --mesh fsdp=4
-  siglip-jax plan so400m/ --topology v5p:8x8x8 --recipe scratch-b16 --batch 32768 --mesh fsdp=8 --json"""
+  siglip-jax plan so400m/ --topology v5p:8x8x8 --recipe scratch-b16 --batch 32768 --mesh fsdp=8 --json
+  siglip-jax plan google/siglip-base-patch16-224 --topology v6e:2x4 --recipe scratch-b16 --search --save-plot p.png"""
 
 REMATS = ("none", "full", "dots", "dots_with_no_batch_dims")
 
@@ -34,19 +36,70 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--micro-batches", type=whole_number, metavar="N", help="pieces of a step (default: those of the recipe)")
     add("--scan-layers", action=argparse.BooleanOptionalAction, help="stack the layers (default: as the recipe does)")
     add("--examples", type=whole_number, metavar="N", help="examples of an epoch, for the days of a recipe in epochs")
+    add(
+        "--search", action="store_true", help="find the largest batch for each remat policy and mesh, the fastest first"
+    )
     add("--json", action="store_true", help="print JSON")
+    add("--save-plot", type=Path, metavar="FILE", help="draw the plan (.png, .pdf, .svg, .jpg, .jpeg or .webp)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    from siglip_jax.planning import plan
+    from siglip_jax.planning import largest_batches, plan, plot_plan
+    from siglip_jax.plots.canvas import check_plot
 
+    if arguments.save_plot:
+        check_plot(arguments.save_plot, 1, 1)
     fields = fields_of(arguments)
-    found = plan(
-        arguments.model, arguments.topology, arguments.batch, arguments.recipe, examples=arguments.examples, **fields
-    )
-    print_found(found, arguments.json)
+    if arguments.search:
+        found: Any = _searched(arguments, fields, largest_batches)
+    else:
+        asked = (arguments.model, arguments.topology, arguments.batch, arguments.recipe)
+        found = plan(*asked, examples=arguments.examples, **fields)
+        print_found(found, arguments.json)
+    if arguments.save_plot:
+        plot_plan(found, arguments.save_plot)
     return 0
+
+
+def _searched(arguments: argparse.Namespace, fields: dict[str, Any], search: Any) -> list[Any]:
+    """Searches and prints the largest batches.
+
+    Raises:
+      ValueError: if an option is missing or has no meaning for a search, or nothing fits.
+    """
+    if arguments.recipe is None or arguments.batch is not None:
+        given = "no --recipe" if arguments.recipe is None else "--batch"
+        raise ValueError(f"--search must be used with --recipe and without --batch, which it finds, got {given}")
+    chosen: dict[str, Any] = {}
+    if "mesh" in fields:
+        chosen["meshes"] = [fields.pop("mesh")]
+    if "remat" in fields:
+        chosen["remats"] = [fields.pop("remat")]
+    fields.pop("scan_layers", None)
+    with progress("cases") as on_progress:
+        found = search(
+            arguments.model, arguments.topology, arguments.recipe, on_progress=on_progress, **chosen, **fields
+        )
+    if not found:
+        raise ValueError(
+            f"the machine must have the memory for one example a shard, got {arguments.topology}; use more chips, or"
+            " shard over more with --mesh fsdp=N"
+        )
+    if arguments.json:
+        print(json.dumps([plan.to_dict() for plan in found], indent=2))
+        return found
+    headers = ("remat", "mesh", "batch", "a chip", "memory", "time", "share of peak", "examples/s")
+    print_table(headers, [_searched_row(plan) for plan in found], 2)
+    print(found[0].estimated)
+    return found
+
+
+def _searched_row(plan: Any) -> tuple[str, ...]:
+    mesh = " x ".join(f"{axis}={n}" for axis, n in plan.mesh.items())
+    speed = (_duration(plan.seconds), percent(plan.mfu), f"{plan.examples_per_second:,.0f}")
+    rows = plan.recipe.batch_size
+    return (plan.recipe.remat or "none", mesh, f"{rows:,}", f"{rows / plan.chips:g}", size(plan.needed), *speed)
 
 
 def fields_of(arguments: argparse.Namespace) -> dict[str, Any]:

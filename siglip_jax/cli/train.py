@@ -21,6 +21,7 @@ from siglip_jax.cli._data import column_names, opened
 from siglip_jax.cli._output import progress, say
 from siglip_jax.cli._signals import STOPPED
 from siglip_jax.cli._training_progress import Report
+from siglip_jax.training.recipe import MeshShape
 from siglip_jax.training.recipes import ABOUT, RECIPES
 
 HELP = "train a model, from a checkpoint or from random weights"
@@ -30,6 +31,7 @@ options of a recipe: siglip-jax train RECIPE --help
 examples:
   siglip-jax train finetune --data pairs.jsonl --model google/siglip-base-patch16-224 --out run --dry-run
   siglip-jax train finetune --data shards/ --model base/ --out run --batch-size 512 --duration "3 epochs"
+  siglip-jax train finetune --data shards/ --model base/ --out run --mesh.fsdp 4 --dry-run --topology v5e:4x4
   siglip-jax train lora --data pairs.parquet=2 more.csv=1 --model so400m/ --out run --lora.rank 8
   siglip-jax train classification --data flowers/ --model base/ --out run --evaluate flowers-test/
 
@@ -63,11 +65,17 @@ def run(arguments: argparse.Namespace) -> int:
     named = [_path_and_weight(word) for word in options.data]
     data = [(opened(path, **keys), weight) for path, weight in named]
     if options.dry_run:
-        plan = dry_run(data, options.model, options.recipe)
-        for reason in plan["unreadable"]:
+        recipe = options.recipe if options.topology is None else dataclasses.replace(options.recipe, mesh=MeshShape())
+        facts = dry_run(data, options.model, recipe)
+        for reason in facts["unreadable"]:
             say(reason)
-        print_plan(plan, options.json)
+        if options.topology is None:
+            print_plan(facts, options.json)
+        else:
+            _print_on_topology(facts, options)
         return 0
+    if options.topology is not None:
+        raise ValueError(f"--topology must be used with --dry-run, got {options.topology!r} alone; add --dry-run")
     evaluate = None if options.evaluate is None else opened(options.evaluate, **keys)
     names = ("best", "save_every", "keep", "log_every", "tensorboard", "workers")
     with progress("steps") as steps, progress("images embedded") as images:
@@ -90,6 +98,26 @@ def run(arguments: argparse.Namespace) -> int:
         result = {"steps": done.steps, "model": str(done.directory / "model"), "log": str(done.directory / "log.jsonl")}
         print(json.dumps(result) if options.json else f"{done.steps} steps done; the model is in {result['model']}")
     return 0
+
+
+def _print_on_topology(facts: dict[str, Any], options: Any) -> None:
+    """Prints the plan of a run, with a step on another machine in place of what is known of this one."""
+    from siglip_jax.cli._training_plan import print_plan
+    from siglip_jax.cli.plan import print_found
+    from siglip_jax.models.cost import placements
+    from siglip_jax.planning import plan
+
+    known = {"examples": facts["examples"], "classes": len(facts["classes"]) or None}
+    found = plan(options.model, options.topology, recipe=options.recipe, **known)
+    facts |= {"mesh": found.mesh, "memory_per_device": found.needed, "device_memory": found.memory, "smaller": None}
+    shapes = {row["parameter"]: tuple(row["shape"]) for row in facts["parameters"]}
+    placed = placements({path: shape for path, shape in shapes.items() if not path.startswith("lora/")}, found.mesh)
+    specs = {row.path: row.spec for row in placed}
+    facts["parameters"] = [row | {"sharding": specs.get(row["parameter"], "whole")} for row in facts["parameters"]]
+    print_plan(facts | ({"topology": found.to_dict()} if options.json else {}), options.json)
+    if not options.json:
+        print()
+        print_found(found, False)
 
 
 def parse(name: str, words: Sequence[str]) -> Any:

@@ -9,15 +9,19 @@ from siglip_jax._lazy import make_lazy
 
 if TYPE_CHECKING:
     from siglip_jax.planning.plan import Plan, plan
+    from siglip_jax.planning.plot import plot_plan
     from siglip_jax.planning.program import Collective
+    from siglip_jax.planning.search import largest_batches
 
-__all__ = ["Collective", "Plan", "plan"]
+__all__ = ["Collective", "Plan", "largest_batches", "plan", "plot_plan"]
 
 make_lazy(
     __name__,
     {
         "Collective": "siglip_jax.planning.program",
         "Plan": "siglip_jax.planning.plan",
+        "largest_batches": "siglip_jax.planning.search",
         "plan": "siglip_jax.planning.plan",
+        "plot_plan": "siglip_jax.planning.plot",
     },
 )

@@ -254,7 +254,7 @@ def _plan(
     chip, chips = machine.chip, len(machine.devices)
     seconds = exposed = None
     if program is not None and program.cycles:
-        exposed = sum(exposed_seconds(c, chip.links, chip.clock) for c in program.collectives)
+        exposed = sum((exposed_seconds(c, chip.links, chip.clock) for c in program.collectives), 0.0)
         seconds = program.cycles / chip.clock + exposed
     total = None if seconds is None or work.steps is None else seconds * work.steps
     if program is None:

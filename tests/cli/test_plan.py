@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import re
 import sys
 
 import pytest
 
-import siglip_jax.planning.plan  # noqa: F401
-from siglip_jax.planning import Collective, Plan
+from siglip_jax.assets import EXAMPLES
+from siglip_jax.planning import Collective, Plan, largest_batches, plan
 from siglip_jax.training import RECIPES, MeshShape
+
+assert plan and largest_batches  # their modules are imported
 
 NAME = "google/siglip-base-patch16-224"
 GATHER = Collective("all-gather", "fsdp", 12, 3_000_000, True, 90_000, True, (768, 3072), "encoder/fc1")
@@ -110,3 +113,48 @@ def test_what_does_not_fit(run, monkeypatch):
 def test_mistakes(run, words, message):
     ran = run("plan", *words)
     assert (ran.status, ran.out) == (2, "") and message in ran.err and len(ran.err.splitlines()) == 1
+
+
+def test_search_prints_the_fastest_first(run, monkeypatch, tmp_path):
+    asked = []
+
+    def largest_batches(*arguments, **options):
+        asked.append((arguments, {k: v for k, v in options.items() if k != "on_progress"}))
+        return [PLAN, dataclasses.replace(PLAN, recipe=dataclasses.replace(PLAN.recipe, remat=None))]
+
+    search = sys.modules["siglip_jax.planning.search"]
+    monkeypatch.setattr(search, "largest_batches", largest_batches)
+    words = ("plan", NAME, "--topology", "v5e:2x4", "--recipe", "scratch-b16", "--search")
+    ran = run(*words, "--mesh", "fsdp=2", "--remat", "full", "--save-plot", tmp_path / "p.png")
+    assert (ran.status, ran.err) == (0, "")
+    assert asked == [((NAME, "v5e:2x4", "scratch-b16"), {"meshes": [{"fsdp": 2}], "remats": ["full"]})]
+    header, first, second, end = ran.out.splitlines()
+    assert header.split()[:3] == ["remat", "mesh", "batch"] and end == PLAN.estimated
+    cells = "full, data=4 x fsdp=2 x tensor=1, 4,096, 512, 9.00 GiB, 2 s, 31.7 %, 2,048"
+    assert ", ".join(re.split(r"  +", first)) == cells
+    assert second.split()[0] == "none"
+    assert (tmp_path / "p.png").stat().st_size > 1000
+    assert len(json.loads(run(*words, "--json").out)) == 2
+    monkeypatch.setattr(search, "largest_batches", lambda *a, **k: [])
+    assert "must have the memory for one example a shard, got v5e:2x4" in run(*words).err
+    for more, given in (((), "no --recipe"), (("--recipe", "lora", "--batch", 8), "--batch")):
+        err = run("plan", NAME, "--topology", "v5e:2x4", "--search", *more).err
+        assert "--search must be used with --recipe and without --batch" in err and err.strip().endswith(f"got {given}")
+
+
+def test_a_dry_run_of_training_plans_its_step(run, asked, checkpoint, tmp_path):
+    table = tmp_path / "pairs.csv"
+    (tmp_path / "a.png").write_bytes((EXAMPLES / "horse.png").read_bytes())
+    table.write_text("image,caption\n" + "a.png,a horse\n" * 16)
+    words = ("train", "finetune", "--data", table, "--model", checkpoint, "--out", tmp_path / "out", "--batch-size", 8)
+    ran = run(*words, "--mesh.fsdp", 2, "--mesh.data", 4, "--dry-run", "--topology", "v5e:2x4")
+    assert (ran.status, ran.err) == (0, "")
+    ((arguments, options),) = asked
+    assert arguments == (str(checkpoint), "v5e:2x4") and (options["examples"], options["classes"]) == (16, None)
+    assert options["recipe"].mesh == MeshShape(data=4, fsdp=2)
+    assert "mesh: data=4, fsdp=2, tensor=1" in ran.out and "about 9.00 GiB on each device" in ran.out
+    assert "fsdp, -" in ran.out and ran.out.splitlines()[-1] == PLAN.estimated
+    facts = json.loads(run(*words, "--dry-run", "--topology", "v5e:2x4", "--json").out)
+    assert facts["topology"]["chips"] == 8 and facts["memory_per_device"] == PLAN.needed
+    ran = run(*words, "--topology", "v5e:2x4")
+    assert ran.status == 2 and "--topology must be used with --dry-run, got 'v5e:2x4' alone" in ran.err

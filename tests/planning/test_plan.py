@@ -50,8 +50,8 @@ def test_a_training_step_over_eight_chips():
     memory = estimate(CONFIG, table, SIZES, TRAINED, training=True, dtype=jnp.bfloat16)
     exact = memory.parameters + memory.moments
     pixels, ids = 56 * 56 * 3, 4 * 16
-    assert found.arguments >= exact + TRAINED // 8 * (pixels + ids)  # uint8 pixels; scalars and padding come on top
-    assert found.arguments < 1.1 * (exact + TRAINED // 8 * (pixels + ids)) + 2**16
+    # On top come scalars, and the padding of rows of 144 and 544 numbers to multiples of 128.
+    assert 1 <= found.arguments / (exact + TRAINED // 8 * (pixels + ids)) < 2
     temporaries = memory.gradients + memory.activations + memory.workspace + memory.loss
     assert 0.5 < temporaries / found.temporaries < 2.0
 
