@@ -8,8 +8,8 @@ Example:
   'a horse'
 
 The names here are those that most programs need. Everything else is in the packages `assets`, `checkpoints`,
-`configs`, `data`, `evaluation`, `inference`, `losses`, `models`, `parallel`, `planning`, `plots`, `processing`,
-`quantization`, `search` and `training`.
+`configs`, `data`, `evaluation`, `inference`, `interop`, `losses`, `models`, `parallel`, `planning`, `plots`,
+`processing`, `quantization`, `search` and `training`.
 """
 
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from siglip_jax import data as data
     from siglip_jax import evaluation as evaluation
     from siglip_jax import inference as inference
+    from siglip_jax import interop as interop
     from siglip_jax import losses as losses
     from siglip_jax import models as models
     from siglip_jax import parallel as parallel
@@ -99,6 +100,7 @@ __all__ = [
     "evaluation",
     "global_batch",
     "inference",
+    "interop",
     "join_processes",
     "load",
     "load_image",
@@ -127,7 +129,7 @@ __all__ = [
 make_lazy(
     __name__,
     {"plan": "siglip_jax.planning.plan"},
-    submodules=("assets", "data", "evaluation", "planning", "plots", "quantization", "search", "training"),
+    submodules=("assets", "data", "evaluation", "interop", "planning", "plots", "quantization", "search", "training"),
     packages=("configs", "losses", "parallel", "processing", "checkpoints", "models", "inference"),
 )
 

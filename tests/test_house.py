@@ -42,7 +42,7 @@ FLOORS = (
     ("data",),
     ("checkpoints",),
     ("models",),
-    ("inference",),
+    ("inference", "interop"),
     ("evaluation", "plots", "search"),
     ("planning", "training"),
     ("cli", "__main__"),

@@ -63,7 +63,7 @@ class MAPHead(nn.Module):
 
 
 class Image(nn.Module):
-    """`vit`, with `pool_type="map"` and no head."""
+    """`vit`, with its four ways to pool and an optional final layer."""
 
     width: int
     depth: int
@@ -71,6 +71,8 @@ class Image(nn.Module):
     heads: int
     patch: int
     scan: bool
+    pool: str = "map"
+    classes: int | None = None
 
     @nn.compact
     def __call__(self, images):
@@ -79,7 +81,13 @@ class Image(nn.Module):
         x = x.reshape(x.shape[0], -1, self.width)
         x = x + self.param("pos_embedding", nn.initializers.normal(), (1, *x.shape[1:]))
         x = Encoder(self.depth, self.mlp_dim, self.heads, self.scan, name="Transformer")(x)
-        return MAPHead(self.mlp_dim, self.heads)(x)
+        if self.pool == "map":
+            x = MAPHead(self.mlp_dim, self.heads)(x)
+        elif self.pool == "gap":
+            x = x.mean(1)
+        elif self.pool == "0":
+            x = x[:, 0]
+        return nn.Dense(self.classes, name="head")(x) if self.classes else x
 
 
 class Text(nn.Module):

@@ -14,17 +14,14 @@ from typing import Any, NamedTuple
 
 from siglip_jax._files import naming, read_json
 from siglip_jax.checkpoints.formats import big_vision_names
+from siglip_jax.checkpoints.formats.towers import HEADS
 from siglip_jax.checkpoints.keymap import CLASSIFIER, TEXT, VISION, architecture_of, key_table
 from siglip_jax.checkpoints.table import SAME, Row, StoredTensor, layer_of
 from siglip_jax.configs.configuration import CONFIGS, Config, config_from_dict
-from siglip_jax.configs.variants import VARIANTS
 from siglip_jax.params import LAYER, Shape
 
 _VALUE = "/value"  # `nnx.State` puts every array below it
 _OURS = re.compile(rf"((?:.*/)?)(?:{TEXT}|{VISION})/(?:embeddings|encoder)/")
-
-# In every released variant the width determines the heads, which the shapes of this package's parameters do not show.
-_HEADS = {sizes["hidden_size"]: sizes["num_attention_heads"] for v in VARIANTS for sizes in (v.text, v.vision)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,9 +122,9 @@ def _encoder(shapes: Mapping[str, Shape], name: str) -> dict[str, int]:
     at = f"{name}/encoder/layers"
     stacked = shapes.get(f"{at}/mlp/fc1/kernel")
     width, mlp = shapes[f"{at}_0/mlp/fc1/kernel"] if stacked is None else stacked[1:]
-    if width not in _HEADS:
+    if width not in HEADS:
         raise ValueError(
-            f"the width of a tower must be among {sorted(_HEADS)}, from which its number of heads follows, got {width};"
+            f"the width of a tower must be among {sorted(HEADS)}, from which its number of heads follows, got {width};"
             " put the config.json of the model beside the tree"
         )
     layers = {m[2] for key in shapes if key.startswith(f"{at}_") and (m := LAYER.fullmatch(key))}
@@ -135,7 +132,7 @@ def _encoder(shapes: Mapping[str, Shape], name: str) -> dict[str, int]:
         "hidden_size": width,
         "intermediate_size": mlp,
         "num_hidden_layers": len(layers) if stacked is None else stacked[0],
-        "num_attention_heads": _HEADS[width],
+        "num_attention_heads": HEADS[width],
     }
 
 
