@@ -25,6 +25,7 @@ nvidia-{cuda-nvcc,cudnn,cublas,cuda-runtime,nccl,cuda-cupti,cusolver,cusparse,cu
 import argparse
 import contextlib
 import json
+import math
 import os
 import queue
 import signal
@@ -77,6 +78,8 @@ class Worker:
         path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
         # One process has the card at a time; a pool that is allocated at once is the least fragmented.
         own = {"PYTHONPATH": path, "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9", "TF_CPP_MIN_LOG_LEVEL": "2"}
+        if side == "torch":  # which asks jax for nothing but sizes
+            own["JAX_PLATFORMS"] = "cpu"
         # What a process that was ended left half-written must not reach another run.
         own |= {
             "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
@@ -84,7 +87,7 @@ class Worker:
         }
         environment = os.environ | own | {None: {}, "aot": gpu_h100.ENVIRONMENT, "tiny": QUICK}[how]
         command = [python, str(Path(__file__).with_name("gpu_worker.py")), side, *filter(None, [how])]
-        self.log = folder / f"{side}.log"
+        self.log = folder / f"{side} {time.monotonic_ns()}.log"
         with self.log.open("w") as log:
             pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True}
             self.process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
@@ -104,7 +107,7 @@ class Worker:
     def answer(self, seconds: float) -> dict[str, Any] | str:
         """Returns the next answer, or why there is none."""
         try:
-            line = self.answers.get(timeout=max(seconds, 0.01))
+            line = self.answers.get(timeout=None if math.isinf(seconds) else max(seconds, 0.01))
         except queue.Empty:
             return f"no answer for {seconds:.0f} s"
         if line is not None:
@@ -156,7 +159,7 @@ def run(unit: Unit, worker: Worker, results: Results, end: float, seconds: float
         done = 0
         while done < len(rows):
             left = end - time.monotonic()
-            answer = worker.answer(min(SILENT, left))
+            answer = worker.answer(left if math.isinf(left) else min(SILENT, left))
             if isinstance(answer, dict):
                 results.know(answer.get("facts", {}))
                 if "row" in answer:
@@ -182,7 +185,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIRECTORY", help="results.jsonl and results.txt")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, to rehearse on a CPU")
     parser.add_argument("--aot", action="store_true", help="compile our side for an H100, and measure nothing")
-    parser.add_argument("--seconds", type=float, default=450, help="duration of the run at most")
+    parser.add_argument("--seconds", type=float, default=450, help="duration of a run that measures, at most")
     parser.add_argument("--sections", nargs="+", choices=SHARE, default=list(SHARE))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--torch", default=sys.executable, metavar="PYTHON", help="interpreter of the side of torch")
@@ -193,21 +196,26 @@ def main() -> None:
     waiting = [unit for unit in waiting if unit.rows]
     results = Results(options.out)
     with tempfile.TemporaryDirectory() as name:
+        workers: list[Worker] = []
         how = "aot" if options.aot else "tiny" if options.tiny else None
 
         def worker(unit: Unit) -> Worker:
             python = options.torch if unit.side == "torch" else sys.executable
-            return Worker(unit.side, Path(name), how, python)
+            workers.append(Worker(unit.side, Path(name), how, python))
+            return workers[-1]
 
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the processes too
+        seconds = math.inf if options.aot else options.seconds
         following = worker(waiting[0])
         try:
             for i, unit in enumerate(waiting):
-                own, end = following, began + options.seconds * unit.until / waiting[-1].until
+                own, end = following, began + seconds * unit.until / waiting[-1].until
                 if i + 1 < len(waiting):
                     following = worker(waiting[i + 1])  # imports while this one measures
                 run(unit, own, results, end, sizes.seconds, lambda unit=unit: worker(unit))
         finally:
-            following.close()
+            for one in workers:
+                one.close()
     print(f"\n{results.text.read_text()}\n{time.monotonic() - began:.0f} s; {results.json} and {results.text}")
 
 
