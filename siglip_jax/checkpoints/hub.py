@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from siglip_jax import _hub
+from siglip_jax.checkpoints.foreign import advice_for_pickles, other_file
 from siglip_jax.checkpoints.formats import FORMATS, huggingface
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Names in the top folder only, without characters that are special to a shell, a path or a pattern.
 _PLAIN = re.compile(r"\w[\w.-]*")
 
@@ -34,35 +34,11 @@ def needed(files: Iterable[str]) -> list[str]:
     return _hub.side_files(names) + weights
 
 
-def advice_for_pickles(names: Iterable[str]) -> str | None:
-    """Returns what weights must be instead of the pickles among some files, and how they become that.
-
-    Args:
-      names: names of files.
-
-    Returns:
-      The end of an error, after "the weights must be"; None if there are no pickles among the files.
-    """
-    names = sorted(names)
-    pickles = [name for name in names if name.endswith(_PICKLES)]
-    if not pickles:
-        return None
-    name = next((name for name in pickles if name.startswith("pytorch_model")), pickles[0])
-    if name.startswith("pytorch_model"):
-        wanted, advice = "model.safetensors", "load it with transformers and save it with save_pretrained"
-    elif name.startswith("open_clip") or "open_clip_config.json" in names:
-        wanted = "open_clip_model.safetensors"
-        advice = "load it with open_clip and save the model's state_dict() with safetensors.torch.save_file"
-    else:
-        wanted, advice = "safetensors", "load it with the program that wrote it and save it as safetensors"
-    return f"{wanted}, got only {name}, a pickle, which is never opened; {advice}"
-
-
 def _needed_with_weights(files: Iterable[str], variant: str | None = None) -> list[str]:
     """Selects files as `needed` does, or those of a variant of the weights.
 
     Raises:
-      LookupError: if the repository holds pickled weights only, or not the variant.
+      LookupError: if the repository holds only weights that are not read, or not the variant.
     """
     files = list(files)
     if variant is not None:
@@ -72,8 +48,11 @@ def _needed_with_weights(files: Iterable[str], variant: str | None = None) -> li
             raise LookupError(f"the Hub repository must hold {wanted} for variant={variant!r}, got none; leave it out")
         return _hub.side_files(names) + weights
     found = needed(files)
-    if set(found) <= set(_hub.SIDE_FILES) and (said := advice_for_pickles(files)):
-        raise LookupError(f"the weights of the Hub repository must be {said}")
+    if set(found) <= set(_hub.SIDE_FILES):
+        if said := advice_for_pickles(files):
+            raise LookupError(f"the weights of the Hub repository must be {said}")
+        if said := other_file(files):
+            raise LookupError(f"the Hub repository must hold a model.safetensors of SigLIP, got none but {said}")
     return found
 
 

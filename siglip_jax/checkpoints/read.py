@@ -11,8 +11,9 @@ import numpy as np
 
 from siglip_jax.checkpoints.adapters import injected, is_adapter, merged, read_adapter
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
+from siglip_jax.checkpoints.foreign import advice_for_path
 from siglip_jax.checkpoints.formats import FORMATS, Format, Shardings
-from siglip_jax.checkpoints.hub import advice_for_pickles, resolve
+from siglip_jax.checkpoints.hub import resolve
 from siglip_jax.checkpoints.keymap import CLASSIFIER, architecture_of, narrow
 from siglip_jax.checkpoints.table import Row, check_rows
 from siglip_jax.configs.configuration import Config
@@ -138,15 +139,12 @@ def check_recognised(path: Path) -> Format:
 
 
 def _unknown(path: Path) -> Exception:
-    if path.is_file():
-        said = advice_for_pickles([path.name])
-        return ValueError(
-            f"{path}: the weights must be {said}"
-            if said
-            else f"{path}: a checkpoint must be a .safetensors file, an .npz file or a directory, got another file"
-        )
-    if said := advice_for_pickles(entry.name for entry in path.iterdir() if entry.is_file()):
+    if said := advice_for_path(path):
         return ValueError(f"{path}: the weights must be {said}")
+    if path.is_file():
+        return ValueError(
+            f"{path}: a checkpoint must be a .safetensors file, an .npz file or a directory, got another file"
+        )
     *kinds, last = (format.files for format in FORMATS.values() if not format.inference_only)
     return FileNotFoundError(f"{path}: the directory must hold {', '.join(kinds)} or {last}, got none of them")
 
@@ -210,7 +208,8 @@ def select(
     """
     c = contents
     format = FORMATS[c.format]
-    part = narrow(str(c.path), c.config, c.architecture, architecture)
+    said = f" ({'; '.join(c.notes)})" if c.notes else ""
+    part = narrow(f"{c.path}{said}", c.config, c.architecture, architecture)
     rows = part.of(format.table(part.config, part.architecture, c.layout))
     ignored = {row.key for row in rows_of(c)}
     params = format.restore(f"{c.path} (as {part.architecture})", c, rows, ignored, shardings)

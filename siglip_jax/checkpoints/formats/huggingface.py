@@ -17,6 +17,7 @@ from typing import Any
 from siglip_jax._checks import shown
 from siglip_jax._files import inside, naming, read_json, write_atomically, written_aside
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
+from siglip_jax.checkpoints.foreign import another_model, refuse_quantized
 from siglip_jax.checkpoints.formats._format import Format
 from siglip_jax.checkpoints.formats.released import released_config
 from siglip_jax.checkpoints.formats.towers import find_towers, tower_config
@@ -164,13 +165,19 @@ def read_contents(
     if config is not None:
         return _with_config(path, config, tensors)
     names = tower_names(path, tensors) if larger else {}
-    if names and (describes_a_model(d) or any(own != name for own, name in names.items())):
+    own_names = all(own == name for own, name in names.items())
+    whole = own_names and {"logit_scale", "logit_bias"} <= set(tensors)  # a SigLIP model with another configuration
+    if names and not whole and (describes_a_model(d) or not own_names):
         tower = _without_ignored({own: tensors[name] for own, name in names.items()})
+        refuse_quantized(path, d, tower)
         with naming(config_file(path)):
             vision = tower_config(d, {own: t.shape for own, t in tower.items()})
         part_of = str(d.get("model_type") or d.get("type") or "a larger model")
         return Contents(path, "huggingface", vision, architecture_of(vision), tower, {"part_of": part_of})
     d = read_config(path)
+    if larger:
+        raise ValueError(f"{config_file(path)}: {another_model(d, tensors)}")
+    refuse_quantized(path, d, tensors)
     with naming(config_file(path)):
         config = config_from_dict(d)
     tensors, notes = without_prefix(tensors)

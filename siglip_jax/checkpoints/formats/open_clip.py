@@ -45,6 +45,7 @@ from siglip_jax.configs.configuration import (
     Siglip2Config,
     Siglip2VisionConfig,
     SiglipConfig,
+    SiglipVisionConfig,
     VisionConfig,
     read_config,
 )
@@ -169,7 +170,13 @@ def read_contents(path: Path) -> Contents:
     else:
         try:
             with naming(directory / CONFIG):
-                config = _config(d.get("model_cfg") or {}, shapes)
+                cfg = d.get("model_cfg") or {}
+                if other := cfg["text_cfg"].get("hf_model_name"):  # as in nllb-clip
+                    notes += (f"the text tower is {shown(other)}, which open_clip reads; only the image tower is read",)
+                    tower = {key: tensor for key, tensor in tensors.items() if key.startswith(TRUNK)}
+                    vision = _vision_config(cfg["vision_cfg"], shapes)
+                    return Contents(path, "open_clip", vision, architecture_of(vision), tower, {}, notes)
+                config = _config(cfg, shapes)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(
                 f"{directory / CONFIG}: the model must be SigLIP of open_clip, got a missing or invalid field"
@@ -203,12 +210,13 @@ def _config(d: Mapping[str, Any], shapes: Mapping[str, Shape]) -> SiglipConfig:
     """Returns the configuration of a `model_cfg` of open_clip, with sizes from the tensors."""
     text, vision = d["text_cfg"], d["vision_cfg"]
     name = vision.get("timm_model_name")
-    tower = parsed(name)
+    tower = _parsed(vision)
     wanted = {"no_causal_mask": True, "pool_type": "last"}
-    if tower is None or not tower.pools or any(text.get(key) != value for key, value in wanted.items()):
+    if tower is None or any(text.get(key) != value for key, value in wanted.items()):
         raise ValueError(
             f"the model must be SigLIP (a timm_model_name like vit_base_patch16_siglip_224, {wanted} in text_cfg), got"
-            f" {shown(name)}, {shown({key: text.get(key) for key in wanted})}; use a SigLIP checkpoint"
+            f" {shown(name)}, {shown({key: text.get(key) for key in wanted})}; use a SigLIP checkpoint, or open this"
+            " one with open_clip"
         )
     exact_text = (text.get("act_kwargs") or {}).get("approximate") != "tanh"
     exact_image = tower.hidden_act == EXACT
@@ -229,16 +237,34 @@ def _config(d: Mapping[str, Any], shapes: Mapping[str, Shape]) -> SiglipConfig:
         "layer_norm_eps": (text.get("norm_kwargs") or {}).get("eps", 1e-5),
         "projection_size": shapes.get("text.text_projection.weight", (width,))[0],
     }
-    vision_config = tower_sizes(shapes, TRUNK) | {
+    vision = _vision_config(d["vision_cfg"], shapes)
+    kind = Siglip2Config.model_type if isinstance(vision, Siglip2VisionConfig) else SiglipConfig.model_type
+    return _whole({"model_type": kind, "text_config": text_config, "vision_config": vision})
+
+
+def _vision_config(d: Mapping[str, Any], shapes: Mapping[str, Shape]) -> VisionConfig:
+    """Returns the configuration of the image tower of a `vision_cfg` of open_clip, with sizes from the tensors."""
+    tower = _parsed(d)
+    if tower is None:
+        raise ValueError(
+            "the image tower must be SigLIP's (a timm_model_name like vit_base_patch16_siglip_224), got"
+            f" {shown(d.get('timm_model_name'))}; use a SigLIP checkpoint"
+        )
+    fields = tower_sizes(shapes, TRUNK) | {
         "num_attention_heads": tower.heads,
         "hidden_act": tower.hidden_act,
         "patch_size": tower.patch_size,
     }
     if tower.image_size is None:  # NaFlex
-        vision_config["patch_size"] = math.isqrt(shapes[f"{TRUNK}embeds.proj.weight"][1] // 3)
-        return _whole({"model_type": "siglip2", "text_config": text_config, "vision_config": vision_config})
-    vision_config["image_size"] = tower.image_size
-    return _whole({"text_config": text_config, "vision_config": vision_config})
+        fields["patch_size"] = math.isqrt(shapes[f"{TRUNK}embeds.proj.weight"][1] // 3)
+        return Siglip2VisionConfig.from_dict(fields)
+    return SiglipVisionConfig.from_dict(fields | {"image_size": tower.image_size})
+
+
+def _parsed(d: Mapping[str, Any]) -> Any:
+    """Returns what the name of timm's model says of a tower; None if it is not one of SigLIP with a pooling head."""
+    tower = parsed(d.get("timm_model_name"))
+    return tower if tower is not None and tower.pools else None
 
 
 def write(directory: Path, checkpoint: Checkpoint) -> None:
