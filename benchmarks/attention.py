@@ -3,14 +3,12 @@
     python benchmarks/attention.py [--batch 8] [--dtypes bfloat16] [--seconds 3] [--json]
 
 Shapes are those of the towers of the base and so400m models; heads of so400m are 72 wide. "eager" and "xla" are the
-values of `attn_implementation` ("xla" itself, which the models replace by "eager" on a CPU and in narrow dtypes),
-"cudnn" needs an NVIDIA GPU, and tokamax is measured if it is installed, with the kernel that it chooses. All take
-turns; times are medians, a ratio above 1 is slower than "auto", and "error" is the largest difference to float64 for
-values of order one.
+values of `attn_implementation`, "cudnn" needs an NVIDIA GPU, and tokamax is measured if it is installed, with the
+kernel that it chooses. All take turns; times are medians, a ratio above 1 is slower than "auto", and "error" is the
+largest difference to float64 for values of order one.
 """
 
 import argparse
-import functools
 import json
 import statistics
 import time
@@ -21,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from siglip_jax.models.attention import choose_implementation, eager_attention, jax_attention
+from siglip_jax.models.attention import cudnn_attention, cudnn_supports, eager_attention, xla_attention
 
 
 class Shape(NamedTuple):
@@ -41,12 +39,22 @@ SHAPES = (
 )
 
 
+def merged(attention: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Returns a function of separate heads for one that takes them merged, as the projections leave them."""
+
+    def apply(*arrays: jax.Array) -> jax.Array:
+        shape = arrays[0].shape
+        return attention(shape[2], *(x.reshape(*x.shape[:2], -1) for x in arrays)).reshape(shape)
+
+    return apply
+
+
 def implementations() -> dict[str, Callable[..., jax.Array]]:
     """Returns the implementations, functions of queries, keys and values of (batch, tokens, heads, width), by name."""
     found: dict[str, Callable[..., jax.Array]] = {
         "eager": lambda q, k, v: eager_attention(q, k, v)[0],
-        "xla": functools.partial(jax_attention, bias=None, implementation="xla"),
-        "cudnn": functools.partial(jax_attention, bias=None, implementation="cudnn"),
+        "xla": merged(xla_attention),
+        "cudnn": merged(cudnn_attention),
     }
     try:
         import tokamax
@@ -75,8 +83,6 @@ def measure(shape: Shape, batch: int, dtype: str, seconds: float) -> list[dict[s
         row: dict[str, Any] = {**shape._asdict(), "batch": batch, "dtype": dtype, "implementation": name}
         rows.append(row)
         try:
-            if name == "cudnn":
-                choose_implementation(name, weights=False, dropout=False, dtype=dtype, head_width=shape.width)
             jitted = jax.jit(function)
             found = np.asarray(jitted(*arrays).block_until_ready(), np.float64)
         except Exception as error:  # libraries raise anything when they cannot run here
@@ -93,7 +99,7 @@ def measure(shape: Shape, batch: int, dtype: str, seconds: float) -> list[dict[s
             start = time.perf_counter()
             function(*arrays).block_until_ready()
             times[name].append(time.perf_counter() - start)
-    chosen = choose_implementation("auto", weights=False, dropout=False, dtype=dtype, head_width=shape.width)
+    chosen = "cudnn" if jax.default_backend() == "gpu" and cudnn_supports(dtype, shape.width) else "xla"
     for row in rows:
         if "why" not in row:
             row["seconds"] = statistics.median(times[row["implementation"]])

@@ -30,7 +30,7 @@ from research.pictograms.recipe import SIZE, STAGES, Stage, blended, grown
 from research.pictograms.scores import Scores, report
 from research.pictograms.vocabulary import corpus, write_vocabulary
 from siglip_jax.models import SiglipModel
-from siglip_jax.models.siglip import normalize
+from siglip_jax.models.elementwise import normalize
 from siglip_jax.params import flatten
 from siglip_jax.processing import SiglipImageProcessorPil, SiglipProcessor, SiglipTokenizer
 from siglip_jax.training.loop import LoopOptions, Outcome, run_loop

@@ -3,7 +3,6 @@
 import os
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -11,7 +10,7 @@ from jax.typing import DTypeLike
 from siglip_jax.configs.configuration import Config, TextConfig, VisionConfig
 from siglip_jax.models.attention import describe_attention
 from siglip_jax.models.products import describe_products
-from siglip_jax.parallel.mesh import batch_shards
+from siglip_jax.parallel.mesh import batch_shards, platform_of
 
 BATCH = 64
 CPU_BATCH = {"images": 8, "texts": 32}  # least batch sizes; those of small models are up to `BATCH`
@@ -65,7 +64,7 @@ class Choices(NamedTuple):
 
 
 def choose(config: Config, dtype: DTypeLike, attn_implementation: str = "auto", mesh: Mesh | None = None) -> Choices:
-    """Returns the choices for a model on the default device.
+    """Returns the choices for a model on the devices of a mesh or on the default device.
 
     Args:
       config: configuration of the whole model or of one tower; a tower that is not there has batches of 0 rows.
@@ -76,7 +75,7 @@ def choose(config: Config, dtype: DTypeLike, attn_implementation: str = "auto", 
     Raises:
       ValueError: if the attention implementation is unknown or does not run on this device.
     """
-    device = jax.default_backend()
+    device = platform_of(mesh)
     vision, text = _towers(config)
     on_cpu = device == "cpu"
     shards = batch_shards(mesh)
@@ -95,8 +94,8 @@ def choose(config: Config, dtype: DTypeLike, attn_implementation: str = "auto", 
         shards * batch["texts"],
         shards * rows["images"] if on_cpu else None,
         shards * rows["texts"] if on_cpu else None,
-        describe_attention(attn_implementation, dtype, heads.hidden_size // heads.num_attention_heads),
-        describe_products(dtype),
+        describe_attention(attn_implementation, dtype, heads.hidden_size // heads.num_attention_heads, device),
+        describe_products(dtype, device),
         min(os.cpu_count() or 1, 32),
     )
 

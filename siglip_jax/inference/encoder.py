@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from siglip_jax._checks import check_count
 from siglip_jax.inference.stream import Arrays, padded
+from siglip_jax.models.elementwise import normalize
 from siglip_jax.models.pretrained import PretrainedModule
 from siglip_jax.models.products import matmul_precision
-from siglip_jax.models.siglip import normalize
 
 
 class NotFiniteError(ValueError):

@@ -29,8 +29,7 @@ from siglip_jax.checkpoints.table import NewTensor
 from siglip_jax.configs.configuration import Siglip2Config
 from siglip_jax.inference import exported_run
 from siglip_jax.inference.engine import Siglip
-from siglip_jax.models.products import computing_for
-from siglip_jax.models.siglip import normalize
+from siglip_jax.models.elementwise import normalize
 from siglip_jax.params import flatten, unflatten
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -57,8 +56,8 @@ def export(
 ) -> dict[str, Any]:
     """Writes both encoders, the files of the processor and a script that runs them to a new directory.
 
-    The script `run.py` needs jax but not this package. The attention implementation is always "auto", because the
-    others do not run on every platform.
+    The script `run.py` needs jax but not this package. The attention implementation is always "xla", because
+    the others do not run on every platform or cannot be exported.
 
     Args:
       siglip: model of fixed resolution; the artefacts compute in its dtype.
@@ -155,21 +154,14 @@ def _write_encoder(siglip: Siglip, name: str, directory: Path, platforms: tuple[
     """Writes the program and the parameters of one tower; returns their entry in the manifest."""
     jax_export, c = _jax_export(), siglip.config
     tower = TOWERS[name]
-    model = siglip.model.clone(attn_implementation="auto")  # the others do not run on every platform
+    model = siglip.model.clone(attn_implementation="xla")  # cuDNN's cannot be exported
     rest = {key: value for key, value in siglip.params.items() if key not in TOWERS.values()}
     params = flatten(siglip.params[tower])
 
-    def embed(platform: str, params: dict[str, Array], inputs: Array) -> Array:
-        with computing_for(platform):
-            variables = {"params": {tower: unflatten(params), **rest}}
-            embeds: Any = model.apply(variables, inputs, method=METHODS[name])
-            return normalize(embeds)
-
-    def embed_anywhere(params: dict[str, Array], inputs: Array) -> Array:
-        first, *others = (functools.partial(embed, platform) for platform in sorted(platforms))  # "cpu" comes first
-        if "cpu" not in platforms or not others:
-            return first(params, inputs)
-        return jax.lax.platform_dependent(params, inputs, cpu=first, default=others[0])
+    def embed(params: dict[str, Array], inputs: Array) -> Array:
+        variables = {"params": {tower: unflatten(params), **rest}}
+        embeds: Any = model.apply(variables, inputs, method=METHODS[name])
+        return normalize(embeds)
 
     (rows,) = jax_export.symbolic_shape("batch")
     size = c.vision_config.image_size
@@ -177,7 +169,7 @@ def _write_encoder(siglip: Siglip, name: str, directory: Path, platforms: tuple[
     dtype = jnp.float32 if name == "image" else jnp.int32
     avals = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in params.items()}
     batch = jax.ShapeDtypeStruct((rows, *shape), dtype)
-    exported = jax_export.export(jax.jit(embed_anywhere), platforms=platforms)(avals, batch)
+    exported = jax_export.export(jax.jit(embed), platforms=platforms)(avals, batch)
     files = {"program": f"{name}_encoder.jaxexport", "params": f"{name}_encoder.safetensors"}
     (directory / files["program"]).write_bytes(exported.serialize())
     tensors = {

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from siglip_jax.losses.sigmoid import check_axis, pairwise_logits
-from siglip_jax.losses.tiles import AxisName, BlockSize, make_pairs, tile_size
+from siglip_jax.losses.tiles import AxisName, BlockSize, make_pairs, with_tile_size
 
 
 def softmax_loss(
@@ -116,4 +116,7 @@ def _cross_entropy(
         also_right = (key_groups == group) & (jnp.arange(len(keys)) != row)
         return jax.nn.logsumexp(jnp.where(also_right, -jnp.inf, logits)) - logits[row]
 
-    return jnp.mean(lax.map(lambda x: one(*x), (queries, rows, groups), batch_size=tile_size(block_size, len(queries))))
+    def each(size: int, *of_queries: Array) -> Array:
+        return lax.map(lambda x: one(*x), of_queries, batch_size=size)
+
+    return jnp.mean(with_tile_size(block_size, len(queries), each, queries, rows, groups))

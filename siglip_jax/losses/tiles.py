@@ -17,12 +17,13 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
 Carry = TypeVar("Carry")
+Result = TypeVar("Result")
 AxisName = str | tuple[str, ...]
 BlockSize = int | str | None
 
-# Rows and columns of a tile of logits with block_size="auto" on an accelerator: matrices that keep it busy.
-TILE = 8192  # 256 MiB in float32
-_AUTO = {"cpu": 1024}  # rows and columns: such a tile stays in the cache of a CPU
+# Rows and columns of a tile of logits with block_size="auto".
+TILE = 8192  # on an accelerator: 256 MiB in float32, matrices that keep it busy
+CPU_TILE = 1024  # such a tile stays in the cache
 
 
 class Gradients(NamedTuple):
@@ -45,19 +46,30 @@ class Pairs(NamedTuple):
     bias: Float[Array, ""]
 
 
-def tile_size(block_size: BlockSize, most: int) -> int:
-    """Returns the rows and columns of a tile, at most `most`; None stands for a single tile.
+def with_tile_size(block_size: BlockSize, most: int, compute: Callable[..., Result], *args: Any) -> Result:
+    """Returns `compute(size, *args)` for the rows and columns of a tile, at most `most`.
+
+    With "auto" the size is that of the platform that the program is lowered for.
+
+    Args:
+      block_size: rows and columns of a tile; None: a single tile; "auto": `CPU_TILE` or `TILE`.
+      most: largest size of use.
+      compute: function of the size and of arrays.
+      *args: trees of arrays.
 
     Raises:
       ValueError: if the block size is not None, "auto" or a positive integer.
     """
     if block_size is None:
-        return most
+        return compute(most, *args)
     if block_size == "auto":
-        block_size = _AUTO.get(jax.default_backend(), TILE)
+        if most <= CPU_TILE:
+            return compute(most, *args)
+        on_cpu, elsewhere = (functools.partial(compute, min(size, most)) for size in (CPU_TILE, TILE))
+        return lax.platform_dependent(*args, cpu=on_cpu, default=elsewhere)
     if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
         raise ValueError(f'block_size must be None, "auto" or an integer of at least 1, got {block_size!r}')
-    return min(block_size, most)
+    return compute(min(block_size, most), *args)
 
 
 def make_pairs(
@@ -180,7 +192,14 @@ def _ring(
     axis_name: AxisName | None, block_size: BlockSize, pairs: Pairs, with_gradients: bool
 ) -> tuple[Array, Gradients | None]:
     """Returns the sum over the images of this device and the texts of each device in turn, and its gradients."""
-    size = tile_size(block_size, max(len(pairs.images), len(pairs.texts)))
+    most = max(len(pairs.images), len(pairs.texts))
+    ring = functools.partial(_ring_of_tiles, axis_name, with_gradients)
+    return with_tile_size(block_size, most, ring, pairs)
+
+
+def _ring_of_tiles(
+    axis_name: AxisName | None, with_gradients: bool, size: int, pairs: Pairs
+) -> tuple[Array, Gradients | None]:
     count = 1 if axis_name is None else lax.axis_size(axis_name)
     if axis_name is None or count == 1:
         return _tiles(size, pairs, with_gradients)

@@ -4,39 +4,37 @@ Mirrors `SiglipAttention` and, with queries from the probe, the `nn.MultiheadAtt
 packed projection is kept as separate `q_proj`, `k_proj`, `v_proj`. The softmax is always float32.
 """
 
+import functools
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
+from siglip_jax.models.elementwise import compute_again
 from siglip_jax.models.initializers import Initializer
-from siglip_jax.models.products import Dense, float32_matmul, matmul, on_cpu
+from siglip_jax.models.products import Dense, float32_matmul, matmul
+from siglip_jax.parallel.mesh import platform_of
 
-Implementation = Literal["eager", "xla", "cudnn"]
+Implementation = Literal["auto", "xla", "eager", "cudnn"]
 IMPLEMENTATIONS = ("auto", "xla", "eager", "cudnn")
+ATTENTION = "attention"  # name of the output of "xla" for `jax.checkpoint`
 
 
-def choose_implementation(
-    name: str, *, weights: bool, dropout: bool, dtype: DTypeLike, head_width: int
-) -> Implementation:
-    """Returns the implementation that runs for a choice of `IMPLEMENTATIONS`.
-
-    "auto" means "xla", or "eager" with dropout, which no other implements. "xla" becomes "eager" on a CPU, where that
-    is faster, and in dtypes narrower than float32, in which jax's own has no gradients under strict promotion.
+def check_implementation(name: str, *, weights: bool, dropout: bool) -> None:
+    """Refuses an unknown choice of `IMPLEMENTATIONS`, and one that does not support the other arguments.
 
     Args:
       name: one of `IMPLEMENTATIONS`.
       weights: whether attention weights are returned.
       dropout: whether attention dropout is active.
-      dtype: compute dtype.
-      head_width: width of a head.
 
     Raises:
-      ValueError: if the choice is unknown, or does not support the other arguments.
+      ValueError: if the choice is refused.
     """
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"attn_implementation must be one of {IMPLEMENTATIONS}, got {name!r}")
@@ -44,34 +42,46 @@ def choose_implementation(
         raise ValueError(f"attn_implementation must be 'eager' for output_attentions=True, got {name!r}")
     if dropout and name not in ("auto", "eager"):
         raise ValueError(f"attn_implementation must be 'eager' or 'auto' for attention dropout, got {name!r}")
-    if name == "cudnn":
-        dtype = jnp.dtype(dtype)
-        if jax.default_backend() != "gpu":
-            raise ValueError(
-                "backend must be an NVIDIA GPU for attn_implementation='cudnn', got"
-                f" {jax.default_backend()!r}; use 'auto' or 'xla'"
-            )
-        if dtype not in (jnp.dtype(jnp.float16), jnp.dtype(jnp.bfloat16)) or head_width % 8 or head_width > 128:
-            raise ValueError(
-                "dtype must be float16 or bfloat16 and the head width a multiple of 8 up to 128 for"
-                f" attn_implementation='cudnn', got {dtype.name} and {head_width}; use 'auto' or 'xla'"
-            )
-        return "cudnn"
-    return "eager" if name == "eager" or dropout or on_cpu() or jnp.dtype(dtype).itemsize < 4 else "xla"
 
 
-def describe_attention(name: str, dtype: DTypeLike, head_width: int) -> str:
+def cudnn_supports(dtype: DTypeLike, head_width: int) -> bool:
+    """Returns whether the fused attention of cuDNN can compute in a dtype with heads of a width."""
+    narrow = jnp.dtype(dtype) in (jnp.dtype(jnp.float16), jnp.dtype(jnp.bfloat16))
+    return narrow and head_width % 8 == 0 and head_width <= 128
+
+
+def describe_attention(name: str, dtype: DTypeLike, head_width: int, platform: str) -> str:
     """Describes the implementation that runs in inference for a choice of `IMPLEMENTATIONS`.
 
+    Args:
+      name: one of `IMPLEMENTATIONS`.
+      dtype: compute dtype.
+      head_width: width of a head.
+      platform: JAX's name of the platform: "cpu", "gpu" or "tpu".
+
     Raises:
-      ValueError: if the choice is unknown or cannot run here.
+      ValueError: if the choice is unknown or cannot run on the platform.
     """
-    implementation = choose_implementation(name, weights=False, dropout=False, dtype=dtype, head_width=head_width)
-    if implementation == "cudnn":
+    check_implementation(name, weights=False, dropout=False)
+    if name == "cudnn":
+        _check_cudnn(dtype, head_width)
+        if platform not in ("gpu", "cuda"):
+            raise ValueError(
+                f"backend must be an NVIDIA GPU for attn_implementation='cudnn', got {platform!r}; use 'auto' or 'xla'"
+            )
+    if name == "cudnn" or name == "auto" and platform in ("gpu", "cuda") and cudnn_supports(dtype, head_width):
         return "cudnn: one fused kernel"
-    if implementation == "eager":
-        return "eager: two matrix products, softmax in float32"
-    return "xla: jax.nn.dot_product_attention, softmax in float32"
+    if name == "eager":
+        return "eager: two matrix products, softmax in float32, weights kept for the backward pass"
+    return "xla: two matrix products, softmax in float32, weights computed again in the backward pass"
+
+
+def _check_cudnn(dtype: DTypeLike, head_width: int) -> None:
+    if not cudnn_supports(dtype, head_width):
+        raise ValueError(
+            "dtype must be float16 or bfloat16 and the head width a multiple of 8 up to 128 for"
+            f" attn_implementation='cudnn', got {jnp.dtype(dtype).name} and {head_width}; use 'auto' or 'xla'"
+        )
 
 
 def mask_to_bias(
@@ -103,12 +113,8 @@ def eager_attention(
     rng: jax.Array | None = None,
 ) -> tuple[Float[Array, "batch queries heads width"], Float[Array, "batch heads queries keys"]]:
     """Returns the output of the attention and its weights, after dropout as in the reference."""
-    # Matrix products with the heads first: on a CPU, XLA computes them faster than the same einsum.
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    scores = float32_matmul(query, jnp.swapaxes(key, -1, -2)) * (1.0 / math.sqrt(query.shape[-1]))
-    if bias is not None:
-        scores = scores + jnp.broadcast_to(bias.astype(jnp.float32), scores.shape)
-    weights = jax.nn.softmax(scores, axis=-1)
+    weights = jax.nn.softmax(_scores(query, key, bias), axis=-1)
     if dropout and rng is not None:
         kept = jax.random.bernoulli(rng, 1.0 - dropout, weights.shape)
         weights = jnp.where(kept, weights / (1.0 - dropout), 0.0)
@@ -116,18 +122,142 @@ def eager_attention(
     return jnp.swapaxes(matmul(weights, value), 1, 2), weights
 
 
-def jax_attention(
-    query: Float[Array, "batch queries heads width"],
-    key: Float[Array, "batch keys heads width"],
-    value: Float[Array, "batch keys heads width"],
-    bias: Float[Array, "..."] | None,
-    implementation: Literal["xla", "cudnn"],
-) -> Float[Array, "batch queries heads width"]:
-    """Returns the output of `jax.nn.dot_product_attention`."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def xla_attention(
+    num_heads: int,
+    query: Float[Array, "batch queries width"],
+    key: Float[Array, "batch keys width"],
+    value: Float[Array, "batch keys width"],
+    bias: Float[Array, "..."] | None = None,
+) -> Float[Array, "batch queries width"]:
+    """Returns the output of the attention, whose weights the backward pass computes again.
+
+    Kept are inputs, output, and for each query the logarithm of the sum that the softmax divides by. With these the
+    gradient needs no other sum over keys than its matrix products (Dao et al. 2022, arXiv 2205.14135, appendix B.4).
+    """
+    return _xla_forward(num_heads, query, key, value, bias)[0]
+
+
+def _xla_forward(num_heads: int, query: Array, key: Array, value: Array, bias: Array | None) -> tuple[Array, Any]:
+    q, k, v = (_heads_first(x, num_heads) for x in (query, key, value))
+    scores = _scores(q, k, bias)
+    most = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - most)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    out = _heads_last(matmul((weights / total).astype(query.dtype), v))
+    out, log_total = checkpoint_name((out, (most + jnp.log(total))[..., 0]), ATTENTION)
+    return out, (query, key, value, bias, out, log_total)
+
+
+def _xla_backward(num_heads: int, kept: Any, cotangent: Array) -> tuple[Array, Array, Array, Array | None]:
+    query, key, value, bias, out, log_total = kept
+    query, key = compute_again((query, key))
+    q, k, v, g, o = (_heads_first(x, num_heads) for x in (query, key, value, cotangent, out))
+    weights = jnp.exp(_scores(q, k, bias) - log_total[..., None])
+    of_weights = float32_matmul(g, jnp.swapaxes(v, -1, -2))
+    # The sum over keys of weights * of_weights.
+    common = jnp.sum(g.astype(of_weights.dtype) * o.astype(of_weights.dtype), axis=-1, keepdims=True)
+    of_scores = weights * (of_weights - common)
+    narrow = (of_scores * _factor(q)).astype(query.dtype)
+    of_q, of_k = matmul(narrow, k), matmul(jnp.swapaxes(narrow, -1, -2), q)
+    of_v = matmul(jnp.swapaxes(weights.astype(query.dtype), -1, -2), g)
+    of_bias = None if bias is None else _sum_to(of_scores, bias)
+    return _heads_last(of_q), _heads_last(of_k), _heads_last(of_v), of_bias
+
+
+xla_attention.defvjp(_xla_forward, _xla_backward)
+
+
+def _heads_first(x: Array, num_heads: int) -> Array:
+    """Returns (batch, tokens, heads · width) as (batch, heads, tokens, width)."""
+    return jnp.swapaxes(x.reshape(*x.shape[:-1], num_heads, -1), 1, 2)
+
+
+def _heads_last(x: Array) -> Array:
+    """The inverse of `_heads_first`."""
+    x = jnp.swapaxes(x, 1, 2)
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def _scores(query: Array, key: Array, bias: Array | None) -> Array:
+    """Returns the scaled and biased scores in float32 of queries and keys with the heads first."""
+    # Matrix products with the heads first: on a CPU, XLA computes them faster than the same einsum.
+    scores = float32_matmul(query, jnp.swapaxes(key, -1, -2)) * _factor(query)
+    return scores if bias is None else scores + jnp.broadcast_to(bias.astype(scores.dtype), scores.shape)
+
+
+def _factor(query: Array) -> float:
+    return 1.0 / math.sqrt(query.shape[-1])
+
+
+def _sum_to(gradient: Array, bias: Array) -> Array:
+    """Returns the gradient of a bias that was broadcast."""
+    axes = tuple(i for i, size in enumerate(bias.shape) if size == 1)
+    return jnp.sum(gradient, axis=axes, keepdims=True).astype(bias.dtype)
+
+
+def cudnn_attention(
+    num_heads: int,
+    query: Float[Array, "batch queries width"],
+    key: Float[Array, "batch keys width"],
+    value: Float[Array, "batch keys width"],
+    bias: Float[Array, "..."] | None = None,
+) -> Float[Array, "batch queries width"]:
+    """Returns the output of cuDNN's fused attention.
+
+    Raises:
+      ValueError: if it does not support the arguments, or jax has no CUDA here.
+    """
+    width = query.shape[-1] // num_heads
+    _check_cudnn(query.dtype, width)
+    if not _cudnn_runs(num_heads, query, key, value, bias):
+        raise ValueError(
+            "backend must be an NVIDIA GPU, and the number of tokens even with a mask, for attn_implementation='cudnn',"
+            f" got {platform_of(None)!r} and {query.shape[1]} tokens; use 'auto' or 'xla'"
+        )
+    return _cudnn(num_heads, query, key, value, bias)
+
+
+def _cudnn(num_heads: int, query: Array, key: Array, value: Array, bias: Array | None) -> Array:
     if bias is not None:  # the lowest float32 would become -inf in a narrower dtype
         bias = jnp.maximum(bias, float(jnp.finfo(query.dtype).min)).astype(query.dtype)
+        bias = jnp.broadcast_to(bias, (*bias.shape[:2], query.shape[1], key.shape[1]))
+    q, k, v = (x.reshape(*x.shape[:-1], num_heads, -1) for x in (query, key, value))
     with jax.numpy_dtype_promotion("standard"):  # jax's own code relies on it for narrow dtypes
-        return jax.nn.dot_product_attention(query, key, value, bias=bias, implementation=implementation)
+        out = jax.nn.dot_product_attention(q, k, v, bias=bias, implementation="cudnn")
+    return out.reshape(query.shape)
+
+
+def _cudnn_runs(num_heads: int, query: Array, key: Array, value: Array, bias: Array | None) -> bool:
+    """Returns whether jax has CUDA on this machine and its cuDNN takes these shapes, also for gradients."""
+    if bias is not None and (query.shape[1] % 2 or key.shape[1] % 2):
+        return False
+    try:
+        jax.eval_shape(functools.partial(_cudnn, num_heads), query, key, value, bias)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
+def fastest_attention(
+    num_heads: int,
+    query: Float[Array, "batch queries width"],
+    key: Float[Array, "batch keys width"],
+    value: Float[Array, "batch keys width"],
+    bias: Float[Array, "..."] | None = None,
+) -> Float[Array, "batch queries width"]:
+    """Returns the output of the attention, by the implementation that is fastest on the platform it is lowered for.
+
+    That is cuDNN's fused attention on NVIDIA GPUs, where it supports the arguments, and `xla_attention` elsewhere.
+    """
+    on_gpu, elsewhere = (functools.partial(function, num_heads) for function in (_cudnn, xla_attention))
+    width = query.shape[-1] // num_heads
+    if cudnn_supports(query.dtype, width) and _cudnn_runs(num_heads, query, key, value, bias):
+        return jax.lax.platform_dependent(query, key, value, bias, cuda=on_gpu, default=elsewhere)
+    return elsewhere(query, key, value, bias)
+
+
+_ATTENTION = {"auto": fastest_attention, "xla": xla_attention, "cudnn": cudnn_attention}
 
 
 class Attention(nn.Module):
@@ -150,29 +280,23 @@ class Attention(nn.Module):
         bias: Float[Array, "..."] | None = None,
     ) -> tuple[Float[Array, "batch queries width"], Float[Array, "batch heads queries keys"] | None]:
         width = queries_from.shape[-1]
-        head_width = width // self.num_heads
 
         def project(x: Array, name: str) -> Array:
-            y = Dense(width, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=self.kernel_init, name=name)(x)
-            return y.reshape(*y.shape[:-1], self.num_heads, head_width)
+            types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+            return Dense(width, kernel_init=self.kernel_init, name=name, **types)(x)
 
         query = project(queries_from, "q_proj")
         key = project(keys_from, "k_proj")
         value = project(keys_from, "v_proj")
-        implementation = choose_implementation(
-            self.implementation,
-            weights=self.output_weights,
-            dropout=self.dropout > 0,
-            dtype=self.dtype,
-            head_width=head_width,
-        )
+        check_implementation(self.implementation, weights=self.output_weights, dropout=self.dropout > 0)
         weights = None
-        if implementation == "eager":
+        if self.implementation == "eager" or self.dropout:
             rng = self.make_rng("dropout") if self.dropout else None
-            out, weights = eager_attention(query, key, value, bias, self.dropout, rng)
+            q, k, v = (x.reshape(*x.shape[:-1], self.num_heads, -1) for x in (query, key, value))
+            out, weights = eager_attention(q, k, v, bias, self.dropout, rng)
+            out = out.reshape(*out.shape[:-2], width)
         else:
-            out = jax_attention(query, key, value, bias, implementation)
-        out = out.reshape(*out.shape[:-2], width)
+            out = _ATTENTION[self.implementation](self.num_heads, query, key, value, bias)
         out = Dense(
             width, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=self.out_kernel_init, name="out_proj"
         )(out)

@@ -30,10 +30,6 @@ FLOAT32 = 4  # bytes
 EXAMPLES_PER_DEVICE = 32  # default batch of `mesh_memory`
 FORWARD_AND_BACKWARD = 3  # the backward pass has two products for each product of the forward pass
 
-# Arrays of the MLP's width that a layer keeps. The count of the tanh is that of jax 0.10; jax 0.12 keeps 5.
-_MLP_ARRAYS = {"gelu_pytorch_tanh": 6, "gelu_new": 6, "relu": 2}
-_MLP_ARRAYS_ELSE = 4
-
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
@@ -121,12 +117,12 @@ def estimate(
 ) -> Memory:
     """Returns the bytes on each device for the embeddings of a batch, or for a step of Adam on its ring loss.
 
-    Parameters, gradients, moments and batch are exact. Activations are the arrays that JAX keeps of each layer,
-    attention weights included, for a model with a mesh, by `mesh=` or `jax.set_mesh`; without one, and with
-    `scan_layers`, XLA holds up to `fsdp` times as much.
+    Parameters, gradients, moments and batch are exact. Activations are the arrays that JAX keeps of each layer, for a
+    model with a mesh, by `mesh=` or `jax.set_mesh`; without one, and with `scan_layers`, XLA holds up to `fsdp` times
+    as much.
 
     The ratio of this estimate to XLA's own analysis, arguments of the step excluded, for three scanned layers on a CPU
-    with jax 0.10 and 0.12: 0.90 to 1.23 in a forward pass; 1.01 to 1.16 in training; 0.89 to 1.35 with remat, highest
+    with jax 0.10 and 0.12: 1.09 to 1.15 in a forward pass; 1.00 to 1.09 in training; 1.07 to 1.23 with remat, highest
     where gradients outweigh activations. Accelerators need less than a CPU, where XLA keeps bfloat16 as float32 and,
     without a scan, undoes remat and takes up to four times the estimate for a forward pass.
 
@@ -160,8 +156,8 @@ def estimate(
     if itemsize < FLOAT32 and remat is None:  # the weights of the layers in the compute dtype are kept too
         kernels = (row.bytes for row in table if "/encoder/" in row.path and row.path.endswith("/kernel"))
         activations += sum(kernels) * itemsize // FLOAT32
-    # A third of the arrays of a layer exists while it is differentiated, two thirds if they are recomputed.
-    thirds = 1 if remat is None else 2
+    # Beside what is kept, arrays of two thirds of its size exist while a layer is differentiated.
+    thirds = 2 if remat is None else 5
     workspace = max(examples * thirds * t.layer // 3 + t.weights * (itemsize + FLOAT32) for t in towers)
     loss = FLOAT32 * (7 * examples * towers[-1].width + 3 * min(TILE, examples) ** 2)
     return Memory(parameters, parameters, 2 * parameters, inputs, activations, workspace, loss)
@@ -247,20 +243,18 @@ def _tower(c: TextConfig | VisionConfig, tensor: int, itemsize: int) -> _Tower:
     mlp, projected = _per_device(c.intermediate_size, tensor), width // c.num_attention_heads * heads
     if isinstance(c, SiglipTextConfig):
         tokens = c.max_position_embeddings
-        inputs, after = FLOAT32 * tokens, 2 * width * FLOAT32  # the last norm
+        inputs, after = FLOAT32 * tokens, width * itemsize + 2 * FLOAT32  # the last norm
     else:
         tokens, pixels = c.num_patches, c.patch_size**2 * c.num_channels
         size = getattr(c, "image_size", None)
         inputs = FLOAT32 * (tokens * (pixels + 1) + 2 if size is None else size**2 * c.num_channels)
-        # Its output, the keys and values of the pooling head, and the pixels in the compute dtype.
-        after = 2 * width * FLOAT32 + (width + 2 * projected + pixels) * itemsize
+        # The last norm and its output, the keys and values of the pooling head, the pixels in the compute dtype.
+        after = 2 * FLOAT32 + (2 * width + 2 * projected + pixels) * itemsize
     scores = heads * tokens
     layer = (
-        (4 * projected + 2 * width) * itemsize  # queries, keys, values, attention's output, outputs of both norms
-        + 4 * width * FLOAT32  # both norms: centred, and scaled
-        + _MLP_ARRAYS.get(c.hidden_act, _MLP_ARRAYS_ELSE) * mlp * itemsize
-        + scores * (FLOAT32 + itemsize)  # weights of attention, before and after the division by their sum
-        + (4 + 2 * heads) * FLOAT32  # statistics of both norms and of the softmax
+        (4 * projected + 4 * width) * itemsize  # queries, keys, values, attention's output; both norms: input, output
+        + 2 * mlp * itemsize  # input and output of the activation function
+        + (4 + heads) * FLOAT32  # statistics of both norms and of the softmax
     )
     return _Tower(
         width=width,

@@ -17,26 +17,17 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from siglip_jax.configs.configuration import TextConfig, VisionConfig
-from siglip_jax.models.attention import Attention
+from siglip_jax.models.attention import ATTENTION, Attention
+from siglip_jax.models.elementwise import ACTIVATION_FUNCTIONS, layer_norm
 from siglip_jax.models.initializers import Initializer, Initializers, initializers
-from siglip_jax.models.products import Dense
+from siglip_jax.models.products import PRODUCT, Dense
 from siglip_jax.parallel.mesh import keep_batch_sharded
-
-ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-}
 
 # Values of `remat`: what is kept from the forward pass; the backward pass recomputes everything else.
 REMAT_POLICIES: dict[str, Callable[..., bool]] = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_saveable,
-    "dots_with_no_batch_dims": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT, ATTENTION),
+    "dots_with_no_batch_dims": jax.checkpoint_policies.save_only_these_names(PRODUCT),
 }
 
 
@@ -64,10 +55,7 @@ class Options:
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation in float32 whatever the compute dtype, with parameters `scale` and `bias`.
-
-    The variance is that of the centred input: the one-pass formula loses three digits on the outliers of real weights.
-    """
+    """Layer normalisation in float32 whatever the compute dtype, with parameters `scale` and `bias`."""
 
     epsilon: float
     dtype: DTypeLike = jnp.float32
@@ -77,12 +65,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
-        x = x.astype(jnp.float32)
-        x = x - jnp.mean(x, axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
-        last = (1,) * (x.ndim - 1) + (-1,)
-        x = x * scale.astype(jnp.float32).reshape(last) + bias.astype(jnp.float32).reshape(last)
-        return x.astype(self.dtype)
+        return layer_norm(x, scale, bias, self.epsilon, self.dtype)
 
 
 class Embedding(nn.Module):

@@ -183,7 +183,7 @@ class Siglip2TextModel(SiglipTextModel):
       dtype: compute dtype; layer norms and softmax are computed in float32 whatever it is.
       param_dtype: dtype of freshly initialised parameters.
       attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
-        NVIDIA GPU, and "auto" chooses between "xla" and "eager".
+        NVIDIA GPU, and "auto" is "cudnn" on such a GPU where it can be, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
         products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
       scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile
@@ -218,7 +218,7 @@ class Siglip2VisionModel(VariableResolution):
       dtype: compute dtype; layer norms and softmax are computed in float32 whatever it is.
       param_dtype: dtype of freshly initialised parameters.
       attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
-        NVIDIA GPU, and "auto" chooses between "xla" and "eager".
+        NVIDIA GPU, and "auto" is "cudnn" on such a GPU where it can be, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
         products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
       scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile
@@ -289,7 +289,7 @@ class Siglip2Model(TwoTowers, VariableResolution):
       dtype: compute dtype of the towers; layer norms, softmax and logits are computed in float32 whatever it is.
       param_dtype: dtype of freshly initialised parameters; `logit_scale` and `logit_bias` are always float32.
       attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
-        NVIDIA GPU, and "auto" chooses between "xla" and "eager".
+        NVIDIA GPU, and "auto" is "cudnn" on such a GPU where it can be, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
         products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
       scan_layers: whether the layers of each tower are stacked on a leading axis and run by `lax.scan`, so that compile
@@ -397,7 +397,7 @@ class Siglip2ForImageClassification(ImageClassifier):
       dtype: compute dtype; layer norms, softmax and the mean over patches are computed in float32 whatever it is.
       param_dtype: dtype of freshly initialised parameters.
       attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
-        NVIDIA GPU, and "auto" chooses between "xla" and "eager".
+        NVIDIA GPU, and "auto" is "cudnn" on such a GPU where it can be, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
         products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
       scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile

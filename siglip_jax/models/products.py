@@ -1,43 +1,28 @@
 """Matrix products in bfloat16 and float16 that are fast on a CPU forward and backward, with sums in float32.
 
 XLA differentiates such a product on a CPU into loops over single numbers, with which a training step takes several
-times as long as in float32. Here the gradient of a product is two more products.
+times as long as in float32. Here the gradient of a product is two more products. Which products a platform gets is
+decided where the program is lowered for it, so that a program for an accelerator can be compiled on any machine.
 """
 
-import contextlib
-import contextvars
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from siglip_jax.models.initializers import Initializer
 from siglip_jax.quantization.schemes import Quantized, dequantize, multiply_int8
 
+PRODUCT = "product"  # name of the outputs of dense layers for `jax.checkpoint`
 _CPUINFO = Path("/proc/cpuinfo")
 _INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86, Arm
-_PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
-
-
-@contextlib.contextmanager
-def computing_for(platform: str) -> Iterator[None]:
-    """Traces for a platform ("cpu", "cuda", …) other than that of the default device within this context."""
-    token = _PLATFORM.set(platform)
-    try:
-        yield
-    finally:
-        _PLATFORM.reset(token)
-
-
-def on_cpu() -> bool:
-    """Returns whether the current trace is for a CPU."""
-    return (_PLATFORM.get() or jax.default_backend()) == "cpu"
 
 
 @functools.cache
@@ -51,24 +36,38 @@ def cpu_multiplies_bfloat16(cpuinfo: Path = _CPUINFO) -> bool:
 
 def float32_matmul(x: Float[Array, "*batch m k"], y: Float[Array, "*batch k n"]) -> Float[Array, "*batch m n"]:
     """Returns the product of two arrays in float32, or in their dtype if wider; gradients have their dtypes."""
-    return _narrow_matmul(x, y) if x.dtype.itemsize < 4 else jnp.matmul(x, y)
+    return _narrow_matmul(jnp.dtype(jnp.float32), x, y) if x.dtype.itemsize < 4 else jnp.matmul(x, y)
 
 
-@jax.custom_vjp
-def _narrow_matmul(x: Array, y: Array) -> Array:
-    return jnp.matmul(_operand(x), _operand(y), preferred_element_type=jnp.float32)
+def matmul(x: Float[Array, "*batch m k"], y: Float[Array, "*batch k n"]) -> Float[Array, "*batch m n"]:
+    """Returns the product of two arrays in their dtype."""
+    return _narrow_matmul(x.dtype, x, y) if x.dtype.itemsize < 4 else jnp.matmul(x, y)
 
 
-def _forward(x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _narrow_matmul(x, y), (x, y)
+def _product(dtype: Any, x: Array, y: Array) -> Array:
+    """Returns a product of narrow arrays in a dtype, lowered for each platform as it is fastest there."""
+
+    elsewhere = functools.partial(jnp.matmul, preferred_element_type=dtype)
+    return lax.platform_dependent(x, y, cpu=functools.partial(_product_on_cpu, dtype), default=elsewhere)
 
 
-def _backward(arrays: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+def _product_on_cpu(dtype: Any, x: Array, y: Array) -> Array:
+    return jnp.matmul(_operand(x), _operand(y), preferred_element_type=jnp.float32).astype(dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _narrow_matmul(dtype: Any, x: Array, y: Array) -> Array:
+    return _product(dtype, x, y)
+
+
+def _forward(dtype: Any, x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _product(dtype, x, y), (x, y)
+
+
+def _backward(dtype: Any, arrays: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     x, y = arrays
-    g = _operand(cotangent.astype(x.dtype))
-    of_x = jnp.matmul(g, jnp.swapaxes(_operand(y), -1, -2), preferred_element_type=jnp.float32)
-    of_y = jnp.matmul(jnp.swapaxes(_operand(x), -1, -2), g, preferred_element_type=jnp.float32)
-    return of_x.astype(x.dtype), of_y.astype(y.dtype)
+    g = cotangent.astype(x.dtype)
+    return _product(x.dtype, g, jnp.swapaxes(y, -1, -2)), _product(y.dtype, jnp.swapaxes(x, -1, -2), g)
 
 
 _narrow_matmul.defvjp(_forward, _backward)
@@ -76,12 +75,7 @@ _narrow_matmul.defvjp(_forward, _backward)
 
 def _operand(x: Array) -> Array:
     """Returns an operand in float32 on a CPU without the instructions, where narrower dtypes are slower still."""
-    native = x.dtype == jnp.bfloat16 and cpu_multiplies_bfloat16()
-    return x.astype(jnp.float32) if _narrow_on_cpu(x) and not native else x
-
-
-def _narrow_on_cpu(x: Array) -> bool:
-    return on_cpu() and x.dtype.itemsize < 4
+    return x if x.dtype == jnp.bfloat16 and cpu_multiplies_bfloat16() else x.astype(jnp.float32)
 
 
 def matmul_precision() -> str:
@@ -89,25 +83,55 @@ def matmul_precision() -> str:
     return jax.config.jax_default_matmul_precision or "default"  # type: ignore[missing-attribute]
 
 
-def describe_products(dtype: DTypeLike) -> str:
-    """Describes how matrices of a dtype are multiplied on the default device."""
+def describe_products(dtype: DTypeLike, platform: str) -> str:
+    """Describes how matrices of a dtype are multiplied on a platform, such as "cpu"."""
     dtype = jnp.dtype(dtype)
-    if jax.default_backend() != "cpu" or dtype.itemsize >= 4:
+    if platform != "cpu" or dtype.itemsize >= 4:
         return f"{dtype.name} at {matmul_precision()} precision"
     if dtype == jnp.bfloat16 and cpu_multiplies_bfloat16():
         return "bfloat16, sums in float32"
     return f"float32: this CPU has no instructions for {dtype.name}"
 
 
-def matmul(x: Float[Array, "*batch m k"], y: Float[Array, "*batch k n"]) -> Float[Array, "*batch m n"]:
-    """Returns the product of two arrays in their dtype."""
-    return float32_matmul(x, y).astype(x.dtype) if _narrow_on_cpu(x) else jnp.matmul(x, y)
-
-
 def _dense(x: Array, kernel: Array) -> Array:
-    if not _narrow_on_cpu(x):
-        return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-    return matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+    return _narrow_dense(x, kernel) if x.dtype.itemsize < 4 else _dense_product(x, kernel)
+
+
+def _dense_product(x: Array, kernel: Array) -> Array:
+    return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+@jax.custom_vjp
+def _narrow_dense(x: Array, kernel: Array) -> Array:
+    def on_cpu(x: Array, kernel: Array) -> Array:
+        return _product_on_cpu(x.dtype, _rows(x), kernel).reshape(*x.shape[:-1], -1)
+
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=_dense_product)
+
+
+def _dense_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _narrow_dense(x, kernel), (x, kernel)
+
+
+def _dense_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+
+    def on_cpu(x: Array, g: Array) -> Array:
+        return _product_on_cpu(x.dtype, _rows(x).T, _rows(g))
+
+    def elsewhere(x: Array, g: Array) -> Array:
+        leading = tuple(range(x.ndim - 1))
+        return lax.dot_general(x, g, ((leading, leading), ((), ())))
+
+    return _narrow_dense(g, kernel.T), lax.platform_dependent(x, g, cpu=on_cpu, default=elsewhere)
+
+
+_narrow_dense.defvjp(_dense_forward, _dense_backward)
+
+
+def _rows(x: Array) -> Array:
+    """Returns an array (..., width) as a matrix."""
+    return x.reshape(-1, x.shape[-1])
 
 
 class Dense(nn.Module):
@@ -135,6 +159,7 @@ class Dense(nn.Module):
             else:
                 kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
             y = _dense(x, jnp.asarray(kernel).astype(self.dtype))
+        y = checkpoint_name(y, PRODUCT)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
             y = y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))

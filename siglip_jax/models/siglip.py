@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from siglip_jax.configs.configuration import SiglipConfig, SiglipTextConfig, SiglipVisionConfig
 from siglip_jax.losses.sigmoid import pairwise_logits, sigmoid_loss_of_logits
+from siglip_jax.models.elementwise import normalize
 from siglip_jax.models.features import exit_at
 from siglip_jax.models.outputs import SiglipOutput, TowerOutput
 from siglip_jax.models.pretrained import PretrainedModule
@@ -31,12 +32,6 @@ def check_ids(name: str, ids: Any) -> Int[Array, "batch tokens"]:
     return ids
 
 
-def normalize(x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-    """Returns float32 vectors of length 1. As in the reference there is no epsilon: a zero vector becomes NaN."""
-    x = x.astype(jnp.float32)
-    return x / jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True))
-
-
 class SiglipTextModel(PretrainedModule):
     """The text tower alone.
 
@@ -49,7 +44,7 @@ class SiglipTextModel(PretrainedModule):
       dtype: compute dtype; layer norms and softmax are computed in float32 whatever it is.
       param_dtype: dtype of freshly initialised parameters.
       attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
-        NVIDIA GPU, and "auto" chooses between "xla" and "eager".
+        NVIDIA GPU, and "auto" is "cudnn" on such a GPU where it can be, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
         products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
       scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile time does not
@@ -166,7 +161,7 @@ class SiglipVisionModel(FixedResolution):
       dtype: compute dtype; layer norms and softmax are computed in float32 whatever it is.
       param_dtype: dtype of freshly initialised parameters.
       attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
-        NVIDIA GPU, and "auto" chooses between "xla" and "eager".
+        NVIDIA GPU, and "auto" is "cudnn" on such a GPU where it can be, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
         products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
       scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile time does not
@@ -349,7 +344,7 @@ class SiglipModel(TwoTowers, FixedResolution):
       dtype: compute dtype of the towers; layer norms, softmax and logits are computed in float32 whatever it is.
       param_dtype: dtype of freshly initialised parameters; `logit_scale` and `logit_bias` are always float32.
       attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
-        NVIDIA GPU, and "auto" chooses between "xla" and "eager".
+        NVIDIA GPU, and "auto" is "cudnn" on such a GPU where it can be, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
         products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
       scan_layers: whether the layers of each tower are stacked on a leading axis and run by `lax.scan`, so that compile

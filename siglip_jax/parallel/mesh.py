@@ -60,6 +60,14 @@ def batch_shards(mesh: Mesh | None) -> int:
     return 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
 
 
+def platform_of(mesh: Mesh | None) -> str:
+    """Returns JAX's name of the platform of a mesh, such as "cpu"; without a mesh, that of the default device."""
+    device = jax.config.jax_default_device  # type: ignore[missing-attribute]
+    if mesh is not None:
+        device = mesh.devices.flat[0]
+    return device if isinstance(device, str) else (device or jax.devices()[0]).platform
+
+
 def keep_batch_sharded(x: Array, mesh: Mesh | None) -> Array:
     """Constrains the first dimension of an array to stay sharded over `data` and `fsdp`, where the mesh has them.
 

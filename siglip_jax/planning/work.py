@@ -9,8 +9,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from siglip_jax.configs.configuration import Siglip2VisionConfig, SiglipConfig, TextConfig
 from siglip_jax.models.cost import image_flops, text_flops
+from siglip_jax.models.elementwise import normalize
 from siglip_jax.models.pretrained import PretrainedModule
-from siglip_jax.models.siglip import normalize
 from siglip_jax.parallel.mesh import BATCH_AXES
 from siglip_jax.parallel.sharding import shardings
 from siglip_jax.params import flatten, unflatten

@@ -19,7 +19,7 @@ from siglip_jax.losses.cross_entropy import cross_entropies
 from siglip_jax.losses.sigmoid import sigmoid_loss
 from siglip_jax.losses.softmax import softmax_loss
 from siglip_jax.losses.tiles import BlockSize, signed_loss
-from siglip_jax.models.siglip import normalize
+from siglip_jax.models.elementwise import normalize
 from siglip_jax.parallel.mesh import BATCH_AXES
 from siglip_jax.training.lora import added
 from siglip_jax.training.recipe import Lora

@@ -24,7 +24,7 @@ from siglip_jax.data.fingerprint import fingerprint
 from siglip_jax.data.pipeline import ordered
 from siglip_jax.data.transform import Transform
 from siglip_jax.inference.encoder import NotFiniteError, not_finite
-from siglip_jax.models.siglip import normalize
+from siglip_jax.models.elementwise import normalize
 from siglip_jax.params import flatten
 from siglip_jax.training.objective import Objective
 

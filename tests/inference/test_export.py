@@ -59,6 +59,7 @@ def test_any_number_of_rows_equals_the_model(exported, shared_siglip):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:text has .* tokens:UserWarning")  # one of them is cut, which is said once
 def test_run_py_needs_nothing_of_this_package(exported, shared_siglip, pictures, tmp_path):
     code = f"""
 import runpy, sys

@@ -279,3 +279,23 @@ def test_a_classifier_without_labels_gives_the_mean(inputs):
     np.testing.assert_allclose(out.logits, tower.last_hidden_state.mean(1), rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match="num_labels must be at least 1 where labels are given, got 0"):
         model.apply({"params": params}, inputs["pixel_values"], labels=jnp.zeros(3, jnp.int32))
+
+
+@pytest.mark.slow
+def test_a_product_of_the_hessian_and_a_vector(inputs):
+    model = SiglipVisionModel(VISION)
+    params = model.init(jax.random.key(0), inputs["pixel_values"])["params"]
+    leaf = params["vision_model"]["encoder"]["layers_0"]["layer_norm1"]["scale"]
+    direction = jnp.linspace(-1, 1, leaf.size)
+
+    def gradient(scale):
+        def loss(scale):
+            changed = jax.tree.map(lambda x: scale if x is leaf else x, params)
+            return jnp.sum(model.apply({"params": changed}, inputs["pixel_values"]).pooler_output ** 2)
+
+        return jax.grad(loss)(scale)
+
+    _, found = jax.jvp(gradient, (leaf,), (direction,))
+    step = 1e-2
+    expected = (gradient(leaf + step * direction) - gradient(leaf - step * direction)) / (2 * step)
+    np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())

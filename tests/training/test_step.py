@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from siglip_jax import make_mesh
-from siglip_jax.models.siglip import normalize
+from siglip_jax.models.elementwise import normalize
 from siglip_jax.parallel import global_batch
 from siglip_jax.parallel.mesh import AXES
 from siglip_jax.parallel.sharding import shard_params

@@ -141,11 +141,18 @@ def apply_taps(
       columns: starts and weights of the horizontal pass of each image.
       vertically_first: whether the vertical pass comes first.
     """
-    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16  # both hold 0..255
+    on_cpu, elsewhere = (
+        functools.partial(_apply_taps, dtype, vertically_first)
+        for dtype in (jnp.float32, jnp.bfloat16)  # both hold 0..255
+    )
+    return jax.lax.platform_dependent(images, rows, columns, cpu=on_cpu, default=elsewhere)
+
+
+def _apply_taps(dtype: Any, vertically_first: bool, images: Array, rows: Any, columns: Any) -> Array:
     _, height, width, _ = images.shape
     passes = [
-        ("now,nhwc->nhoc", *_digits(*columns, width, dtype)),
-        ("noh,nhwc->nowc", *_digits(*rows, height, dtype)),
+        ("now,nhwc->nhoc", *_digits(columns[0], columns[1], width, dtype)),
+        ("noh,nhwc->nowc", *_digits(rows[0], rows[1], height, dtype)),
     ]
     out: Array = images
     for equation, matrices, bits in reversed(passes) if vertically_first else passes:
