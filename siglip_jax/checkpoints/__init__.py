@@ -10,6 +10,7 @@ from siglip_jax.checkpoints.write import write_checkpoint
 if TYPE_CHECKING:
     from siglip_jax.checkpoints.convert import Conversion, convert
     from siglip_jax.checkpoints.describe import describe
+    from siglip_jax.checkpoints.layouts import LAYOUTS, Layout
     from siglip_jax.checkpoints.verify import Check, verify
     from siglip_jax.checkpoints.write_tower import write_tower
 
@@ -18,6 +19,8 @@ __all__ = [
     "Checkpoint",
     "Contents",
     "Conversion",
+    "LAYOUTS",
+    "Layout",
     "convert",
     "describe",
     "read_checkpoint",
@@ -32,6 +35,8 @@ make_lazy(
     {
         "Check": "siglip_jax.checkpoints.verify",
         "Conversion": "siglip_jax.checkpoints.convert",
+        "LAYOUTS": "siglip_jax.checkpoints.layouts",
+        "Layout": "siglip_jax.checkpoints.layouts",
         "convert": "siglip_jax.checkpoints.convert",
         "describe": "siglip_jax.checkpoints.describe",
         "verify": "siglip_jax.checkpoints.verify",

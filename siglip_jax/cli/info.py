@@ -19,7 +19,8 @@ EPILOG = """examples:
   siglip-jax info
   siglip-jax info google/siglip-base-patch16-224 --json
   siglip-jax info google/siglip-base-patch16-224 --mesh data=4,fsdp=2
-  siglip-jax info --variants"""
+  siglip-jax info --variants
+  siglip-jax info --layouts"""
 
 METRICS = {
     "imagenet": "ImageNet zero-shot",
@@ -27,6 +28,8 @@ METRICS = {
     "coco_image_to_text": "image to text",
 }
 HEADERS = ("name", "M", "px", "text", "IN-1k", "T->I", "I->T")
+LAYOUTS_CAPTION = """parity: largest relative difference of the outputs from the owning library's in float32, or
+equal bits; writes: equal bits when the owning library reads what is written, - where nothing is written"""
 CAPTION = """M: parameters in millions; px: image size; text: tokens; published metrics in %:
 ImageNet-1k zero-shot, COCO recall at 1 from text to image, from image to text"""
 
@@ -37,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variants", action="store_true", help="list the released checkpoints and their published metrics"
     )
+    parser.add_argument(
+        "--layouts",
+        action="store_true",
+        help="list the layouts of weights that are read and written",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     mesh.add_arguments(parser)
 
@@ -46,11 +54,21 @@ def run(arguments: argparse.Namespace) -> int:
     if mesh.wanted(arguments):
         mesh.run(arguments)
         return 0
-    if arguments.variants:
-        if arguments.model is not None:
+    if arguments.variants and arguments.model is not None and not arguments.layouts:
+        raise ValueError(f"info must have a model or --variants, got both; leave out {arguments.model!r} or --variants")
+    if arguments.layouts:
+        if arguments.model is not None or arguments.variants:
             raise ValueError(
-                f"info must have a model or --variants, got both; leave out {arguments.model!r} or --variants"
+                "info must have a model, --variants or --layouts, got several; leave out all but one of them"
             )
+        from siglip_jax.checkpoints import LAYOUTS, Layout
+
+        if arguments.json:
+            print(json.dumps([layout._asdict() for layout in LAYOUTS], indent=2))
+        else:
+            print_table(Layout._fields[:-1], [layout[:-1] for layout in LAYOUTS], 2, LAYOUTS_CAPTION)
+        return 0
+    if arguments.variants:
         if arguments.json:
             print(json.dumps([variant.to_dict() for variant in VARIANTS], indent=2))
         else:
