@@ -111,7 +111,7 @@ def _stored(entry: Path, shape: tuple[int, ...], dtype: np.dtype) -> StoredTenso
             ) from error
         return array
 
-    return StoredTensor(entry, shape, dtype, view)
+    return StoredTensor(entry.parent, shape, dtype, view)
 
 
 def subtree(contents: Contents, root: str) -> Contents:
@@ -159,6 +159,7 @@ def write(path: Path, checkpoint: Checkpoint, stacked: Sequence[str] | bool = Fa
 def layout_of(checkpoint: Checkpoint, stacked: Sequence[str] | bool = False) -> dict[str, Any]:
     """Returns the layout that `write` chooses: that of the source file, without an identity text head."""
     layout = dict(checkpoint.layout) if checkpoint.format == "big_vision" else {}
+    layout.pop("part_of", None)
     if stacked is not False:
         layout["stacked"] = [tower for tower in TOWERS if tower in (checkpoint.params if stacked is True else stacked)]
     return layout | {"text_head": not is_identity(checkpoint.params.get("text_model", {}).get("head"))}

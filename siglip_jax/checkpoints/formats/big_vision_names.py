@@ -24,6 +24,10 @@ PREFIX = "params/"
 TOWERS = {TEXT: "txt", VISION: "img"}
 ROOTS = {name: f"{root}/" for name, root in TOWERS.items()}
 _PREFIXES = (PREFIX, "opt/target/")  # the second: Flax's optimizers before 2021
+# Larger models by the path of their image tower; `img` is PaliGemma's beside its language model.
+_LARGER = {"PaliGemma/img/": "pi0", "img/": "PaliGemma"} | dict.fromkeys(
+    ("vision_encoder/siglip_encoder/", "SigLiPFromPatches_0/siglip_encoder/"), "Gemma 3"
+)
 _ENCODERS = {TEXT: "Encoder_0", VISION: "Transformer"}
 # In old files this tensor holds a part of the position table: "added twice by mistake" (big_vision's loader).
 _STRAY = "Encoder_0/pos_embedding"
@@ -65,7 +69,8 @@ class Found(NamedTuple):
 
     Attributes:
       tensors: the parameters of the towers and the two scalars of the loss, with an identity for a missing text head.
-      layout: what `table` needs beside the configuration: `prefix`, `roots`, `stacked`.
+      layout: what `table` needs beside the configuration, `prefix`, `roots` and `stacked`, and the larger model that
+        the towers are a part of, `part_of`, if there is one.
       config: configuration that was given, or follows from the shapes.
     """
 
@@ -89,8 +94,10 @@ def find(tensors: Mapping[str, StoredTensor], config: Config | None = None) -> F
     """
     prefix = next((p for p in _PREFIXES if any(key.startswith(p) for key in tensors)), "")
     below = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-    roots = _roots(below)
+    roots, larger = _roots(below), None
     if len(roots) < len(TOWERS) or any(key.startswith("llm/") for key in below):  # a part of a larger model
+        if any(not key.startswith(tuple(roots.values())) for key in set(below) - set(_scalars(roots).values())):
+            larger = _LARGER.get(roots.get(VISION, ""), "a larger model")
         scalars = set(_scalars(roots).values()) if len(roots) == len(TOWERS) else set()
         projection = f"{roots.get(VISION)}head/"  # to the width of the larger model
         below = {
@@ -105,7 +112,9 @@ def find(tensors: Mapping[str, StoredTensor], config: Config | None = None) -> F
     shapes = {key: t.shape for key, t in below.items()}
     blocks = {name: f"{root}{_ENCODERS[name]}/encoderblock" for name, root in roots.items()}
     stacked = [name for name in roots if any(key.startswith(f"{blocks[name]}/") for key in shapes)]
-    layout = {"prefix": prefix, "roots": roots, "stacked": stacked}
+    layout: dict[str, Any] = {"prefix": prefix, "roots": roots, "stacked": stacked}
+    if larger is not None:
+        layout["part_of"] = larger
     config = _config(shapes, roots, blocks) if config is None else config
     return Found({prefix + key: t for key, t in below.items()}, layout, config)
 

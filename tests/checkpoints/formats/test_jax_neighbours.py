@@ -9,6 +9,7 @@ import pytest
 
 import siglip_jax
 from siglip_jax import SiglipModel, SiglipVisionModel
+from siglip_jax.checkpoints import describe
 from siglip_jax.params import flatten, stack_layers
 from tests.support import jax_neighbours
 from tests.support.scaled_variants import random_checkpoint, write_as_released
@@ -75,7 +76,11 @@ def test_paligemma(tmp_path, made, flat):
     tower = {f"params/img/{k}": x for k, x in jax_neighbours.image_tower(flat).items()}
     tower |= {"params/img/head/kernel": np.zeros((32, 48), np.float32), "params/llm/final_norm/scale": np.zeros(48)}
     np.savez(tmp_path / "pt.npz", **tower)
-    assert_holds(tmp_path / "pt.npz", made, "vision_model", head=False)
+    found = assert_holds(tmp_path / "pt.npz", made, "vision_model", head=False)
+    facts = describe(tmp_path / "pt.npz")
+    assert facts["part_of"] == "PaliGemma" and facts["parameters"] == {"vision_model": 23_840, "total": 23_840}
+    siglip_jax.write_checkpoint(tmp_path / "tower.npz", found)
+    assert describe(tmp_path / "tower.npz")["part_of"] is None
 
 
 def test_the_folder_of_a_training_run(tmp_path, made, flat):
@@ -83,6 +88,8 @@ def test_the_folder_of_a_training_run(tmp_path, made, flat):
     for path in (folder, tmp_path / "checkpoint.bv-LAST", tmp_path):
         assert_holds(path, made, *made.params)
     assert_holds(f"{folder}:img", made, "vision_model")
+    facts = describe(tmp_path)
+    assert facts["part_of"] is None and facts["weight_files"] == [folder.name] and facts["bytes"] > 200_000
     with pytest.raises(ValueError, match="the files must have at least 1/20 of the") as caught:
         header = folder / "params~img~embedding~kernel" / ".zarray"
         header.write_text(json.dumps(json.loads(header.read_text()) | {"shape": [1 << 20, 1 << 20]}))
@@ -115,6 +122,7 @@ def test_pi0(tmp_path, made, flat, value):
     folder = jax_neighbours.pi0(tmp_path, flat, value)
     for path in (folder, tmp_path):
         assert_holds(path, made, "vision_model", head=False)
+        assert describe(path)["part_of"] == "pi0"
     model, params = SiglipVisionModel.from_pretrained(folder, scan_layers=True)
     assert params["vision_model"]["encoder"]["layers"]["mlp"]["fc1"]["kernel"].shape == (2, 32, 64)
     assert not model.config.vision_use_head
@@ -122,7 +130,9 @@ def test_pi0(tmp_path, made, flat, value):
 
 @pytest.mark.parametrize("is_flat", [True, False])
 def test_gemma(tmp_path, made, flat, is_flat):
-    assert_holds(jax_neighbours.gemma(tmp_path / "g", flat, is_flat), made, "vision_model", head=False)
+    path = jax_neighbours.gemma(tmp_path / "g", flat, is_flat)
+    assert_holds(path, made, "vision_model", head=False)
+    assert describe(path)["part_of"] == "Gemma 3"
 
 
 @pytest.mark.parametrize("scan", [True, False])
