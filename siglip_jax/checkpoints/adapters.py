@@ -113,6 +113,17 @@ def _base_name(key: str) -> str:
     return key.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
+def fits(contents: Contents, adapter: Adapter) -> bool:
+    """Returns whether a checkpoint has a layer that an adapter adds to, by the name that the adapter has for it.
+
+    Args:
+      contents: headers of the checkpoint.
+      adapter: the adapter.
+    """
+    layers, _ = _parts(adapter.tensors)
+    return any(_found(_base_name(f"{layer}.weight"), contents, adapter.config) for layer in layers)
+
+
 def merged(contents: Contents, adapter: Adapter) -> Contents:
     """Returns the headers of a checkpoint with an adapter merged; tensors are computed when they are read.
 
@@ -259,7 +270,7 @@ def _matches(pattern: str, module: str) -> bool:
 def _found(name: str, contents: Contents, config: Mapping[str, Any]) -> str | None:
     """Returns the name of a tensor in a checkpoint: without the prefix of a wrapper, or with that of its tower."""
     parts = name.split(".")
-    for i in range(len(parts) - 1):
+    for i in range(max(1, len(parts) - 1)):
         if (own := ".".join(parts[i:])) in contents.tensors:
             return own
     towers = [tower for tower in (VISION, TEXT) if f"{tower}.{name}" in contents.tensors]

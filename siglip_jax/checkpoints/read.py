@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from siglip_jax.checkpoints.adapters import injected, is_adapter, merged, read_adapter
+from siglip_jax.checkpoints.adapters import fits, injected, is_adapter, merged, read_adapter
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.foreign import advice_for_path
-from siglip_jax.checkpoints.formats import FORMATS, Format, Shardings
+from siglip_jax.checkpoints.formats import FORMATS, Format, Shardings, huggingface
 from siglip_jax.checkpoints.hub import resolve
 from siglip_jax.checkpoints.keymap import CLASSIFIER, architecture_of, narrow
-from siglip_jax.checkpoints.table import Row, check_rows
+from siglip_jax.checkpoints.table import Row, StoredTensor, check_rows
 from siglip_jax.configs.configuration import Config
 from siglip_jax.params import LOGITS
 
@@ -84,7 +84,17 @@ def read_contents(
     under = resolve(below, revision=adapter.revision if base is None else None, **hub)
     if is_adapter(under):
         raise ValueError(f"{found}: the checkpoint below an adapter must be a whole one, got {under}; pass base=")
-    return merged(_contents(under, subtree, False, config, key_mapping), adapter)
+    contents = _contents(under, subtree, False, config, key_mapping)
+    return merged(contents if fits(contents, adapter) else _as_transformers(contents), adapter)
+
+
+def _as_transformers(contents: Contents) -> Contents:
+    """Returns the contents of files of any format with the tensors that `transformers` has, made when they are read."""
+    checkpoint = select(contents)
+    file = next(iter(contents.tensors.values())).file
+    made = huggingface.to_tensors(checkpoint).items()
+    tensors = {key: StoredTensor(file, tensor.shape, tensor.dtype, tensor.make) for key, tensor in made}
+    return dataclasses.replace(contents, format="huggingface", tensors=tensors, layout={})
 
 
 def _contents(

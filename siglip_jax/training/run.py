@@ -19,6 +19,7 @@ from siglip_jax.inference.bench import peak_memory
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.models import SiglipModel
 from siglip_jax.processing import SiglipProcessor
+from siglip_jax.training.adapter import save_adapter
 from siglip_jax.training.evaluators import labels_evaluation, pairs_evaluation
 from siglip_jax.training.loop import Evaluate, LoopOptions, OnMetrics, check_resumable, run_loop
 from siglip_jax.training.prepare import (
@@ -50,7 +51,8 @@ class Run:
       processor: processor for images of the model's size.
       metrics: every line of `log.jsonl` that this call wrote: dicts with "step" and the metrics of the last steps, or
         of an evaluation.
-      directory: where the run is kept: checkpoints, `log.jsonl`, `recipe.json`, and, once it is finished, `model`.
+      directory: where the run is kept: checkpoints, `log.jsonl`, `recipe.json`, and, once it is finished, `model`, and
+        after a run with LoRA `adapter`, the trained additions for PEFT.
       steps: steps done.
       total_steps: steps of the whole run.
       stopped: whether a signal (Ctrl-C, SIGTERM) stopped the run before its end; the same call resumes it.
@@ -193,6 +195,8 @@ def train(
         params = outcome.state.average_params
         if not outcome.stopped:
             save_model(directory / "model", recipe, setup.model, params)
+            if recipe.lora.rank:
+                save_adapter(directory / "adapter", recipe, setup.model, model, params)
     module, processor = setup.model.module, setup.model.processor
     return Run(
         module,

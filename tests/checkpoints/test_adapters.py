@@ -200,6 +200,15 @@ def test_an_adapter_injected_into_a_checkpoint_is_merged(base, tensors, tmp_path
     ]
 
 
+@pytest.mark.parametrize("format", ["big_vision", "orbax", "open_clip"])
+def test_the_checkpoint_below_may_be_of_any_format(base, tensors, tmp_path, format):
+    other = tmp_path / ("base.npz" if format == "big_vision" else "base")
+    siglip_jax.write_checkpoint(other, siglip_jax.read_checkpoint(base), format)
+    adapter = peft_files.write(tmp_path / "adapter", named(additions(tensors, EVERY)))
+    found, expected = siglip_jax.read_checkpoint(adapter, base=other), siglip_jax.read_checkpoint(adapter, base=base)
+    assert_close(found.params, expected.params)
+
+
 def test_a_converted_adapter_is_a_whole_checkpoint(base, tensors, tmp_path):
     parts = additions(tensors, [QUERY])
     adapter = peft_files.write(tmp_path / "adapter", named(parts), base_model_name_or_path=str(base))
