@@ -219,13 +219,43 @@ def cudnn_attention(
 
 
 def _cudnn(num_heads: int, query: Array, key: Array, value: Array, bias: Array | None) -> Array:
-    if bias is not None:  # the lowest float32 would become -inf in a narrower dtype
-        bias = jnp.maximum(bias, float(jnp.finfo(query.dtype).min)).astype(query.dtype)
-        bias = jnp.broadcast_to(bias, (*bias.shape[:2], query.shape[1], key.shape[1]))
+    if bias is None:
+        odd = query.shape[1] % 2 or key.shape[1] % 2
+        return (_cudnn_odd if odd else _cudnn_kernel)(num_heads, query, key, value)
+    # The lowest float32 would become -inf in a narrower dtype.
+    bias = jnp.maximum(bias, float(jnp.finfo(query.dtype).min)).astype(query.dtype)
+    bias = jnp.broadcast_to(bias, (*bias.shape[:2], query.shape[1], key.shape[1]))
+    return _cudnn_kernel(num_heads, query, key, value, bias=bias)
+
+
+def _cudnn_kernel(num_heads: int, query: Array, key: Array, value: Array, **options: Any) -> Array:
     q, k, v = (x.reshape(*x.shape[:-1], num_heads, -1) for x in (query, key, value))
     with jax.numpy_dtype_promotion("standard"):  # jax's own code relies on it for narrow dtypes
-        out = jax.nn.dot_product_attention(q, k, v, bias=bias, implementation="cudnn")
+        out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn", **options)
     return out.reshape(query.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cudnn_odd(num_heads: int, query: Array, key: Array, value: Array) -> Array:
+    """Attention of an odd number of tokens, which jax refuses to differentiate: a gradient has one more, left out."""
+    return _cudnn_kernel(num_heads, query, key, value)
+
+
+def _cudnn_odd_forward(num_heads: int, query: Array, key: Array, value: Array) -> tuple[Array, Any]:
+    def even(*arrays: Array) -> Array:
+        lengths = [jnp.full(len(x), x.shape[1], jnp.int32) for x in arrays[:2]]
+        padded = [jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0))) for x in arrays]
+        options = {"query_seq_lengths": lengths[0], "key_value_seq_lengths": lengths[1]}
+        return _cudnn_kernel(num_heads, *padded, **options)[:, : arrays[0].shape[1]]
+
+    return jax.vjp(even, query, key, value)
+
+
+def _cudnn_odd_backward(_: int, pull: Any, cotangent: Array) -> tuple[Array, Array, Array]:
+    return pull(cotangent)
+
+
+_cudnn_odd.defvjp(_cudnn_odd_forward, _cudnn_odd_backward)
 
 
 def _cudnn_runs(num_heads: int, query: Array, key: Array, value: Array, bias: Array | None) -> bool:

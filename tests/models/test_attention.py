@@ -109,3 +109,28 @@ def test_a_gpu_gets_cudnn_where_it_runs_and_others_do_not(monkeypatch):
 
     assert "exponential" not in lowered("cuda") and "3.000" in lowered("cuda")
     assert all("exponential" in lowered(platform) for platform in ("cpu", "tpu", "rocm"))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_cudnn_gets_an_even_number_of_tokens_where_it_is_differentiated(name, monkeypatch):
+    """jax refuses to differentiate cuDNN's attention of an odd number of tokens, which So400m/14-384 has: 729."""
+    kernel, lengths = jax.nn.dot_product_attention, []
+
+    def stand_in(q, k, v, implementation, **options):
+        assert implementation == "cudnn"
+        lengths.append((q.shape[1], k.shape[1]))
+        return kernel(q, k, v, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    heads, (query, key, value, cotangent) = arrays(name, jnp.float32)
+    expected = float64(heads, query, key, value, cotangent, None)
+
+    def cudnn(*x):
+        return attention._cudnn(heads, *x, None)
+
+    alone = cudnn(query, key, value)
+    assert lengths == [(query.shape[1], key.shape[1])]  # nothing is padded where nothing is differentiated
+    out, pull_back = jax.vjp(cudnn, query, key, value)
+    assert all(number % 2 == 0 for number in lengths[-1])
+    for found, right in zip((alone, out, *pull_back(cotangent)), (expected[0], *expected), strict=False):
+        np.testing.assert_allclose(np.asarray(found, np.float64), right, atol=1e-5 * np.abs(right).max())
