@@ -51,7 +51,20 @@ SigLIP          | a prefix before all names: DDP, torch.compile, Marqo | all   |
 SigLIP          | PEFT: LoRA adapter beside its base                   | all   | 1e-5 | -    | adapters
 PaliGemma, pi0  | openpi: orbax params/PaliGemma/img                   | tower | bits | -    | formats/jax_neighbours
 Gemma 3         | gemma: orbax vision_encoder, nested or flat          | tower | bits | -    | formats/jax_neighbours
-larger models   | transformers: vision_config at any depth or none     | tower | bits | bits | formats/towers
+PaliGemma, ColPali, PI0 | transformers: vision_config at any depth | tower | 1e-5 | bits | formats/towers
+Gemma 3, ShieldGemma 2, T5Gemma 2 | transformers: vision_config at any depth | tower | 1e-5 | bits | formats/towers
+LLaVA, LLaVA-NeXT, LLaVA-OneVision | transformers | tower | 1e-5 | bits | formats/towers
+Aya Vision, Command A Vision | transformers | tower | 1e-5 | bits | formats/towers
+Idefics 2, Idefics 3, SmolVLM | transformers: bucketed positions | tower | 1e-5 | bits | formats/towers
+Phi-4-multimodal | transformers: bucketed positions, pooling head | tower | 1e-5 | bits | formats/towers
+DeepSeek-VL, Janus | transformers | tower | 1e-5 | bits | formats/towers
+ModernVBERT, Granite Docling | transformers | tower | 1e-5 | bits | formats/towers
+LFM2-VL | transformers: NaFlex tower | tower | 1e-5 | bits | formats/towers
+LLaVA and kin | their own code: no vision_config | tower | bits | bits | write_tower
+pi0, SmolVLA | lerobot: no vision_config | tower | bits | bits | write_tower
+GR00T, Phi-4-multimodal | their own code: no vision_config | tower | bits | bits | write_tower
+Eagle, Ovis, TinyLLaVA, MiniCPM-V | their own code | tower | bits | bits | write_tower
+nllb-clip | open_clip: image tower of SigLIP, text of NLLB | tower | bits | - | foreign
 """
 
 

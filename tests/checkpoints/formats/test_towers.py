@@ -51,6 +51,15 @@ def reference(family, tower, pixels, **kwargs):
     return out.last_hidden_state, out.pooler_output if family == "phi4_multimodal" else None
 
 
+def assert_written_back(directory, params):
+    """The unchanged tower gives the files of the larger model, bit by bit."""
+    out = directory.parent / f"{directory.name}-out"
+    siglip_jax.checkpoints.write_tower(directory, params, out)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == {
+        file.name: file.read_bytes() for file in directory.iterdir()
+    }
+
+
 @pytest.fixture(params=FIXED)
 def family(request):
     return request.param
@@ -72,6 +81,7 @@ def test_the_tower_of_every_family_computes_what_the_owning_class_computes(famil
         assert (out.pooler_output is None) == (pooled is None)
         if pooled is not None:
             assert_close(out.pooler_output, pooled)
+    assert_written_back(tmp_path, params)
     facts = siglip_jax.checkpoints.describe(tmp_path)
     assert facts["part_of"] == family
     own = sum(p.numel() for n, p in tower.named_parameters() if n.startswith(towers._PARTS))
@@ -103,6 +113,7 @@ def test_the_tower_of_variable_resolution_of_a_larger_model(tmp_path):
     model, tower = larger_models.build("lfm2_vl")
     model.save_pretrained(tmp_path)
     module, params = Siglip2VisionModel.from_pretrained(tmp_path)
+    assert_written_back(tmp_path, params)
     pixels = RANDOM(1).standard_normal((2, 20, 7 * 7 * 3)).astype(np.float32)
     shapes, mask = np.array([(4, 5), (3, 2)], np.int32), np.ones((2, 20), np.int32)
     mask[1, 6:] = 0
