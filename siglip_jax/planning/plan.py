@@ -5,6 +5,7 @@ TPUs are described by libtpu, the compiler of TPUs, which runs on a machine with
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -112,6 +113,20 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Returns the plan as a dictionary that can be written as JSON."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> "Plan":
+        """Returns the plan of a dictionary that `to_dict` made, as JSON holds it.
+
+        Args:
+          facts: the dictionary.
+        """
+        from siglip_jax.training.setup import recipe_with  # with optax, which is optional
+
+        rows: list[dict[str, Any]] = [{**c, "largest": tuple(c["largest"])} for c in facts["collectives"]]
+        fields: dict[str, Any] = {**facts, "collectives": tuple(Collective(**row) for row in rows)}
+        fields |= {"recipe": recipe_with(Recipe(), facts["recipe"]), "unknown": tuple(facts["unknown"])}
+        return cls(**fields)
 
     def traffic(self) -> list[dict[str, Any]]:
         """Returns the collectives in groups, those that take longest on the links first.

@@ -90,6 +90,7 @@ def test_as_json(run, asked):
     facts = json.loads(run("plan", NAME, "--topology", "v5e:2x4", "--json").out)
     assert facts["estimated"] == PLAN.estimated and facts["recipe"]["mesh"]["fsdp"] == 2
     assert [c["kind"] for c in facts["collectives"]] == ["all-gather", "reduce-scatter"]
+    assert Plan.from_dict(facts) == PLAN
 
 
 def test_what_does_not_fit(run, monkeypatch):
