@@ -19,7 +19,7 @@ from siglip_jax._checks import refuse_unknown
 from siglip_jax._fields import check_fields
 from siglip_jax._files import naming, output_path, read_json, write_atomically
 from siglip_jax.processing.batch import Batch
-from siglip_jax.processing.images import open_clip, pixels
+from siglip_jax.processing.images import open_clip, pixels, timm
 from siglip_jax.processing.images.depth import is_deep
 from siglip_jax.processing.images.inputs import as_array, is_array, is_one_image
 from siglip_jax.processing.images.kinds import FILE
@@ -238,7 +238,7 @@ def _as_text(value: Any) -> str:
 def read_settings(path: Path) -> tuple[Path, dict[str, Any]]:
     """Returns the file of an image processor and its options; the nested form of version 5 takes precedence.
 
-    A directory of open_clip as published has the options in its `open_clip_config.json`.
+    A directory of open_clip as published has the options in its `open_clip_config.json`, one of timm in `config.json`.
 
     Args:
       path: directory or file that holds the options.
@@ -259,6 +259,10 @@ def read_settings(path: Path) -> tuple[Path, dict[str, Any]]:
                 settings = settings["image_processor"] if nested else settings
                 check_fields(file, settings, FILE)
                 return file, settings
+    file = path / timm.CONFIG
+    if file.is_file() and timm.is_timm(d := read_json(file, "it holds the preprocessing of images")):
+        with naming(file):
+            return file, timm.settings_of(d)
     raise FileNotFoundError(f"{path}: no {CONFIG}, and no {PROCESSOR_CONFIG} with an image processor in it")
 
 

@@ -5,6 +5,7 @@ import json
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 import safetensors.numpy
 
@@ -241,3 +242,36 @@ def test_what_timm_cannot_compute_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="must pool as its tower does"):
         siglip_jax.write_checkpoint(tmp_path / "mean", classifier)
     assert not (tmp_path / "eps").exists() and not (tmp_path / "mean").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "resized"),
+    [
+        ({}, (70, 53)),  # timm's default for these models: the shorter side to 48 / 0.9, then the middle of 48 x 48
+        ({"crop_mode": "squash", "crop_pct": 1.0, "interpolation": "bilinear"}, (48, 48)),
+        ({"crop_mode": "squash", "crop_pct": 0.8, "mean": [0.1, 0.2, 0.3]}, (60, 60)),
+    ],
+)
+def test_images_are_prepared_as_the_configuration_says(tmp_path, change, resized):
+    config = config_of("map")
+    config["pretrained_cfg"] |= change
+    directory = write_timm(tmp_path / "in", "map", config)
+    image = PIL.Image.fromarray(np.random.RandomState(0).randint(0, 256, (60, 80, 3), dtype=np.uint8))
+    cfg = config["pretrained_cfg"]
+    pixels = image.resize(resized, {"bicubic": 3, "bilinear": 2}[cfg["interpolation"]])
+    left, top = (round((side - 48) / 2) for side in resized)
+    pixels = np.asarray(pixels, np.float32)[top : top + 48, left : left + 48] / 255
+    expected = (pixels - np.float32(cfg["mean"])) / np.float32(cfg["std"])
+    siglip = siglip_jax.load(directory)
+    found = siglip.processor(images=[image])["pixel_values"][0]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    if not change:
+        done = convert(directory, tmp_path / "out", "huggingface")
+        assert done.different == () and (tmp_path / "out" / "preprocessor_config.json").is_file()
+
+
+def test_preprocessing_that_no_image_processor_does_is_refused(tmp_path):
+    config = config_of("map")
+    config["pretrained_cfg"]["crop_mode"] = "border"
+    with pytest.raises(ValueError, match="crop_mode must be"):
+        siglip_jax.load(write_timm(tmp_path / "in", "map", config))
