@@ -69,7 +69,7 @@ def choose(config: Config, dtype: DTypeLike, attn_implementation: str = "auto", 
     Args:
       config: configuration of the whole model or of one tower; a tower that is not there has batches of 0 rows.
       dtype: compute dtype.
-      attn_implementation: "auto", "xla", "eager" or "cudnn".
+      attn_implementation: "auto", "xla", "eager", "cudnn" or "pallas".
       mesh: mesh over which batches are sharded; batch sizes are then those of all shards together.
 
     Raises:
@@ -94,7 +94,14 @@ def choose(config: Config, dtype: DTypeLike, attn_implementation: str = "auto", 
         shards * batch["texts"],
         shards * rows["images"] if on_cpu else None,
         shards * rows["texts"] if on_cpu else None,
-        describe_attention(attn_implementation, dtype, heads.hidden_size // heads.num_attention_heads, device),
+        describe_attention(
+            attn_implementation,
+            dtype,
+            heads.hidden_size // heads.num_attention_heads,
+            device,
+            tokens=text.max_position_embeddings if vision is None else vision.num_patches,
+            num_heads=heads.num_attention_heads,
+        ),
         describe_products(dtype, device),
         min(os.cpu_count() or 1, 32),
     )

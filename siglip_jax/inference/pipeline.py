@@ -200,8 +200,8 @@ def pipeline(
       dtype: dtype of the parameters and of the computation, such as `jnp.bfloat16` or "bfloat16"; None: float32.
       quantization: number format of the kernels of both towers, "int8", "int4", "nf4" or "fp8"; None: floats, or the
         scheme of the checkpoint if that is quantized already.
-      attn_implementation: "auto", "xla", "eager" or "cudnn". "cudnn" needs an NVIDIA GPU; "auto" is "cudnn"
-        on such a GPU where it can be, else "xla".
+      attn_implementation: "auto", "xla", "eager", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs); "auto" is the fused
+        kernel of the device where that runs and pays, else "xla".
       mesh: mesh over which the parameters are sharded, and over whose axes `data` and `fsdp` batches are; None: the
         default device.
       revision: branch, tag or commit of a Hub repository; None: its `main`.

@@ -119,8 +119,8 @@ class SiglipForImageClassification(ImageClassifier):
       config: sizes and number of labels, a `SiglipConfig`; its text tower is not used.
       dtype: compute dtype; layer norms, softmax and the mean over patches are computed in float32 whatever it is.
       param_dtype: dtype of freshly initialised parameters.
-      attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
-        NVIDIA GPU, and "auto" is "cudnn" on such a GPU where it can be, else "xla".
+      attn_implementation: "auto", "xla", "eager", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). Only "eager" returns
+        attention weights; "auto" is the fused kernel of the device where that runs and pays, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
         products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
       scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile

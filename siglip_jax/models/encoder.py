@@ -125,6 +125,7 @@ class EncoderLayer(nn.Module):
             dropout=self.dropout,
             implementation=options.attn_implementation,
             output_weights=self.output_attentions,
+            mesh=options.mesh,
             name="self_attn",
             **options.types,
         )

@@ -182,8 +182,8 @@ class Siglip2TextModel(SiglipTextModel):
       config: sizes of the tower, a `Siglip2TextConfig`.
       dtype: compute dtype; layer norms and softmax are computed in float32 whatever it is.
       param_dtype: dtype of freshly initialised parameters.
-      attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
-        NVIDIA GPU, and "auto" is "cudnn" on such a GPU where it can be, else "xla".
+      attn_implementation: "auto", "xla", "eager", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). Only "eager" returns
+        attention weights; "auto" is the fused kernel of the device where that runs and pays, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
         products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
       scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile
@@ -217,8 +217,8 @@ class Siglip2VisionModel(VariableResolution):
       config: sizes of the tower, a `Siglip2VisionConfig`.
       dtype: compute dtype; layer norms and softmax are computed in float32 whatever it is.
       param_dtype: dtype of freshly initialised parameters.
-      attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
-        NVIDIA GPU, and "auto" is "cudnn" on such a GPU where it can be, else "xla".
+      attn_implementation: "auto", "xla", "eager", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). Only "eager" returns
+        attention weights; "auto" is the fused kernel of the device where that runs and pays, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
         products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
       scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile
@@ -288,8 +288,8 @@ class Siglip2Model(TwoTowers, VariableResolution):
       config: sizes of both towers, a `Siglip2Config`.
       dtype: compute dtype of the towers; layer norms, softmax and logits are computed in float32 whatever it is.
       param_dtype: dtype of freshly initialised parameters; `logit_scale` and `logit_bias` are always float32.
-      attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
-        NVIDIA GPU, and "auto" is "cudnn" on such a GPU where it can be, else "xla".
+      attn_implementation: "auto", "xla", "eager", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). Only "eager" returns
+        attention weights; "auto" is the fused kernel of the device where that runs and pays, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
         products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
       scan_layers: whether the layers of each tower are stacked on a leading axis and run by `lax.scan`, so that compile
@@ -396,8 +396,8 @@ class Siglip2ForImageClassification(ImageClassifier):
       config: sizes and number of labels, a `Siglip2Config`; its text tower is not used.
       dtype: compute dtype; layer norms, softmax and the mean over patches are computed in float32 whatever it is.
       param_dtype: dtype of freshly initialised parameters.
-      attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
-        NVIDIA GPU, and "auto" is "cudnn" on such a GPU where it can be, else "xla".
+      attn_implementation: "auto", "xla", "eager", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). Only "eager" returns
+        attention weights; "auto" is the fused kernel of the device where that runs and pays, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
         products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
       scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile

@@ -10,18 +10,20 @@ nothing but the inputs: with all keys at hand, it computes the softmax again.
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec, SingleDeviceSharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from siglip_jax.parallel.mesh import BATCH_AXES
+from siglip_jax.parallel.mesh import BATCH_AXES, platform_of
 
 LANES, SUBLANES = 128, 16  # a tile of bfloat16, as wide as the smaller matrix units
 MAX_TOKENS = 1024
@@ -102,7 +104,7 @@ def pallas_attention(
     query: Float[Array, "batch tokens joint"],
     key: Float[Array, "batch tokens joint"],
     value: Float[Array, "batch tokens joint"],
-    bias: Float[Array, "batch 1 1 tokens"] | None = None,
+    bias: Float[Array, "#batch 1 1 tokens"] | None = None,
     *,
     num_heads: int,
     mesh: Mesh | None = None,
@@ -129,13 +131,9 @@ def pallas_attention(
     Raises:
       ValueError: if the shapes or the dtype are not supported.
     """
-    width = query.shape[-1] // num_heads
     over, batch_axes, heads_axis = _shards(len(query), num_heads, mesh)
-    local_heads = num_heads // (over.shape[heads_axis] if over is not None and heads_axis else 1)
-    one_shape = query.shape == key.shape == value.shape and query.shape[-1] == num_heads * width
-    one_dtype = query.dtype == key.dtype == value.dtype
-    plan = _divide(query.shape[1], local_heads, width, query.dtype)
-    if not (one_shape and one_dtype and supports(query.shape[1], local_heads, width, query.dtype)) or plan is None:
+    plan = _divide_over(query.shape, num_heads, query.dtype, mesh)
+    if len({(x.shape, x.dtype) for x in (query, key, value)}) > 1 or plan is None:
         raise ValueError(
             f"query, key and value must have one shape with at most {MAX_TOKENS:,} tokens and heads of at most {LANES},"
             " in bfloat16 or float32, and fit the on-chip memory for attn_implementation='pallas', got"
@@ -155,6 +153,56 @@ def pallas_attention(
         axis_names={axis for axis, kind in _kinds(over).items() if kind == AxisType.Auto},
         check_vma=False,
     )(query, key, value, rows)
+
+
+def runs(shape: tuple[int, ...], num_heads: int, dtype: DTypeLike, mesh: Mesh | None) -> bool:
+    """Returns whether `pallas_attention` takes arrays of a shape (batch, tokens, heads * width).
+
+    Where the mesh or the default device is a TPU, also whether its compiler takes the kernel, forward and backward;
+    that says nothing of what fails while it runs, nor of a TPU that is not there and for which no mesh is given.
+    """
+    plan = _divide_over(shape, num_heads, dtype, mesh)
+    if plan is None or platform_of(mesh) != "tpu":
+        return plan is not None
+    return _compiles(plan, jax.devices()[0] if mesh is None else mesh.devices.flat[0])
+
+
+def _divide_over(shape: tuple[int, ...], num_heads: int, dtype: DTypeLike, mesh: Mesh | None) -> _Plan | None:
+    """Returns how each device of a mesh divides its part; None if it cannot."""
+    batch, tokens, joint = shape
+    over, _, heads_axis = _shards(batch, num_heads, mesh)
+    heads = num_heads // (over.shape[heads_axis] if over is not None and heads_axis else 1)
+    width = joint // num_heads
+    fits = joint == num_heads * width and supports(tokens, heads, width, dtype)
+    return _divide(tokens, heads, width, dtype) if fits else None
+
+
+@functools.cache
+def _compiles(plan: _Plan, device: jax.Device) -> bool:
+    """Returns whether the compiler of a device takes the kernel; warns once for each shape that it does not."""
+    x = jax.ShapeDtypeStruct(
+        (1, plan.tokens, plan.heads * plan.width), plan.dtype, sharding=SingleDeviceSharding(device)
+    )
+
+    def gradients(*inputs: Array) -> tuple[Array, ...]:
+        out, pullback = jax.vjp(functools.partial(_with_rows, plan), *inputs)
+        return pullback(out)
+
+    # In a thread of its own, no trace and no mesh of the caller is in force.
+    with ThreadPoolExecutor(1) as thread:
+        error = thread.submit(lambda: jax.jit(gradients).lower(x, x, x).compile()).exception()
+    if error is not None:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        warnings.warn(
+            f"attention of {plan.tokens} tokens and {plan.heads} heads of {plan.width} is computed by XLA, since the"
+            f" compiler refuses the fused kernel: {reason}; attn_implementation='xla' does the same without it",
+            stacklevel=2,
+        )
+    return error is None
+
+
+def _with_rows(plan: _Plan, query: Array, key: Array, value: Array) -> Array:
+    return _attention(plan, False, query, key, value, _key_rows(None, plan))
 
 
 def _kinds(mesh: Mesh | AbstractMesh) -> dict[str, AxisType]:

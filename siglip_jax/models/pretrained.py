@@ -45,8 +45,8 @@ class PretrainedModule(nn.Module):
       config: sizes of the model; each subclass names the class of its configuration.
       dtype: compute dtype of the towers; layer norms, softmax and logits are computed in float32 whatever it is.
       param_dtype: dtype of freshly initialised parameters; `logit_scale` and `logit_bias` are always float32.
-      attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
-        NVIDIA GPU, and "auto" is "cudnn" on such a GPU where it can be, else "xla".
+      attn_implementation: "auto", "xla", "eager", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). Only "eager" returns
+        attention weights; "auto" is the fused kernel of the device where that runs and pays, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
         products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
       scan_layers: whether the layers of each tower are stacked on a leading axis and run by `lax.scan`, so that compile
@@ -116,8 +116,8 @@ class PretrainedModule(nn.Module):
           param_dtype: dtype of the parameters; `logit_scale` and `logit_bias` keep that of the file where it has more
             bits. None: the dtype of the file, with a warning if that has 16 bits, in which optimizers overflow; the
             bundled model is loaded in float32.
-          attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs
-            an NVIDIA GPU, and "auto" is "cudnn" on such a GPU where it can be, else "xla".
+          attn_implementation: "auto", "xla", "eager", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). Only "eager" returns
+            attention weights; "auto" is the fused kernel of the device where that runs and pays, else "xla".
           remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
             products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
           scan_layers: whether to stack the layers of each tower on a leading axis and run them by `lax.scan`.

@@ -43,8 +43,8 @@ class SiglipTextModel(PretrainedModule):
       config: sizes of the tower, a `SiglipTextConfig`.
       dtype: compute dtype; layer norms and softmax are computed in float32 whatever it is.
       param_dtype: dtype of freshly initialised parameters.
-      attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
-        NVIDIA GPU, and "auto" is "cudnn" on such a GPU where it can be, else "xla".
+      attn_implementation: "auto", "xla", "eager", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). Only "eager" returns
+        attention weights; "auto" is the fused kernel of the device where that runs and pays, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
         products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
       scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile time does not
@@ -160,8 +160,8 @@ class SiglipVisionModel(FixedResolution):
       config: sizes of the tower, a `SiglipVisionConfig`.
       dtype: compute dtype; layer norms and softmax are computed in float32 whatever it is.
       param_dtype: dtype of freshly initialised parameters.
-      attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
-        NVIDIA GPU, and "auto" is "cudnn" on such a GPU where it can be, else "xla".
+      attn_implementation: "auto", "xla", "eager", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). Only "eager" returns
+        attention weights; "auto" is the fused kernel of the device where that runs and pays, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
         products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
       scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile time does not
@@ -343,8 +343,8 @@ class SiglipModel(TwoTowers, FixedResolution):
       config: sizes of both towers, a `SiglipConfig`.
       dtype: compute dtype of the towers; layer norms, softmax and logits are computed in float32 whatever it is.
       param_dtype: dtype of freshly initialised parameters; `logit_scale` and `logit_bias` are always float32.
-      attn_implementation: "auto", "xla", "eager" or "cudnn". Only "eager" returns attention weights, "cudnn" needs an
-        NVIDIA GPU, and "auto" is "cudnn" on such a GPU where it can be, else "xla".
+      attn_implementation: "auto", "xla", "eager", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). Only "eager" returns
+        attention weights; "auto" is the fused kernel of the device where that runs and pays, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
         products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
       scan_layers: whether the layers of each tower are stacked on a leading axis and run by `lax.scan`, so that compile

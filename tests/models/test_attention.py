@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from siglip_jax.models import attention
+from siglip_jax.models import pallas_attention as pallas
 from siglip_jax.models.attention import describe_attention, mask_to_bias, xla_attention
 
 SHAPES = {"odd": (2, 77, 3, 72), "one query": (3, 29, 2, 8), "small": (2, 16, 5, 24)}  # batch, tokens, heads, width
@@ -134,3 +135,47 @@ def test_cudnn_gets_an_even_number_of_tokens_where_it_is_differentiated(name, mo
     assert all(number % 2 == 0 for number in lengths[-1])
     for found, right in zip((alone, out, *pull_back(cotangent)), (expected[0], *expected), strict=False):
         np.testing.assert_allclose(np.asarray(found, np.float64), right, atol=1e-5 * np.abs(right).max())
+
+
+def test_a_tpu_gets_its_kernel_where_it_pays_and_others_do_not():
+    rng = np.random.default_rng(0)
+    few, many = (jnp.asarray(rng.normal(size=(1, tokens, 256)), jnp.bfloat16) for tokens in (64, 132))
+
+    def lowered(platform, x, attend):
+        function = jax.jit(lambda x: attend(4, x, x, x, mask_to_bias(jnp.ones(x.shape[:2], bool))))
+        return jax.export.export(function, platforms=[platform])(x).mlir_module()
+
+    assert "tpu_custom_call" in lowered("tpu", many, attention.fastest_attention)
+    assert "tpu_custom_call" not in lowered("tpu", few, attention.fastest_attention)
+    assert "tpu_custom_call" in lowered("tpu", few, attention.pallas_attention)
+    for platform in ("cpu", "cuda"):
+        assert "tpu_custom_call" not in lowered(platform, many, attention.fastest_attention)
+
+
+def test_the_kernel_for_tpus_is_chosen_by_the_number_of_tokens_and_said():
+    chosen = {}
+    for tokens, heads, width in (
+        (196, 12, 64),
+        (256, 12, 64),
+        (576, 16, 64),
+        (576, 24, 64),
+        (729, 16, 72),
+        (64, 12, 64),
+    ):
+        said = describe_attention("auto", "bfloat16", width, "tpu", tokens=tokens, num_heads=heads)
+        chosen[tokens, heads * width] = said.split(":")[0]
+    xla = {(196, 768), (64, 768)}
+    assert chosen == {size: "xla" if size in xla else "pallas" for size in chosen}
+    assert describe_attention("pallas", "bfloat16", 64, "tpu").startswith("pallas")
+    with pytest.raises(ValueError, match="backend must be a TPU for .*'pallas', got 'cpu'; use 'auto' or 'xla'"):
+        describe_attention("pallas", "bfloat16", 64, "cpu")
+
+
+def test_xla_stands_in_with_one_warning_for_a_kernel_that_does_not_compile(monkeypatch):
+    monkeypatch.setattr(pallas, "platform_of", lambda mesh: "tpu")  # the CPU's compiler refuses the kernel
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 133, 128)), jnp.float32)
+    with pytest.warns(UserWarning, match="133 tokens and 2 heads of 64 is computed by XLA, .*: .*'xla' does the same"):
+        out = attention.fastest_attention(2, x, x, x)
+    again = attention.fastest_attention(2, x, x, x)  # warnings are errors
+    np.testing.assert_array_equal(out, again)
+    np.testing.assert_allclose(out, xla_attention(2, x, x, x), atol=1e-6)
