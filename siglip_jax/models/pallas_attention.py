@@ -306,9 +306,9 @@ def _call(
 
 
 def _forward_kernel(plan: _Plan, has_rows: bool, *refs: Any) -> None:
-    query_ref, key_ref, value_ref, *refs = refs
-    rows_ref = refs.pop(0) if has_rows else None
-    out_ref, query, key, value = refs
+    query_ref, key_ref, value_ref, *others = refs
+    rows_ref = others.pop(0) if has_rows else None
+    out_ref, query, key, value = others
     _split(query_ref, query)
     _split(key_ref, key)
     _split(value_ref, value)
@@ -324,9 +324,9 @@ def _forward_kernel(plan: _Plan, has_rows: bool, *refs: Any) -> None:
 
 
 def _backward_kernel(plan: _Plan, has_rows: bool, *refs: Any) -> None:
-    query_ref, key_ref, value_ref, cotangent_ref, *refs = refs
-    rows_ref = refs.pop(0) if has_rows else None
-    dquery_ref, dkey_ref, dvalue_ref, query, key, value, cotangent, dkey, dvalue = refs
+    query_ref, key_ref, value_ref, cotangent_ref, *others = refs
+    rows_ref = others.pop(0) if has_rows else None
+    dquery_ref, dkey_ref, dvalue_ref, query, key, value, cotangent, dkey, dvalue = others
     _split(query_ref, query)
     _split(key_ref, key)
     _split(value_ref, value)
