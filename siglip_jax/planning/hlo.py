@@ -61,6 +61,12 @@ class Instruction:
         found = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
         return int(found[1]) if found else 0
 
+    @functools.cached_property
+    def kernel_flops(self) -> int:
+        """Operations that a Pallas kernel says of itself; 0 for any other instruction."""
+        found = re.search(r'"cost_estimate":\{"flops":"(\d+)"', self.rest) if self.opcode == "custom-call" else None
+        return int(found[1]) if found else 0
+
     @property
     def source(self) -> str:
         """Where it comes from in the traced function, as in "jit(step)/encoder/dot_general"."""
@@ -109,7 +115,7 @@ class Module:
         return {name: {i.name: i for i in found} for name, found in self.computations.items()}
 
     def flops(self, computation: str) -> int:
-        """Returns the operations of the matrix products and convolutions of a computation, loops multiplied out."""
+        """Returns the operations of the products, convolutions and kernels of a computation, loops multiplied out."""
         if computation not in self._flops:
             self._flops[computation] = sum(self.flops_of(computation, i) for i in self.computations[computation])
         return self._flops[computation]
@@ -123,7 +129,7 @@ class Module:
             return count(instruction, *operands[:2])
         called = [name for name in instruction.called if name in self.computations]
         times = self.iterations(computation, instruction) if instruction.opcode == "while" else 1
-        return times * sum(map(self.flops, called))
+        return instruction.kernel_flops + times * sum(map(self.flops, called))
 
     def iterations(self, computation: str, loop: Instruction) -> int:
         """Returns the number of iterations of a `while`, from its attribute or from its counter; 1 where unknown."""

@@ -61,10 +61,11 @@ class Program:
       outputs: bytes of its outputs, those that take the place of arguments left out.
       temporaries: bytes of its temporaries.
       peak: bytes that it needs in all.
-      flops: operations of its matrix products and convolutions, loops multiplied out.
+      flops: operations of its matrix products, convolutions and kernels, loops multiplied out.
       cycles: estimated cycles, loops multiplied out; 0 where XLA estimates none.
       collectives: all collectives, in the order of the program.
-      kernels: number of kernels, as Pallas makes them, of which XLA knows neither cycles nor products.
+      kernels: number of kernels, as Pallas makes them, of which XLA estimates no cycles.
+      kernel_flops: operations that the kernels say of themselves, loops multiplied out.
       uncounted: number of loops that are counted as one iteration since their number is unknown.
     """
 
@@ -76,6 +77,7 @@ class Program:
     cycles: int
     collectives: tuple[Collective, ...]
     kernels: int
+    kernel_flops: int
     uncounted: int
 
 
@@ -100,6 +102,7 @@ def read_program(compiled: jax.stages.Compiled, mesh: Mesh) -> Program:
         cycles=reader.cycles(entry),
         collectives=collectives,
         kernels=reader.kernels(),
+        kernel_flops=reader.kernel_flops(),
         uncounted=len(reader.module.uncounted),
     )
 
@@ -148,6 +151,11 @@ class _Reader:
         """Returns the number of kernels in the text, each counted once."""
         lines = [i for found in self.module.computations.values() for i in found if i.opcode == "custom-call"]
         return sum('custom_call_target="tpu_custom_call"' in i.rest for i in lines)
+
+    def kernel_flops(self) -> int:
+        """Returns the operations that all kernels say of themselves."""
+        runs = self._runs(self.module.entry)
+        return sum(times * i.kernel_flops for name, times in runs for i in self.module.computations[name])
 
     def _runs(self, computation: str, times: int = 1) -> Iterator[tuple[str, int]]:
         """Yields (computation, number of runs) of those whose instructions run one after the other."""

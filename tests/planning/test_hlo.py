@@ -102,3 +102,35 @@ def test_shapes_have_their_bytes():
 )
 def test_groups_of_devices(text, group):
     assert replica_group(f", channel_id=3, {text}") == group
+
+
+KERNEL = """HloModule jit_step
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p = (s32[], f32[8]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[8]{0} get-tuple-element(%p), index=1
+  %kernel = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"TUz","cost_estimate":{"flops":"33554432","transcendentals":"131072","bytes_accessed":"524288"}}}
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+  ROOT %out = (s32[], f32[8]{0}) tuple(%next, %kernel)
+}
+
+%test (p.1: (s32[], f32[8])) -> pred[] {
+  %p.1 = (s32[], f32[8]{0}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%p.1), index=0
+  %n = s32[] constant(27)
+  ROOT %less = pred[] compare(%i.1, %n), direction=LT
+}
+
+ENTRY %main (a: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %a = (s32[], f32[8]{0}) parameter(0)
+  ROOT %loop = (s32[], f32[8]{0}) while(%a), condition=%test, body=%body, backend_config={"known_trip_count":{"n":"27"}}
+}
+"""  # noqa: E501
+
+
+def test_a_kernel_counts_what_it_says_of_itself_in_every_iteration():
+    module = Module.parse(KERNEL)
+    assert module.flops(module.entry) == 27 * 33554432
+    assert [i.kernel_flops for i in module.computations["body"] if i.opcode == "custom-call"] == [33554432]
