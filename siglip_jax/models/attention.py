@@ -310,14 +310,45 @@ def pallas_attention(
     Raises:
       ValueError: if the kernel does not support the arguments.
     """
-    on_tpu = functools.partial(_on_tpu, num_heads, mesh)
-    elsewhere = functools.partial(xla_attention, num_heads)
-    return jax.lax.platform_dependent(query, key, value, bias, tpu=on_tpu, default=elsewhere)
+    return _kernel_or_xla(num_heads, mesh, query, key, value, bias)
 
 
-def _on_tpu(num_heads: int, mesh: Mesh | None, query: Array, key: Array, value: Array, bias: Array | None) -> Array:
-    out = _pallas().pallas_attention(query, key, value, bias, num_heads=num_heads, mesh=mesh)
-    return checkpoint_name(out, ATTENTION)
+# Differentiated as a whole: the gradient of `platform_dependent` would keep what each of its functions keeps.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _kernel_or_xla(
+    num_heads: int, mesh: Mesh | None, query: Array, key: Array, value: Array, bias: Array | None
+) -> Array:
+    return _kernel_or_xla_forward(num_heads, mesh, query, key, value, bias)[0]
+
+
+def _kernel_or_xla_forward(
+    num_heads: int, mesh: Mesh | None, query: Array, key: Array, value: Array, bias: Array | None
+) -> tuple[Array, Any]:
+    def on_tpu(*arrays: Any) -> tuple[Array, Array]:
+        out = _pallas().pallas_attention(*arrays, num_heads=num_heads, mesh=mesh)
+        return out, jnp.zeros((out.shape[0], num_heads, out.shape[1]), jnp.float32)
+
+    def elsewhere(*arrays: Any) -> tuple[Array, Array]:
+        out, (*_, log_total) = _xla_forward(num_heads, *arrays)
+        return out, log_total
+
+    kept = jax.lax.platform_dependent(query, key, value, bias, tpu=on_tpu, default=elsewhere)
+    out, log_total = checkpoint_name(kept, ATTENTION)
+    return out, (query, key, value, bias, out, log_total)
+
+
+def _kernel_or_xla_backward(num_heads: int, mesh: Mesh | None, kept: Any, cotangent: Array) -> Any:
+    def on_tpu(kept: Any, cotangent: Array) -> Any:
+        *inputs, bias, _, _ = kept
+        kernel = functools.partial(_pallas().pallas_attention, bias=bias, num_heads=num_heads, mesh=mesh)
+        gradients = jax.vjp(kernel, *inputs)[1](cotangent)
+        return *gradients, None if bias is None else jnp.zeros_like(bias)
+
+    elsewhere = functools.partial(_xla_backward, num_heads)
+    return jax.lax.platform_dependent(kept, cotangent, tpu=on_tpu, default=elsewhere)
+
+
+_kernel_or_xla.defvjp(_kernel_or_xla_forward, _kernel_or_xla_backward)
 
 
 def _pallas_runs(num_heads: int, query: Array, key: Array, bias: Array | None, mesh: Mesh | None) -> bool:
@@ -342,14 +373,12 @@ def fastest_attention(
     That is cuDNN's fused attention on NVIDIA GPUs and `pallas_attention` on TPUs, where these support the arguments and
     the latter pays, and `xla_attention` elsewhere.
     """
-    on_gpu, elsewhere = (functools.partial(function, num_heads) for function in (_cudnn, xla_attention))
-    branches: dict[str, Any] = {}
-    if cudnn_supports(query.dtype, query.shape[-1] // num_heads) and _cudnn_runs(num_heads, query, key, value, bias):
-        branches["cuda"] = on_gpu
+    elsewhere = functools.partial(xla_attention, num_heads)
     if _pallas_runs(num_heads, query, key, bias, mesh):
-        branches["tpu"] = functools.partial(_on_tpu, num_heads, mesh)
-    if branches:
-        return jax.lax.platform_dependent(query, key, value, bias, default=elsewhere, **branches)
+        elsewhere = functools.partial(_kernel_or_xla, num_heads, mesh)
+    if cudnn_supports(query.dtype, query.shape[-1] // num_heads) and _cudnn_runs(num_heads, query, key, value, bias):
+        on_gpu = functools.partial(_cudnn, num_heads)
+        return jax.lax.platform_dependent(query, key, value, bias, cuda=on_gpu, default=elsewhere)
     return elsewhere(query, key, value, bias)
 
 

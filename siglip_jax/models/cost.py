@@ -243,13 +243,13 @@ def _tower(c: TextConfig | VisionConfig, tensor: int, itemsize: int) -> _Tower:
     mlp, projected = _per_device(c.intermediate_size, tensor), width // c.num_attention_heads * heads
     if isinstance(c, SiglipTextConfig):
         tokens = c.max_position_embeddings
-        inputs, after = FLOAT32 * tokens, width * itemsize + 2 * FLOAT32  # the last norm
+        inputs, after = FLOAT32 * tokens, (width * itemsize + 2 * FLOAT32) * tokens  # the last norm
     else:
         tokens, pixels = c.num_patches, c.patch_size**2 * c.num_channels
         size = getattr(c, "image_size", None)
         inputs = FLOAT32 * (tokens * (pixels + 1) + 2 if size is None else size**2 * c.num_channels)
-        # The last norm and its output, the keys and values of the pooling head, the pixels in the compute dtype.
-        after = 2 * FLOAT32 + (2 * width + 2 * projected + pixels) * itemsize
+        # The last norm and its output, weights and averages of the pooling head, the pixels in the compute dtype.
+        after = tokens * ((2 + heads) * FLOAT32 + (2 * width + heads + pixels) * itemsize) + heads * width * itemsize
     scores = heads * tokens
     layer = (
         (4 * projected + 4 * width) * itemsize  # queries, keys, values, attention's output; both norms: input, output
@@ -263,7 +263,7 @@ def _tower(c: TextConfig | VisionConfig, tensor: int, itemsize: int) -> _Tower:
         weights=4 * width * projected + 2 * width * mlp,
         layer=tokens * layer,
         stream=tokens * width * itemsize,
-        after=tokens * after,
+        after=after,
         widest=tokens * (2 * width + 2 * max(mlp, scores)) * itemsize,
     )
 
@@ -289,8 +289,8 @@ def image_flops(vision: VisionConfig, tokens: int | None = None) -> int:
     width, tokens = vision.hidden_size, tokens or vision.num_patches
     patches = 2 * tokens * vision.patch_size**2 * vision.num_channels * width
     head = 0
-    if vision.vision_use_head:  # one query: keys and values of all patches, its own projections, its MLP
-        head = 4 * tokens * width * width + 4 * tokens * width + 2 * (2 * width * width)
+    if vision.vision_use_head:  # scores and averages of all patches for each head, projections of one vector, its MLP
+        head = 4 * tokens * width * vision.num_attention_heads + 2 * (2 * width * width)
         head += 4 * width * vision.intermediate_size
     return patches + vision.num_hidden_layers * layer_flops(vision, tokens) + head
 

@@ -93,28 +93,38 @@ def describe_products(dtype: DTypeLike, platform: str) -> str:
     return f"float32: this CPU has no instructions for {dtype.name}"
 
 
-def _dense(x: Array, kernel: Array) -> Array:
-    return _narrow_dense(x, kernel) if x.dtype.itemsize < 4 else _dense_product(x, kernel)
+def dense_product(x: Float[Array, "*batch inputs"], kernel: Float[Array, "inputs outputs"], dtype: DTypeLike) -> Array:
+    """Returns the product of an array and a matrix of the same dtype, (..., outputs), rounded to `dtype`.
+
+    Args:
+      x: inputs.
+      kernel: matrix.
+      dtype: dtype of the result, that of the inputs or float32.
+    """
+    if x.dtype.itemsize < 4:
+        return _narrow_dense(jnp.dtype(dtype), x, kernel)
+    return _dense(jnp.dtype(dtype), x, kernel)
 
 
-def _dense_product(x: Array, kernel: Array) -> Array:
-    return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+def _dense(dtype: Any, x: Array, kernel: Array) -> Array:
+    return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=dtype)
 
 
-@jax.custom_vjp
-def _narrow_dense(x: Array, kernel: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _narrow_dense(dtype: Any, x: Array, kernel: Array) -> Array:
     def on_cpu(x: Array, kernel: Array) -> Array:
-        return _product_on_cpu(x.dtype, _rows(x), kernel).reshape(*x.shape[:-1], -1)
+        return _product_on_cpu(dtype, _rows(x), kernel).reshape(*x.shape[:-1], -1)
 
-    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=_dense_product)
-
-
-def _dense_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _narrow_dense(x, kernel), (x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=functools.partial(_dense, dtype))
 
 
-def _dense_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+def _dense_forward(dtype: Any, x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _narrow_dense(dtype, x, kernel), (x, kernel)
+
+
+def _dense_backward(dtype: Any, kept: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     x, kernel = kept
+    g = cotangent.astype(x.dtype)
 
     def on_cpu(x: Array, g: Array) -> Array:
         return _product_on_cpu(x.dtype, _rows(x).T, _rows(g))
@@ -123,7 +133,8 @@ def _dense_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
         leading = tuple(range(x.ndim - 1))
         return lax.dot_general(x, g, ((leading, leading), ((), ())))
 
-    return _narrow_dense(g, kernel.T), lax.platform_dependent(x, g, cpu=on_cpu, default=elsewhere)
+    of_kernel = lax.platform_dependent(x, g, cpu=on_cpu, default=elsewhere)
+    return _narrow_dense(x.dtype, g, kernel.T), of_kernel
 
 
 _narrow_dense.defvjp(_dense_forward, _dense_backward)
@@ -150,17 +161,34 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch features"]:
         x = x.astype(self.dtype)
-        kernel: Any = self.get_variable("params", "kernel")
+        kernel = self._kernel(x.shape[-1])
         if isinstance(kernel, Quantized) and kernel.scheme == "int8":
             y = multiply_int8(x, kernel)
         else:
-            if isinstance(kernel, Quantized):
-                kernel = dequantize(kernel)
-            else:
-                kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
-            y = _dense(x, jnp.asarray(kernel).astype(self.dtype))
+            y = dense_product(x, self._in_dtype(kernel), self.dtype)
         y = checkpoint_name(y, PRODUCT)
         if self.use_bias:
-            bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-            y = y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+            y = y + self._bias().reshape((1,) * (y.ndim - 1) + (-1,))
         return y
+
+    def _kernel(self, inputs: int) -> Any:
+        """Returns the kernel, a quantized one as it is."""
+        kernel: Any = self.get_variable("params", "kernel")
+        if isinstance(kernel, Quantized):
+            return kernel
+        return self.param("kernel", self.kernel_init, (inputs, self.features), self.param_dtype)
+
+    def _in_dtype(self, kernel: Any) -> Array:
+        kernel = dequantize(kernel) if isinstance(kernel, Quantized) else kernel
+        return jnp.asarray(kernel).astype(self.dtype)
+
+    def _bias(self) -> Array:
+        return self.param("bias", self.bias_init, (self.features,), self.param_dtype).astype(self.dtype)
+
+
+class Projection(Dense):
+    """The kernel and the bias of a `Dense`, in the compute dtype, for products that are rearranged."""
+
+    @nn.compact
+    def __call__(self, inputs: int) -> tuple[Float[Array, "inputs features"], Float[Array, " features"]]:
+        return self._in_dtype(self._kernel(inputs)), self._bias()

@@ -13,11 +13,12 @@ from flax import linen as nn
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Shaped
 
-from siglip_jax.configs.configuration import SiglipVisionConfig, VisionConfig
-from siglip_jax.models.attention import Attention, mask_to_bias
-from siglip_jax.models.encoder import MLP, Embedding, Encoder, LayerNorm, Options
+from siglip_jax.configs.configuration import SiglipVisionConfig
+from siglip_jax.models.attention import mask_to_bias
+from siglip_jax.models.encoder import Embedding, Encoder, LayerNorm, Options
 from siglip_jax.models.features import Exit
 from siglip_jax.models.outputs import TowerOutput
+from siglip_jax.models.pooling import PoolingHead
 from siglip_jax.models.positions import grid_bucket_ids, resize_position_table
 from siglip_jax.parallel.mesh import check_sharding
 
@@ -113,33 +114,6 @@ def _counts(mask: Shaped[Array, "batch rows columns"]) -> Int[Array, "batch 2"]:
     """Returns the rows and columns of patches of each image that are not padding."""
     present = mask.astype(bool).astype(jnp.int32)
     return jnp.stack([present[:, :, 0].sum(1), present[:, 0, :].sum(1)], axis=1)
-
-
-class PoolingHead(nn.Module):
-    """Multihead attention pooling (`SiglipMultiheadAttentionPoolingHead`); the probe itself is not added back."""
-
-    config: VisionConfig
-    options: Options
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch patches width"], bias: Float[Array, "..."] | None = None
-    ) -> Float[Array, "batch width"]:
-        c, inits, types = self.config, self.options.inits, self.options.types
-        probe = self.param("probe", inits.probe, (1, 1, c.hidden_size), self.options.param_dtype)
-        probe = jnp.broadcast_to(probe.astype(self.options.dtype), (x.shape[0], 1, c.hidden_size))
-        attention = Attention(
-            c.num_attention_heads,
-            kernel_init=inits.pool_qkv,
-            out_kernel_init=inits.pool_out,
-            implementation="xla",  # with one query no other is faster, and the reference offers no choice here
-            name="attention",
-            **types,
-        )
-        y, _ = attention(probe, x, bias)
-        mlp = MLP(c.intermediate_size, c.hidden_act, self.options, name="mlp")
-        y = y + mlp(LayerNorm(c.layer_norm_eps, name="layernorm", **types)(y))
-        return y[:, 0]
 
 
 class ImageTransformer(nn.Module):

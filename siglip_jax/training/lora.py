@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
-from siglip_jax.models.products import Dense
+from siglip_jax.models.products import Dense, Projection
 from siglip_jax.params import flatten, unflatten
 from siglip_jax.rules import match_rules
 from siglip_jax.training.recipe import Lora
@@ -64,6 +64,10 @@ def added(options: Lora, additions: Mapping[str, Any]) -> AbstractContextManager
         layer = "/".join(context.module.path)
         if f"{layer}/a" not in parts:
             return y
+        if isinstance(context.module, Projection):
+            kernel, bias = y
+            product = jnp.matmul(parts[f"{layer}/a"], parts[f"{layer}/b"], precision="highest")
+            return kernel + (product * scale).astype(kernel.dtype), bias
         x: Array = args[0]
         a, b = (parts[f"{layer}/{name}"].astype(y.dtype) for name in "ab")
         return y + (x.astype(y.dtype) @ a @ b) * jnp.asarray(scale, y.dtype)

@@ -160,7 +160,8 @@ def test_activations_are_what_jax_keeps(name, dtype, remat, activation):
         return jax.vjp(lambda p: embed(model, p, ids, pixels), params)[1]
 
     leaves = jax.tree.leaves(jax.eval_shape(kept, *abstract(model, mesh, batch)))
-    counted = [x for x in leaves if batch in x.shape or (x.ndim == 3 and x.dtype == jnp.bfloat16)]
+    layers = config.vision_config.num_hidden_layers
+    counted = [x for x in leaves if batch in x.shape or (x.shape[:1] == (layers,) and x.dtype == jnp.bfloat16)]
     expected = sum(math.prod(x.shape) * x.dtype.itemsize for x in counted)
     memory = estimated(config, (1, 1, 1), batch, training=True, remat=remat, dtype=jnp.dtype(dtype))
     assert 0.96 < memory.activations / expected < 1.12  # jax 0.12 keeps one array less of a tanh
