@@ -1,11 +1,20 @@
 """Settings of every test and doctest."""
 
 import builtins
+import ctypes
+import gc
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
+import jax
 import pytest
 
 import tests.support.strict  # noqa: F401
+
+_STATM = Path("/proc/self/statm")
+_GROWTH = 3 << 28  # bytes by which a process may grow before compiled programs are forgotten
+_forgotten_at = 0
 
 # Packages whose examples load and compile the bundled model.
 SLOW_EXAMPLES = {"evaluation", "inference", "plots", "search", "training"}
@@ -23,3 +32,20 @@ def no_last_value() -> Iterator[None]:
     """Forgets the value that a doctest showed last: tyro hashes every builtin, and not every value has a hash."""
     yield
     vars(builtins).pop("_", None)
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory() -> Iterator[None]:
+    """Forgets compiled programs after a test where they have made the process grow: jax keeps all of them."""
+    global _forgotten_at
+    yield
+    if _resident() > _forgotten_at + _GROWTH:
+        jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        _forgotten_at = _resident()
+
+
+def _resident() -> int:
+    """Returns the bytes of this process in memory; 0 where the system does not say."""
+    return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if _STATM.is_file() else 0
