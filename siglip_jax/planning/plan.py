@@ -194,10 +194,10 @@ def plan(
       Traceback (most recent call last):
       ValueError: topology must be one of v5e, v5p, v6e with a shape, ..., got 'v9:2x2'; write it so
     """
+    machine = open_topology(topology)
     from siglip_jax.planning.work import forward_pass, training_step  # with optax, which is optional
     from siglip_jax.training.prepare import mesh_of
 
-    machine = open_topology(topology)
     name, config, module = _model(model)
     chosen = _recipe(recipe, module, machine, batch, fields)
     mesh = mesh_of(chosen, machine.devices)

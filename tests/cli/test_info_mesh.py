@@ -81,8 +81,8 @@ def test_batch_remat_and_dtype(run):
     twice, full, half = step("--batch", 512), step("--remat", "full"), step("--dtype", "bfloat16")
     assert twice["activations"] == 2 * plain["activations"]
     assert twice["parameters"] == plain["parameters"]
-    assert full["activations"] < plain["activations"] / 20
-    assert 0.5 < half["activations"] / plain["activations"] < 0.75  # norms and the softmax stay in float32
+    assert full["activations"] < plain["activations"] / 10
+    assert 0.5 < half["activations"] / plain["activations"] < 0.6  # statistics of norms and softmax stay in float32
     assert half["parameters"] == plain["parameters"]
 
 
