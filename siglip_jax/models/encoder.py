@@ -65,7 +65,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
-        return layer_norm(x, scale, bias, self.epsilon, self.dtype)
+        return layer_norm(x, jnp.asarray(scale), jnp.asarray(bias), self.epsilon, self.dtype)
 
 
 class Embedding(nn.Module):

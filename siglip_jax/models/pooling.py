@@ -75,7 +75,7 @@ class PoolingHead(nn.Module):
             name="attention",
             **types,
         )
-        y = attention(probe[0], x, bias)
+        y = attention(jnp.asarray(probe)[0], x, bias)
         mlp = MLP(c.intermediate_size, c.hidden_act, self.options, name="mlp")
         y = y + mlp(LayerNorm(c.layer_norm_eps, name="layernorm", **types)(y))
         return y

@@ -183,7 +183,7 @@ class Dense(nn.Module):
         return jnp.asarray(kernel).astype(self.dtype)
 
     def _bias(self) -> Array:
-        return self.param("bias", self.bias_init, (self.features,), self.param_dtype).astype(self.dtype)
+        return jnp.asarray(self.param("bias", self.bias_init, (self.features,), self.param_dtype)).astype(self.dtype)
 
 
 class Projection(Dense):
