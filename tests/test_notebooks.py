@@ -168,6 +168,16 @@ def training_mesh(everything: str):
     assert len(memory) == 4 and memory[0] > 2 * memory[1] > 2 * memory[2]
 
 
+def pod(everything: str):
+    assert "256 chips; fits: True" in everything
+    assert "over which something is gathered: fsdp\ngathers of the batch: 0" in everything
+    products = float(re.search(r"products in the program / products of the model: (\S+)", everything)[1])
+    assert abs(products - 1) < 0.02
+    plans = re.findall(r"^\S+ on (v5\w:\S+): (\S+) of (\S+) GiB", everything, re.MULTILINE)
+    assert [machine for machine, *_ in plans] == ["v5e:16x16", "v5p:8x8x8"] * 2
+    assert all(float(needed) < float(memory) for _, needed, memory in plans)
+
+
 def embed_and_search(everything: str):
     assert re.findall(r"(\w+) run: (\d+) embedded, (\d) parts", everything) == [
         ("second", "32", "0"),
@@ -208,6 +218,7 @@ PROMISES = {
     "04_finetune": finetune,
     "05_train_on_a_mesh": training_mesh,
     "06_embed_and_search": embed_and_search,
+    "07_plan_a_pod": pod,
 }
 
 
