@@ -33,6 +33,7 @@ from siglip_jax.checkpoints.surgery import (
     with_text_length,
 )
 from siglip_jax.checkpoints.write import check_write_options, write_checkpoint
+from siglip_jax.configs.towers import tower_config
 from siglip_jax.params import LazyArray, Shape, flatten, unflatten
 from siglip_jax.processing.beside import image_processor_beside, tokenizer_beside
 from siglip_jax.processing.text.settings import SENTENCEPIECE, TOKENIZERS
@@ -284,7 +285,7 @@ def _copy_side_files(conversion: Conversion, checkpoint: Checkpoint, target: Pat
     """Copies the processor beside the source; what the source lacks is that of the released checkpoint of its sizes."""
     source = conversion.source if conversion.source.is_dir() else conversion.source.parent
     config: Any = checkpoint.config
-    size = getattr(getattr(config, "vision_config", config), "image_size", None)
+    size = getattr(tower_config(config, VISION), "image_size", None)
     copied = copy_side_files(source, target, size)
     parts = ARCHITECTURES[checkpoint.architecture]
     missing: list[tuple[str, tuple[str, ...], Callable[..., Any]]] = [

@@ -12,6 +12,7 @@ from siglip_jax.checkpoints.hub import resolve
 from siglip_jax.checkpoints.keymap import architecture_of, key_table
 from siglip_jax.checkpoints.read import check_names, read_contents, read_scalars, rows_of
 from siglip_jax.configs.configuration import Config, SiglipConfig
+from siglip_jax.configs.towers import towers_of
 from siglip_jax.configs.variants import NAMES, VARIANTS, Variant
 
 
@@ -142,8 +143,7 @@ def _counts(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
 
 
 def _towers(config: Any, architecture: str, counts: dict[str, int]) -> dict[str, Any]:
-    vision = getattr(config, "vision_config", config if "Vision" in architecture else None)
-    text = getattr(config, "text_config", config if "Text" in architecture else None)
+    vision, text = towers_of(config)
     return {
         "architecture": architecture,
         "vision": vision and _vision(vision),

@@ -14,8 +14,10 @@ from jax.typing import DTypeLike
 from siglip_jax._bicubic import bicubic_matrix
 from siglip_jax._checks import check_choice
 from siglip_jax.checkpoints.checkpoint import Checkpoint
+from siglip_jax.checkpoints.keymap import TEXT, VISION
 from siglip_jax.checkpoints.mapped import release
 from siglip_jax.configs.configuration import SiglipConfig, SiglipTextConfig, SiglipVisionConfig
+from siglip_jax.configs.towers import tower_config
 from siglip_jax.params import LazyArray, flatten, unflatten
 
 INTERPOLATIONS = ("bicubic", "big_vision")
@@ -109,7 +111,7 @@ def with_text_length(checkpoint: Checkpoint, length: int) -> Changed:
       ValueError: if there is no text tower, or the length is below 2.
     """
     config: Any = checkpoint.config
-    text = config.text_config if isinstance(config, SiglipConfig) else config
+    text = tower_config(config, TEXT)
     if not isinstance(text, SiglipTextConfig):
         raise ValueError(f"the checkpoint must have a text tower to change its length, got a {checkpoint.architecture}")
     if length < 2:
@@ -190,8 +192,7 @@ def with_labels(checkpoint: Checkpoint, labels: list[str]) -> Changed:
 
 
 def _vision(checkpoint: Checkpoint) -> SiglipVisionConfig:
-    config = checkpoint.config
-    vision = config.vision_config if isinstance(config, SiglipConfig) else config
+    vision = tower_config(checkpoint.config, VISION)
     if not isinstance(vision, SiglipVisionConfig):
         raise ValueError(
             f"the checkpoint must have an image tower of fixed resolution, got a {checkpoint.architecture}"

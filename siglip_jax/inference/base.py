@@ -14,10 +14,11 @@ from siglip_jax.checkpoints import Checkpoint, write_checkpoint
 from siglip_jax.checkpoints.formats import quantized
 from siglip_jax.checkpoints.keymap import CLASSIFIER, TEXT, VISION
 from siglip_jax.configs.configuration import Config
+from siglip_jax.configs.towers import tower_config
 from siglip_jax.inference.choices import choose, in_brief
 from siglip_jax.inference.encoder import Encoder, jitted
 from siglip_jax.inference.stream import Arrays
-from siglip_jax.inference.towers import check_part, check_whole, features, label_logits, parameters_of, tower_config
+from siglip_jax.inference.towers import check_part, check_whole, features, label_logits, parameters_of
 from siglip_jax.inference.weights import Weights
 from siglip_jax.models.pretrained import PretrainedModule
 from siglip_jax.processing import SiglipProcessor, load_image

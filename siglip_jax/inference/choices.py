@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from siglip_jax.configs.configuration import Config, TextConfig, VisionConfig
+from siglip_jax.configs.towers import towers_of
 from siglip_jax.models.attention import describe_attention
 from siglip_jax.models.products import describe_products
 from siglip_jax.parallel.mesh import batch_shards, platform_of
@@ -76,7 +77,7 @@ def choose(config: Config, dtype: DTypeLike, attn_implementation: str = "auto", 
       ValueError: if the attention implementation is unknown or does not run on this device.
     """
     device = platform_of(mesh)
-    vision, text = _towers(config)
+    vision, text = towers_of(config)
     on_cpu = device == "cpu"
     shards = batch_shards(mesh)
     rows = {
@@ -107,13 +108,6 @@ def choose(config: Config, dtype: DTypeLike, attn_implementation: str = "auto", 
     )
 
 
-def _towers(config: Any) -> tuple[VisionConfig | None, TextConfig | None]:
-    """Returns the configurations of the image tower and of the text tower, None for one that is not there."""
-    if isinstance(config, TextConfig):
-        return None, config
-    return getattr(config, "vision_config", config), getattr(config, "text_config", None)
-
-
 def in_brief(model: Any, config: Config) -> str:
     """Returns the kind and sizes of a model and its compute dtype, as arguments of a constructor.
 
@@ -121,7 +115,7 @@ def in_brief(model: Any, config: Config) -> str:
       model: linen module of one tower or both.
       config: configuration of the model.
     """
-    vision, text = _towers(config)
+    vision, text = towers_of(config)
     tower: Any = text if vision is None else vision
     sizes = f"width={tower.hidden_size}, layers={tower.num_hidden_layers}"
     if vision is None:

@@ -19,12 +19,13 @@ from siglip_jax._callbacks import OnUnreadable
 from siglip_jax._checks import check_count
 from siglip_jax._progress import counted
 from siglip_jax.checkpoints.keymap import TEXT
+from siglip_jax.configs.towers import tower_config
 from siglip_jax.inference.base import Engine
 from siglip_jax.inference.encoder import Encoder, NotFiniteError
 from siglip_jax.inference.images import embed_images
 from siglip_jax.inference.labels import check_labels, fill_template, function_of, label_scores, probabilities, rank
 from siglip_jax.inference.stream import as_texts, slices
-from siglip_jax.inference.towers import check_whole, tower_config
+from siglip_jax.inference.towers import check_whole
 from siglip_jax.models.classifier import ImageClassifier
 from siglip_jax.models.text import check_ids
 from siglip_jax.processing.images.inputs import Convertible, Exchangeable, as_images, is_one_image

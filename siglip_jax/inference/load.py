@@ -13,9 +13,9 @@ from siglip_jax._files import MAX_PIXELS
 from siglip_jax.assets import BUNDLED_MODEL
 from siglip_jax.checkpoints.keymap import ARCHITECTURES, TEXT, VISION
 from siglip_jax.checkpoints.read import read_contents, select
+from siglip_jax.configs.towers import tower_config
 from siglip_jax.inference.compiled import keep_compiled
 from siglip_jax.inference.engine import Siglip
-from siglip_jax.inference.towers import tower_config
 from siglip_jax.inference.weights import Weights
 from siglip_jax.models.placement import place_params
 from siglip_jax.parallel.sharding import SHARDING_RULES, shardings

@@ -6,7 +6,6 @@ from typing import Any
 from jaxtyping import Array
 
 from siglip_jax.checkpoints.keymap import ARCHITECTURES, CLASSIFIER, TEXT, VISION
-from siglip_jax.configs.configuration import Config
 from siglip_jax.models import Siglip2VisionModel, SiglipVisionModel
 from siglip_jax.models.classifier import ImageClassifier
 from siglip_jax.models.naflex import Siglip2ForImageClassification
@@ -42,16 +41,6 @@ def check_whole(model: PretrainedModule) -> None:
             f"the model must have both towers to compare images with texts, got a {type(model).__name__}; load another"
             " checkpoint"
         )
-
-
-def tower_config(config: Config, part: str) -> Any:
-    """Returns the configuration of a tower.
-
-    Args:
-      config: configuration of the whole model or of the tower.
-      part: "text_model" or "vision_model".
-    """
-    return getattr(config, f"{part.removesuffix('_model')}_config", config)
 
 
 def parameters_of(model: PretrainedModule, part: str) -> Sequence[str]:

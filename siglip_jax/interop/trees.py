@@ -16,6 +16,7 @@ from siglip_jax.checkpoints.formats.big_vision_names import ROOTS, find, table
 from siglip_jax.checkpoints.keymap import architecture_of
 from siglip_jax.checkpoints.table import StoredTensor, check_names_and_shapes
 from siglip_jax.configs.configuration import Config, SiglipConfig
+from siglip_jax.configs.towers import tower_config
 from siglip_jax.params import LAYER, Shape, flatten, stack_layers, unflatten, unstack_layers
 
 
@@ -49,7 +50,7 @@ def pairs(config: Config, stacked: Iterable[str], layout: Mapping[str, Any]) -> 
         if m is None or name not in stacked:
             found.append(Pair(row.path, row.shape, row.key, row.tensor_shape))
         elif m[2] == "0":
-            tower: Any = getattr(config, f"{name.removesuffix('_model')}_config", config)
+            tower = tower_config(config, name)
             depth = tower.num_hidden_layers
             key = row.key.replace("/encoderblock_0/", "/encoderblock/")
             found.append(Pair(f"{m[1]}/layers/{m[3]}", (depth, *row.shape), key, (depth, *row.tensor_shape)))

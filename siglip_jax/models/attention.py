@@ -1,7 +1,6 @@
-"""Multi-head attention with a choice of implementations, for the encoders and the pooling head.
+"""Multi-head self-attention with a choice of implementations, for the encoders.
 
-Mirrors `SiglipAttention` and, with queries from the probe, the `nn.MultiheadAttention` of the pooling head, whose
-packed projection is kept as separate `q_proj`, `k_proj`, `v_proj`. The softmax is always float32.
+Mirrors `SiglipAttention`. The softmax is always float32.
 """
 
 import functools
@@ -297,6 +296,8 @@ def _pallas() -> ModuleType:
     return pallas_attention
 
 
+# Differentiated as a whole: the gradient of `platform_dependent` would keep what each of its functions keeps.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5))
 def pallas_attention(
     num_heads: int,
     query: Float[Array, "batch tokens width"],
@@ -310,19 +311,11 @@ def pallas_attention(
     Raises:
       ValueError: if the kernel does not support the arguments.
     """
-    return _kernel_or_xla(num_heads, mesh, query, key, value, bias)
+    return _pallas_forward(num_heads, query, key, value, bias, mesh)[0]
 
 
-# Differentiated as a whole: the gradient of `platform_dependent` would keep what each of its functions keeps.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _kernel_or_xla(
-    num_heads: int, mesh: Mesh | None, query: Array, key: Array, value: Array, bias: Array | None
-) -> Array:
-    return _kernel_or_xla_forward(num_heads, mesh, query, key, value, bias)[0]
-
-
-def _kernel_or_xla_forward(
-    num_heads: int, mesh: Mesh | None, query: Array, key: Array, value: Array, bias: Array | None
+def _pallas_forward(
+    num_heads: int, query: Array, key: Array, value: Array, bias: Array | None, mesh: Mesh | None
 ) -> tuple[Array, Any]:
     def on_tpu(*arrays: Any) -> tuple[Array, Array]:
         out = _pallas().pallas_attention(*arrays, num_heads=num_heads, mesh=mesh)
@@ -337,7 +330,7 @@ def _kernel_or_xla_forward(
     return out, (query, key, value, bias, out, log_total)
 
 
-def _kernel_or_xla_backward(num_heads: int, mesh: Mesh | None, kept: Any, cotangent: Array) -> Any:
+def _pallas_backward(num_heads: int, mesh: Mesh | None, kept: Any, cotangent: Array) -> Any:
     def on_tpu(kept: Any, cotangent: Array) -> Any:
         *inputs, bias, _, _ = kept
         kernel = functools.partial(_pallas().pallas_attention, bias=bias, num_heads=num_heads, mesh=mesh)
@@ -348,7 +341,7 @@ def _kernel_or_xla_backward(num_heads: int, mesh: Mesh | None, kept: Any, cotang
     return jax.lax.platform_dependent(kept, cotangent, tpu=on_tpu, default=elsewhere)
 
 
-_kernel_or_xla.defvjp(_kernel_or_xla_forward, _kernel_or_xla_backward)
+pallas_attention.defvjp(_pallas_forward, _pallas_backward)
 
 
 def _pallas_runs(num_heads: int, query: Array, key: Array, bias: Array | None, mesh: Mesh | None) -> bool:
@@ -375,7 +368,7 @@ def fastest_attention(
     """
     elsewhere = functools.partial(xla_attention, num_heads)
     if _pallas_runs(num_heads, query, key, bias, mesh):
-        elsewhere = functools.partial(_kernel_or_xla, num_heads, mesh)
+        elsewhere = functools.partial(pallas_attention, num_heads, mesh=mesh)
     if cudnn_supports(query.dtype, query.shape[-1] // num_heads) and _cudnn_runs(num_heads, query, key, value, bias):
         on_gpu = functools.partial(_cudnn, num_heads)
         return jax.lax.platform_dependent(query, key, value, bias, cuda=on_gpu, default=elsewhere)
@@ -387,11 +380,10 @@ _ATTENTION_OVER_MESH = {"auto": fastest_attention, "pallas": pallas_attention}
 
 
 class Attention(nn.Module):
-    """Attention with its projections; `dropout` is the current rate, 0 if deterministic."""
+    """Self-attention with its projections; `dropout` is the current rate, 0 if deterministic."""
 
     num_heads: int
     kernel_init: Initializer
-    out_kernel_init: Initializer
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
@@ -401,32 +393,21 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        queries_from: Float[Array, "batch queries width"],
-        keys_from: Float[Array, "batch keys width"],
-        bias: Float[Array, "..."] | None = None,
-    ) -> tuple[Float[Array, "batch queries width"], Float[Array, "batch heads queries keys"] | None]:
-        width = queries_from.shape[-1]
-
-        def project(x: Array, name: str) -> Array:
-            types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-            return Dense(width, kernel_init=self.kernel_init, name=name, **types)(x)
-
-        query = project(queries_from, "q_proj")
-        key = project(keys_from, "k_proj")
-        value = project(keys_from, "v_proj")
+        self, x: Float[Array, "batch tokens width"], bias: Float[Array, "..."] | None = None
+    ) -> tuple[Float[Array, "batch tokens width"], Float[Array, "batch heads tokens tokens"] | None]:
+        dense = functools.partial(
+            Dense, x.shape[-1], dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=self.kernel_init
+        )
+        query, key, value = (dense(name=f"{name}_proj")(x) for name in "qkv")
         check_implementation(self.implementation, weights=self.output_weights, dropout=self.dropout > 0)
         weights = None
         if self.implementation == "eager" or self.dropout:
             rng = self.make_rng("dropout") if self.dropout else None
-            q, k, v = (x.reshape(*x.shape[:-1], self.num_heads, -1) for x in (query, key, value))
+            q, k, v = (y.reshape(*y.shape[:-1], self.num_heads, -1) for y in (query, key, value))
             out, weights = eager_attention(q, k, v, bias, self.dropout, rng)
-            out = out.reshape(*out.shape[:-2], width)
+            out = out.reshape(x.shape)
         elif self.implementation in _ATTENTION:
             out = _ATTENTION[self.implementation](self.num_heads, query, key, value, bias)
         else:
             out = _ATTENTION_OVER_MESH[self.implementation](self.num_heads, query, key, value, bias, self.mesh)
-        out = Dense(
-            width, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=self.out_kernel_init, name="out_proj"
-        )(out)
-        return out, weights if self.output_weights else None
+        return dense(name="out_proj")(out), weights if self.output_weights else None

@@ -16,9 +16,10 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.typing import DTypeLike
 
 from siglip_jax.assets import BUNDLED_MODEL
-from siglip_jax.checkpoints.keymap import architecture_of, key_table
+from siglip_jax.checkpoints.keymap import TEXT, VISION, architecture_of, key_table
 from siglip_jax.checkpoints.read import read_contents, rows_of
 from siglip_jax.configs.configuration import Config, SiglipConfig, SiglipTextConfig, TextConfig, VisionConfig
+from siglip_jax.configs.towers import tower_config
 from siglip_jax.configs.variants import NAMES
 from siglip_jax.losses.tiles import TILE
 from siglip_jax.parallel.mesh import AXES
@@ -143,8 +144,8 @@ def estimate(
     devices = math.prod(sizes.get(axis, 1) for axis in ("data", "fsdp"))
     if batch < devices or batch % devices:
         raise ValueError(f"batch must be a positive multiple of the {devices} devices along data and fsdp, got {batch}")
-    parts = {name: getattr(config, f"{name}_config", config) for name in ("text", "vision")}
-    present = [c for name, c in parts.items() if any(row.path.startswith(f"{name}_model/") for row in table)]
+    parts = {name: tower_config(config, name) for name in (TEXT, VISION)}
+    present = [c for name, c in parts.items() if any(row.path.startswith(f"{name}/") for row in table)]
     itemsize = np.dtype(dtype).itemsize
     towers = [_tower(c, sizes.get("tensor", 1), itemsize) for c in present]
     examples, parameters = batch // devices, sum(row.bytes for row in table)

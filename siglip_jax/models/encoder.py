@@ -121,7 +121,6 @@ class EncoderLayer(nn.Module):
         attention = Attention(
             self.config.num_attention_heads,
             kernel_init=options.inits.attention,
-            out_kernel_init=options.inits.attention,
             dropout=self.dropout,
             implementation=options.attn_implementation,
             output_weights=self.output_attentions,
@@ -129,8 +128,7 @@ class EncoderLayer(nn.Module):
             name="self_attn",
             **options.types,
         )
-        y = norm(name="layer_norm1")(x)
-        y, weights = attention(y, y, bias)
+        y, weights = attention(norm(name="layer_norm1")(x), bias)
         x = x + y
         mlp = MLP(self.config.intermediate_size, self.config.hidden_act, options, name="mlp")
         x = x + mlp(norm(name="layer_norm2")(x))

@@ -18,11 +18,12 @@ from siglip_jax._checks import float_dtype
 from siglip_jax.assets import BUNDLED_MODEL
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.formats.huggingface import MAX_SHARD_SIZE
-from siglip_jax.checkpoints.keymap import ARCHITECTURES, architecture_of
+from siglip_jax.checkpoints.keymap import ARCHITECTURES, VISION, architecture_of
 from siglip_jax.checkpoints.read import read_contents, select, without_classifier
 from siglip_jax.checkpoints.surgery import with_resolution
 from siglip_jax.checkpoints.write import write_checkpoint
 from siglip_jax.configs.configuration import CONFIGS, SiglipConfig, config_from_dict, read_config
+from siglip_jax.configs.towers import tower_config
 from siglip_jax.models.encoder import Options
 from siglip_jax.models.placement import place_params
 from siglip_jax.parallel.sharding import SHARDING_RULES, shardings
@@ -268,7 +269,7 @@ def _with_labels(
 
 def _at_size(checkpoint: Checkpoint, image_size: int) -> Checkpoint:
     config: Any = checkpoint.config
-    if getattr(getattr(config, "vision_config", config), "image_size", None) == image_size:
+    if getattr(tower_config(config, VISION), "image_size", None) == image_size:
         return checkpoint
     if not checkpoint.architecture.startswith("Siglip2"):
         return with_resolution(checkpoint, image_size).checkpoint

@@ -13,16 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from siglip_jax import models
 from siglip_jax._checks import check_choice
 from siglip_jax.checkpoints.keymap import architecture_of
-from siglip_jax.models import (
-    Siglip2Model,
-    Siglip2TextModel,
-    Siglip2VisionModel,
-    SiglipModel,
-    SiglipTextModel,
-    SiglipVisionModel,
-)
 from siglip_jax.models.cost import EXAMPLES_PER_DEVICE, shapes_of
 from siglip_jax.models.pretrained import PretrainedModule
 from siglip_jax.parallel.mesh import AXES
@@ -35,18 +28,6 @@ SECONDS_A_DAY, SECONDS_AN_HOUR = 86_400, 3_600
 # schedule of it for a v5e takes 25 % with 729 tokens and heads of 72, and 8 % with 196 tokens and heads of 64.
 KERNEL_SHARE = 0.25
 FORWARD = Recipe(dtype="bfloat16", scan_layers=True)  # how a forward pass is compiled unless told otherwise
-
-_MODULES: dict[str, Any] = {
-    module.__name__: module
-    for module in (
-        Siglip2Model,
-        Siglip2TextModel,
-        Siglip2VisionModel,
-        SiglipModel,
-        SiglipTextModel,
-        SiglipVisionModel,
-    )
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +218,7 @@ def _model(model: str | os.PathLike[str] | PretrainedModule | None) -> tuple[str
     if isinstance(model, PretrainedModule):
         return type(model).__name__, model.config, model
     name, config, _ = shapes_of(model)
-    return name, config, _MODULES[architecture_of(config)](config, dtype=jnp.bfloat16, scan_layers=True)
+    return name, config, getattr(models, architecture_of(config))(config, dtype=jnp.bfloat16, scan_layers=True)
 
 
 def _recipe(
@@ -276,8 +257,6 @@ def _plan(
         kernels = program.kernel_flops / (KERNEL_SHARE * chip.peak)
         seconds = program.cycles / chip.clock + kernels + exposed
     total = None if seconds is None or work.steps is None else seconds * work.steps
-    if program is None:
-        assert refused is not None
     needed, memory = (program.peak, chip.memory) if program is not None else refused or (0, 0)
     return Plan(
         model=name,

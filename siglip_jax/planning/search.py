@@ -10,6 +10,7 @@ from siglip_jax.checkpoints.keymap import architecture_of, key_table
 from siglip_jax.models.cost import estimate, placements, shapes_of
 from siglip_jax.models.pretrained import PretrainedModule
 from siglip_jax.parallel.mesh import AXES
+from siglip_jax.params import Shape
 from siglip_jax.planning.plan import Plan, plan
 from siglip_jax.planning.topology import Topology, open_topology
 from siglip_jax.training.recipe import Recipe
@@ -58,13 +59,18 @@ def largest_batches(
     if meshes is None:
         meshes = [{"fsdp": n} for n in sorted({1, min(8, chips), chips})]
     compiled = functools.partial(plan, model, topology, recipe=recipe, **{**fields, "scan_layers": True})
+    if isinstance(model, PretrainedModule):
+        config: Any = model.config
+        shapes = {row.path: row.shape for row in key_table(config, architecture_of(config))}
+    else:
+        _, config, shapes = shapes_of(model)
     cases = [(remat, dict(mesh)) for mesh in meshes for remat in remats]
     found: list[Plan] = []
     for done, (remat, mesh) in enumerate(cases, 1):
         sizes = {axis: mesh.get(axis, 1) for axis in AXES}
         sizes["data"] = mesh.get("data") or max(chips // (sizes["fsdp"] * sizes["tensor"]), 1)
         shards = sizes["data"] * sizes["fsdp"] * fields.get("micro_batches", 1)
-        fixed, each = _guess(model, sizes, remat)
+        fixed, each = _guess(config, shapes, sizes, remat)
 
         def at(rows: int, remat: str | None = remat, sizes: Any = sizes, shards: int = shards) -> Plan:
             return compiled(rows * shards, remat=remat, mesh=sizes)
@@ -76,13 +82,8 @@ def largest_batches(
     return sorted(found, key=lambda p: -(p.examples_per_second or 0.0))
 
 
-def _guess(model: Any, sizes: dict[str, int], remat: str | None) -> tuple[float, float]:
+def _guess(config: Any, shapes: Mapping[str, Shape], sizes: dict[str, int], remat: str | None) -> tuple[float, float]:
     """Returns the bytes on a chip that no batch changes, and those of each example, without a compiler."""
-    if isinstance(model, PretrainedModule):
-        config: Any = model.config
-        shapes = {row.path: row.shape for row in key_table(config, architecture_of(config))}
-    else:
-        _, config, shapes = shapes_of(model)
     shards, table = sizes["data"] * sizes["fsdp"], placements(shapes, sizes)
     options: Any = {"training": True, "remat": None if remat is None else "full", "dtype": "bfloat16"}
     few, many = (estimate(config, table, sizes, n * shards, **options) for n in (8, 16))

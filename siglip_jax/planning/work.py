@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from siglip_jax.configs.configuration import Siglip2VisionConfig, SiglipConfig, TextConfig
+from siglip_jax.configs.configuration import Siglip2VisionConfig, SiglipConfig
+from siglip_jax.configs.towers import towers_of
 from siglip_jax.models.cost import image_flops, text_flops
 from siglip_jax.models.elementwise import normalize
 from siglip_jax.models.pretrained import PretrainedModule
@@ -110,9 +111,7 @@ def forward_pass(module: PretrainedModule, batch: int, mesh: Mesh) -> Work:
     placed = {name: _at(x, _rows(mesh)) for name, x in inputs.items()}
     out = jax.tree.map(lambda _: _rows(mesh), jax.eval_shape(embeddings, unflatten(params), placed))
     function = jax.jit(embeddings, out_shardings=out)
-    config = module.config
-    text = getattr(config, "text_config", config if isinstance(config, TextConfig) else None)
-    vision = getattr(config, "vision_config", None if isinstance(config, TextConfig) else config)
+    vision, text = towers_of(module.config)
     flops = text_flops(text) if text is not None and "input_ids" in inputs else 0
     flops += image_flops(vision) if vision is not None else 0
     return Work(function, (unflatten(params), placed), batch * flops, None)
@@ -126,8 +125,7 @@ def shapes_of_params(module: PretrainedModule, config: Any) -> dict[str, Any]:
 
 def inputs_of(config: Any, batch: int, module: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the inputs of a module by the names of its arguments, as shapes."""
-    text = getattr(config, "text_config", config if isinstance(config, TextConfig) else None)
-    vision = getattr(config, "vision_config", None if isinstance(config, TextConfig) else config)
+    vision, text = towers_of(config)
     if text is not None and type(module).__name__.endswith("Classification"):
         text = None
     found = {}

@@ -12,14 +12,15 @@ from typing import Any
 from siglip_jax import _hub
 from siglip_jax._files import read_json
 from siglip_jax.configs.configuration import Config, SiglipConfig, TextConfig
+from siglip_jax.configs.towers import towers_of
 from siglip_jax.configs.variants import VARIANTS, Variant
 from siglip_jax.processing.images.base import CONFIG, ImageProcessor, read_settings
+from siglip_jax.processing.images.steps import RESAMPLE
 from siglip_jax.processing.processor import Missing, SiglipProcessor, image_processor_class
 from siglip_jax.processing.text.base import TokenizerBase
 from siglip_jax.processing.text.settings import TOKENIZERS, vocabulary_in
 from siglip_jax.processing.text.siglip import SiglipTokenizer
 
-_RESAMPLE = {"bilinear": 2, "bicubic": 3}
 _FILES = (*_hub.TOKENIZER_FILES, *_hub.PROCESSOR_FILES)
 
 
@@ -75,8 +76,8 @@ def processor_beside(
     if texts:
         hub: Any = {"local_files_only": local_files_only, "cache_dir": cache_dir, "token": token}
         words = tokenizer_beside(directory, config, **hub)
-    text = config.text_config if isinstance(config, SiglipConfig) else config
-    length = text.max_position_embeddings if texts and isinstance(text, TextConfig) else None
+    _, text = towers_of(config)
+    length = text.max_position_embeddings if texts and text is not None else None
     return SiglipProcessor(pixels, words, max_length=length)
 
 
@@ -136,8 +137,8 @@ def published_settings(config: Config, resample: str) -> dict[str, Any]:
       config: configuration of the whole model or of the image tower.
       resample: filter that images are resized with, "bicubic" or "bilinear".
     """
-    vision: Any = config.vision_config if isinstance(config, SiglipConfig) else config
-    steps = {"resample": _RESAMPLE[resample], "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    vision: Any = towers_of(config)[0]
+    steps = {"resample": RESAMPLE[resample], "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     if vision.model_type.startswith("siglip2"):
         patches = {"patch_size": vision.patch_size, "max_num_patches": vision.num_patches}
         return steps | patches | {"image_processor_type": "Siglip2ImageProcessor"}

@@ -17,6 +17,7 @@ from siglip_jax.checkpoints.formats.text_head import with_text_head
 from siglip_jax.checkpoints.keymap import TEXT, VISION, key_table
 from siglip_jax.checkpoints.table import SAME, Row, StoredTensor, Transform, layer_of, reshaped
 from siglip_jax.configs.configuration import CONFIGS, Config, Siglip2VisionConfig, TextConfig, VisionConfig
+from siglip_jax.configs.towers import tower_config
 from siglip_jax.configs.variants import VARIANTS
 from siglip_jax.params import LAYER, Shape
 
@@ -189,7 +190,7 @@ def _row(row: Row, config: Config, layout: Mapping[str, Any]) -> Row:
             " without its classifier"
         )
     root = roots[name]
-    tower: Any = getattr(config, f"{name.removesuffix('_model')}_config", config)
+    tower = tower_config(config, name)
     transform = _transform(rest, row.shape, tower)
     if not (m := LAYER.fullmatch(row.path)):
         return Row(row.path, f"{prefix}{root}{_rename(rest)}", row.shape, transform)

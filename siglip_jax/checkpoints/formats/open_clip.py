@@ -49,6 +49,7 @@ from siglip_jax.configs.configuration import (
     VisionConfig,
     read_config,
 )
+from siglip_jax.configs.towers import tower_config
 from siglip_jax.params import LAYER, Shape
 
 logger = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ def _row(row: Row, config: Config) -> Row:
         return Row(row.path, row.path, row.shape, _SCALAR)
     name, _, rest = row.path.partition("/")
     if name == "vision_model":
-        return tower_row(row, isinstance(getattr(config, "vision_config", config), Siglip2VisionConfig), TRUNK)
+        return tower_row(row, isinstance(tower_config(config, name), Siglip2VisionConfig), TRUNK)
     if name != "text_model":
         raise ValueError(
             f"a checkpoint for open_clip must be a model without a classifier, got {row.path}; convert the model"

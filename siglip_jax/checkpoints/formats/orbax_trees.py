@@ -18,6 +18,7 @@ from siglip_jax.checkpoints.formats.towers import HEADS
 from siglip_jax.checkpoints.keymap import CLASSIFIER, TEXT, VISION, architecture_of, key_table
 from siglip_jax.checkpoints.table import SAME, Row, StoredTensor, layer_of
 from siglip_jax.configs.configuration import CONFIGS, Config, config_from_dict
+from siglip_jax.configs.towers import tower_config
 from siglip_jax.params import LAYER, Shape
 
 _VALUE = "/value"  # `nnx.State` puts every array below it
@@ -94,7 +95,7 @@ def _row(row: Row, config: Config, layout: Mapping[str, Any]) -> Row:
     m = LAYER.fullmatch(row.path)
     if m is None or name not in layout["stacked"]:
         return Row(row.path, prefix + row.path, row.shape)
-    tower: Any = getattr(config, f"{name.removesuffix('_model')}_config", config)
+    tower = tower_config(config, name)
     return Row(row.path, f"{prefix}{m[1]}/layers/{m[3]}", row.shape, layer_of(SAME), int(m[2]), tower.num_hidden_layers)
 
 

@@ -33,7 +33,7 @@ from siglip_jax.checkpoints.formats._timm_tower import (
     tower_row,
     tower_sizes,
 )
-from siglip_jax.checkpoints.keymap import CLASSIFIER, architecture_of, key_table
+from siglip_jax.checkpoints.keymap import CLASSIFIER, VISION, architecture_of, key_table
 from siglip_jax.checkpoints.prefix import without_prefix
 from siglip_jax.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from siglip_jax.checkpoints.table import Row, new_tensors
@@ -47,6 +47,7 @@ from siglip_jax.configs.configuration import (
     VisionConfig,
     read_config,
 )
+from siglip_jax.configs.towers import tower_config
 from siglip_jax.params import Shape
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ def _row(row: Row, config: Config) -> Row:
 
 
 def _tower(config: Config) -> VisionConfig:
-    return config.vision_config if isinstance(config, SiglipConfig) else config  # type: ignore[return-value]
+    return tower_config(config, VISION)
 
 
 def read_contents(path: Path) -> Contents:

@@ -3,18 +3,17 @@
 Mirrors `image_transform` of open_clip for inference, and how `preprocess_cfg` is merged with the model's image size.
 """
 
-import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from siglip_jax._checks import check_choice, shown
 from siglip_jax.processing.images.kinds import PER_CHANNEL, SIZE
+from siglip_jax.processing.images.steps import RESAMPLE, naflex_steps, usual_steps
 
 CONFIG = "open_clip_config.json"
 # Defaults of open_clip, where `preprocess_cfg` is silent.
 _MEAN, _STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-_RESAMPLE = {"bilinear": 2, "bicubic": 3, "random": 3}  # "random" is for training; open_clip evaluates with bicubic
+_RESAMPLE = RESAMPLE | {"random": 3}  # "random" is for training; open_clip evaluates with bicubic
 
 
 def settings_of(d: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,20 +36,9 @@ def settings_of(d: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"image_size must be {SIZE.name}, got {shown(size)}")
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     check_choice("interpolation", interpolation := given.get("interpolation", "bicubic"), _RESAMPLE)
-    steps = {
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "resample": _RESAMPLE[interpolation],
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": mean,
-        "image_std": std,
-    }
-    if m := re.match(r"naflexvit_\w+?_patch(\d{1,4})_", str(vision.get("timm_model_name"))):
-        patch = max(int(m[1]), 1)
-        naflex = {"patch_size": patch, "max_num_patches": max(math.ceil(height / patch) * math.ceil(width / patch), 1)}
-        return steps | naflex | {"image_processor_type": "Siglip2ImageProcessor"}
+    steps = usual_steps(_RESAMPLE[interpolation], mean, std)
+    if naflex := naflex_steps(vision.get("timm_model_name"), height, width):
+        return steps | naflex
     mode = given.get("resize_mode", "shortest")
     steps |= {"image_processor_type": "SiglipImageProcessor"}
     if mode == "squash":

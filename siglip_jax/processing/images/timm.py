@@ -4,16 +4,15 @@ Mirrors `transforms_imagenet_eval` of timm with the `pretrained_cfg` of the mode
 """
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from siglip_jax._checks import check_choice, shown
 from siglip_jax.processing.images.kinds import PER_CHANNEL
+from siglip_jax.processing.images.steps import RESAMPLE, naflex_steps, usual_steps
 
 CONFIG = "config.json"
 _MODES = ("squash", "center")
-_RESAMPLE = {"bilinear": 2, "bicubic": 3}
 
 
 def is_timm(d: Mapping[str, Any]) -> bool:
@@ -38,24 +37,16 @@ def settings_of(d: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0.01 <= share <= 1:
         raise ValueError(f"crop_pct must be a number from 0.01 to 1, got {shown(share)}")
     _, height, width = size
-    check_choice("interpolation", interpolation := given.get("interpolation", "bilinear"), _RESAMPLE)
+    check_choice("interpolation", interpolation := given.get("interpolation", "bilinear"), RESAMPLE)
     check_choice("crop_mode", mode := given.get("crop_mode", "center"), _MODES)
-    steps = {
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "resample": _RESAMPLE[interpolation],
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-    }
+    found = []
     for name, default in (("mean", [0.485, 0.456, 0.406]), ("std", [0.229, 0.224, 0.225])):
         if not PER_CHANNEL.holds(value := given.get(name, default)):
             raise ValueError(f"{name} must be {PER_CHANNEL.name}, got {shown(value)}")
-        steps[f"image_{name}"] = value
-    if m := re.match(r"naflexvit_\w+?_patch(\d{1,4})_", str(d.get("architecture"))):
-        patch = max(int(m[1]), 1)
-        naflex = {"patch_size": patch, "max_num_patches": max(math.ceil(height / patch) * math.ceil(width / patch), 1)}
-        return steps | naflex | {"image_processor_type": "Siglip2ImageProcessor"}
+        found.append(value)
+    steps = usual_steps(RESAMPLE[interpolation], *found)
+    if naflex := naflex_steps(d.get("architecture"), height, width):
+        return steps | naflex
     larger = math.floor(height / share), math.floor(width / share)
     steps |= {"image_processor_type": "SiglipImageProcessor", "size": {"height": larger[0], "width": larger[1]}}
     if mode == "center" and height != width:
