@@ -15,8 +15,8 @@ class Layout(NamedTuple):
       reads: what is read, "all" or the image "tower" alone.
       parity: largest difference of the outputs from those of the owning library, relative to the largest output, in
         float32; "bits" where the parameters are compared bit by bit.
-      writes: what is written back: "bits" if the owning library reads what is written and finds every bit, "-" if the
-        layout is not written.
+      writes: what is written back: "bits" if the owning library reads what is written and finds every bit; with
+        "by LoRA runs" training writes it, and not `convert`; ".npz": in that form only; "-": the layout is not written.
       checked: file of the repository that builds the layout and compares.
 
     Example:
@@ -48,7 +48,7 @@ SigLIP          | siglip_jax: orbax directory                          | all   |
 SigLIP          | siglip_jax: quantized directory                      | all   | bits | bits | formats/all
 SigLIP          | siglip_jax: parameters saved alone by orbax          | all   | bits | -    | formats/jax_neighbours
 SigLIP          | a prefix before all names: DDP, torch.compile, Marqo | all   | bits | -    | prefix
-SigLIP          | PEFT: LoRA adapter beside its base                   | all   | 1e-5 | -    | adapters
+SigLIP          | PEFT: LoRA adapter beside its base                   | all   | 1e-5 | bits, by LoRA runs | adapters
 PaliGemma, pi0  | openpi: orbax params/PaliGemma/img                   | tower | bits | -    | formats/jax_neighbours
 Gemma 3         | gemma: orbax vision_encoder, nested or flat          | tower | bits | -    | formats/jax_neighbours
 PaliGemma, ColPali, PI0 | transformers: vision_config at any depth | tower | 1e-5 | bits | formats/towers

@@ -29,7 +29,8 @@ METRICS = {
 }
 HEADERS = ("name", "M", "px", "text", "IN-1k", "T->I", "I->T")
 LAYOUTS_CAPTION = """parity: largest relative difference of the outputs from the owning library's in float32, or
-equal bits; writes: equal bits when the owning library reads what is written, - where nothing is written"""
+equal bits; writes: equal bits when the owning library reads what is written, - where nothing is written;
+an adapter is written by training with LoRA, and not by convert"""
 CAPTION = """M: parameters in millions; px: image size; text: tokens; published metrics in %:
 ImageNet-1k zero-shot, COCO recall at 1 from text to image, from image to text"""
 

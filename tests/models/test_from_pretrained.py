@@ -143,6 +143,64 @@ def test_a_variant_and_a_subfolder(directory, tmp_path):
             SiglipModel.from_pretrained(tmp_path, subfolder=bad)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the reference emits warnings
+@pytest.mark.parametrize("name", ["SiglipModel", "SiglipVisionModel"])
+def test_folders_variants_and_configurations_are_those_of_the_reference(name, tmp_path):
+    """Directories that `transformers` writes: both read the same weights, and refuse for the same reason."""
+    pytest.importorskip("torch", reason="torch has no CPU build here; the arguments are tested above")
+    import transformers
+
+    from tests.support import layouts
+
+    reference, ours = getattr(transformers, name), getattr(siglip_jax, name)
+    model = layouts.build(name)
+    model.save_pretrained(tmp_path / "deep" / "siglip")
+    half = layouts.build(name, "float16")
+    half.save_pretrained(tmp_path / "deep" / "siglip", variant="fp16", max_shard_size="40KB")
+    other = type(model.config).from_dict(model.config.to_dict())
+    parts = [getattr(other, part, other) for part in ("text_config", "vision_config")]
+    for part in parts:
+        part.layer_norm_eps, part.hidden_act = 1e-2, "relu"
+    other.save_pretrained(tmp_path / "other")
+    assert (tmp_path / "deep" / "siglip" / "model.safetensors.index.fp16.json").is_file()
+
+    def weights(**given):
+        theirs = reference.from_pretrained(tmp_path, dtype="float32", **given)
+        module, params = ours.from_pretrained(tmp_path, param_dtype="float32", **given)
+        module.save_pretrained(tmp_path / "again", params, overwrite=True)
+        found = {key: x.detach().numpy() for key, x in reference.from_pretrained(tmp_path / "again").named_parameters()}
+        expected = {key: x.detach().numpy() for key, x in theirs.named_parameters()}
+        same(found, expected)
+        return theirs, expected
+
+    folder = {"subfolder": "deep/siglip"}
+    whole, small = weights(**folder)[1], weights(variant="fp16", **folder)[1]
+    assert all(np.array_equal(small[key], x.astype(np.float16)) for key, x in whole.items())
+    assert any((small[key] != x).any() for key, x in whole.items())
+    weights(config=str(tmp_path / "other" / "config.json"), **folder)
+    model.save_pretrained(tmp_path)
+    theirs, _ = weights(config=tmp_path / "other")
+    assert layouts.difference(name, theirs, tmp_path, config=tmp_path / "other") < 1e-5
+    assert layouts.difference(name, theirs, tmp_path) > 1e-2
+
+    sizes = other.to_dict()
+    for part in (sizes, sizes.get("text_config", {}), sizes.get("vision_config", {})):
+        if "intermediate_size" in part:
+            part["intermediate_size"] = 64
+    (tmp_path / "wrong").mkdir()
+    (tmp_path / "wrong" / "config.json").write_text(json.dumps(sizes))
+    for given, error, said, their_error, they_say in (
+        ({"config": tmp_path / "wrong"}, ValueError, "wrong shape .*fc1", RuntimeError, "mismatched_sizes"),
+        ({**folder, "variant": "bf16"}, OSError, "bf16.safetensors", OSError, "bf16.safetensors"),
+        ({"subfolder": "deep/gone"}, OSError, "gone", OSError, "no file named"),
+    ):
+        with pytest.raises(error, match=said):
+            ours.from_pretrained(tmp_path, **given)
+        with pytest.raises(their_error, match=they_say):
+            reference.from_pretrained(tmp_path, **given)
+
+
 MAPPINGS = {
     "prefix": (r"^wrapped\.", "", lambda key: f"wrapped.{key}"),
     "groups": (

@@ -162,7 +162,7 @@ def run_child(name: str, home: Path, first: int, count: int, progress: Path) -> 
         for i in range(first, count):
             os.pwrite(at.fileno(), f"{i:12}".encode(), 0)
             draw, file = random.Random(f"{name} {i}"), files[i % len(files)]
-            change = mutated_json if file.suffix in (".json", ".jsonl") else mutated
+            change = mutated_json if file.suffix in (".json", ".jsonl") or file.name == ".zarray" else mutated
             file.write_bytes(change(before[file], draw))
             if found := complaint(reader, home, file):
                 print(json.dumps([i, file.name, found]), flush=True)

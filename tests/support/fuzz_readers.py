@@ -42,6 +42,16 @@ def orbax(home: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.is_file())
 
 
+def zarr(home: Path) -> list[Path]:
+    """An image tower as big_vision's training writes it: a folder of zarr arrays."""
+    from tests.support.jax_neighbours import image_tower, save_zarr
+
+    with np.load(write(home.with_name("npz"), "big_vision")) as file:
+        tower = image_tower(dict(file))
+    save_zarr(home / "checkpoint", {f"params/img/{path}": x for path, x in tower.items()})
+    return sorted(file for file in home.rglob("*") if file.is_file())
+
+
 def quantized(home: Path) -> list[Path]:
     siglip_jax.load(tiny_checkpoint.write_checkpoint(home.with_name("float")), quantization="int8").save_pretrained(
         home
@@ -163,6 +173,7 @@ READERS = {
     "npz": of_format("big_vision"),
     "open_clip": of_format("open_clip", "open_clip_config.json"),
     "orbax": Reader(orbax, lambda home: read_checkpoint(next(home.iterdir()))),
+    "zarr": Reader(zarr, lambda home: read_checkpoint(home / "checkpoint")),
     "quantized": Reader(quantized, siglip_jax.load),
     "spiece.model": Reader(processor("spiece.model"), read_processor),
     "tokenizer.json": Reader(gemma, read_gemma),

@@ -58,15 +58,20 @@ def gemma(folder: Path, flat, is_flat: bool) -> Path:
     return save_orbax(folder, tree)
 
 
+def save_zarr(folder: Path, tree) -> None:
+    """One zarr array for each leaf, whose folder is named by its path with "~" in the place of "/"."""
+    for path, x in tree.items():
+        spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{folder / path.replace('/', '~')}/"}}
+        x = np.asarray(x)
+        store = ts.open(spec, create=True, dtype=ts.dtype(x.dtype.name), shape=x.shape).result()
+        store.write(x).result()
+
+
 def big_vision_run(folder: Path, flat, step: int) -> Path:
     """`checkpoint.bv-<step>` and `checkpoint.bv-LAST` of a training run."""
     name = f"checkpoint.bv-{step:09d}"
     tree = {**flat, "opt/0/count": np.int32(3), "chrono/accum_train_time": np.float64(1.0)}
     tree |= {f"opt/0/mu/{k.removeprefix('params/')}": x for k, x in flat.items()}
-    for path, x in tree.items():
-        spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{folder / name / path.replace('/', '~')}/"}}
-        x = np.asarray(x)
-        store = ts.open(spec, create=True, dtype=ts.dtype(x.dtype.name), shape=x.shape).result()
-        store.write(x).result()
+    save_zarr(folder / name, tree)
     (folder / "checkpoint.bv-LAST").write_text(f"{step:09d}")
     return folder / name

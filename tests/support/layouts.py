@@ -60,12 +60,20 @@ def build(name: str, dtype: str = "float32") -> Any:
     return model.to(getattr(torch, dtype))
 
 
-def difference(name: str, model: Any, directory: Path) -> float:
-    """Returns the largest relative difference of the outputs of a model and of this package's after reading it."""
+def difference(name: str, model: Any, directory: Path, **options: Any) -> float:
+    """Returns the largest relative difference of the outputs of a model and of this package's after reading it.
+
+    Args:
+      name: name of the class.
+      model: model of `transformers`.
+      directory: directory to read.
+      options: arguments of `from_pretrained`.
+    """
     rng = np.random.default_rng(0)
-    ids = rng.integers(3, 61, (3, 16)).astype(np.int32)
     inputs: dict[str, np.ndarray] = {}
+    text, vision = (getattr(model.config, part, model.config) for part in ("text_config", "vision_config"))
     if not name.endswith(("VisionModel", "Classification")):
+        ids = rng.integers(3, text.vocab_size, (3, text.max_position_embeddings)).astype(np.int32)
         inputs["input_ids"] = ids
     if not name.endswith("TextModel"):
         if name.startswith("Siglip2"):
@@ -73,7 +81,7 @@ def difference(name: str, model: Any, directory: Path) -> float:
             inputs["pixel_attention_mask"] = np.int32(np.arange(12)[None] < np.array([[12], [10]]))
             inputs["spatial_shapes"] = np.array([[3, 4], [5, 2]], np.int32)
         else:
-            inputs["pixel_values"] = rng.normal(size=(2, 30, 30, 3)).astype(np.float32)
+            inputs["pixel_values"] = rng.normal(size=(2, vision.image_size, vision.image_size, 3)).astype(np.float32)
     theirs = {key: torch.tensor(value) for key, value in inputs.items()}
     if "input_ids" in theirs:
         theirs["input_ids"] = theirs["input_ids"].long()
@@ -81,7 +89,7 @@ def difference(name: str, model: Any, directory: Path) -> float:
         theirs["pixel_values"] = theirs["pixel_values"].permute(0, 3, 1, 2)
     with torch.no_grad():
         expected = _outputs(model(**theirs))
-    module, params = getattr(siglip_jax, name).from_pretrained(directory)
+    module, params = getattr(siglip_jax, name).from_pretrained(directory, **options)
     run = jax.jit(lambda p, x: module.apply({"params": p}, **x))
     with jax.default_matmul_precision("highest"):
         found = _outputs(run(params, {key: jnp.asarray(value) for key, value in inputs.items()}))

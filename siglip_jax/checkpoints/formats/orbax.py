@@ -171,8 +171,8 @@ def check_expansion(folder: Path, tensors: Iterable[StoredTensor]) -> None:
     found = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if needed > max(_UNCHECKED, _MOST_EXPANSION * found):
         raise ValueError(
-            f"{folder}: the files must have at least 1/{_MOST_EXPANSION} of the {needed} bytes of the parameters, got"
-            f" {found} bytes; get it again"
+            f"{folder}: the files must have at least 1/{_MOST_EXPANSION} of the {shown(needed)} bytes of the"
+            f" parameters, got {found} bytes; get it again"
         )
 
 
