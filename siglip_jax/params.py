@@ -35,10 +35,10 @@ Shape = tuple[int, ...]
 LOGITS = frozenset({"logit_scale", "logit_bias"})
 """Paths of the two scalars of the loss."""
 
-LAYER = re.compile(r"(.*encoder)/layers_(\d+)/(.*)")
-"""Path of a parameter of a layer: encoder, index of the layer, path within the layer."""
+LAYER = re.compile(r"(.*(?:en|de)coder)/layers_(\d+)/(.*)")
+"""Path of a parameter of a layer: encoder or decoder, index of the layer, path within the layer."""
 
-_STACK = re.compile(r"(.*encoder)/layers/(.*)")
+_STACK = re.compile(r"(.*(?:en|de)coder)/layers/(.*)")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -175,10 +175,10 @@ class LayerStack:
 
 
 def stack_layers(params: Mapping[str, Any], stack: Callable[..., Any] = np.stack) -> dict[str, Any]:
-    """Stacks the layers of each encoder on a leading axis, as `scan_layers=True` needs them.
+    """Stacks the layers of each encoder and decoder on a leading axis, as `scan_layers=True` needs them.
 
     Args:
-      params: tree with subtrees `layers_0`, `layers_1`, … in each encoder.
+      params: tree with subtrees `layers_0`, `layers_1`, … in each encoder and decoder.
       stack: function from a list of the arrays of one parameter, one per layer, to the stacked parameter.
 
     Returns:

@@ -116,7 +116,7 @@ def sigmoid_loss(
     """
     pairs = make_pairs(image_embeds, text_embeds, logit_scale, logit_bias, image_groups, text_groups)
     if mesh is not None:
-        check_axis(mesh, axis, len(pairs.images), len(pairs.texts))
+        check_axis(mesh, axis, images=len(pairs.images), texts=len(pairs.texts))
         return _over_mesh(pairs, mesh, axis, block_size)
     if block_size is not None:
         return sum_over_pairs(pairs, block_size) / len(pairs.images)
@@ -140,20 +140,26 @@ def _over_mesh(pairs: Pairs, mesh: Mesh, axis: AxisName, block_size: BlockSize) 
     return jax.shard_map(mean_of_shares, mesh=mesh, in_specs=specs, out_specs=replicated)(*pairs)
 
 
-def check_axis(mesh: Mesh, axis: AxisName, images: int, texts: int) -> None:
+def check_axis(mesh: Mesh, axis: AxisName, **sizes: int) -> None:
     """Refuses a batch that cannot be sharded evenly over an axis of a mesh.
 
+    Args:
+      mesh: mesh over which the batch is sharded.
+      axis: axis of the mesh, or several.
+      **sizes: number of what is sharded by its name, as `images=64`.
+
     Raises:
-      ValueError: if the mesh lacks the axis or has Explicit axes, or the images or texts are not a multiple of the
-        devices along it.
+      ValueError: if the mesh lacks the axis or has Explicit axes, or a number is not a multiple of the devices along
+        it.
     """
     check_mesh(mesh)
     names = (axis,) if isinstance(axis, str) else tuple(axis)
     if missing := [name for name in names if name not in mesh.shape]:
         raise ValueError(f"axis must be one of the mesh axes {', '.join(mesh.shape)}, got {', '.join(missing)}")
     devices = math.prod(mesh.shape[name] for name in names)
-    if images % devices or texts % devices:
+    if any(size % devices for size in sizes.values()):
+        found = " and ".join(f"{size} {name}" for name, size in sizes.items())
         raise ValueError(
-            f"images and texts must be multiples of the {devices} devices along {', '.join(names)}, got {images} images"
-            f" and {texts} texts; drop or repeat some"
+            f"{' and '.join(sizes)} must be multiples of the {devices} devices along {', '.join(names)}, got {found};"
+            " drop or repeat some"
         )

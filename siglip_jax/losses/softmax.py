@@ -57,7 +57,7 @@ def softmax_loss(
     given = pairs.images, pairs.texts, pairs.image_groups, pairs.scale, pairs.bias
     if mesh is None:
         return _both_ways(*given, block_size=block_size, axis=None)
-    check_axis(mesh, axis, len(pairs.images), len(pairs.texts))
+    check_axis(mesh, axis, images=len(pairs.images), texts=len(pairs.texts))
     return _over_mesh(*given, mesh, axis, block_size)
 
 

@@ -46,16 +46,23 @@ class Pairs(NamedTuple):
     bias: Float[Array, ""]
 
 
-def with_tile_size(block_size: BlockSize, most: int, compute: Callable[..., Result], *args: Any) -> Result:
+def with_tile_size(
+    block_size: BlockSize,
+    most: int,
+    compute: Callable[..., Result],
+    *args: Any,
+    auto: tuple[int, int] = (CPU_TILE, TILE),
+) -> Result:
     """Returns `compute(size, *args)` for the rows and columns of a tile, at most `most`.
 
     With "auto" the size is that of the platform that the program is lowered for.
 
     Args:
-      block_size: rows and columns of a tile; None: a single tile; "auto": `CPU_TILE` or `TILE`.
+      block_size: rows and columns of a tile; None: a single tile; "auto": one of `auto`.
       most: largest size of use.
       compute: function of the size and of arrays.
       *args: trees of arrays.
+      auto: sizes for "auto", on a CPU and elsewhere.
 
     Raises:
       ValueError: if the block size is not None, "auto" or a positive integer.
@@ -63,10 +70,11 @@ def with_tile_size(block_size: BlockSize, most: int, compute: Callable[..., Resu
     if block_size is None:
         return compute(most, *args)
     if block_size == "auto":
-        if most <= CPU_TILE:
-            return compute(most, *args)
-        on_cpu, elsewhere = (functools.partial(compute, min(size, most)) for size in (CPU_TILE, TILE))
-        return lax.platform_dependent(*args, cpu=on_cpu, default=elsewhere)
+        on_cpu, elsewhere = (min(size, most) for size in auto)
+        if on_cpu == elsewhere:
+            return compute(on_cpu, *args)
+        either = {"cpu": functools.partial(compute, on_cpu), "default": functools.partial(compute, elsewhere)}
+        return lax.platform_dependent(*args, **either)
     if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
         raise ValueError(f'block_size must be None, "auto" or an integer of at least 1, got {block_size!r}')
     return compute(min(block_size, most), *args)

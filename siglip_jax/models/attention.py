@@ -1,4 +1,4 @@
-"""Multi-head self-attention with a choice of implementations, for the encoders.
+"""Multi-head attention with a choice of implementations, for the encoders.
 
 Mirrors `SiglipAttention`. The softmax is always float32.
 """
@@ -380,7 +380,10 @@ _ATTENTION_OVER_MESH = {"auto": fastest_attention, "pallas": pallas_attention}
 
 
 class Attention(nn.Module):
-    """Self-attention with its projections; `dropout` is the current rate, 0 if deterministic."""
+    """Attention with its projections; `dropout` is the current rate, 0 if deterministic.
+
+    Keys and values are projected from the input itself, or from a context of any width.
+    """
 
     num_heads: int
     kernel_init: Initializer
@@ -393,12 +396,16 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch tokens width"], bias: Float[Array, "..."] | None = None
-    ) -> tuple[Float[Array, "batch tokens width"], Float[Array, "batch heads tokens tokens"] | None]:
+        self,
+        x: Float[Array, "batch tokens width"],
+        bias: Float[Array, "..."] | None = None,
+        context: Float[Array, "batch keys context_width"] | None = None,
+    ) -> tuple[Float[Array, "batch tokens width"], Float[Array, "batch heads tokens keys"] | None]:
         dense = functools.partial(
             Dense, x.shape[-1], dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=self.kernel_init
         )
-        query, key, value = (dense(name=f"{name}_proj")(x) for name in "qkv")
+        query, source = dense(name="q_proj")(x), x if context is None else context
+        key, value = (dense(name=f"{name}_proj")(source) for name in "kv")
         check_implementation(self.implementation, weights=self.output_weights, dropout=self.dropout > 0)
         weights = None
         if self.implementation == "eager" or self.dropout:

@@ -135,6 +135,20 @@ class EncoderLayer(nn.Module):
         return x, (x if self.output_hidden_states else None, weights)
 
 
+def recomputed(layer_class: type[nn.Module], options: Options) -> type[nn.Module]:
+    """Returns the class of layers whose backward pass recomputes what `options.remat` says.
+
+    Raises:
+      ValueError: if `remat` is unknown.
+    """
+    if options.remat is None:
+        return layer_class
+    if options.remat not in REMAT_POLICIES:
+        raise ValueError(f"remat must be None or one of {tuple(REMAT_POLICIES)}, got {options.remat!r}")
+    # A scan already keeps XLA from merging both computations; there the barrier would only cost time.
+    return nn.remat(layer_class, policy=REMAT_POLICIES[options.remat], prevent_cse=not options.scan_layers)
+
+
 class Encoder(nn.Module):
     """A stack of `EncoderLayer`."""
 
@@ -156,13 +170,7 @@ class Encoder(nn.Module):
         The hidden states are the embeddings, then the output of each layer, before any final layer norm. With `layers`
         only that many layers are applied.
         """
-        remat, scan = self.options.remat, self.options.scan_layers
-        layer_class: type[nn.Module] = EncoderLayer
-        if remat is not None:
-            if remat not in REMAT_POLICIES:
-                raise ValueError(f"remat must be None or one of {tuple(REMAT_POLICIES)}, got {remat!r}")
-            # A scan already keeps XLA from merging both computations; there the barrier would only cost time.
-            layer_class = nn.remat(layer_class, policy=REMAT_POLICIES[remat], prevent_cse=not scan)
+        scan, layer_class = self.options.scan_layers, recomputed(EncoderLayer, self.options)
         fields: dict[str, Any] = {
             "config": self.config,
             "options": self.options,

@@ -27,7 +27,8 @@ SHARDING_RULES: Rules[PartitionSpec] = (
     (r".*(q_proj|k_proj|v_proj|fc1)/kernel", PartitionSpec("fsdp", "tensor")),
     (r".*(q_proj|k_proj|v_proj|fc1)/bias", PartitionSpec("tensor")),
     (r".*(out_proj|fc2)/kernel", PartitionSpec("tensor", "fsdp")),
-    (r".*(text_model/head|classifier)/kernel", PartitionSpec("fsdp", None)),
+    (r".*(text_model/head|classifier|fc3)/kernel", PartitionSpec("fsdp", None)),
+    (r".*prototypes", PartitionSpec("fsdp", "tensor")),  # (bottleneck, prototypes)
     (r".*", PartitionSpec()),  # norms, the other biases, the probe, temperature and bias: small, on every device
 )
 
