@@ -28,10 +28,10 @@ def ours(scan, pool, classes=None, **fields):
     return big_vision_module(classes, **SIZES, patch_size=(PATCH, PATCH), pool_type=pool, scan=scan, **fields)
 
 
-def random_tree(module, images):
+def random_tree(module, *inputs):
     """Random parameters that keep activations of order one."""
     random = np.random.RandomState(0)
-    shapes = flatten(jax.eval_shape(module.init, jax.random.key(0), images)["params"])
+    shapes = flatten(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
     flat = {}
     for path, x in shapes.items():
         leaf, value = path.rpartition("/")[2], random.standard_normal(x.shape)
