@@ -5,6 +5,7 @@ tower are one subtree `layers`, whose arrays have a leading axis of the number o
 """
 
 import dataclasses
+import hashlib
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ __all__ = [
     "LayerStack",
     "LazyArray",
     "Shape",
+    "checksum",
     "flatten",
     "group_of",
     "layer_slice",
@@ -108,6 +110,24 @@ def tree_by_path(values: Mapping[str, Any], like: Any) -> Any:
       A tree like `like` whose leaf at a path is `values[path]`.
     """
     return jax.tree_util.tree_map_with_path(lambda keys, _: values[path_of(keys)], like)
+
+
+def checksum(tree: Any) -> str:
+    """Returns the SHA-256 of the paths, dtypes, shapes and values of a tree of arrays, in hexadecimal.
+
+    Args:
+      tree: any tree of arrays that this process can read, on the host or on devices.
+
+    Example:
+      >>> checksum({"bias": np.zeros(2)}) == checksum({"bias": np.zeros(2, np.float32)})
+      False
+    """
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        values = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {values.dtype} {values.shape}\n".encode())
+        digest.update(np.ascontiguousarray(values).view(np.uint8))
+    return digest.hexdigest()
 
 
 def group_of(path: str) -> str:

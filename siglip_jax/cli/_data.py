@@ -5,6 +5,7 @@ import os
 import textwrap
 from typing import Any
 
+from siglip_jax._files import read_lines
 from siglip_jax.cli._output import say
 from siglip_jax.data import columns
 
@@ -24,6 +25,59 @@ def add_data_arguments(parser: argparse.ArgumentParser, data: str) -> None:
     parser.add_argument(
         "--root", metavar="DIR", help="folder of a table's images, if paths lead out of the table's own"
     )
+
+
+def add_key_arguments(parser: argparse.ArgumentParser, *whats: str) -> None:
+    """Declares the options that name the columns of a data set.
+
+    Args:
+      parser: parser of the command.
+      whats: "image", "text" and "label", those that the command reads.
+    """
+    for what in whats:
+        parser.add_argument(f"--{what}-key", metavar="NAME", help=f"column, or ending in a tar file, of the {what}s")
+
+
+def add_wording_arguments(parser: argparse._ActionsContainer) -> None:
+    """Declares the options that say how the names of classes are written as prompts.
+
+    Args:
+      parser: parser of the command, or a group of it.
+    """
+    parser.add_argument(
+        "--templates", metavar="NAME_OR_FILE", help="names, photo, clip, or a file with one template per line"
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="FILE",
+        help='file with the name of each class, one per line, in class order; or lines such as "n01440764 tench"',
+    )
+    parser.add_argument("--keep-punctuation", action="store_true", help="keep class names and templates as written")
+    parser.add_argument(
+        "--first-name-only",
+        action=argparse.BooleanOptionalAction,
+        help='use only the first name, "tench" of "tench, Tinca tinca" (default), or all names',
+    )
+
+
+def wording_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the options of `add_wording_arguments` say, as arguments of an evaluation.
+
+    Args:
+      arguments: parsed arguments.
+
+    Raises:
+      OSError: if a file does not exist.
+      ValueError: if it is not text.
+    """
+    from siglip_jax.evaluation.prompts import find_templates
+
+    return {
+        "templates": find_templates(arguments.templates or "names"),
+        "classes": None if arguments.classes is None else read_lines(arguments.classes, "class names"),
+        "canonicalize": not arguments.keep_punctuation,
+        "first_name_only": arguments.first_name_only is not False,
+    }
 
 
 def column_names(*whats: str) -> str:

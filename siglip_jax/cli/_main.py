@@ -10,12 +10,26 @@ from typing import Any, NoReturn
 
 from siglip_jax import _progress
 from siglip_jax._version import __version__
-from siglip_jax.cli import bench, classify, convert, embed, evaluate, export, info, plan, search, train, verify
+from siglip_jax.cli import (
+    bench,
+    calibrate,
+    classify,
+    convert,
+    embed,
+    evaluate,
+    export,
+    info,
+    plan,
+    search,
+    train,
+    verify,
+)
 from siglip_jax.cli._output import printable, say, warnings_as_lines
 from siglip_jax.cli._signals import INTERRUPTED, raised
 
 COMMANDS = {
     "bench": bench,
+    "calibrate": calibrate,
     "classify": classify,
     "convert": convert,
     "embed": embed,

@@ -1,7 +1,8 @@
 """Ranks labels for images without training (zero-shot); each label has a probability of its own.
 
-Prints a bar for each label; --json prints [{"image", "scores": [{"label", "score"}, ...]}, ...] instead. Unreadable
-images are reported on stderr and skipped; the exit status is then 2.
+Prints a bar for each label; --json prints [{"image", "scores": [{"label", "score"}, ...]}, ...] instead, with
+"accepted" where a calibration has a threshold. Unreadable images are reported on stderr and skipped; the exit status is
+then 2.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from siglip_jax._callbacks import naming
 from siglip_jax._files import read_lines
@@ -29,11 +30,18 @@ from siglip_jax.cli._output import (
 )
 from siglip_jax.processing.images.listing import list_images
 
+if TYPE_CHECKING:
+    from siglip_jax.inference.calibration import Calibration
+
 HELP = "rank labels for images"
 EPILOG = """examples:
   siglip-jax classify cat.png --labels "a cat" "a dog"
   siglip-jax classify holidays/ --labels-from labels.txt --top-k 3 --json
-  siglip-jax classify a.png b.png --labels cat dog --model google/siglip-base-patch16-224 --save-plot plot.png"""
+  siglip-jax classify a.png b.png --labels cat dog --model google/siglip-base-patch16-224 --save-plot plot.png
+  siglip-jax classify holidays/ --calibration calibration.json --top-k 3
+
+Probabilities of right labels are often tiny, which is no failure: the order counts. siglip-jax calibrate fits them to
+a set of labels."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="*", metavar="PATH", help="image, URL of an image, or folder of images")
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="labels to choose from")
     parser.add_argument("--labels-from", metavar="FILE", help="text file with one label per line")
+    parser.add_argument(
+        "--calibration", metavar="FILE", help="labels, temperature, bias and threshold, from siglip-jax calibrate"
+    )
     parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the bundled model)")
     parser.add_argument("--quantization", choices=QUANTIZATIONS, help="number format of the weights (default: none)")
     parser.add_argument(
@@ -62,15 +73,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
-    labels = read_labels(arguments)
+    calibration = read_calibration(arguments)
+    labels = None if calibration else read_labels(arguments)
     found, failures = find_images(arguments)
     if not found:
         return 2
     from siglip_jax.inference.labels import check_labels, fill_template, rank
     from siglip_jax.inference.load import load
 
-    names = check_labels(labels)
-    prompts = fill_template(arguments.template, names)
+    names = calibration.labels if calibration else check_labels(labels)
+    prompts = None if calibration else fill_template(arguments.template, names)
     if arguments.save_plot:
         from siglip_jax.plots.canvas import check_plot
 
@@ -83,18 +95,53 @@ def run(arguments: argparse.Namespace) -> int:
         say(printable(naming(os.fspath(found[position]), error)))
 
     stream = with_progress(found, "images")
-    scores = siglip.similarity(stream, prompts, batch_size=arguments.batch_size, on_unreadable=unreadable)
+    scores = siglip.similarity(
+        stream, prompts, calibration=calibration, batch_size=arguments.batch_size, on_unreadable=unreadable
+    )
     read = [i for i, row in enumerate(scores) if row[0] == row[0]]
-    results = [{"image": os.fspath(found[i]), "scores": rank(scores[i], names, arguments.top_k)} for i in read]
+    threshold = calibration.threshold if calibration else None
+    ranked = {i: rank(scores[i], names, arguments.top_k, threshold) for i in read}
+    results = [{"image": os.fspath(found[i]), "scores": entries} for i, entries in ranked.items()]
     if arguments.json:
         print(json.dumps(results, indent=2))
     elif results:
         print_bars(results)
+        if calibration:
+            print(f"\n{_caption(calibration)}")
     if arguments.save_plot and results:
         from siglip_jax.plots.heatmap import plot_similarity
 
         plot_similarity([found[i] for i in read], names, scores[read], arguments.save_plot)
     return 2 if failures else 0
+
+
+def read_calibration(arguments: argparse.Namespace) -> "Calibration | None":
+    """Returns the calibration of `--calibration`; None without this option.
+
+    Raises:
+      FileNotFoundError: if the file does not exist.
+      ValueError: if it is damaged, or labels are given too.
+    """
+    if not arguments.calibration:
+        return None
+    from siglip_jax.inference.calibration import Calibration
+
+    for name in ("labels", "labels_from", "template"):
+        if getattr(arguments, name):
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(
+                f"{option} must be left out with --calibration, whose file has its own labels and prompts, got both;"
+                " leave one of them out"
+            )
+    return Calibration.read(arguments.calibration)
+
+
+def _caption(calibration: "Calibration") -> str:
+    """Returns the line below the bars that says which labels are accepted."""
+    wanted = f"a precision of {percent(calibration.precision)}"
+    if calibration.threshold is None:
+        return f"calibrated; no threshold reaches {wanted}, so none is accepted"
+    return f"calibrated; * accepted: {percent(calibration.threshold)} or more, the threshold for {wanted}"
 
 
 def read_labels(arguments: argparse.Namespace) -> list[str]:
@@ -152,6 +199,7 @@ def print_bars(results: list[dict[str, Any]]) -> None:
     terminal, encoding = sys.stdout.isatty(), sys.stdout.encoding
     longest = max(cell_len(shown(entry["label"], encoding)) for result in results for entry in result["scores"])
     columns = shutil.get_terminal_size().columns if terminal else 80
+    columns -= 2 * any("accepted" in entry for result in results for entry in result["scores"])
     name_width = min(longest, max(columns // 2 - 8, 12)) if terminal else longest
     bar_width = max(10, min(40, columns - name_width - 16))
     lines = _lines(results, name_width, bar_width, encoding)
@@ -184,4 +232,8 @@ def _lines(
                 label = set_cell_size(label, name_width - 1) + ("…" if fine else "~")
             drawn = bar(entry["score"], bar_width, fine)
             gap = " " * (bar_width - len(drawn))
-            yield f"  {set_cell_size(label, name_width)}  ", drawn, f"{gap} {percent(entry['score']):>9}"
+            yield (
+                f"  {set_cell_size(label, name_width)}  ",
+                drawn,
+                f"{gap} {percent(entry['score']):>9}" + " *" * entry.get("accepted", False),
+            )

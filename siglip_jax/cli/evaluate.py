@@ -18,7 +18,14 @@ from collections.abc import Callable
 from typing import Any
 
 from siglip_jax._checks import DTYPES
-from siglip_jax.cli._data import add_data_arguments, column_names, say_left_out
+from siglip_jax.cli._data import (
+    add_data_arguments,
+    add_key_arguments,
+    add_wording_arguments,
+    column_names,
+    say_left_out,
+    wording_of,
+)
 from siglip_jax.cli._output import (
     QUANTIZATIONS,
     add_max_pixels,
@@ -96,28 +103,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=whole_number, metavar="N", help="evaluate on N images, evenly spaced in DATA")
     add_max_pixels(parser)
-    for what in ("image", "text", "label"):
-        parser.add_argument(f"--{what}-key", metavar="NAME", help=f"column, or ending in a tar file, of the {what}s")
+    add_key_arguments(parser, "image", "text", "label")
     add_data_arguments(parser, "DATA")
     parser.add_argument("--json", action="store_true", help="print JSON, with the metrics of every class")
     parser.add_argument(
         "--save-plot", metavar="FILE", help="draw the worst classes, or the images that texts find, to FILE"
     )
     zero_shot = parser.add_argument_group("zero-shot")
-    zero_shot.add_argument(
-        "--templates", metavar="NAME_OR_FILE", help="names, photo, clip, or a file with one template per line"
-    )
-    zero_shot.add_argument(
-        "--classes",
-        metavar="FILE",
-        help='file with the name of each class, one per line, in class order; or lines such as "n01440764 tench"',
-    )
-    zero_shot.add_argument("--keep-punctuation", action="store_true", help="keep class names and templates as written")
-    zero_shot.add_argument(
-        "--first-name-only",
-        action=argparse.BooleanOptionalAction,
-        help='use only the first name, "tench" of "tench, Tinca tinca" (default), or all names',
-    )
+    add_wording_arguments(zero_shot)
     probe = parser.add_argument_group("linear-probe")
     probe.add_argument("--probe", choices=("logistic", "ridge"), help="regression (default: logistic)")
     probe.add_argument(
@@ -198,17 +191,9 @@ def _refuse_other_tasks(arguments: argparse.Namespace) -> None:
 def _evaluation(a: argparse.Namespace) -> Callable[..., Any]:
     """Returns the evaluation function of the task, with its options bound."""
     from siglip_jax import evaluation
-    from siglip_jax._files import read_lines
-    from siglip_jax.evaluation.prompts import find_templates
 
     if a.task == "zero-shot":
-        return functools.partial(
-            evaluation.evaluate_zero_shot,
-            templates=find_templates(a.templates or "names"),
-            classes=None if a.classes is None else read_lines(a.classes, "class names"),
-            canonicalize=not a.keep_punctuation,
-            first_name_only=a.first_name_only is not False,
-        )
+        return functools.partial(evaluation.evaluate_zero_shot, **wording_of(a))
     if a.task == "retrieval":
         return evaluation.evaluate_retrieval
     if a.task == "knn":

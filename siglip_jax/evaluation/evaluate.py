@@ -1,21 +1,21 @@
 """The four evaluations of a model on a data set, on its own or during training with the current parameters."""
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from siglip_jax._callbacks import Counter
 from siglip_jax.data.example import Source
 from siglip_jax.evaluation import neighbours, probes, zero_shot
 from siglip_jax.evaluation.accuracy import accuracy
 from siglip_jax.evaluation.embeddings import Embedded, embed_examples, embed_texts, spread, spread_images
-from siglip_jax.evaluation.prompts import TEMPLATES, named_classes, names_of, prompts, refuse_codes
+from siglip_jax.evaluation.prompts import TEMPLATES, named_classes, refuse_codes
 from siglip_jax.evaluation.result import DEFAULTS, Options, Result
 from siglip_jax.evaluation.retrieval import KS, retrieval_ranks
+from siglip_jax.evaluation.wording import Wording, embed_classes, other_names
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.preprocessing import describe
 
@@ -71,25 +71,14 @@ def evaluate_zero_shot(
       >>> result.metrics["top1"]
       1.0
     """
-    names = zero_shot_names(source, classes)
-    by_class = prompts(names, templates, canonicalize=canonicalize, first_name_only=first_name_only)
-    embedded = _labelled(siglip, source, options, Counter(options.on_progress, len(spread(len(source), options.limit))))
-    if (highest := int(embedded.labels.max())) >= len(names):
-        raise ValueError(f"labels must be below {len(names)}, the number of names, got {highest}; name every class")
-    text_embeds = embed_texts(siglip, list(itertools.chain(*by_class)), batch_size=options.batch_size)
-    class_embeds = zero_shot.ensemble(text_embeds, list(map(len, by_class)))
-    ranked = zero_shot.classify(embedded.embeds, class_embeds)
-    described = describe(
-        siglip,
-        model_name=options.model_name,
-        templates=templates,
-        canonicalize=canonicalize,
-        first_name_only=first_name_only,
-    )
-    settings: dict[str, Any] = {"limit": options.limit, "other_names": sum(len(names_of(name)) - 1 for name in names)}
+    wording = Wording(templates, canonicalize, first_name_only)
+    compared = compare(siglip, source, wording, classes, options)
+    ranked = zero_shot.classify(compared.embedded.embeds, compared.class_embeds)
+    described = wording.describe(siglip, options.model_name)
+    settings: dict[str, Any] = {"limit": options.limit, "other_names": other_names(compared.names)}
     if classes is not None and source.classes:
         settings["classes_in_data"] = list(source.classes)
-    return _classified("zero-shot", embedded, ranked, names, settings, described)
+    return _classified("zero-shot", compared.embedded, ranked, compared.names, settings, described)
 
 
 def knn(
@@ -339,6 +328,38 @@ def same_classes(source: Source, train: Source) -> Int[np.ndarray, " classes"]:
 def _refuse_one(classes: Sequence[str]) -> None:
     if len(classes) < 2:
         raise ValueError(f"classes must be two or more, got only {classes[0]!r}, which would be right for every image")
+
+
+class Compared(NamedTuple):
+    """Embeddings of images and of the classes that they are labelled with.
+
+    Attributes:
+      names: names of the classes.
+      by_class: prompts of each class.
+      class_embeds: L2-normalised embeddings of the classes, (classes, E).
+      embedded: embeddings of the images that have labels, which are indices of `names`.
+    """
+
+    names: tuple[str, ...]
+    by_class: list[list[str]]
+    class_embeds: Float[np.ndarray, "classes embed"]
+    embedded: Embedded
+
+
+def compare(
+    siglip: Siglip, source: Source, wording: Wording, classes: Sequence[str] | None, options: Options
+) -> Compared:
+    """Embeds the images of a source that have labels, and its classes.
+
+    Raises:
+      ValueError: see `evaluate_zero_shot`.
+    """
+    names = zero_shot_names(source, classes)
+    by_class = wording.prompts(names)
+    embedded = _labelled(siglip, source, options, Counter(options.on_progress, len(spread(len(source), options.limit))))
+    if (highest := int(embedded.labels.max())) >= len(names):
+        raise ValueError(f"labels must be below {len(names)}, the number of names, got {highest}; name every class")
+    return Compared(names, by_class, embed_classes(siglip, by_class, options.batch_size), embedded)
 
 
 def zero_shot_names(source: Source, classes: Sequence[str] | None = None) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from siglip_jax._lazy import make_lazy
 from siglip_jax.inference.batcher import Batcher, QueueFullError
+from siglip_jax.inference.calibration import Calibration
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.load import load
 from siglip_jax.inference.pipeline import ImageClassificationPipeline, ZeroShotImageClassificationPipeline, pipeline
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batcher",
+    "Calibration",
     "ImageClassificationPipeline",
     "QueueFullError",
     "Siglip",

@@ -21,6 +21,7 @@ from siglip_jax.inference.stream import Arrays
 from siglip_jax.inference.towers import check_part, check_whole, features, label_logits, parameters_of
 from siglip_jax.inference.weights import Weights
 from siglip_jax.models.pretrained import PretrainedModule
+from siglip_jax.params import checksum
 from siglip_jax.processing import SiglipProcessor, load_image
 from siglip_jax.quantization.layers import holds_quantized
 
@@ -93,6 +94,11 @@ class Engine:
             raise ValueError("num_labels must be at least 1 to classify images, got 0; load a model with a classifier")
         params = self._weights.of(VISION, CLASSIFIER)
         return Encoder(self._classify_pixels, params, count, self.choices.image_batch, "images")
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the names, dtypes, shapes and values of all parameters, which are read for it once."""
+        return checksum(self.params)
 
     @property
     def temperature(self) -> float:

@@ -6,6 +6,7 @@ ahead of the device.
 """
 
 import functools
+import itertools
 import os
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -16,14 +17,23 @@ import PIL.Image
 from jaxtyping import Array, Float, Int
 
 from siglip_jax._callbacks import OnUnreadable
-from siglip_jax._checks import check_count
+from siglip_jax._checks import check_count, shown
 from siglip_jax._progress import counted
 from siglip_jax.checkpoints.keymap import TEXT
 from siglip_jax.configs.towers import tower_config
 from siglip_jax.inference.base import Engine
+from siglip_jax.inference.calibration import Calibration
 from siglip_jax.inference.encoder import Encoder, NotFiniteError
 from siglip_jax.inference.images import embed_images
-from siglip_jax.inference.labels import check_labels, fill_template, function_of, label_scores, probabilities, rank
+from siglip_jax.inference.labels import (
+    check_labels,
+    ensemble,
+    fill_template,
+    function_of,
+    label_scores,
+    probabilities,
+    rank,
+)
 from siglip_jax.inference.stream import as_texts, slices
 from siglip_jax.inference.towers import check_whole
 from siglip_jax.models.classifier import ImageClassifier
@@ -233,21 +243,25 @@ class Siglip(Engine):
     def similarity(
         self,
         images: Images,
-        texts: Texts,
+        texts: Texts | None = None,
         *,
+        calibration: Calibration | None = None,
         batch_size: int | None = None,
         timeout: float = 10.0,
         on_unreadable: OnUnreadable | None = None,
     ) -> Float[np.ndarray, "images texts"]:
         """Returns the sigmoid probability that each text describes each image.
 
-        Each pair is scored on its own, so rows need not sum to one. The embeddings of the last 8 lists of texts are
-        cached: repeated labels cost nothing.
+        Each pair is scored on its own, so rows need not sum to one. Right answers often have tiny probabilities: the
+        model learned them where one text in tens of thousands matches. Their order is what counts; a calibration fits
+        them to a set of labels. The embeddings of the last 8 lists of texts are cached: repeated labels cost nothing.
 
         Args:
           images: one image, or an iterable of N images, each a path, URL, bytes, PIL image or array (height, width,
             channels).
-          texts: one string or an iterable of M strings.
+          texts: one string or an iterable of M strings; None: the M labels of the calibration.
+          calibration: labels with their prompts, temperature and bias, from `siglip_jax.evaluation.calibrate` or
+            `Calibration.read`, in place of texts and of the model's own temperature and bias; None: the model's own.
           batch_size: number of images per step; None: `choices.image_batch`.
           timeout: seconds to wait for the download of an image given as a URL.
           on_unreadable: called with (index of the image, error) for an image that cannot be read, or whose embedding is
@@ -259,8 +273,8 @@ class Siglip(Engine):
         Raises:
           FileNotFoundError: if an image does not exist and `on_unreadable` is None.
           ValueError: if an image cannot be read or its embedding is not finite and `on_unreadable` is None, the
-            embedding of a text, the temperature or the bias is not finite, `texts` are not strings, or `batch_size` is
-            below 1.
+            embedding of a text, the temperature or the bias is not finite, `texts` are not strings, `batch_size` is
+            below 1, both or neither of `texts` and `calibration` are given, or the calibration is for another model.
 
         Example:
           >>> import siglip_jax
@@ -271,15 +285,23 @@ class Siglip(Engine):
            [0.   0.16]]
         """
         check_whole(self.model)
-        text_embeds = self._remembered_text(as_texts(texts))
+        if calibration is None:
+            text_embeds, temperature, bias = self._remembered_text(as_texts(texts)), self.temperature, self.logit_bias
+        else:
+            _refuse_beside("texts", texts)
+            calibration.check_model(self.fingerprint)
+            prompts = self._remembered_text(tuple(itertools.chain(*calibration.prompts)))
+            text_embeds = ensemble(prompts, list(map(len, calibration.prompts)))
+            temperature, bias = calibration.temperature, calibration.bias
         image_embeds = self.encode_image(images, batch_size=batch_size, timeout=timeout, on_unreadable=on_unreadable)
-        return probabilities(image_embeds @ text_embeds.T, self.temperature, self.logit_bias)
+        return probabilities(image_embeds @ text_embeds.T, temperature, bias)
 
     def classify(
         self,
         images: Images,
         labels: Texts | None = None,
         *,
+        calibration: Calibration | None = None,
         hypothesis_template: str | None = None,
         top_k: int | None = None,
         batch_size: int | None = None,
@@ -293,8 +315,11 @@ class Siglip(Engine):
         Args:
           images: one image, or an iterable of N images, each a path, URL, bytes, PIL image or array (height, width,
             channels).
-          labels: one string or an iterable of strings; a repeated label appears in the result each time. None: the
-            labels of a classifier, which takes no others.
+          labels: one string or an iterable of strings; a repeated label appears in the result each time. None: those
+            of the calibration, or of a classifier.
+          calibration: labels with their prompts, temperature, bias and threshold, from
+            `siglip_jax.evaluation.calibrate` or `Calibration.read`, in place of labels; None: the model's own
+            temperature and bias.
           hypothesis_template: sentence in which each label replaces `{}`, such as "This is a photo of {}."; None: the
             labels are used as they are.
           top_k: number of labels to keep per image; None: all.
@@ -303,12 +328,14 @@ class Siglip(Engine):
 
         Returns:
           For one image, a list of `{"label": str, "score": float}`, highest score first, ties in the order given; for
-          an iterable of images, a list of such lists.
+          an iterable of images, a list of such lists. A calibration with a threshold adds `"accepted": bool`, whether
+          the score reaches it.
 
         Raises:
           FileNotFoundError: if an image does not exist.
           ValueError: if an image cannot be read, an embedding is not finite, there are no labels, a label is blank, the
-            template has no `{}`, or `top_k` or `batch_size` is below 1.
+            template has no `{}`, `top_k` or `batch_size` is below 1, labels or a template are given beside a
+            calibration, or the calibration is for another model.
 
         Example:
           >>> import siglip_jax
@@ -318,7 +345,13 @@ class Siglip(Engine):
           ('horse', 0.38)
         """
         check_count("top_k", top_k)
-        if labels is None and isinstance(self.model, ImageClassifier):
+        threshold = None
+        if calibration is not None:
+            _refuse_beside("labels", labels)
+            _refuse_beside("hypothesis_template", hypothesis_template)
+            names, threshold = calibration.labels, calibration.threshold
+            scores = self.similarity(images, calibration=calibration, batch_size=batch_size, timeout=timeout)
+        elif labels is None and isinstance(self.model, ImageClassifier):
             logits = self.label_logits(images, batch_size=batch_size, timeout=timeout)
             names = tuple(self.config.id2label[i] for i in range(self.config.num_labels))
             scores = label_scores(logits, function_of(self.config.num_labels, self.config.problem_type))
@@ -326,7 +359,7 @@ class Siglip(Engine):
             names = check_labels(labels)
             prompts = fill_template(hypothesis_template, names)
             scores = self.similarity(images, prompts, batch_size=batch_size, timeout=timeout)
-        ranked = [rank(row, names, top_k) for row in scores]
+        ranked = [rank(row, names, top_k, threshold) for row in scores]
         return ranked[0] if is_one_image(images) else ranked
 
     def _remembered_text(self, texts: tuple[str, ...]) -> Float[np.ndarray, "texts embed"]:
@@ -345,3 +378,12 @@ class Siglip(Engine):
     def _text_cache(self) -> OrderedDict[tuple[Any, ...], np.ndarray]:
         """Embeddings of the last lists of texts."""
         return OrderedDict()
+
+
+def _refuse_beside(name: str, value: object) -> None:
+    """Raises a `ValueError` for an argument that is given together with a calibration."""
+    if value is not None:
+        raise ValueError(
+            f"{name} must be None with a calibration, which has its own labels and prompts, got {shown(value)}; leave"
+            " one of them out"
+        )

@@ -1,6 +1,7 @@
-"""Labels: validation, templates, probabilities and ranking."""
+"""Labels: validation, templates, embeddings, probabilities and ranking."""
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -27,10 +28,25 @@ def probabilities(
     return label_scores(cosines.astype(np.float32) * np.float32(temperature) + np.float32(logit_bias), "sigmoid")
 
 
-def rank(scores: Float[np.ndarray, " labels"], labels: tuple[str, ...], top_k: int | None = None) -> list[dict]:
-    """Returns the labels with their scores, highest first; ties keep the order given."""
+def rank(
+    scores: Float[np.ndarray, " labels"],
+    labels: tuple[str, ...],
+    top_k: int | None = None,
+    threshold: float | None = None,
+) -> list[dict]:
+    """Returns the labels with their scores, highest first; ties keep the order given.
+
+    Args:
+      scores: score of each label.
+      labels: the labels.
+      top_k: number of labels to return; None: all.
+      threshold: score from which on a label is `accepted`, a further entry of the result; None: there is no such entry.
+    """
     order = np.argsort(-scores, kind="stable")[:top_k]
-    return [{"label": labels[i], "score": float(scores[i])} for i in order]
+    ranked = [{"label": labels[i], "score": float(scores[i])} for i in order]
+    if threshold is not None:
+        ranked = [entry | {"accepted": entry["score"] >= threshold} for entry in ranked]
+    return ranked
 
 
 def function_of(num_labels: int, problem_type: str | None) -> str:
@@ -97,3 +113,31 @@ def fill_template(template: str | None, labels: tuple[str, ...]) -> tuple[str, .
     if "{}" not in template:
         raise ValueError(f"template must have {{}} where the label goes, got {template!r}; write 'a photo of {{}}'")
     return tuple(template.replace("{}", label) for label in labels)
+
+
+def ensemble(
+    text_embeds: Float[np.ndarray, "texts embed"], counts: Sequence[int]
+) -> Float[np.ndarray, "classes embed"]:
+    """Returns the L2-normalised mean of the L2-normalised prompt embeddings of each class.
+
+    Args:
+      text_embeds: embeddings of the prompts, (texts, E), class by class.
+      counts: number of prompts of each class, 1 or more.
+
+    Returns:
+      Embeddings of the classes, (classes, E) float32.
+
+    Raises:
+      ValueError: if the counts do not sum to the number of embeddings.
+    """
+    if not len(counts) or min(counts) < 1 or sum(counts) != len(text_embeds):
+        raise ValueError(
+            f"text embeddings must be {list(counts)[:5]} for the classes, {sum(counts)} in all, got {len(text_embeds)}"
+        )
+    starts = np.cumsum([0, *counts[:-1]])
+    sums = np.add.reduceat(_normalized(text_embeds.astype(np.float64)), starts, axis=0)
+    return _normalized(sums).astype(np.float32)
+
+
+def _normalized(embeds: Float[np.ndarray, "rows embed"]) -> Float[np.ndarray, "rows embed"]:
+    return embeds / np.maximum(np.linalg.norm(embeds, axis=1, keepdims=True), 1e-12)

@@ -7,15 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from siglip_jax._files import read_json, write_atomically
 from siglip_jax._version import __version__
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.preprocessing import describe
-from siglip_jax.params import flatten
+from siglip_jax.params import checksum, flatten
 from siglip_jax.quantization.schemes import Quantized
 from siglip_jax.search.items import IMAGES, TEXTS, Items, columns_of
 
@@ -176,17 +174,7 @@ def config_checksum(siglip: Siglip) -> str:
 
 def weights_checksums(params: Mapping[str, Any]) -> dict[str, str]:
     """Returns the SHA-256 of each subtree of a model's parameters: `text_model`, `vision_model`, `logit_scale`, …"""
-    return {name: _checksum(subtree) for name, subtree in params.items()}
-
-
-def _checksum(tree: Any) -> str:
-    """Returns the SHA-256 of the paths, dtypes, shapes and values of a tree of arrays."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        values = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {values.dtype} {values.shape}\n".encode())
-        digest.update(np.ascontiguousarray(values).view(np.uint8))
-    return digest.hexdigest()
+    return {name: checksum(subtree) for name, subtree in params.items()}
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -346,5 +346,18 @@ def test_a_reader_that_goes_away_is_no_news(checkpoint):
 
 
 def test_commands_are_listed():
-    names = ["bench", "classify", "convert", "embed", "eval", "export", "info", "plan", "search", "train", "verify"]
+    names = [
+        "bench",
+        "calibrate",
+        "classify",
+        "convert",
+        "embed",
+        "eval",
+        "export",
+        "info",
+        "plan",
+        "search",
+        "train",
+        "verify",
+    ]
     assert list(main.COMMANDS) == names

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from siglip_jax.evaluation.accuracy import accuracy
-from siglip_jax.evaluation.zero_shot import classify, ensemble
+from siglip_jax.evaluation.zero_shot import classify
+from siglip_jax.inference.labels import ensemble
 
 
 def test_by_hand():
