@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         SiglipTextConfig,
         SiglipVisionConfig,
     )
-    from siglip_jax.inference import Batcher, QueueFullError, Siglip, load, pipeline
+    from siglip_jax.inference import Batcher, Explanation, QueueFullError, Siglip, explain, load, pipeline
     from siglip_jax.losses import ring_sigmoid_loss, sigmoid_loss, softmax_loss
     from siglip_jax.models import (
         Siglip2ForImageClassification,
@@ -71,6 +71,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batcher",
     "Checkpoint",
+    "Explanation",
     "QueueFullError",
     "Siglip",
     "Siglip2Config",
@@ -98,6 +99,7 @@ __all__ = [
     "configs",
     "data",
     "evaluation",
+    "explain",
     "global_batch",
     "inference",
     "interop",

@@ -1,4 +1,4 @@
-"""Inference: loading, the engine, the pipeline, batching for servers, export, quantization, verification, speed."""
+"""Inference: loading, the engine, the pipeline, explanations, servers, export, quantization, verification, speed."""
 
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ from siglip_jax.inference.pipeline import ImageClassificationPipeline, ZeroShotI
 if TYPE_CHECKING:
     from siglip_jax.inference.bench import bench
     from siglip_jax.inference.describe import describe_model
+    from siglip_jax.inference.diagnose import Diagnosis, Spot, diagnose
+    from siglip_jax.inference.explain import Explanation, explain
     from siglip_jax.inference.export import export
     from siglip_jax.inference.quantize import quantize_checkpoint
     from siglip_jax.inference.verify import Verification, verify_model
@@ -19,13 +21,18 @@ if TYPE_CHECKING:
 __all__ = [
     "Batcher",
     "Calibration",
+    "Diagnosis",
+    "Explanation",
     "ImageClassificationPipeline",
     "QueueFullError",
     "Siglip",
+    "Spot",
     "Verification",
     "ZeroShotImageClassificationPipeline",
     "bench",
     "describe_model",
+    "diagnose",
+    "explain",
     "export",
     "load",
     "pipeline",
@@ -36,9 +43,14 @@ __all__ = [
 make_lazy(
     __name__,
     {
+        "Diagnosis": "siglip_jax.inference.diagnose",
+        "Explanation": "siglip_jax.inference.explain",
+        "Spot": "siglip_jax.inference.diagnose",
         "Verification": "siglip_jax.inference.verify",
         "bench": "siglip_jax.inference.bench",
         "describe_model": "siglip_jax.inference.describe",
+        "diagnose": "siglip_jax.inference.diagnose",
+        "explain": "siglip_jax.inference.explain",
         "export": "siglip_jax.inference.export",
         "quantize_checkpoint": "siglip_jax.inference.quantize",
         "verify_model": "siglip_jax.inference.verify",

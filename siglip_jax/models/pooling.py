@@ -16,6 +16,8 @@ from siglip_jax.models.encoder import MLP, LayerNorm, Options
 from siglip_jax.models.initializers import Initializer
 from siglip_jax.models.products import Dense, Projection, dense_product, matmul
 
+WEIGHTS = "weights"  # name of the attention weights, (batch, tokens, heads), in the collection "intermediates"
+
 
 class ProbeAttention(nn.Module):
     """Attention of one query, the same for all examples, to their tokens; the parameters are those of `Attention`.
@@ -50,6 +52,7 @@ class ProbeAttention(nn.Module):
         if bias is not None:
             scores = scores + jnp.swapaxes(bias[:, 0], 1, 2).astype(scores.dtype)
         weights = jax.nn.softmax(scores, axis=1).astype(self.dtype)
+        self.sow("intermediates", WEIGHTS, weights)  # nothing unless the caller asks for the collection
         averages = matmul(jnp.swapaxes(weights, 1, 2), tokens)  # (batch, heads, width)
         by_head = jnp.swapaxes(of_values.reshape(width, heads, -1), 0, 1)
         values = jnp.swapaxes(matmul(jnp.swapaxes(averages, 0, 1), by_head), 0, 1).reshape(-1, width)
