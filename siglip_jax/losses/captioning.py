@@ -200,8 +200,9 @@ def _blocks(
     weights = jnp.where((targets >= 0) & (targets < len(table)) | (weights == 0), weights, jnp.nan)
 
     def logits_of(start: Any, rows: int) -> tuple[Array, Array, Array]:
-        # Without the barrier XLA for TPUs rounds the whole table before the loop, and keeps it.
-        block = lax.optimization_barrier(lax.dynamic_slice_in_dim(table, start, rows)).astype(states.dtype)
+        # A factor of 1 that XLA does not see through: for TPUs it would round the whole table before the loop.
+        one = jnp.where(jnp.asarray(start) >= 0, 1.0, 0.0).astype(table.dtype)
+        block = (lax.dynamic_slice_in_dim(table, start, rows) * one).astype(states.dtype)
         return block, product(states, block.T), targets[:, None] == start + jnp.arange(rows)[None]
 
     def online(carry: Any, start: Any, rows: int) -> Any:
