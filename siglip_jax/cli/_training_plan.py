@@ -54,6 +54,17 @@ def _sentences(facts: dict[str, Any]) -> list[str]:
         f"{facts['trained_parameters']:,} of {facts['all_parameters']:,} parameters are trained",
         "mesh: " + ", ".join(f"{axis}={size}" for axis, size in facts["mesh"].items()),
     ]
+    for stage in facts["stages"] if len(facts["stages"]) > 1 else ():
+        changes = "".join(
+            f", {name.replace('_', ' ')} {stage[name]}" for name in ("resolution", "patch_size") if name in stage
+        )
+        lines.append(f"steps {stage['start']:,} to {stage['end']:,}: {' + '.join(stage['losses'])}{changes}")
+    for row in facts["losses"] if len(facts["losses"]) > 1 else ():
+        weight = "" if row["weight"] is None else f", weight {row['weight']:g}"
+        lines.append(
+            f"{row['loss']}{weight}: {row['flops'] / 1e12:.3g} TFLOP a step, {row['bytes'] / 2**30:.3g} GiB of weights,"
+            " gradients and moments"
+        )
     if facts["classes"]:
         lines.append(f"{len(facts['classes']):,} classes in this order: {brief(facts['classes'])}")
     if (images := facts["images"]) is not None and images < facts["examples"]:

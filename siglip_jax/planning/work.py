@@ -15,9 +15,10 @@ from siglip_jax.models.pretrained import PretrainedModule
 from siglip_jax.parallel.mesh import BATCH_AXES
 from siglip_jax.parallel.sharding import shardings
 from siglip_jax.params import flatten, unflatten
+from siglip_jax.training.durations import parse_duration
 from siglip_jax.training.lora import init_lora
 from siglip_jax.training.prepare import flops_of, make_module, make_plan, make_table, objective_of
-from siglip_jax.training.recipe import Recipe, parse_duration
+from siglip_jax.training.recipe import Recipe
 from siglip_jax.training.step import init_state, make_step, state_shardings
 
 PUBLISHED = ((0.5,) * 3, (0.5,) * 3, 1 / 255)  # mean, deviation and factor of the pixels of all published models

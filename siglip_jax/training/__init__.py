@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING
 from siglip_jax._lazy import make_lazy
 from siglip_jax.training.recipe import Lora, MeshShape, Optimizer, Recipe, Schedule
 from siglip_jax.training.recipes import RECIPES
+from siglip_jax.training.terms import Captioning, Curation, Late, SelfDistillation
 
 if TYPE_CHECKING:
+    from siglip_jax.training.joint import JointPairs
     from siglip_jax.training.objective import Labels, Objective, Pairs
     from siglip_jax.training.plan import dry_run
     from siglip_jax.training.run import Run, train
 
 __all__ = [
     "RECIPES",
+    "Captioning",
+    "Curation",
+    "JointPairs",
     "Labels",
+    "Late",
     "Lora",
     "MeshShape",
     "Objective",
@@ -25,6 +31,7 @@ __all__ = [
     "Recipe",
     "Run",
     "Schedule",
+    "SelfDistillation",
     "dry_run",
     "train",
 ]
@@ -32,6 +39,7 @@ __all__ = [
 make_lazy(
     __name__,
     {
+        "JointPairs": "siglip_jax.training.joint",
         "Labels": "siglip_jax.training.objective",
         "Objective": "siglip_jax.training.objective",
         "Pairs": "siglip_jax.training.objective",

@@ -69,6 +69,20 @@ class LoopOptions:
     tensorboard: bool = False
 
 
+class Entry(NamedTuple):
+    """How a run enters a stage whose state has another structure than that of the stage before.
+
+    Attributes:
+      start: last step of the stage before.
+      before: state of the stage before, or the shapes, dtypes and shardings of its arrays.
+      enter: function from the last state of the stage before to the first of this one.
+    """
+
+    start: int
+    before: TrainState
+    enter: Callable[[TrainState], TrainState]
+
+
 class Outcome(NamedTuple):
     """How a run ended.
 
@@ -96,17 +110,19 @@ def run_loop(
     mesh: Mesh | None = None,
     on_metrics: OnMetrics | None = None,
     on_progress: OnProgress | None = None,
+    entry: Entry | None = None,
+    total: int | None = None,
 ) -> Outcome:
-    """Runs the remaining steps of a run, from its last checkpoint if there is one.
+    """Runs the remaining steps of a run or of a stage of it, from its last checkpoint if there is one.
 
     SIGTERM and Ctrl-C save a checkpoint and return. A step that is not finite changes no parameter (see `Step`); after
     ten of them in a row the run goes back to its last checkpoint and continues with data that it has not seen.
 
     Args:
       step: jitted step, as from `make_step`, which donates its input state.
-      state: state before the first step.
+      state: state before the first step; of a later stage, the state that it was entered with.
       data: batches by index.
-      steps: steps of the whole run.
+      steps: steps of the run up to the end of the stage.
       options: where the run is stored, and what it logs.
       identity: values that JSON can hold and that must equal those of the run being resumed: the recipe.
       more_metrics: function from (steps done, steps per second) to further metrics for the log.
@@ -114,6 +130,8 @@ def run_loop(
       mesh: mesh over whose `data` and `fsdp` axes batches are sharded; None: one device.
       on_metrics: called with each line of the log, a dict with "step" and metrics; None: nothing is called.
       on_progress: called with (steps done, steps in all) as often as the log is written; None: nothing is called.
+      entry: how the stage is entered; None: it is the first.
+      total: steps of the whole run; None: `steps`.
 
     Returns:
       The last state, the number of steps done, and whether a signal stopped the run.
@@ -128,9 +146,8 @@ def run_loop(
         _signals() as asked_to_stop,
         contextlib.ExitStack() as opened,
     ):
-        loop = _Loop(
-            step, data, steps, options, dict(identity), more_metrics, evaluate, mesh, on_metrics, on_progress, opened
-        )
+        given = options, dict(identity), more_metrics, evaluate, mesh, on_metrics, on_progress
+        loop = _Loop(step, data, steps, total or steps, *given, entry, opened)
         return loop.run(state, saver, asked_to_stop)
 
 
@@ -141,6 +158,7 @@ class _Loop:
     step: Callable[..., Any]
     data: Data
     steps: int
+    total: int
     options: LoopOptions
     identity: dict[str, Any]
     more_metrics: Callable[[int, float], Mapping[str, float]]
@@ -148,6 +166,7 @@ class _Loop:
     mesh: Mesh | None
     on_metrics: OnMetrics | None
     on_progress: OnProgress | None
+    entry: Entry | None
 
     opened: contextlib.ExitStack  # closes the data, whose workers would outlive an error
     offset: int = 0  # batches that were skipped by going back
@@ -159,8 +178,12 @@ class _Loop:
         """Runs the remaining steps."""
         if saver.latest is None:
             self._save(saver, 0, state)  # fails now if the directory cannot be written to
-        else:
+        elif saver.latest > self.steps:
+            return Outcome(state, saver.latest, False)  # the stage is over, and the state is that of a later one
+        elif self.entry is None or saver.latest > self.entry.start:
             state = self._restore(saver, state)
+        else:
+            self._recall(saver.facts(saver.latest))
         done = int(state.step)
         if done >= self.steps:
             return Outcome(state, done, False)
@@ -231,7 +254,7 @@ class _Loop:
     def _report(self, done: int) -> None:
         """Calls `on_progress`."""
         if self.on_progress is not None:
-            self.on_progress(done, self.steps)
+            self.on_progress(done, self.total)
 
     def _counts(self, state: TrainState) -> dict[str, int]:
         """Returns the metrics that count over the whole run."""
@@ -259,11 +282,16 @@ class _Loop:
         step = saver.latest
         if step is None:
             raise ValueError(f"{self.options.directory}: the run must have a checkpoint to resume from, got none")
-        state, facts = saver.restore(step, like)
+        of_stage_before = self.entry is not None and step <= self.entry.start
+        state, facts = saver.restore(step, self.entry.before if self.entry and of_stage_before else like)
+        self._recall(facts)
+        return self.entry.enter(state) if self.entry and of_stage_before else state
+
+    def _recall(self, facts: Mapping[str, Any]) -> None:
+        """Restores the counts that were saved with a checkpoint of this run."""
         check_same_run(self.options.directory, facts, self.identity, self.data.fingerprint)
         self.offset, self.unreadable = facts["offset"], facts["unreadable"]
         self.seconds = facts["seconds"]
-        return state
 
     def _go_back(self, saver: Saver, state: TrainState, done: int, log: Log) -> tuple[TrainState, int]:
         """Returns the state and the step of the last checkpoint, and skips the batches since."""

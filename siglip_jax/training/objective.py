@@ -105,6 +105,19 @@ class Objective:
         """
         raise NotImplementedError
 
+    def follow(self, frozen: Mapping[str, Any], trained: Mapping[str, Any], metrics: Metrics) -> tuple[Any, Metrics]:
+        """Returns the frozen parameters of the next step, some of which may follow the trained ones.
+
+        Args:
+          frozen: parameters that no gradient changes, a nested dict.
+          trained: trained parameters after the step, a nested dict.
+          metrics: metrics of the step, as from `loss`.
+
+        Returns:
+          The frozen parameters, here the same, and the metrics to log.
+        """
+        return frozen, metrics
+
 
 @dataclasses.dataclass(frozen=True)
 class Pairs(Objective):

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float
 from siglip_jax.params import path_of, tree_by_path
 from siglip_jax.rules import match_rules
 from siglip_jax.training._optax import contrib, optax
-from siglip_jax.training.recipe import Optimizer, Schedule, steps_of
+from siglip_jax.training.durations import steps_of
+from siglip_jax.training.recipe import Optimizer, Schedule
 
 # big_vision's variant of Adafactor ("Scaling Vision Transformers", Zhai et al. 2021, section 3.4).
 ADAFACTOR_EXPONENT = 0.8

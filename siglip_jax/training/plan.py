@@ -13,10 +13,13 @@ from siglip_jax.evaluation.embeddings import spread
 from siglip_jax.models.cost import Placement, estimate, placements
 from siglip_jax.parallel.mesh import AXES, batch_shards
 from siglip_jax.params import flatten
+from siglip_jax.training.costs import ADAM, GROUPS, further_flops, group_bytes
+from siglip_jax.training.joint import GROUPS as JOINT_GROUPS
 from siglip_jax.training.memory import device_memory
-from siglip_jax.training.prepare import Model, make_transform
+from siglip_jax.training.prepare import Model, flops_of, make_transform
 from siglip_jax.training.recipe import Recipe
-from siglip_jax.training.setup import Data, Path_, Sources, recipe_with, set_up
+from siglip_jax.training.setup import Data, Path_, Sources, open_sources, recipe_with, set_up
+from siglip_jax.training.stages import stages_of
 
 SCHEDULE_POINTS = 60  # values of the schedule that a dry run returns
 TRIED = 128  # examples of each data set that a dry run reads, or all of a smaller one
@@ -58,8 +61,11 @@ def dry_run(
       applies), `peak_rate`, `schedule` (factors of the rate, evenly spaced over the run), `device_memory`, the bytes
       that a device has (None where unknown), `smaller`, the fields of the recipe with which a step would fit if it does
       not (None where it does, or nothing helps), `tried` (number of examples that were read, evenly spaced in each data
-      set), `unreadable` (name and reason of those that could not be), and `parameters`, a row for each: `parameter`
-      (its path), `shape`, `rate`, `decay`, `frozen` and `sharding`.
+      set), `unreadable` (name and reason of those that could not be), `stages` (a row for each: `start` and `end` in
+      steps, and its `losses`), `losses` (a row for each, and for a teacher: `loss`, its `weight`, `flops` of a step on
+      all devices beside those of the towers' own pass, and `bytes` of what it trains, moments and gradients included,
+      on all devices), and `parameters`, a row for each: `parameter` (its path), `shape`, `rate`, `decay`, `frozen` and
+      `sharding`.
 
     Raises:
       FileNotFoundError: if data or checkpoint do not exist.
@@ -78,7 +84,7 @@ def dry_run(
     """
     recipe = recipe_with(recipe, fields)
     keys = {"image_key": image_key, "text_key": text_key, "label_key": label_key, "kind": kind, "root": root}
-    setup = set_up(data, model, recipe, keys, 0)
+    setup = set_up(open_sources(data, keys), model, recipe, 0)
     plan, examples = setup.plan, setup.pipeline.examples
     sizes = {"data": recipe.mesh.data, "fsdp": recipe.mesh.fsdp, "tensor": recipe.mesh.tensor}
     if setup.mesh is not None:
@@ -113,8 +119,48 @@ def dry_run(
         "schedule": [float(plan.schedule(step)) for step in points],
         "tried": tried,
         "unreadable": unreadable,
+        "stages": _stages(recipe, examples),
+        "losses": _losses(recipe, setup.model),
         "parameters": rows,
     }
+
+
+def _stages(recipe: Recipe, examples: int) -> list[dict[str, Any]]:
+    """Returns a row for each stage of a run: its steps, its losses, and what changes the images."""
+    rows = []
+    for stage in stages_of(recipe, examples):
+        late = stage.recipe.late
+        changes = {
+            name: getattr(late, name) for name in ("resolution", "patch_size") if getattr(late, name) is not None
+        }
+        rows.append({"start": stage.start, "end": stage.end, "losses": list(_weights(stage.recipe)), **changes})
+    return rows
+
+
+def _weights(recipe: Recipe, width: int = 0) -> dict[str, float]:
+    """Returns the weight of each loss of a recipe."""
+    if recipe.task == "labels":
+        return {"cross-entropy": 1.0}
+    own = recipe.self_distillation
+    factor = own.factor_of(width)
+    found = {recipe.loss: 1.0, "captioning": recipe.captioning.weight}
+    found |= {"distillation": factor * own.weight, "masked": factor * own.masked_weight}
+    return {name: weight for name, weight in found.items() if weight}
+
+
+def _losses(recipe: Recipe, model: Model) -> list[dict[str, Any]]:
+    """Returns a row for each loss, and for a teacher: weight, operations of a step, and bytes of what it trains."""
+    config = model.module.config
+    sizes = {path: x.size for path, x in flatten(model.params).items()}
+    further = further_flops(recipe, config)
+    weights = _weights(recipe, config.vision_config.hidden_size)
+    rows = []
+    for name in [name for name in weights if name not in further] + list(further):
+        own = sum(x for path, x in sizes.items() if path.partition("/")[0] not in JOINT_GROUPS)
+        flops = further.get(name) or flops_of(recipe, config, model.table) - sum(further.values())
+        size = group_bytes(sizes, GROUPS[name]) if name in further else 4 * ADAM * own
+        rows.append({"loss": name, "weight": weights.get(name), "flops": flops, "bytes": size})
+    return rows
 
 
 def _images(sources: Sources) -> int | None:

@@ -29,11 +29,15 @@ from siglip_jax.parallel.sharding import shard_params
 from siglip_jax.params import flatten, unflatten
 from siglip_jax.processing import SiglipProcessor
 from siglip_jax.rules import match_rules
+from siglip_jax.training.costs import further_flops
+from siglip_jax.training.curation import CURATOR, Curator
+from siglip_jax.training.durations import steps_of
+from siglip_jax.training.joint import TEACHER, TRAINED_GROUPS, JointPairs, placed_groups, without_groups
 from siglip_jax.training.lora import init_lora
 from siglip_jax.training.lora import merge as merge_lora
 from siglip_jax.training.objective import Labels, Objective, Pairs
 from siglip_jax.training.optimizer import Treatment, make_optimizer, make_schedule, treatments
-from siglip_jax.training.recipe import Recipe, steps_of
+from siglip_jax.training.recipe import Recipe
 from siglip_jax.training.step import Step, TrainState, init_state
 
 Trainable = SiglipModel | SiglipForImageClassification
@@ -48,12 +52,14 @@ class Model:
       params: parameters, a nested dict of float32 arrays on their devices; low-rank additions under "lora".
       processor: processor for images of the module's size.
       table: treatment of each parameter by path, as from `treatments`.
+      teacher: module of the teacher that chooses the pairs to train on; None: there is none.
     """
 
     module: Trainable
     params: dict[str, Any]
     processor: SiglipProcessor
     table: dict[str, Treatment]
+    teacher: SiglipModel | None = None
 
 
 def mesh_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Mesh | None:
@@ -73,6 +79,12 @@ def mesh_of(recipe: Recipe, devices: Sequence[Any] | None = None) -> Mesh | None
         raise ValueError(
             f"batch_size must be a multiple of {holders} devices x {recipe.micro_batches} micro-batches, got"
             f" {recipe.batch_size}; change one of them"
+        )
+    read, keep = recipe.examples_per_step, 1.0 if recipe.curation.teacher is None else recipe.curation.keep
+    if read % (holders * recipe.micro_batches) or round(read // holders * keep) * holders != recipe.batch_size:
+        raise ValueError(
+            f"batch_size / curation.keep must be a multiple of {holders} devices x {recipe.micro_batches}"
+            f" micro-batches, got {recipe.batch_size} / {keep}; change one of them"
         )
     return None if mesh.size == 1 and devices is None else mesh
 
@@ -113,12 +125,7 @@ def prepare_model(
     if recipe.task == "labels" and (checkpoint.architecture == "SiglipModel" or list(labels) != _labels(checkpoint)):
         checkpoint = with_labels(checkpoint, list(labels)).checkpoint
     config: Any = checkpoint.config
-    size = config.vision_config.image_size
-    images = processor.image_processor
-    if images.size != {"height": size, "width": size}:
-        images = type(images).from_dict(images.to_dict() | {"size": {"height": size, "width": size}})
-    processor = SiglipProcessor(images, processor.tokenizer, max_length=processor.max_length)
-
+    processor = processor_of_size(processor, config.vision_config.image_size)
     module = make_module(recipe, config, mesh)
     params: Mapping[str, Any] = checkpoint.params
     if recipe.fresh is not None:
@@ -127,7 +134,40 @@ def prepare_model(
     if recipe.lora.rank:
         lora = init_lora(jax.random.fold_in(jax.random.key(recipe.seed), 1), recipe.lora, placed)
         placed["lora"] = lora if mesh is None else shard_params(lora, mesh, ((".*", jax.P()),))
-    return Model(module, placed, processor, make_table(recipe, flatten(placed)))
+    placed = placed_groups(recipe, module, placed, mesh)
+    teacher = None
+    if recipe.curation.teacher is not None:
+        teacher, placed[CURATOR] = _curating(recipe, recipe.curation.teacher, processor, mesh)
+    return Model(module, placed, processor, make_table(recipe, flatten(placed)), teacher)
+
+
+def _curating(
+    recipe: Recipe, name_or_path: str, processor: SiglipProcessor, mesh: Mesh | None
+) -> tuple[SiglipModel, dict[str, Any]]:
+    """Returns module and parameters of the teacher that chooses the pairs to train on."""
+    path = resolve(name_or_path)
+    checkpoint = read_checkpoint(path)
+    if type(checkpoint.config) is not SiglipConfig or checkpoint.architecture != "SiglipModel":
+        raise ValueError(
+            f"{name_or_path}: curation.teacher must be a whole SigLIP model of fixed resolution, got a"
+            f" {checkpoint.architecture} with a {type(checkpoint.config).__name__}"
+        )
+    own = SiglipProcessor.from_pretrained(path if path.is_dir() else path.parent)
+    if processor_fingerprint(own) != processor_fingerprint(processor):
+        raise ValueError(
+            f"{name_or_path}: curation.teacher must prepare images and texts as the model does, got a processor for"
+            f" images of {checkpoint.config.vision_config.image_size} pixels that differs; choose another teacher"
+        )
+    module = SiglipModel(checkpoint.config, mesh=mesh, dtype=jnp.dtype(recipe.dtype), scan_layers=recipe.scan_layers)
+    return module, place_params(checkpoint.params, jnp.float32, scan_layers=recipe.scan_layers, mesh=mesh)
+
+
+def processor_of_size(processor: SiglipProcessor, size: int) -> SiglipProcessor:
+    """Returns a processor that makes images of a width and height in pixels."""
+    images = processor.image_processor
+    if images.size != {"height": size, "width": size}:
+        images = type(images).from_dict(images.to_dict() | {"size": {"height": size, "width": size}})
+    return SiglipProcessor(images, processor.tokenizer, max_length=processor.max_length)
 
 
 def make_module(recipe: Recipe, config: Any, mesh: Mesh | None) -> Trainable:
@@ -153,7 +193,21 @@ def make_table(recipe: Recipe, paths: Iterable[str]) -> dict[str, Treatment]:
     Raises:
       ValueError: if the rules do not fit the parameters, or a tower is trained whose embeddings are stored.
     """
-    table = treatments(recipe.optimizer, paths)
+    paths = list(paths)
+    of_teacher = [path for path in paths if path.partition("/")[0] in (TEACHER, CURATOR)]
+    table = treatments(recipe.optimizer, [path for path in paths if path not in set(of_teacher)])
+    for path, entry in table.items():
+        if entry.frozen and path.partition("/")[0] in TRAINED_GROUPS:
+            raise ValueError(
+                f"optimizer.rates must train {path}, which starts from random values, got the factor 0; put the rule"
+                f" ({path.partition('/')[0] + '.*'!r}, 1.0) first"
+            )
+    if recipe.self_distillation.used and any(e.frozen for path, e in table.items() if path.startswith("vision_model/")):
+        raise ValueError(
+            "optimizer.rates must train vision_model/.* with self_distillation, got the factor 0; leave the weights of"
+            " self_distillation at 0"
+        )
+    table |= dict.fromkeys(of_teacher, Treatment(0.0, 0.0))
     if recipe.locked_images and any(not e.frozen for path, e in table.items() if path.startswith("vision_model/")):
         raise ValueError(
             "optimizer.rates must freeze vision_model/.* with locked_images, got a factor other than 0; put the rule"
@@ -195,11 +249,16 @@ def make_transform(recipe: Recipe, processor: SiglipProcessor) -> Transform:
 
 def make_objective(recipe: Recipe, model: Model, transform: Transform, mesh: Mesh | None) -> Objective:
     """Returns the objective that a recipe minimises."""
-    return objective_of(recipe, model.module, (transform.mean, transform.std, transform.rescale_factor), mesh)
+    normalization = transform.mean, transform.std, transform.rescale_factor
+    return objective_of(recipe, model.module, normalization, mesh, model.processor.tokenizer.eos_token_id)
 
 
 def objective_of(
-    recipe: Recipe, module: Trainable, normalization: tuple[Sequence[float], Sequence[float], float], mesh: Mesh | None
+    recipe: Recipe,
+    module: Trainable,
+    normalization: tuple[Sequence[float], Sequence[float], float],
+    mesh: Mesh | None,
+    end_token: int = 1,
 ) -> Objective:
     """Returns the objective that a recipe minimises.
 
@@ -208,6 +267,7 @@ def objective_of(
       module: module to train.
       normalization: mean, standard deviation and factor of the pixels, as `normalize_pixels` takes them.
       mesh: mesh over which the batch is sharded; None: one device.
+      end_token: id of the token that ends a text.
     """
     mean, std, factor = normalization
     normalize = functools.partial(normalize_pixels, mean=mean, std=std, rescale_factor=factor)
@@ -218,7 +278,11 @@ def objective_of(
     }
     if recipe.task == "labels":
         return Labels(**fields)
-    return Pairs(**fields, contrast=recipe.loss, equal_texts_match=recipe.equal_texts_match, mesh=mesh)
+    fields |= {"contrast": recipe.loss, "equal_texts_match": recipe.equal_texts_match, "mesh": mesh}
+    if not (recipe.uses("captioning") or recipe.uses("self_distillation")):
+        return Pairs(**fields)
+    more = {"captioning": recipe.captioning, "self_distillation": recipe.self_distillation, "end_token": end_token}
+    return JointPairs(**fields, **more)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,8 +302,30 @@ class Plan:
     step: Step
 
 
+def make_curator(recipe: Recipe, teacher: SiglipModel | None, objective: Objective) -> Curator | None:
+    """Returns what chooses the pairs that a recipe trains on; None: all are.
+
+    Args:
+      recipe: recipe of the run.
+      teacher: module of the teacher.
+      objective: objective of the run.
+    """
+    if teacher is None or not isinstance(objective, Pairs):
+        return None
+    names = ("prepare", "contrast", "equal_texts_match", "mesh", "block_size")
+    fields = {name: getattr(objective, name) for name in names}
+    student = Pairs(objective.module, lora=objective.lora, **fields)
+    pieces = recipe.micro_batches * recipe.examples_per_step // recipe.batch_size
+    return Curator(student, Pairs(teacher, **fields), recipe.curation.keep, pieces, objective.mesh)
+
+
 def make_plan(
-    recipe: Recipe, table: Mapping[str, Treatment], objective: Objective, examples: int, mesh: Mesh | None
+    recipe: Recipe,
+    table: Mapping[str, Treatment],
+    objective: Objective,
+    examples: int,
+    mesh: Mesh | None,
+    curator: Curator | None = None,
 ) -> Plan:
     """Returns the plan of a run.
 
@@ -249,6 +335,7 @@ def make_plan(
       objective: objective to minimise.
       examples: examples of an epoch.
       mesh: mesh over which the batch is sharded; None: one device.
+      curator: chooses the rows of each batch that are trained on; None: all are.
 
     Raises:
       ValueError: if warm-up and cool-down are longer than the run.
@@ -257,12 +344,12 @@ def make_plan(
     steps = steps_of(recipe.duration, **units)
     schedule = make_schedule(recipe.schedule, steps=steps, **units)
     optimizer = make_optimizer(recipe.optimizer, table, schedule)
-    step = Step(objective, optimizer, recipe.micro_batches, recipe.optimizer.average, recipe.seed, mesh)
+    step = Step(objective, optimizer, recipe.micro_batches, recipe.optimizer.average, recipe.seed, mesh, curator)
     return Plan(table, steps, schedule, step)
 
 
 def flops_of(recipe: Recipe, config: SiglipConfig, table: Mapping[str, Treatment]) -> int:
-    """Returns the operations of a step of a recipe, as `step_flops` counts them.
+    """Returns the operations of a step of a recipe, as `step_flops` and `further_flops` count them.
 
     Args:
       recipe: recipe of the run.
@@ -270,7 +357,7 @@ def flops_of(recipe: Recipe, config: SiglipConfig, table: Mapping[str, Treatment
       table: treatment of each parameter by path, as from `treatments`.
     """
     moving = {path.partition("/")[0] for path, entry in table.items() if not entry.frozen}
-    return step_flops(
+    return sum(further_flops(recipe, config).values()) + step_flops(
         config,
         0 if recipe.locked_images else recipe.batch_size,
         recipe.batch_size if recipe.task == "pairs" else 0,
@@ -313,8 +400,8 @@ _PROBES = ("", "A photo of two Cats, 37 °C!", "<pad> </s> <eos> <unk>", "naïve
 
 
 def whole(recipe: Recipe, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the parameters that the module takes, with low-rank additions folded in."""
-    params = dict(params)
+    """Returns the parameters that the module takes, with low-rank additions folded in and without further groups."""
+    params = without_groups(params)
     additions = params.pop("lora", None)
     return params if additions is None else merge_lora(recipe.lora, params, additions)
 

@@ -5,17 +5,15 @@ letter to be joined, or else the comment beside the field. Named recipes are in 
 """
 
 import dataclasses
-import re
-from fractions import Fraction
 from typing import Literal
 
 from siglip_jax._files import MAX_PIXELS
 from siglip_jax.rules import Rules
+from siglip_jax.training.durations import parse_duration
+from siglip_jax.training.terms import Captioning, Curation, Late, SelfDistillation
 
 EVERYTHING: Rules[float] = ((".*", 1.0),)
 KERNELS: Rules[float] = ((".*/kernel", 1.0), (".*", 0.0))  # big_vision's default: no tables, norms, biases, scalars
-
-_UNITS = {"step": "steps", "epoch": "epochs", "example": "examples", "percent": "percent", "%": "percent"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +150,10 @@ class Recipe:
       optimizer: how gradients become updates.
       schedule: factor of the rate and the weight decay over the run.
       lora: low-rank additions to train; none by default.
+      captioning: loss of a decoder of captions, beside that of pairs; none by default.
+      self_distillation: losses against a moving average of the image tower, beside that of pairs; none by default.
+      curation: choice of the pairs that are trained on, by a teacher; none by default.
+      late: change of resolution or patch size near the end of the run; none by default.
       locked_images: whether to embed each image once, before the first step, and train on the embeddings (LiT); the
         image tower must be frozen.
       dtype: compute dtype, "float32" or "bfloat16"; the weights are float32.
@@ -185,6 +187,10 @@ class Recipe:
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     lora: Lora = Lora()
+    captioning: Captioning = Captioning()
+    self_distillation: SelfDistillation = SelfDistillation()
+    curation: Curation = Curation()
+    late: Late = Late()
     locked_images: bool = False  # embed each image once and train on the embeddings (LiT); needs a frozen image tower
     dtype: Literal["float32", "bfloat16"] = "float32"  # compute dtype; the weights are float32
     remat: Literal["full", "dots", "dots_with_no_batch_dims"] | None = None  # what is recomputed to save memory
@@ -215,6 +221,27 @@ class Recipe:
             raise ValueError(
                 f"augment must be 'none' with locked_images, which embeds each image once, got {self.augment!r}"
             )
+        if self.curation.teacher is not None and (self.task != "pairs" or self.locked_images):
+            raise ValueError(
+                "curation.teacher must be None unless task='pairs' and images are not locked, got"
+                f" {self.curation.teacher!r}; leave it out"
+            )
+        if self.curation.teacher is not None and self.late.used:
+            raise ValueError(
+                "late must change nothing with curation.teacher, whose images have the size of the model's, got"
+                f" {self.late}; leave it out"
+            )
+        more = [name for name in ("captioning", "self_distillation") if self.uses(name)]
+        if more and (self.task != "pairs" or self.locked_images):
+            raise ValueError(
+                f"{more[0]} must have the weight 0 unless task='pairs' and images are not locked, got"
+                f" task={self.task!r} and locked_images={self.locked_images}; change one of them"
+            )
+        if self.lora.rank and self.self_distillation.used:
+            raise ValueError(
+                "lora.rank must be 0 with self_distillation, whose teacher follows the trained weights, got"
+                f" {self.lora.rank}; leave the weights of self_distillation at 0"
+            )
         if self.lora.rank < 0:
             raise ValueError(f"lora.rank must be 0 or more, got {self.lora.rank}")
         if not self.lora.rank and any(pattern.startswith("lora/") for pattern, _ in self.optimizer.rates):
@@ -227,48 +254,15 @@ class Recipe:
         for text in (self.duration, self.schedule.warmup, self.schedule.cooldown):
             parse_duration(text)
 
+    @property
+    def examples_per_step(self) -> int:
+        """Number of examples that a step reads, over all devices: more than `batch_size` with curation."""
+        return self.batch_size if self.curation.teacher is None else round(self.batch_size / self.curation.keep)
 
-def parse_duration(text: str) -> tuple[Fraction, str]:
-    """Returns the amount and the unit of a duration.
+    def uses(self, term: str) -> bool:
+        """Returns whether a further loss, "captioning" or "self_distillation", has a weight.
 
-    Args:
-      text: a number and a unit, as in "5000 steps", "10 epochs", "1e6 examples", "3 percent" or "3 %".
-
-    Returns:
-      The amount, and "steps", "epochs", "examples" or "percent".
-
-    Raises:
-      ValueError: if the text is not a duration.
-    """
-    m = re.fullmatch(r"\s*([0-9.]+(?:[eE]\+?[0-9]+)?)\s*(steps?|epochs?|examples?|percent|%)\s*", text)
-    try:
-        amount = Fraction(m[1]) if m else None
-    except ValueError:
-        amount = None
-    if m is None or amount is None:
-        raise ValueError(f"a duration must be like '5000 steps', '10 epochs' or '1e6 examples', got {text!r}")
-    return amount, _UNITS[m[2].rstrip("s")]
-
-
-def steps_of(text: str, *, batch_size: int, examples: int, total: int | None = None) -> int:
-    """Returns a duration in steps, rounded to the nearest, at least 1 unless the duration is 0.
-
-    Args:
-      text: a number and a unit, as in "5000 steps", "10 epochs", "1e6 examples" or "3 percent".
-      batch_size: examples of a step.
-      examples: examples of an epoch.
-      total: steps of the run, which "percent" refers to; None: "percent" is not allowed.
-
-    Raises:
-      ValueError: if the text is not a duration, or is a percentage without a total.
-    """
-    amount, unit = parse_duration(text)
-    if unit == "percent":
-        if total is None:
-            raise ValueError(f"the duration of a run must be in steps, epochs or examples, got {text!r}")
-        steps = amount * total / 100
-    elif unit == "steps":
-        steps = amount
-    else:
-        steps = amount * (examples if unit == "epochs" else 1) / batch_size
-    return max(round(steps), 1) if amount else 0
+        Args:
+          term: name of the field.
+        """
+        return self.captioning.weight > 0 if term == "captioning" else self.self_distillation.used

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from siglip_jax.models import SiglipModel
 from siglip_jax.processing import SiglipProcessor
 from siglip_jax.training.adapter import save_adapter
 from siglip_jax.training.evaluators import labels_evaluation, pairs_evaluation
-from siglip_jax.training.loop import Evaluate, LoopOptions, OnMetrics, check_resumable, run_loop
+from siglip_jax.training.loop import Entry, Evaluate, LoopOptions, OnMetrics, check_resumable, run_loop
 from siglip_jax.training.prepare import (
     Model,
     Plan,
@@ -37,7 +38,17 @@ from siglip_jax.training.prepare import (
     whole,
 )
 from siglip_jax.training.recipe import Recipe
-from siglip_jax.training.setup import Data, Path_, Setup, image_tower_of, recipe_with, set_up, with_image_embeds
+from siglip_jax.training.setup import (
+    Data,
+    Path_,
+    Setup,
+    image_tower_of,
+    open_sources,
+    recipe_with,
+    set_up,
+    with_image_embeds,
+)
+from siglip_jax.training.stages import enter, stages_of
 from siglip_jax.training.step import TrainState, make_step
 
 
@@ -156,8 +167,13 @@ def train(
         raise ValueError(f"best must be used with evaluate, got {best!r} alone; add evaluate (--evaluate DATA)")
     recipe = recipe_with(recipe, fields)
     keys = {"image_key": image_key, "text_key": text_key, "label_key": label_key, "kind": kind, "root": root}
-    setup = set_up(data, model, recipe, keys, workers)
-    judge = None if evaluate is None else _evaluation(evaluate, {**keys, "kind": None}, recipe, setup)
+    sources = open_sources(data, keys)
+    stages = stages_of(recipe, sum(len(source) for source, _ in sources))
+    setup = set_up(sources, model, stages[0].recipe, workers)
+    judge = None
+    if evaluate is not None:
+        judged = evaluate if isinstance(evaluate, Source) else open_source(evaluate, **{**keys, "kind": None})
+        judge = functools.partial(_evaluation, judged, recipe)
     fingerprints = {"processor": processor_fingerprint(setup.model.processor)}
     if recipe.locked_images:
         fingerprints["image_tower"] = image_tower_of(setup)
@@ -178,22 +194,32 @@ def train(
         if recipe.locked_images:
             tower = fingerprints["image_tower"]
             setup = with_image_embeds(setup, recipe, directory, tower, workers, on_precompute)
-        state = make_state(setup.plan, setup.model.params)
-        outcome = run_loop(
-            make_step(setup.plan.step, state),
-            state,
-            setup.pipeline,
-            setup.plan.steps,
-            LoopOptions(directory, save_every, keep, best, log_every, tensorboard),
-            identity=identity,
-            more_metrics=_speed_metrics(recipe, setup.model, setup.plan),
-            evaluate=judge,
-            mesh=setup.mesh,
-            on_metrics=keep_metrics,
-            on_progress=on_progress,
-        )
-        params = outcome.state.average_params
-        if not outcome.stopped:
+        state, entry, steps, stopped = make_state(setup.plan, setup.model.params), None, 0, False
+        for before, stage in zip((None, *stages), stages, strict=False):
+            if before is not None:
+                last = jax.tree.map(_described, state)
+                setup, state, enter_state = enter(setup, before, stage, state, workers)
+                entry = Entry(stage.start, last, enter_state)
+            outcome = run_loop(
+                make_step(setup.plan.step, state),
+                state,
+                setup.pipeline,
+                stage.end,
+                LoopOptions(directory, save_every, keep, best, log_every, tensorboard),
+                identity=identity,
+                more_metrics=_speed_metrics(stage.recipe, setup.model, setup.plan),
+                evaluate=None if judge is None else judge(setup),
+                mesh=setup.mesh,
+                on_metrics=keep_metrics,
+                on_progress=on_progress,
+                entry=entry,
+                total=setup.plan.steps,
+            )
+            state, steps, stopped = outcome
+            if stopped:
+                break
+        params = state.average_params
+        if not stopped:
             save_model(directory / "model", recipe, setup.model, params)
             if recipe.lora.rank:
                 save_adapter(directory / "adapter", recipe, setup.model, model, params)
@@ -204,9 +230,9 @@ def train(
         processor,
         metrics,
         directory,
-        outcome.steps,
+        steps,
         setup.plan.steps,
-        outcome.stopped,
+        stopped,
     )
 
 
@@ -217,11 +243,15 @@ def _locked(directory: Path) -> contextlib.AbstractContextManager[None]:
     return locked(directory / ".train.lock", "a training run")
 
 
-def _evaluation(data: Path_ | Source, keys: Mapping[str, Any], recipe: Recipe, setup: Setup) -> Evaluate:
+def _described(x: jax.Array) -> jax.ShapeDtypeStruct:
+    """Returns the shape, dtype and sharding of an array, whose buffer a step then may take."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def _evaluation(source: Source, recipe: Recipe, setup: Setup) -> Evaluate:
     """Returns the function from a state to the metrics of its evaluation."""
     objective, model = local_objective(setup.objective), setup.model
     module, config = objective.module, model.module.config
-    source = data if isinstance(data, Source) else open_source(data, **keys)
     if isinstance(module, SiglipModel):
         siglip = Siglip(module, whole(recipe, model.params), model.processor, config)
         evaluate = pairs_evaluation(siglip, source)

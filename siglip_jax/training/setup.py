@@ -25,6 +25,7 @@ from siglip_jax.training.prepare import (
     Plan,
     gathered,
     local_objective,
+    make_curator,
     make_objective,
     make_plan,
     make_transform,
@@ -102,15 +103,15 @@ class Setup:
     mesh: Mesh | None
 
 
-def set_up(
-    data: Data,
-    name_or_path: Path_,
-    recipe: Recipe,
-    keys: Mapping[str, Any],
-    workers: int,
-) -> Setup:
-    """Opens data and checkpoint, and writes nothing."""
-    sources = _opened(data, keys)
+def set_up(sources: Sources, name_or_path: Path_, recipe: Recipe, workers: int) -> Setup:
+    """Opens a checkpoint and makes what a run needs, and writes nothing.
+
+    Args:
+      sources: opened data with their weights, as from `open_sources`.
+      name_or_path: checkpoint of the run.
+      recipe: recipe of the run, or of its first stage.
+      workers: processes that read and decode; 0: threads of this process.
+    """
     classes = [source.classes for source, _ in sources if source.classes]
     if recipe.task == "labels":
         _check_classes([source for source, _ in sources])
@@ -118,8 +119,9 @@ def set_up(
     model = prepare_model(recipe, name_or_path, labels=classes[0] if recipe.task == "labels" else (), mesh=mesh)
     transform = make_transform(recipe, model.processor)
     objective = make_objective(recipe, model, transform, mesh)
-    pipeline = _pipeline(sources, transform, recipe, workers)
-    plan = make_plan(recipe, model.table, objective, pipeline.examples, mesh)
+    pipeline = make_pipeline(sources, transform, recipe, workers)
+    curator = make_curator(recipe, model.teacher, objective)
+    plan = make_plan(recipe, model.table, objective, pipeline.examples, mesh, curator)
     _check_batch(recipe, transform, pipeline.examples, plan.steps)
     return Setup(model, objective, sources, pipeline, plan, mesh)
 
@@ -141,12 +143,12 @@ def _check_batch(recipe: Recipe, transform: Transform, examples: int, steps: int
         )
 
 
-def _pipeline(sources: Sources, transform: Transform, recipe: Recipe, workers: int) -> Pipeline:
+def make_pipeline(sources: Sources, transform: Transform, recipe: Recipe, workers: int) -> Pipeline:
     """Returns the batches of this process."""
     return Pipeline(
         sources,
         transform,
-        batch_size=recipe.batch_size,
+        batch_size=recipe.examples_per_step,
         seed=recipe.seed,
         workers=workers,
         process_index=jax.process_index(),
@@ -178,8 +180,13 @@ def _given(source: Source) -> str:
         return "none"
 
 
-def _opened(data: Data, keys: Mapping[str, Any]) -> Sources:
-    """Returns opened sources with their weights, by default their lengths."""
+def open_sources(data: Data, keys: Mapping[str, Any]) -> Sources:
+    """Returns opened sources with their weights, by default their lengths.
+
+    Args:
+      data: data of a run, as `train` takes it.
+      keys: arguments of `open_source` by name.
+    """
     if isinstance(data, Source):
         return [(data, float(len(data)))]
     items: Iterable[Any] = [data] if isinstance(data, str | os.PathLike) else data
@@ -216,7 +223,7 @@ def with_image_embeds(
             objective, params, source, transform, folder, made_by=image_tower, on_progress=on_progress
         )
         found.append((embedded, weight))
-    pipeline = _pipeline(found, PrecomputedTransform(model.processor), recipe, workers)
+    pipeline = make_pipeline(found, PrecomputedTransform(model.processor), recipe, workers)
     return dataclasses.replace(setup, sources=found, pipeline=pipeline)
 
 

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32, Key
 
-from siglip_jax.parallel.mesh import BATCH_AXES, batch_shards
 from siglip_jax.parallel.sharding import SHARDING_RULES, partition
 from siglip_jax.params import flatten, group_of, path_of, unflatten
 from siglip_jax.training._optax import optax
+from siglip_jax.training.curation import Curator
 from siglip_jax.training.objective import Batch, Metrics, Objective
+from siglip_jax.training.pieces import join, split
 
 
 class TrainState(NamedTuple):
@@ -27,7 +28,7 @@ class TrainState(NamedTuple):
     Attributes:
       step: number of steps done, skipped ones included, an int32 scalar.
       trained: parameters that the rules do not freeze, a nested dict of float32 arrays.
-      frozen: parameters that the rules freeze, a nested dict.
+      frozen: parameters that no gradient changes: those that the rules freeze, and a teacher's; a nested dict.
       average: moving average of `trained`; empty if none is kept.
       optimizer: state of the optimizer.
       skipped: number of steps whose loss or gradient was not finite and that changed no parameter, an int32 scalar.
@@ -125,6 +126,7 @@ class Step:
       average: decay of the moving average per step; None: no average is kept.
       seed: seed of the augmentation.
       mesh: mesh over whose `data` and `fsdp` axes the batch is sharded; None: one device.
+      curator: chooses the rows of each batch that are trained on; None: all are.
     """
 
     objective: Objective
@@ -133,6 +135,7 @@ class Step:
     average: float | None = None
     seed: int = 0
     mesh: Mesh | None = None
+    curator: Curator | None = None
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Returns the next state and the metrics of a step; a step that is not finite changes only the counts.
@@ -146,25 +149,30 @@ class Step:
           gradient, update and parameters of each part of the model.
         """
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        chosen: Metrics = {}
+        if self.curator is not None:
+            batch, chosen = self.curator(state.params, batch, jax.random.fold_in(key, self.micro_batches))
         loss, metrics, gradients = self.gradients(state.trained, state.frozen, batch, key)
         updates, optimizer = self.optimizer.update(gradients, state.optimizer, state.trained)
-        trained = optax.apply_updates(state.trained, updates)
+        trained: Any = optax.apply_updates(state.trained, updates)
         average = state.average
         if average:
             done = (state.step + 1).astype(jnp.float32)
             # Early in a run the decay is smaller, so that the average forgets the initial weights.
             decay = jnp.minimum(jnp.float32(self.average), done / (done + 10))
             average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, trained)
-        metrics |= {"loss": loss}
+        frozen, metrics = self.objective.follow(state.frozen, trained, metrics)
+        metrics |= chosen | {"loss": loss}
         for what, tree in (("gradient", gradients), ("update", updates), ("parameter", state.trained)):
             metrics |= {f"{what}_norm/{group}": norm for group, norm in _norms(tree).items()}
 
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradients)) & jnp.isfinite(optax.tree.norm(updates))
         new, old = (trained, average, optimizer), (state.trained, state.average, state.optimizer)
         trained, average, optimizer = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        frozen = jax.tree.map(lambda n, o: o if n is o else jnp.where(finite, n, o), frozen, state.frozen)
         bad = 1 - finite.astype(jnp.int32)
         counts = state.skipped + bad, (state.skipped_in_a_row + 1) * bad
-        return TrainState(state.step + 1, trained, state.frozen, average, optimizer, *counts), metrics
+        return TrainState(state.step + 1, trained, frozen, average, optimizer, *counts), metrics
 
     def gradients(
         self, trained: Any, frozen: Any, batch: Batch, key: Key[Array, ""]
@@ -192,46 +200,21 @@ class Step:
             (loss, metrics), gradients = jax.value_and_grad(whole, has_aux=True)(trained)
             return loss, metrics, gradients
 
-        micro = jax.tree.map(self._split, dict(batch)), jnp.arange(self.micro_batches, dtype=jnp.int32)
+        micro = jax.tree.map(self._pieces, dict(batch)), jnp.arange(self.micro_batches, dtype=jnp.int32)
         embeds = jax.lax.map(lambda one: embed(trained, *one), micro)
         both = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
-        (loss, metrics), (direct, cotangents) = both(trained, jax.tree.map(self._join, embeds))
+        (loss, metrics), (direct, cotangents) = both(trained, jax.tree.map(lambda x: join(x, self.mesh), embeds))
 
         def add(sum_so_far: Any, one: Any) -> tuple[Any, None]:
             (examples, number), cotangent = one
             _, pull_back = jax.vjp(lambda trained: embed(trained, examples, number), trained)
             return jax.tree.map(jnp.add, sum_so_far, pull_back(cotangent)[0]), None
 
-        gradients, _ = jax.lax.scan(add, direct, (micro, jax.tree.map(self._split, cotangents)))
+        gradients, _ = jax.lax.scan(add, direct, (micro, jax.tree.map(self._pieces, cotangents)))
         return loss, metrics, gradients
 
-    def _split(self, x: Array) -> Array:
-        """Reshapes (rows, ...) to (n, rows / n, ...), an equal share of each device's rows in each micro-batch."""
-        devices, n = self._devices, self.micro_batches
-        if len(x) % (devices * n):
-            raise ValueError(
-                f"the rows of a batch must be a multiple of {devices} devices x {n} micro-batches, got {len(x)};"
-                " change batch_size or micro_batches"
-            )
-        x = x.reshape(devices, n, -1, *x.shape[1:]).swapaxes(0, 1)
-        return self._kept(x.reshape(n, -1, *x.shape[3:]), None, BATCH_AXES)
-
-    def _join(self, x: Array) -> Array:
-        """The inverse of `_split`."""
-        devices, n = self._devices, self.micro_batches
-        x = x.reshape(n, devices, -1, *x.shape[2:]).swapaxes(0, 1)
-        return self._kept(x.reshape(-1, *x.shape[3:]), BATCH_AXES)
-
-    @property
-    def _devices(self) -> int:
-        """Number of devices over which the batch is sharded."""
-        return batch_shards(self.mesh)
-
-    def _kept(self, x: Array, *spec: Any) -> Array:
-        """Constrains the sharding of an array on a mesh."""
-        if self.mesh is None:
-            return x
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, PartitionSpec(*spec)))
+    def _pieces(self, x: Array) -> Array:
+        return split(x, self.micro_batches, self.mesh)
 
 
 def make_step(step: Step, state: TrainState) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:

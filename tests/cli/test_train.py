@@ -74,7 +74,7 @@ def test_trains_evaluates_and_leaves_a_model(run, checkpoint, pairs, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("train",), "the recipe must be one of classification, finetune, high-resolution, linear-probe"),
+        (("train",), "the recipe must be one of acid, classification, finetune, high-resolution, linear-probe"),
         (("train", "finetun"), "got 'finetun'; see siglip-jax train --help"),
         (("train", "finetune"), "Missing from siglip-jax train finetune"),
         (("train", "finetune", "--data", "nowhere.jsonl", "--model", "{m}", "--out", "o"), "nowhere.jsonl"),

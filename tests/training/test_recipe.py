@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from siglip_jax.models.cost import mesh_memory
-from siglip_jax.training.recipe import Lora, Recipe, steps_of
+from siglip_jax.training.durations import steps_of
+from siglip_jax.training.recipe import Lora, Recipe
 from siglip_jax.training.recipes import ABOUT, RECIPES
 
 

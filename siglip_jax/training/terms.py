@@ -1,0 +1,178 @@
+"""Options of the losses that a recipe adds to the contrastive one, and of the end of a run: those of SigLIP 2.
+
+Source: Tschannen et al. 2025, arXiv 2502.14786, sections 2.2 to 2.4.
+"""
+
+import dataclasses
+
+from siglip_jax.training.durations import parse_duration
+
+
+@dataclasses.dataclass(frozen=True)
+class Captioning:
+    """The loss of a decoder that predicts the caption from the patches of the image.
+
+    The decoder has the shape of the text tower and cross-attention to the patches; it is in the checkpoints of a run,
+    not in the trained model.
+
+    Source: Wan et al. 2024 (LocCa), arXiv 2403.19596; Tschannen et al. 2023 (CapPa), arXiv 2306.07915.
+
+    Attributes:
+      weight: factor of the loss; 0: there is no decoder.
+      layers: layers of the decoder; None: half of those of the text tower.
+      parallel: share of the examples whose tokens are all predicted at once, from the image alone.
+
+    Example:
+      >>> from siglip_jax.training import Captioning, Recipe
+      >>> Recipe(captioning=Captioning(weight=1.0)).captioning.parallel
+      0.5
+    """
+
+    weight: float = 0.0  # factor of the captioning loss; 0: there is no decoder
+    layers: int | None = None  # layers of the decoder; None: half of those of the text tower
+    parallel: float = 0.5  # share of the examples whose tokens are all predicted at once, from the image alone
+
+    def __post_init__(self) -> None:
+        _check_range("captioning.weight", self.weight, 0, None)
+        _check_range("captioning.parallel", self.parallel, 0, 1)
+        if self.layers is not None:
+            _check_range("captioning.layers", self.layers, 1, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfDistillation:
+    """The losses whose targets are the outputs of a moving average of the image tower, the teacher.
+
+    The teacher sees one augmented view of each image. By self-distillation the embeddings of smaller views predict the
+    teacher's embedding; by masked prediction each masked patch of the teacher's view predicts the teacher's output for
+    the patch. Teacher and heads are in the checkpoints of a run and not in the trained model.
+
+    Source: Naeem et al. 2023 (SILC), arXiv 2310.13355; Maninis et al. 2025 (TIPS), arXiv 2410.16512.
+
+    Attributes:
+      weight: factor of the self-distillation loss; 0 with `masked_weight` 0: there is no teacher.
+      masked_weight: factor of the masked prediction loss.
+      factor: further factor of both; None: that of the paper for the width of the image tower: 0.25 up to 768 (B), 0.5
+        for 1024 (L), 1.0 for 1152 (So400m), 0.5 above (g).
+      start: when teacher and heads are made and the losses start, a duration from the beginning of the run.
+      views: number of small views of each image.
+      view_size: width and height of the small views in pixels; None: 3/7 of those of the model's images, in whole
+        patches.
+      masked: share of the patches that are masked.
+      prototypes: length of the vectors that students and teacher are compared by.
+      hidden: width of the hidden layers of the heads that make them.
+      bottleneck: width of the last layer of the heads before the prototypes.
+      momentum: decay of the teacher's weights per step.
+      center_momentum: decay of the mean of the teacher's outputs per step.
+      student_temperature: temperature of the softmax of the student's outputs.
+      teacher_temperature: temperature of the softmax of the teacher's outputs, which sharpens them.
+
+    Example:
+      >>> from siglip_jax.training import Recipe, SelfDistillation
+      >>> Recipe(self_distillation=SelfDistillation(weight=1.0, start="80 percent")).self_distillation.views
+      8
+    """
+
+    weight: float = 0.0  # factor of the self-distillation loss; 0 with masked-weight 0: there is no teacher
+    masked_weight: float = 0.0  # factor of the masked prediction loss
+    factor: float | None = None  # further factor of both; None: 0.25, 0.5, 1.0, 0.5 for a B, L, So400m, g tower
+    start: str = "0 percent"  # when the losses start; steps, epochs, examples or percent of the run
+    views: int = 8  # number of small views of each image
+    view_size: int | None = None  # width and height of the small views; None: 3/7 of the image's, in whole patches
+    masked: float = 0.5  # share of the patches that are masked
+    prototypes: int = 16_384  # length of the vectors that students and teacher are compared by
+    hidden: int = 2048  # width of the hidden layers of the heads that make them
+    bottleneck: int = 256  # width of the last layer of the heads before the prototypes
+    momentum: float = 0.996  # decay of the teacher's weights per step
+    center_momentum: float = 0.9  # decay of the mean of the teacher's outputs per step
+    student_temperature: float = 0.1  # temperature of the softmax of the student's outputs
+    teacher_temperature: float = 0.04  # temperature of the softmax of the teacher's outputs
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "masked_weight"):
+            _check_range(f"self_distillation.{name}", getattr(self, name), 0, None)
+        for name in ("masked", "momentum", "center_momentum"):
+            _check_range(f"self_distillation.{name}", getattr(self, name), 0, 1)
+        for name in ("views", "prototypes", "hidden", "bottleneck"):
+            _check_range(f"self_distillation.{name}", getattr(self, name), 1, None)
+        for name in ("student_temperature", "teacher_temperature"):
+            _check_range(f"self_distillation.{name}", getattr(self, name), 1e-6, None)
+        parse_duration(self.start)
+
+    @property
+    def used(self) -> bool:
+        """Whether any of the losses has a weight."""
+        return self.weight > 0 or self.masked_weight > 0
+
+    def factor_of(self, width: int) -> float:
+        """Returns the factor of both losses.
+
+        Args:
+          width: width of the image tower.
+        """
+        if self.factor is not None:
+            return self.factor
+        return 0.25 if width <= 768 else 1.0 if width == 1152 else 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Curation:
+    """Training on the pairs of larger batches that the model can learn most from, by a teacher.
+
+    Source: Udandarao et al. 2024 (ACID), arXiv 2411.18674.
+
+    Attributes:
+      teacher: checkpoint of the teacher, with the tokenizer and the image size of the model: a Hub name, directory or
+        file; None: all pairs are trained on.
+      keep: share of the pairs that are trained on; a step reads `batch_size / keep` examples.
+
+    Example:
+      >>> from siglip_jax.training import Curation, Recipe
+      >>> Recipe(curation=Curation(teacher="teacher/")).curation.keep
+      0.5
+    """
+
+    teacher: str | None = None  # checkpoint that scores the pairs of larger batches; None: all pairs are trained on
+    keep: float = 0.5  # share of the pairs that are trained on; a step reads batch-size / keep examples
+
+    def __post_init__(self) -> None:
+        _check_range("curation.keep", self.keep, 0.01, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Late:
+    """A change of the image tower near the end of a run, after which all losses go on.
+
+    Attributes:
+      start: when the change is made, a duration from the beginning of the run.
+      resolution: width and height of images in pixels after the change; the position table is resized. None: that which
+        keeps the number of patches.
+      patch_size: width and height of a patch in pixels after the change; the patch embedding is resized by a
+        pseudo-inverse. None: as before.
+
+    Example:
+      >>> from siglip_jax.training import Late, Recipe
+      >>> Recipe(late=Late(resolution=384)).late.start
+      '95 percent'
+    """
+
+    start: str = "95 percent"  # when the change is made; steps, epochs, examples or percent of the run
+    resolution: int | None = None  # width and height of images in pixels from then on; None: keeps the patches' number
+    patch_size: int | None = None  # width and height of a patch in pixels from then on; None: as before
+
+    def __post_init__(self) -> None:
+        for name in ("resolution", "patch_size"):
+            if getattr(self, name) is not None:
+                _check_range(f"late.{name}", getattr(self, name), 1, None)
+        parse_duration(self.start)
+
+    @property
+    def used(self) -> bool:
+        """Whether anything changes."""
+        return self.resolution is not None or self.patch_size is not None
+
+
+def _check_range(name: str, value: float | int, least: float | int, most: float | int | None) -> None:
+    if value < least or (most is not None and value > most):
+        allowed = f"{least:g} or more" if most is None else f"from {least:g} to {most:g}"
+        raise ValueError(f"{name} must be {allowed}, got {value}")
