@@ -22,10 +22,9 @@ NAMES = (EXAMPLES / "labels.txt").read_text(encoding="utf-8").splitlines()
 METHODS = ("occlusion", "value", "attention", "raw")
 KINDS = {  # (whether the canvas is wide, whether there are two, whether the image keeps its proportions)
     "one, square": (False, False, False),
+    "one of two, wide, squashed": (True, True, False),
     "one, wide, squashed to a square": (True, False, False),
     "one, wide, own aspect": (True, False, True),
-    "one of two, wide, squashed": (True, True, False),
-    "one of two, wide, own aspect": (True, True, True),
 }
 
 
@@ -106,14 +105,15 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=200, help="images of each kind (default: 200)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
-    rows = {kind: measure(options.cases, kind) for kind in KINDS}
     if options.json:
-        print(json.dumps({"cases": options.cases, "found": rows}, indent=2))
+        found = {kind: measure(options.cases, kind) for kind in KINDS}
+        print(json.dumps({"cases": options.cases, "found": found}, indent=2))
         return
     print(f"Share of {options.cases} images of each kind in which the map points into the box of the pictogram:\n")
-    print(f"{'images':32}" + "".join(f"{name:>11}" for name in (*METHODS, "middle")))
-    for kind, shares in rows.items():
-        print(f"{kind:32}" + "".join(f"{share:>11.1%}" for share in shares.values()))
+    print(f"{'images':32}" + "".join(f"{name:>11}" for name in (*METHODS, "middle")), flush=True)
+    for kind in KINDS:
+        shares = measure(options.cases, kind)
+        print(f"{kind:32}" + "".join(f"{share:>11.1%}" for share in shares.values()), flush=True)
 
 
 if __name__ == "__main__":

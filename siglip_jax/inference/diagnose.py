@@ -16,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from siglip_jax import models
 from siglip_jax._callbacks import Counter, OnProgress
 from siglip_jax._files import MAX_PIXELS
 from siglip_jax._progress import counted
-from siglip_jax.assets import EXAMPLES
+from siglip_jax.assets import BUNDLED_MODEL, EXAMPLES
 from siglip_jax.checkpoints.keymap import VISION
+from siglip_jax.checkpoints.read import read_contents
 from siglip_jax.configs.towers import tower_config
 from siglip_jax.inference.engine import ImageSource, Siglip
 from siglip_jax.inference.load import load
@@ -29,7 +31,9 @@ from siglip_jax.inference.stream import Arrays, batches, in_threads, padded
 from siglip_jax.inference.towers import features
 from siglip_jax.models.naflex import VariableResolution
 from siglip_jax.models.pretrained import PretrainedModule
-from siglip_jax.processing import load_image
+from siglip_jax.processing import SiglipProcessor, load_image
+from siglip_jax.processing.beside import published_settings
+from siglip_jax.processing.processor import Missing, image_processor_class
 
 TIMES = 3.0  # a norm of more than this many medians is large, a share of attention of this many even shares is high
 STEADY = 0.5  # attention that varies by less than this share of its mean is the same whatever the image
@@ -136,8 +140,8 @@ def diagnose(
     Images for a model of variable resolution are squashed to a square first, so that all have one grid of patches.
 
     Args:
-      model: model as `load` returns it, with an image tower, or the directory, weights file or Hub name of one; None:
-        the bundled model.
+      model: model as `load` returns it, with an image tower, or the directory, weights file or Hub name of one, also of
+        a larger model with such a tower, as PaliGemma; None: the bundled model.
       images: at least two images, each a path, URL, bytes, PIL image or array; None: the 64 bundled examples. Images
         like those that the tower is used for say most.
       batch_size: number of images per step; None: chosen for the device.
@@ -159,7 +163,7 @@ def diagnose(
       >>> round(float(found.attention.sum()), 3)
       1.0
     """
-    siglip = model if isinstance(model, Siglip) else load(model, max_pixels=max_pixels)
+    siglip = model if isinstance(model, Siglip) else _opened(model, max_pixels)
     name = "bundled" if model is None else type(model.model).__name__ if isinstance(model, Siglip) else os.fspath(model)
     tower, _ = features(siglip.model, VISION)
     encoder, config = siglip.image_encoder, tower_config(siglip.config, VISION)
@@ -203,6 +207,19 @@ def diagnose(
         **(_NO_HEAD | attention),
         **_norms(norms, grids[0]),
     )
+
+
+def _opened(name_or_path: str | os.PathLike[str] | None, max_pixels: int) -> Siglip:
+    """Returns what `load` returns, and the image tower of a larger model, with the published image processor."""
+    contents = read_contents(name_or_path or BUNDLED_MODEL, for_inference=True)
+    if contents.layout.get("part_of") is None:
+        return load(name_or_path, max_pixels=max_pixels)
+    tower: Any = getattr(models, contents.architecture)
+    model, params = tower.from_pretrained(contents.path, param_dtype="float32")
+    settings = published_settings(model.config, "bicubic")
+    processor = image_processor_class(settings, None).from_dict(settings)
+    words: Any = Missing(f"{contents.path}: the checkpoint must have a text tower to process texts, got an image tower")
+    return Siglip(model, params, SiglipProcessor(processor, words), model.config, max_pixels)
 
 
 _NO_HEAD: dict[str, Any] = {"attention": None, "attention_spread": None, "fixed_share": None, "fixed_patches": ()}

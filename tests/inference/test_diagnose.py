@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+import safetensors.numpy
 
 from siglip_jax import Siglip, SiglipVisionModel, load
 from siglip_jax.inference import diagnose
@@ -106,6 +107,21 @@ def test_image_towers_of_any_resolution_and_towers_without_a_head(checkpoint, sh
     rest = {"vision_model": {k: v for k, v in params["vision_model"].items() if k != "head"}}
     found = diagnose(Siglip(SiglipVisionModel(config), rest, shared_siglip.processor, config), IMAGES)
     assert found.attention is None and found.fixed_share is None and not found.fixed_patches
+    np.testing.assert_allclose(found.median_norms, whole.median_norms, rtol=1e-5)
+
+
+def test_the_tower_of_a_larger_model(checkpoint, shared_siglip, tmp_path):
+    """Robot policies are made of such models."""
+    tensors = safetensors.numpy.load_file(checkpoint / "model.safetensors")
+    vision = json.loads((checkpoint / "config.json").read_text())["vision_config"]
+    part = {f"model.vision_tower.{k}": v for k, v in tensors.items() if k.startswith("vision_model.")}
+    kept = {k: v for k, v in part.items() if ".head." not in k} | {"lm_head.weight": np.zeros((4, 4), np.float32)}
+    safetensors.numpy.save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = {"model_type": "paligemma", "vision_config": vision | {"vision_use_head": False}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found, whole = diagnose(tmp_path, IMAGES), diagnose(shared_siglip, IMAGES)
+    assert found.attention is None
+    np.testing.assert_allclose(found.position_norms, whole.position_norms, rtol=1e-6)
     np.testing.assert_allclose(found.median_norms, whole.median_norms, rtol=1e-5)
 
 
