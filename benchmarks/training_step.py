@@ -1,18 +1,25 @@
 """A training step of the base model, forward and backward, beside `transformers` on torch: seconds and peak memory.
 
-    python benchmarks/training_step.py [--batch 32] [--dtype float32] [--repeat 3]
+    python benchmarks/training_step.py [--batch 32] [--dtype float32] [--repeat 3] [--sides torch ours ...]
 
 Each side is a process of its own with random weights; the sides take steps in turns. Needs the extra `test` (torch).
 """
 
 import argparse
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
 
-REMAT = {"ours": None, "ours, remat dots": "dots_with_no_batch_dims", "ours, remat full": "full"}
+HUGE = "ours, dots, huge pages"  # as `siglip-jax train` starts itself
+REMAT = {
+    "ours": None,
+    "ours, remat dots": "dots_with_no_batch_dims",
+    "ours, remat full": "full",
+    HUGE: "dots_with_no_batch_dims",
+}
 SIDES = ("torch", *REMAT)
 LENGTH = 64  # tokens of a text
 
@@ -71,16 +78,19 @@ def main():
     parser.add_argument("--batch", type=int, default=32, help="image-text pairs in a step")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="compute dtype")
     parser.add_argument("--repeat", type=int, default=3, help="measured steps, after one to warm up")
+    parser.add_argument("--sides", choices=SIDES, nargs="+", default=SIDES, help="what to compare with torch")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         work(options.side, options.batch, options.dtype)
         return
-    processes = {}
-    for side in SIDES:
+    processes, sides = {}, tuple(dict.fromkeys(("torch", *options.sides)))
+    for side in sides:
         words = [sys.executable, __file__, "--side", side, "--batch", str(options.batch), "--dtype", options.dtype]
-        processes[side] = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    seconds, memory = {side: [] for side in SIDES}, {}
+        environment = os.environ | ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if side == HUGE else {})
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        processes[side] = subprocess.Popen(words, env=environment, **pipes)
+    seconds, memory = {side: [] for side in sides}, {}
     for turn in range(options.repeat + 1):
         for side, process in processes.items():
             print(file=process.stdin, flush=True)
@@ -93,10 +103,10 @@ def main():
         process.wait()
     base = statistics.median(seconds["torch"])
     print(f"base model, batch {options.batch}, {options.dtype}, forward and backward, medians of {options.repeat}")
-    for side in SIDES:
+    for side in sides:
         median = statistics.median(seconds[side])
         print(
-            f"{side:17s} {median:7.2f} s  {base / median:5.2f} x as fast as torch"
+            f"{side:22s} {median:7.2f} s  {base / median:5.2f} x as fast as torch"
             f"  {memory[side] / 2**30:6.2f} GiB peak  {memory[side] / memory['torch']:5.2f} of torch's"
         )
 

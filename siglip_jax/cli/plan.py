@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--topology", required=True, metavar="NAME", help="machine, as in v5e:16x16, v5p:8x8x8 or v6e:2x4")
     add("--batch", type=whole_number, metavar="N", help="image-text pairs on all chips (default: that of the recipe)")
     add("--recipe", choices=tuple(RECIPES), help="plan its training step (default: a forward pass)")
+    add("--stage", type=whole_number, metavar="N", help="stage of a recipe of several, from 1 (default: the last)")
     add("--mesh", type=axes, metavar="AXES", help="sizes of the axes data, fsdp and tensor, as in data=32,fsdp=8")
     add("--remat", choices=REMATS, help="what the backward pass recomputes (default: that of the recipe)")
     add("--dtype", choices=("float32", "bfloat16"), help="compute dtype (default: that of the recipe, or bfloat16)")
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         found: Any = _searched(arguments, fields, largest_batches)
     else:
         asked = (arguments.model, arguments.topology, arguments.batch, arguments.recipe)
-        found = plan(*asked, examples=arguments.examples, **fields)
+        found = plan(*asked, examples=arguments.examples, stage=arguments.stage, **fields)
         print_found(found, arguments.json)
     if arguments.save_plot:
         plot_plan(found, arguments.save_plot)

@@ -142,6 +142,7 @@ def plan(
     *,
     examples: int | None = None,
     classes: int | None = None,
+    stage: int | None = None,
     **fields: Any,
 ) -> Plan:
     """Compiles the step of a recipe, or a forward pass, for a machine that need not be there, and says what it takes.
@@ -158,6 +159,7 @@ def plan(
         embeddings, in bfloat16 with stacked layers unless fields or a module say otherwise.
       examples: examples of an epoch, for the days of a recipe whose duration is in epochs; None: unknown.
       classes: classes of a recipe that trains a classifier; None: those of the model, or 1,000 if it has none.
+      stage: number of the stage to plan, from 1, of a recipe whose losses or images change; None: the last.
       **fields: fields of the recipe to change, as `dtype="bfloat16"`, `remat="full"`, `scan_layers=True` or
         `mesh={"data": 32, "fsdp": 8}`.
 
@@ -176,14 +178,24 @@ def plan(
       ValueError: topology must be one of v5e, v5p, v6e with a shape, ..., got 'v9:2x2'; write it so
     """
     machine = open_topology(topology)
-    from siglip_jax.planning.work import forward_pass, training_step  # with optax, which is optional
+    from siglip_jax.planning.work import MANY, forward_pass, training_step  # with optax, which is optional
     from siglip_jax.training.prepare import mesh_of
+    from siglip_jax.training.stages import stages_of
 
     name, config, module = _model(model)
     chosen = _recipe(recipe, module, machine, batch, fields)
+    if chosen.curation.teacher is not None:
+        raise ValueError(
+            f"curation.teacher must be None in a plan, which reads no weights, got {chosen.curation.teacher!r}; plan"
+            " the recipe finetune, and a forward pass of the teacher"
+        )
     mesh = mesh_of(chosen, machine.devices)
     assert mesh is not None
     if recipe is not None:
+        stages = stages_of(chosen, examples or MANY * chosen.batch_size)
+        if not 1 <= (stage or 1) <= len(stages):
+            raise ValueError(f"stage must be from 1 to {len(stages)}, the stages of this recipe, got {stage}")
+        chosen = stages[(stage or 0) - 1].recipe
         work = training_step(config, chosen, mesh, examples, classes)
     else:
         options: Any = {"dtype": jnp.dtype(chosen.dtype), "scan_layers": chosen.scan_layers, "remat": chosen.remat}

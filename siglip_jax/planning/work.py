@@ -16,9 +16,11 @@ from siglip_jax.parallel.mesh import BATCH_AXES
 from siglip_jax.parallel.sharding import shardings
 from siglip_jax.params import flatten, unflatten
 from siglip_jax.training.durations import parse_duration
+from siglip_jax.training.joint import placed_groups
 from siglip_jax.training.lora import init_lora
 from siglip_jax.training.prepare import flops_of, make_module, make_plan, make_table, objective_of
 from siglip_jax.training.recipe import Recipe
+from siglip_jax.training.stages import late_config
 from siglip_jax.training.step import init_state, make_step, state_shardings
 
 PUBLISHED = ((0.5,) * 3, (0.5,) * 3, 1 / 255)  # mean, deviation and factor of the pixels of all published models
@@ -49,7 +51,7 @@ def training_step(
 
     Args:
       config: configuration of the model.
-      recipe: recipe of the run.
+      recipe: recipe of the run, or of a stage of it.
       mesh: mesh of the run.
       examples: examples of an epoch; None: unknown.
       classes: classes of a recipe that trains a classifier; None: those of the model, or `CLASSES` if it has none.
@@ -64,6 +66,8 @@ def training_step(
         )
     if recipe.resolution is not None:
         config = config.replace(vision_config=config.vision_config.replace(image_size=recipe.resolution))
+    if recipe.late.used:
+        config = late_config(config, recipe.late)
     if recipe.task == "labels":
         own = config.num_labels if config.id2label != {0: "LABEL_0", 1: "LABEL_1"} else CLASSES
         config = config.replace(num_labels=classes or own)
@@ -71,6 +75,7 @@ def training_step(
     params = shapes_of_params(module, config)
     if recipe.lora.rank:
         params["lora"] = jax.eval_shape(lambda p: init_lora(jax.random.key(0), recipe.lora, p), params)
+    params = jax.eval_shape(lambda p: placed_groups(recipe, module, p, None), params)
     table = make_table(recipe, flatten(params))
     length = parse_duration(recipe.duration)[1]
     objective = objective_of(recipe, module, PUBLISHED, mesh)

@@ -145,6 +145,8 @@ def _curating(
     recipe: Recipe, name_or_path: str, processor: SiglipProcessor, mesh: Mesh | None
 ) -> tuple[SiglipModel, dict[str, Any]]:
     """Returns module and parameters of the teacher that chooses the pairs to train on."""
+    if not name_or_path:
+        raise ValueError("curation.teacher must be a checkpoint, got none; name it with --curation.teacher")
     path = resolve(name_or_path)
     checkpoint = read_checkpoint(path)
     if type(checkpoint.config) is not SiglipConfig or checkpoint.architecture != "SiglipModel":

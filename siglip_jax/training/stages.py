@@ -101,7 +101,7 @@ def enter(
     recipe, old, mesh = stage.recipe, setup.model, setup.mesh
     config, changes = old.module.config, recipe.late.used and not before.recipe.late.used
     if changes:
-        config, _ = _resized({}, config, recipe.late)
+        config = late_config(config, recipe.late)
     module = make_module(recipe, config, mesh)
     processor = processor_of_size(old.processor, config.vision_config.image_size)
 
@@ -150,22 +150,33 @@ def _placed_anew(params: Mapping[str, Any], config: Any, late: Late, mesh: Mesh 
         if names[0] not in flat:
             continue
         arrays = flatten(gathered(unflatten({name.removeprefix(prefix): flat[name] for name in names})))
-        _, resized = _resized({path: np.asarray(x) for path, x in arrays.items()}, config, late)
+        resized = _resized({path: np.asarray(x) for path, x in arrays.items()}, config, late)
         placed = unflatten({prefix + path: x for path, x in resized.items()})
         flat |= flatten(jax.device_put(placed) if mesh is None else shard_params(placed, mesh))
     return unflatten(flat)
 
 
-def _resized(flat: Mapping[str, np.ndarray], config: Any, late: Late) -> tuple[Any, dict[str, np.ndarray]]:
-    """Returns the configuration after a change, and the arrays that it resizes."""
-    if not flat:  # only the configuration is wanted
-        vision = config.vision_config
-        shapes = (vision.num_patches, 1), (vision.patch_size, vision.patch_size, 1, 1)
-        arrays = {f"vision_model/{name}": np.zeros(shape) for name, shape in zip(_TOWER, shapes, strict=True)}
-        return _resized(arrays, config, late)
+def late_config(config: Any, late: Late) -> Any:
+    """Returns the configuration of a model after a late change.
+
+    Args:
+      config: configuration of the whole model.
+      late: the change.
+    """
+    vision = config.vision_config
+    if late.patch_size is not None:
+        side = vision.image_size // vision.patch_size
+        vision = vision.replace(patch_size=late.patch_size, image_size=side * late.patch_size)
+    if late.resolution is not None:
+        vision = vision.replace(image_size=late.resolution)
+    return config.replace(vision_config=vision)
+
+
+def _resized(flat: Mapping[str, np.ndarray], config: Any, late: Late) -> dict[str, np.ndarray]:
+    """Returns the arrays of an image tower after a late change."""
     checkpoint = Checkpoint(config, unflatten(flat), "huggingface", "SiglipModel")
     if late.patch_size is not None:
         checkpoint = with_patch_size(checkpoint, late.patch_size).checkpoint
     if late.resolution is not None:
         checkpoint = with_resolution(checkpoint, late.resolution).checkpoint
-    return checkpoint.config, flatten(checkpoint.params)
+    return flatten(checkpoint.params)

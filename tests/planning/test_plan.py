@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from siglip_jax import Siglip2Config, SiglipConfig, SiglipVisionModel
+from siglip_jax import Siglip2Config, SiglipConfig, SiglipModel, SiglipVisionModel
 from siglip_jax.checkpoints.keymap import architecture_of, key_table
 from siglip_jax.models.cost import estimate, image_flops, placements, step_flops
 from siglip_jax.parallel.mesh import mesh_over
@@ -15,6 +15,8 @@ from siglip_jax.planning import plan
 from siglip_jax.planning.program import read_program, refused_bytes
 from siglip_jax.planning.topology import open_topology
 from siglip_jax.planning.work import inputs_of
+from siglip_jax.training import Captioning, Recipe, SelfDistillation
+from siglip_jax.training.costs import further_flops
 from tests.support import plans
 from tests.support.plans import CONFIG, FORWARD, TRAINED, compiled, facts_of, versions_of
 
@@ -146,3 +148,32 @@ def test_the_inputs_are_those_of_the_module():
         assert set(shapes) >= {"pixel_values"} and all(shape[0] == 3 for shape in shapes.values())
     assert set(inputs_of(CONFIG.text_config, 2)) == {"input_ids"}
     assert inputs_of(CONFIG.vision_config, 2)["pixel_values"].shape == (2, 56, 56, 3)
+
+
+JOINT = Recipe(
+    batch_size=32,
+    duration="10 steps",
+    dtype="bfloat16",
+    scan_layers=True,
+    captioning=Captioning(weight=1.0),
+    self_distillation=SelfDistillation(
+        weight=1.0, masked_weight=0.25, start="80 percent", views=2, prototypes=256, hidden=128, bottleneck=64
+    ),
+)
+
+
+@pytest.mark.slow
+def test_the_losses_of_a_teacher_and_of_captions_take_the_operations_that_are_counted():
+    found = plan(SiglipModel(CONFIG), "v5e:2x2", recipe=JOINT)
+    further = further_flops(JOINT, CONFIG)
+    assert sorted(further) == ["captioning", "distillation", "masked", "teacher"]
+    assert found.model_flops == step_flops(CONFIG, 32, 32) + sum(further.values())
+    assert 4 * found.flops == pytest.approx(found.model_flops, rel=2e-3)
+    assert "all-gather" not in {c.kind for c in found.collectives}  # neither of the batch nor of what is compared
+
+
+def test_a_stage_must_be_one_of_the_recipe():
+    with pytest.raises(ValueError, match="stage must be from 1 to 2, the stages of this recipe, got 3"):
+        plan(SiglipModel(CONFIG), "v5e:2x2", recipe=JOINT, stage=3)
+    with pytest.raises(ValueError, match="curation.teacher must be None in a plan, which reads no weights, got ''"):
+        plan(SiglipModel(CONFIG), "v5e:2x2", recipe="acid")

@@ -12,7 +12,7 @@ RECIPE = Recipe(
     duration="4e9 examples",
     optimizer=Optimizer(rate=1e-5, weight_decay=0.0, beta2=0.95, clip_norm=1.0),
     schedule=Schedule("cosine", warmup="1 percent"),
-    curation=Curation(keep=0.5),
+    curation=Curation(teacher="", keep=0.5),
     dtype="bfloat16",
     remat="full",
     scan_layers=True,
