@@ -20,11 +20,9 @@ from siglip_jax.assets import EXAMPLES
 
 NAMES = (EXAMPLES / "labels.txt").read_text(encoding="utf-8").splitlines()
 METHODS = ("occlusion", "value", "attention", "raw")
-KINDS = {  # (whether the canvas is wide, whether there are two, whether the image keeps its proportions)
-    "one, square": (False, False, False),
-    "one of two, wide, squashed": (True, True, False),
-    "one, wide, squashed to a square": (True, False, False),
-    "one, wide, own aspect": (True, False, True),
+KINDS = {  # (whether the canvas is wide, whether there are two)
+    "one, square": (False, False),
+    "one of two, wide, squashed": (True, True),
 }
 
 
@@ -87,12 +85,12 @@ def measure(cases: int, kind: str, **options: Any) -> dict[str, float]:
       kind: one of `KINDS`.
       **options: arguments of `siglip_jax.explain`.
     """
-    wide, two, own_aspect = KINDS[kind]
+    wide, two = KINDS[kind]
     siglip = siglip_jax.load()
     found: dict[str, list[bool]] = {name: [] for name in (*METHODS, "middle")}
     for seed in range(cases):
         image, name, box = scene(seed, wide, two)
-        explanation = siglip_jax.explain(image, name, siglip, own_aspect=own_aspect, **options)
+        explanation = siglip_jax.explain(image, name, siglip, **options)
         for method in METHODS:
             found[method].append(is_inside(explanation.centres(method)[0], box))
         found["middle"].append(is_inside((0.5, 0.5), box))
