@@ -170,3 +170,21 @@ def test_the_published_estimates_are_of_these_models_and_their_table_is_that_of_
         assert row["batch"] == (images if row["work"] == "forward" else 4 * pairs)
         assert row["remat"] == (None if row["work"] == "forward" else remat)
         assert row["seconds"] is None or 0 < row["mfu"] < 1
+
+
+def test_the_published_table_of_remat_policies_is_that_of_the_numbers_and_of_all_policies(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import remat
+
+    from siglip_jax.models.encoder import REMAT_POLICIES
+
+    rows = json.loads((BENCHMARKS / "results" / "remat.json").read_text())
+    assert (BENCHMARKS / "results" / "remat.txt").read_text() == remat.table(rows)
+    for device, images in remat.IMAGES.items():
+        found = {row["remat"]: row for row in rows if row["device"] == device}
+        assert set(found) == {"none", *REMAT_POLICIES}
+        assert {row["images"] for row in found.values()} == {images}
+        # What keeps less repeats more.
+        kept = [found[name]["temporaries"] for name in ("none", *REMAT_POLICIES)]
+        repeated = [found[name]["operations"] for name in ("none", *REMAT_POLICIES)]
+        assert kept == sorted(kept, reverse=True) and repeated == sorted(repeated)

@@ -20,7 +20,7 @@ EPILOG = """examples:
   siglip-jax plan so400m/ --topology v5p:8x8x8 --recipe scratch-b16 --batch 32768 --mesh fsdp=8 --json
   siglip-jax plan google/siglip-base-patch16-224 --topology v6e:2x4 --recipe scratch-b16 --search --save-plot p.png"""
 
-REMATS = ("none", "full", "dots", "dots_with_no_batch_dims")
+REMATS = ("none", "full", "dots", "dots_with_no_batch_dims", "attention_and_mlp_input")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

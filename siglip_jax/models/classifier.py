@@ -122,7 +122,8 @@ class SiglipForImageClassification(ImageClassifier):
       attn_implementation: "auto", "xla", "eager", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). Only "eager" returns
         attention weights; "auto" is the fused kernel of the device where that runs and pays, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
-        products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
+        products), "dots_with_no_batch_dims" (everything but matrix products without batch dimensions) or
+        "attention_and_mlp_input" (everything but what attention computes and what the MLP takes).
       scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile
         time does not grow with depth.
       init_scheme: initialisers of fresh parameters, "paper" (those of big_vision; the last layer starts at zero) or

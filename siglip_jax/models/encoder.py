@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -23,11 +24,13 @@ from siglip_jax.models.initializers import Initializer, Initializers, initialize
 from siglip_jax.models.products import PRODUCT, Dense
 from siglip_jax.parallel.mesh import keep_batch_sharded
 
+MLP_INPUT = "mlp_input"  # name of the sum of a layer's input and its attention for `jax.checkpoint`
 # Values of `remat`: what is kept from the forward pass; the backward pass recomputes everything else.
 REMAT_POLICIES: dict[str, Callable[..., bool]] = {
-    "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT, ATTENTION),
     "dots_with_no_batch_dims": jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    "attention_and_mlp_input": jax.checkpoint_policies.save_only_these_names(ATTENTION, MLP_INPUT),
+    "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
@@ -129,7 +132,7 @@ class EncoderLayer(nn.Module):
             **options.types,
         )
         y, weights = attention(norm(name="layer_norm1")(x), bias)
-        x = x + y
+        x = checkpoint_name(x + y, MLP_INPUT)
         mlp = MLP(self.config.intermediate_size, self.config.hidden_act, options, name="mlp")
         x = x + mlp(norm(name="layer_norm2")(x))
         return x, (x if self.output_hidden_states else None, weights)

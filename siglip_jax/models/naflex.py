@@ -106,7 +106,8 @@ class Siglip2TextModel(SiglipTextModel):
       attn_implementation: "auto", "xla", "eager", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). Only "eager" returns
         attention weights; "auto" is the fused kernel of the device where that runs and pays, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
-        products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
+        products), "dots_with_no_batch_dims" (everything but matrix products without batch dimensions) or
+        "attention_and_mlp_input" (everything but what attention computes and what the MLP takes).
       scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile
         time does not grow with depth.
       init_scheme: initialisers of fresh parameters, "paper" (those of big_vision) or "reference" (those of
@@ -141,7 +142,8 @@ class Siglip2VisionModel(VariableResolution):
       attn_implementation: "auto", "xla", "eager", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). Only "eager" returns
         attention weights; "auto" is the fused kernel of the device where that runs and pays, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
-        products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
+        products), "dots_with_no_batch_dims" (everything but matrix products without batch dimensions) or
+        "attention_and_mlp_input" (everything but what attention computes and what the MLP takes).
       scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile
         time does not grow with depth.
       init_scheme: initialisers of fresh parameters, "paper" (those of big_vision) or "reference" (those of
@@ -212,7 +214,8 @@ class Siglip2Model(TwoTowers, VariableResolution):
       attn_implementation: "auto", "xla", "eager", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). Only "eager" returns
         attention weights; "auto" is the fused kernel of the device where that runs and pays, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
-        products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
+        products), "dots_with_no_batch_dims" (everything but matrix products without batch dimensions) or
+        "attention_and_mlp_input" (everything but what attention computes and what the MLP takes).
       scan_layers: whether the layers of each tower are stacked on a leading axis and run by `lax.scan`, so that compile
         time does not grow with depth.
       init_scheme: initialisers of fresh parameters, "paper" (those of big_vision: temperature 10, bias -10) or
@@ -320,7 +323,8 @@ class Siglip2ForImageClassification(ImageClassifier):
       attn_implementation: "auto", "xla", "eager", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). Only "eager" returns
         attention weights; "auto" is the fused kernel of the device where that runs and pays, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
-        products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
+        products), "dots_with_no_batch_dims" (everything but matrix products without batch dimensions) or
+        "attention_and_mlp_input" (everything but what attention computes and what the MLP takes).
       scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile
         time does not grow with depth.
       init_scheme: initialisers of fresh parameters, "paper" (those of big_vision; the last layer starts at zero) or

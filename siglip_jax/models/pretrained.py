@@ -49,7 +49,8 @@ class PretrainedModule(nn.Module):
       attn_implementation: "auto", "xla", "eager", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). Only "eager" returns
         attention weights; "auto" is the fused kernel of the device where that runs and pays, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
-        products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
+        products), "dots_with_no_batch_dims" (everything but matrix products without batch dimensions) or
+        "attention_and_mlp_input" (everything but what attention computes and what the MLP takes).
       scan_layers: whether the layers of each tower are stacked on a leading axis and run by `lax.scan`, so that compile
         time does not grow with depth.
       init_scheme: initialisers of fresh parameters, "paper" (those of big_vision: temperature 10, bias -10) or
@@ -120,7 +121,8 @@ class PretrainedModule(nn.Module):
           attn_implementation: "auto", "xla", "eager", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). Only "eager" returns
             attention weights; "auto" is the fused kernel of the device where that runs and pays, else "xla".
           remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
-            products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
+            products), "dots_with_no_batch_dims" (everything but matrix products without batch dimensions) or
+            "attention_and_mlp_input" (everything but what attention computes and what the MLP takes).
           scan_layers: whether to stack the layers of each tower on a leading axis and run them by `lax.scan`.
           mesh: mesh over which the parameters are sharded, each device reading only its shard; None: the default
             device.

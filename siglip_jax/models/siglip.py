@@ -46,7 +46,8 @@ class SiglipTextModel(PretrainedModule):
       attn_implementation: "auto", "xla", "eager", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). Only "eager" returns
         attention weights; "auto" is the fused kernel of the device where that runs and pays, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
-        products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
+        products), "dots_with_no_batch_dims" (everything but matrix products without batch dimensions) or
+        "attention_and_mlp_input" (everything but what attention computes and what the MLP takes).
       scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile time does not
         grow with depth.
       init_scheme: initialisers of fresh parameters, "paper" (those of big_vision) or "reference" (those of
@@ -163,7 +164,8 @@ class SiglipVisionModel(FixedResolution):
       attn_implementation: "auto", "xla", "eager", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). Only "eager" returns
         attention weights; "auto" is the fused kernel of the device where that runs and pays, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
-        products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
+        products), "dots_with_no_batch_dims" (everything but matrix products without batch dimensions) or
+        "attention_and_mlp_input" (everything but what attention computes and what the MLP takes).
       scan_layers: whether the layers are stacked on a leading axis and run by `lax.scan`, so that compile time does not
         grow with depth.
       init_scheme: initialisers of fresh parameters, "paper" (those of big_vision) or "reference" (those of
@@ -346,7 +348,8 @@ class SiglipModel(TwoTowers, FixedResolution):
       attn_implementation: "auto", "xla", "eager", "cudnn" (NVIDIA GPUs) or "pallas" (TPUs). Only "eager" returns
         attention weights; "auto" is the fused kernel of the device where that runs and pays, else "xla".
       remat: what the backward pass recomputes: None (nothing), "full" (everything), "dots" (everything but matrix
-        products) or "dots_with_no_batch_dims" (everything but matrix products without batch dimensions).
+        products), "dots_with_no_batch_dims" (everything but matrix products without batch dimensions) or
+        "attention_and_mlp_input" (everything but what attention computes and what the MLP takes).
       scan_layers: whether the layers of each tower are stacked on a leading axis and run by `lax.scan`, so that compile
         time does not grow with depth.
       init_scheme: initialisers of fresh parameters, "paper" (those of big_vision: temperature 10, bias -10) or

@@ -158,7 +158,8 @@ class Recipe:
         image tower must be frozen.
       dtype: compute dtype, "float32" or "bfloat16"; the weights are float32.
       remat: what the backward pass recomputes to save memory: None (nothing), "full" (everything), "dots" or
-        "dots_with_no_batch_dims" (everything but such matrix products).
+        "dots_with_no_batch_dims" (everything but such matrix products), or "attention_and_mlp_input" (everything but
+        what attention computes and what the MLP takes).
       scan_layers: whether to compile one layer and scan over all.
       mesh: number of devices along each axis.
       seed: seed of fresh weights, order of the examples and augmentation.
@@ -193,7 +194,8 @@ class Recipe:
     late: Late = Late()
     locked_images: bool = False  # embed each image once and train on the embeddings (LiT); needs a frozen image tower
     dtype: Literal["float32", "bfloat16"] = "float32"  # compute dtype; the weights are float32
-    remat: Literal["full", "dots", "dots_with_no_batch_dims"] | None = None  # what is recomputed to save memory
+    # what is recomputed to save memory
+    remat: Literal["full", "dots", "dots_with_no_batch_dims", "attention_and_mlp_input"] | None = None
     scan_layers: bool = False  # whether to compile one layer and scan over all
     mesh: MeshShape = MeshShape()
     seed: int = 0  # seed of fresh weights, order of the examples and augmentation

@@ -299,3 +299,31 @@ def test_a_product_of_the_hessian_and_a_vector(inputs):
     step = 1e-2
     expected = (gradient(leaf + step * direction) - gradient(leaf - step * direction)) / (2 * step)
     np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("remat", "expected"),
+    [
+        (None, (8, 2, 1)),
+        ("dots", (6, 1, 1)),
+        ("dots_with_no_batch_dims", (5, 1, 0)),
+        ("attention_and_mlp_input", (3, 0, 1)),
+        ("full", (1, 0, 0)),
+    ],
+)
+def test_a_layer_keeps_what_its_remat_policy_names(remat, expected):
+    """Counts arrays as wide as the tower, as wide as the MLP, and with one number for each query of each head."""
+    model, pixels = (
+        SiglipVisionModel(VISION, remat=remat, scan_layers=True),
+        jnp.zeros((7, *[VISION.image_size] * 2, 3)),
+    )
+    variables = jax.eval_shape(model.init, jax.random.key(0), pixels)
+
+    def kept(variables, pixels):
+        return jax.vjp(lambda v: model.apply(v, pixels).pooler_output, variables)[1]
+
+    found = [x.shape for x in jax.tree.leaves(jax.eval_shape(kept, variables, pixels))]
+    tokens, batch = VISION.num_patches, (VISION.num_hidden_layers, 7)
+    wide = (*batch, tokens, VISION.hidden_size), (*batch, tokens, VISION.intermediate_size)
+    shapes = (*wide, (*batch, VISION.num_attention_heads, tokens))
+    assert tuple(map(found.count, shapes)) == expected

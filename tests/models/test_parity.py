@@ -139,9 +139,13 @@ def test_gradients_of_scanned_layers_computed_again_equal_the_reference(director
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["so400m_like", "giant_like"], indirect=True)
-def test_gradients_with_products_kept_equal_the_reference(directory, inputs, golden):
-    model, params = SiglipModel.from_pretrained(directory, remat="dots")
+@pytest.mark.parametrize(
+    ("case", "remat"),
+    [("so400m_like", "dots"), ("giant_like", "dots"), ("odd_heads", "attention_and_mlp_input")],
+    indirect=["case"],
+)
+def test_gradients_with_something_kept_equal_the_reference(directory, inputs, golden, remat):
+    model, params = SiglipModel.from_pretrained(directory, remat=remat)
     assert_gradients(loss_gradients(model, params, inputs), golden)
 
 
