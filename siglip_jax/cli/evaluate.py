@@ -5,10 +5,12 @@ TASK is one of:
   retrieval     find the image of each text, and the texts of each image
   linear-probe  classify images by a linear classifier trained on --train
   knn           classify images by the nearest images of --train
+  segmentation  classify the pixels of images by the class name nearest to their patches
 
 DATA is a folder of class folders, images with a .txt beside each, or captions and labels in JSON lines, CSV, COCO's
-.json, Parquet, Arrow or tar files. Unreadable images are reported on stderr, counted and skipped; the exit status is 2
-only if none can be read.
+.json, Parquet, Arrow or tar files. For segmentation it is a folder with images/NAME.jpg, and masks/CLASS/NAME.png of
+zero and other pixels, or masks/NAME.png of indices (0 none, 255 ignored) with classes.txt. Unreadable images are
+reported on stderr, counted and skipped; the exit status is 2 only if none can be read.
 """
 
 import argparse
@@ -42,6 +44,7 @@ EPILOG = f"""examples:
   siglip-jax eval retrieval captions.jsonl --limit 5000 --json
   siglip-jax eval linear-probe flowers/test --train flowers/train --shots 10 --probe ridge
   siglip-jax eval knn flowers/test --train flowers/train --k 20 --save-plot confusions.png
+  siglip-jax eval segmentation voc/val --templates clip --background background
 
 {column_names("image", "text", "label")}"""
 
@@ -50,12 +53,15 @@ TASKS = {
     "retrieval": "Finds the image of each text, and the texts of each image.",
     "linear-probe": "Classifies images by a linear classifier trained on --train.",
     "knn": "Classifies images by the nearest images of --train.",
+    "segmentation": "Classifies the pixels of images by the class name nearest to their patches; needs masks.",
 }
+_WHOLE = ("zero-shot", "retrieval", "linear-probe", "knn")  # tasks that read whole images
+_NAMED = ("zero-shot", "segmentation")
 OWN = {  # options that only some tasks accept
-    "templates": ("zero-shot",),
-    "classes": ("zero-shot",),
-    "keep_punctuation": ("zero-shot",),
-    "first_name_only": ("zero-shot",),
+    **dict.fromkeys(("split", "image_key", "text_key", "label_key", "kind", "root", "save_plot"), _WHOLE),
+    **dict.fromkeys(("templates", "classes", "keep_punctuation", "first_name_only"), _NAMED),
+    "background": ("segmentation",),
+    "background_threshold": ("segmentation",),
     "train": ("linear-probe", "knn"),
     "train_split": ("linear-probe", "knn"),
     "probe": ("linear-probe",),
@@ -88,9 +94,7 @@ class _Help(argparse.Action):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("-h", "--help", action=_Help, nargs=0, help="print this page, or that of TASK")
-    parser.add_argument(
-        "task", choices=TASKS, metavar="TASK", help="evaluation: zero-shot, retrieval, linear-probe or knn"
-    )
+    parser.add_argument("task", choices=TASKS, metavar="TASK", help=f"evaluation: {', '.join(TASKS)}")
     parser.add_argument("data", metavar="DATA", help="folder or file of the images to evaluate on")
     parser.add_argument("--train", metavar="TRAIN", help="folder or file to train on (linear-probe, knn)")
     parser.add_argument("--split", metavar="NAME", help="split of DATA, if it has splits (default: train)")
@@ -109,8 +113,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-plot", metavar="FILE", help="draw the worst classes, or the images that texts find, to FILE"
     )
-    zero_shot = parser.add_argument_group("zero-shot")
-    add_wording_arguments(zero_shot)
+    add_wording_arguments(parser.add_argument_group("zero-shot, segmentation"))
+    segmentation = parser.add_argument_group("segmentation")
+    segmentation.add_argument(
+        "--background", metavar="TEXT", help="name of what pixels of no class show (default: they are not counted)"
+    )
+    segmentation.add_argument(
+        "--background-threshold", type=_cosine, metavar="X", help="cosine below which a pixel is background"
+    )
     probe = parser.add_argument_group("linear-probe")
     probe.add_argument("--probe", choices=("logistic", "ridge"), help="regression (default: logistic)")
     probe.add_argument(
@@ -132,12 +142,15 @@ def run(arguments: argparse.Namespace) -> int:
         from siglip_jax.plots.canvas import check_plot
 
         check_plot(arguments.save_plot, 1, 1)
-    from siglip_jax.data.open import open_source
+    from siglip_jax.data import open_masks, open_source
     from siglip_jax.evaluation.result import Options
     from siglip_jax.inference.load import load
 
     keys = {name: getattr(arguments, name) for name in ("image_key", "text_key", "label_key", "kind", "root")}
-    source = open_source(arguments.data, split=arguments.split, **keys)
+    if arguments.task == "segmentation":
+        source: Any = open_masks(arguments.data)
+    else:
+        source = open_source(arguments.data, split=arguments.split, **keys)
     train = open_source(arguments.train, split=arguments.train_split, **keys) if arguments.train else None
     evaluate = _evaluation(arguments)
     siglip = load(
@@ -176,6 +189,16 @@ def _positive(text: str) -> float:
     return number
 
 
+def _cosine(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not -1 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"the value must be a cosine from -1 to 1, got {text!r}")
+    return number
+
+
 def _refuse_other_tasks(arguments: argparse.Namespace) -> None:
     """Raises a `ValueError` for an option that the task does not accept, or a missing training set."""
     for name, tasks in OWN.items():
@@ -194,6 +217,9 @@ def _evaluation(a: argparse.Namespace) -> Callable[..., Any]:
 
     if a.task == "zero-shot":
         return functools.partial(evaluation.evaluate_zero_shot, **wording_of(a))
+    if a.task == "segmentation":
+        options = {"background": a.background, "threshold": a.background_threshold}
+        return functools.partial(evaluation.evaluate_segmentation, **options, **wording_of(a))
     if a.task == "retrieval":
         return evaluation.evaluate_retrieval
     if a.task == "knn":
@@ -219,7 +245,13 @@ def _print(facts: dict[str, Any]) -> None:
         (name.replace("_", " "), _words(value)) for name, value in facts["settings"].items() if _shown(name, value)
     ]
     print_table(None, rows + [(f"prepared: {name}", text) for name, text in lines_of(facts["preprocessing"])], 2)
-    if worst := _worst(facts):
+    if facts["task"] == "segmentation":
+        print()
+        shares = [
+            (r["class"], f"{r['pixels']:,}", *(_share(r[name]) for name in ("iou", "recall"))) for r in facts["classes"]
+        ]
+        print_table(("class", "pixels", "IoU", "recall"), shares, 1)
+    elif worst := _worst(facts):
         print()
         print_table(("lowest recall", "mostly taken for", "images", "right"), worst, 2)
 
@@ -232,6 +264,11 @@ def _class_order(facts: dict[str, Any]) -> str:
     if in_data := facts["settings"].get("classes_in_data"):
         names = [f"{own} = {name}" for own, name in zip(in_data, names, strict=True)]
     return brief(names)
+
+
+def _share(share: float | None) -> str:
+    """Returns a share as a percentage; a dash where there are no pixels."""
+    return "-" if share is None else percent(share)
 
 
 def _shown(name: str, value: Any) -> bool:

@@ -8,9 +8,10 @@ from siglip_jax.data.example import Example, Source
 if TYPE_CHECKING:
     from siglip_jax.data.open import open_source
     from siglip_jax.data.pipeline import Batch, Pipeline
+    from siglip_jax.data.sources.masks import open_masks
     from siglip_jax.data.transform import Transform
 
-__all__ = ["Batch", "Example", "Pipeline", "Source", "Transform", "open_source"]
+__all__ = ["Batch", "Example", "Pipeline", "Source", "Transform", "open_masks", "open_source"]
 
 make_lazy(
     __name__,
@@ -18,6 +19,7 @@ make_lazy(
         "Batch": "siglip_jax.data.pipeline",
         "Pipeline": "siglip_jax.data.pipeline",
         "Transform": "siglip_jax.data.transform",
+        "open_masks": "siglip_jax.data.sources.masks",
         "open_source": "siglip_jax.data.open",
     },
 )

@@ -1,15 +1,18 @@
-"""Evaluation of a model on a data set: zero-shot classification, retrieval, probes, neighbours and calibration."""
+"""Evaluation of a model on a data set: zero-shot classification, retrieval, segmentation, probes, calibration."""
 
 from siglip_jax.evaluation.calibrate import Calibrated, calibrate
 from siglip_jax.evaluation.evaluate import evaluate_retrieval, evaluate_zero_shot, knn, linear_probe
 from siglip_jax.evaluation.result import Options, Result
+from siglip_jax.evaluation.segmentation import SegmentationResult, evaluate_segmentation
 
 __all__ = [
     "Calibrated",
     "Options",
     "Result",
+    "SegmentationResult",
     "calibrate",
     "evaluate_retrieval",
+    "evaluate_segmentation",
     "evaluate_zero_shot",
     "knn",
     "linear_probe",

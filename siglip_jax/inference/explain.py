@@ -15,7 +15,7 @@ from siglip_jax.inference.engine import ImageSource, Siglip, Texts
 from siglip_jax.inference.labels import probabilities
 from siglip_jax.inference.load import load
 from siglip_jax.inference.occlusion import occlusion as occlusion_maps
-from siglip_jax.inference.seen import Box, encoder_at, see, states_of
+from siglip_jax.inference.seen import Box, between_cells, encoder_at, see, states_of
 from siglip_jax.inference.stream import as_texts
 from siglip_jax.inference.towers import check_whole
 from siglip_jax.processing import load_image
@@ -148,11 +148,9 @@ class Explanation:
 
 
 def _between(length: int, cells: int, start: float, end: float) -> Float[np.ndarray, "length cells"]:
-    """Returns the weights of cells, which divide the part from `start` to `end` of an axis, for each of its pixels."""
-    place = ((np.arange(length) + 0.5) / length - start) / (end - start)  # 0 to 1 within the part
-    at = np.clip(place * cells - 0.5, 0, cells - 1)
-    weights = np.maximum(1 - np.abs(at[:, None] - np.arange(cells)), 0)
-    weights[(place < 0) | (place > 1)] = np.nan
+    """Returns the weights of `between_cells`, NaN for pixels outside the part."""
+    weights, place = between_cells(length, cells, start, end), (np.arange(length) + 0.5) / length
+    weights[(place < start) | (place > end)] = np.nan
     return weights
 
 

@@ -88,6 +88,19 @@ def see(siglip: Siglip, image: PIL.Image.Image, own_aspect: bool = False) -> See
     return Seen((pixels,), (rows, columns), (top / height, left / width, bottom / height, right / width))
 
 
+def between_cells(length: int, cells: int, start: float, end: float) -> Float[np.ndarray, "length cells"]:
+    """Returns the weights that interpolate cells linearly between their centres, for each pixel of an axis.
+
+    Args:
+      length: number of pixels.
+      cells: number of cells, which divide a part of the axis evenly.
+      start: start of the part, as a share of the axis.
+      end: end of the part, as a share of the axis; beyond the outermost centres the outermost cells count.
+    """
+    at = ((np.arange(length) + 0.5) / length - start) / (end - start) * cells - 0.5
+    return np.maximum(1 - np.abs(np.clip(at, 0, cells - 1)[:, None] - np.arange(cells)), 0)
+
+
 def states_of(siglip: Siglip, batch: Arrays, own_aspect: bool = False) -> States:
     """Returns what the tower and its pooling head make of a batch of images.
 

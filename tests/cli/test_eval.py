@@ -12,6 +12,7 @@ import pytest
 
 from siglip_jax.assets import EXAMPLES
 from siglip_jax.inference import load
+from tests.support.masks import write_masks
 
 LABELS = (EXAMPLES / "labels.txt").read_text(encoding="utf-8").splitlines()
 FEW = ["church", "horse", "lemon", "pizza"]  # which it names right
@@ -246,3 +247,49 @@ def test_help_has_examples(run):
     ran = run("eval", "--help")
     assert ran.status == 0
     assert "siglip-jax eval knn flowers/test --train flowers/train" in ran.out
+
+
+@pytest.mark.slow
+def test_segmentation(run, tmp_path):
+    data = write_masks(tmp_path / "drawn", [("horse", "lemon"), ("lemon",)])
+    ran = run("eval", "segmentation", data, "--json", "--templates", "photo")
+    assert (ran.status, ran.err) == (0, "")
+    found = json.loads(ran.out)
+    assert found["task"] == "segmentation" and list(found["metrics"]) == ["mean_iou", "pixel_accuracy"]
+    assert [row["class"] for row in found["classes"]] == ["horse", "lemon"]
+    assert found["preprocessing"]["text"]["templates"] == ["This is a photo of {}."]
+    assert found["settings"]["maps"] == "pooling head on each patch alone, cosines, bilinear to the mask"
+
+    names = tmp_path / "names.txt"
+    names.write_text("a horse\na lemon\n")
+    (data / "images" / "1.png").write_bytes(b"")
+    ran = run("eval", "segmentation", data, "--background-threshold", "-1", "--classes", names)
+    assert ran.status == 0
+    assert ran.err.startswith("siglip-jax: images/1.png: ") and ran.err.count("\n") == 1
+    said, table = ran.out.split("\n\n")
+    assert facts_of(ran.out)["images"] == "1, 1 more unreadable"
+    assert facts_of(ran.out)["pixels of no class"] == "background"
+    rows = [line.split() for line in table.splitlines()]
+    assert rows[0] == ["class", "pixels", "IoU", "recall"]
+    assert rows[1][0] == "background" and rows[1][-2:] == ["0.0", "%"]
+    assert [row[:2] for row in rows[2:]] == [["a", "horse"], ["a", "lemon"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ("segmentation", "--save-plot", "a.png"),
+            "--save-plot must be used with zero-shot or retrieval or linear-probe",
+        ),
+        (("segmentation", "--split", "val"), "--split must be used with zero-shot or retrieval"),
+        (("zero-shot", "--background", "wall"), "--background must be used with segmentation, got zero-shot"),
+        (("segmentation", "--background-threshold", "2"), "the value must be a cosine from -1 to 1, got '2'"),
+        (("segmentation",), "images: a data set with masks must be images/NAME.jpg"),
+    ],
+)
+def test_mistakes_of_segmentation(run, tmp_path, options, words):
+    task, *rest = options
+    ran = run("eval", task, tmp_path, *rest)
+    assert (ran.status, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert words in ran.err
