@@ -179,6 +179,15 @@ def pod(everything: str):
     assert all(float(needed) < float(memory) for _, needed, memory in plans)
 
 
+def siglip2_training(everything: str):
+    stages = "steps 0 to 12: sigmoid + captioning\nsteps 12 to 60: sigmoid + captioning + distillation + masked"
+    assert stages in everything
+    assert "the captioning loss fell by more than a half: True" in everything
+    assert everything.count("loss ends below its peak: True") == 2
+    assert "first step with a teacher: 13" in everything
+    assert "parameters of the trained model: logit_bias logit_scale text_model vision_model" in everything
+
+
 def embed_and_search(everything: str):
     assert re.findall(r"(\w+) run: (\d+) embedded, (\d) parts", everything) == [
         ("second", "32", "0"),
@@ -233,6 +242,7 @@ PROMISES = {
     "05_train_on_a_mesh": training_mesh,
     "06_embed_and_search": embed_and_search,
     "07_plan_a_pod": pod,
+    "08_siglip2_training": siglip2_training,
     "09_what_the_model_sees": what_the_model_sees,
 }
 

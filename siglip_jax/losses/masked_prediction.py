@@ -91,6 +91,11 @@ def random_patch_mask(key: jax.Array, n: int, rows: int, columns: int, share: fl
 
     Raises:
       ValueError: if the share is not from 0 to 1.
+
+    Example:
+      >>> mask = random_patch_mask(jax.random.key(0), 2, 4, 5)
+      >>> mask.shape, mask.sum(axis=(1, 2)).tolist()
+      ((2, 4, 5), [10, 10])
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share must be from 0 to 1, got {share}")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from siglip_jax.training.objective import Labels, Objective, Pairs
     from siglip_jax.training.plan import dry_run
     from siglip_jax.training.run import Run, train
+    from siglip_jax.training.views import random_views
 
 __all__ = [
     "RECIPES",
@@ -33,6 +34,7 @@ __all__ = [
     "Schedule",
     "SelfDistillation",
     "dry_run",
+    "random_views",
     "train",
 ]
 
@@ -45,6 +47,7 @@ make_lazy(
         "Pairs": "siglip_jax.training.objective",
         "Run": "siglip_jax.training.run",
         "dry_run": "siglip_jax.training.plan",
+        "random_views": "siglip_jax.training.views",
         "train": "siglip_jax.training.run",
     },
 )

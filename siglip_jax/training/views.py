@@ -31,7 +31,15 @@ def random_views(
       images: pixels as the model takes them, (images, height, width, channels).
       count: number of views of each image.
       size: width and height of a view in pixels.
-      area: least and largest share of the area of the image.
+      area: least and largest share of the area of the image that a view shows.
+
+    Returns:
+      (images, count, size, size, channels).
+
+    Example:
+      >>> views = random_views(jax.random.key(0), jnp.zeros((2, 32, 48, 3)), 8, 16, (0.05, 0.4))
+      >>> views.shape
+      (2, 8, 16, 16, 3)
     """
     draw = jax.vmap(functools.partial(_view, size=size, area=area), in_axes=(0, None))
     keys = jax.random.split(key, (len(images), count))
