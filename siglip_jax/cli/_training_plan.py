@@ -49,7 +49,7 @@ def plot(curve: list[float], rate: float, steps: int) -> list[str]:
 
 def _sentences(facts: dict[str, Any]) -> list[str]:
     lines = [
-        f"{facts['steps']:,} steps of {facts['batch_size']:,} examples, {facts['epochs']:g} epochs of"
+        f"{facts['steps']:,} steps of {'up to ' * bool(facts['lengths'])}{facts['batch_size']:,} examples, {facts['epochs']:g} epochs of"
         f" {facts['examples']:,}",
         f"{facts['trained_parameters']:,} of {facts['all_parameters']:,} parameters are trained",
         "mesh: " + ", ".join(f"{axis}={size}" for axis, size in facts["mesh"].items()),
@@ -67,6 +67,8 @@ def _sentences(facts: dict[str, Any]) -> list[str]:
         )
     if facts["classes"]:
         lines.append(f"{len(facts['classes']):,} classes in this order: {brief(facts['classes'])}")
+    for row in facts["lengths"]:
+        lines.append(f"{row['examples']:,} images of {row['patches']:,} patches a step, {row['padding']:.1%} padding")
     if (images := facts["images"]) is not None and images < facts["examples"]:
         lines.append(
             f"{facts['examples']:,} rows name {images:,} images; rows of one image are not each other's negatives"

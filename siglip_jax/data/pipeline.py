@@ -22,6 +22,7 @@ from siglip_jax._optional import import_optional
 from siglip_jax.data.example import Source
 from siglip_jax.data.fingerprint import fingerprint
 from siglip_jax.data.order import Order
+from siglip_jax.data.sizes import StepSizes
 from siglip_jax.data.transform import Row, Transform
 
 grain: Any = import_optional("grain", "the input pipeline", "data")
@@ -34,9 +35,10 @@ class Batch(NamedTuple):
     """The rows of one training step that belong to this process.
 
     Attributes:
-      arrays: `pixels`, (rows, height, width, 3) uint8; `index`, (rows,) int64, the index of each example counted over
-        all sources; and if the transform returns them `input_ids`, (rows, positions) int32, `image_ids`, (rows,) int32,
-        equal for rows of the same image, and `label`, (rows,) int32.
+      arrays: `pixels`, (rows, height, width, 3) uint8, or patches, (rows, patches, values) uint8, with
+        `spatial_shapes`, (rows, 2) int32; `index`, (rows,) int64, the index of each example counted over all sources;
+        and if the transform returns them `input_ids`, (rows, positions) int32, `image_ids`, (rows,) int32, equal for
+        rows of the same image, and `label`, (rows,) int32.
       skipped: one "name: reason" for each example that was unreadable and was replaced.
 
     Example:
@@ -89,6 +91,7 @@ class Pipeline:
         transform: Transform,
         *,
         batch_size: int,
+        lengths: Sequence[tuple[int, int]] = (),
         seed: int = 0,
         workers: int = 0,
         process_index: int = 0,
@@ -100,40 +103,45 @@ class Pipeline:
           sources: pairs of a source and its weight; the share of its rows is its weight divided by the sum of weights.
           transform: converts examples to arrays.
           batch_size: rows per step, of all processes together.
+          lengths: for images of variable resolution: pairs (patches of an image, rows of a step, as `batch_size`). Of
+            every n steps each of the n pairs has one, in random order. (): every step has `batch_size` rows, and images
+            have the processor's number of patches.
           seed: seed of the order, the captions and the augmentation, 0 or more.
           workers: number of worker processes that read and decode; 0: threads of this process, one per core.
           process_index: index of this process, which gets the rows `process_index * n` to `(process_index + 1) * n - 1`
-            of each batch, where n is `batch_size / process_count`.
+            of each batch, where n is the number of its rows divided by `process_count`.
           process_count: number of processes that share each batch.
 
         Raises:
           ValueError: if a source is empty, or a number is out of its range.
         """
-        lengths, weights = [len(source) for source, _ in sources], [weight for _, weight in sources]
-        if not lengths or min(lengths) < 1:
-            raise ValueError(f"sources must be one or more, each with examples, got the lengths {lengths}")
+        counts, weights = [len(source) for source, _ in sources], [weight for _, weight in sources]
+        if not counts or min(counts) < 1:
+            raise ValueError(f"sources must be one or more, each with examples, got the lengths {counts}")
         if not all(0 < weight < float("inf") for weight in weights):
             raise ValueError(f"weights must be finite and above 0, got {weights}")
         if process_count < 1 or not 0 <= process_index < process_count:
             raise ValueError(f"process_index must be from 0 to {process_count - 1}, got {process_index}")
-        if batch_size < 1 or batch_size % process_count:
-            raise ValueError(
-                f"batch_size must be a multiple of the {process_count} processes, got {batch_size}; "
-                "it counts the rows of all processes"
-            )
+        for rows in (batch_size, *(rows for _, rows in lengths)):
+            if rows < 1 or rows % process_count:
+                raise ValueError(
+                    f"batch_size must be a multiple of the {process_count} processes, got {rows}; "
+                    "it counts the rows of all processes"
+                )
         if workers < 0 or seed < 0:
             raise ValueError(f"workers and seed must be 0 or more, got {workers} and {seed}")
-        self.examples = sum(lengths)
+        self.examples = sum(counts)
         self._sources, self._seed, self._batch_size = list(sources), seed, batch_size
-        self._reader = _Reader([source for source, _ in sources], transform, Order(lengths, weights, seed), seed)
-        self._rows, self._workers = batch_size // process_count, workers
-        self._places = _Places(self._rows, batch_size, process_index * self._rows)
+        self._reader = _Reader([source for source, _ in sources], transform, Order(counts, weights, seed), seed)
+        sizes = StepSizes(lengths or ((None, batch_size),), seed)
+        self._places, self._workers = _Places(sizes, sizes.share(process_count), process_index), workers
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """See the class; files are looked up and some examples are read when it is first used."""
         parts = [f"{_name(s)}:{len(s)}*{weight:g}:{fingerprint(s)[:16]}" for s, weight in self._sources]
-        return f"{' '.join(parts)} seed={self._seed} batch={self._batch_size}"
+        kinds = [f"{length}x{rows}" for length, rows in self._places.all.kinds if length is not None]
+        return " ".join([*parts, f"seed={self._seed}", f"batch={self._batch_size}", *kinds])
 
     def batches(self, start: int = 0) -> Generator[Batch, None, None]:
         """Yields the batches of the steps from `start` on, without end.
@@ -153,16 +161,19 @@ class Pipeline:
 
     def _batches(self, start: int) -> Generator[Batch, None, None]:
         shared = self._workers > 0
-        rows = grain.MapDataset.range(start * self._rows, sys.maxsize).map(self._places).map(self._reader)
         stack = _Stack(self._reader.transform)
+        batches: Any
         if not shared:
             cores = _cores()
-            options = grain.ReadOptions(num_threads=cores, prefetch_buffer_size=self._rows + cores)
-            batches = rows.to_iter_dataset(options).batch(self._rows, batch_fn=stack)
+            options = grain.ReadOptions(num_threads=cores, prefetch_buffer_size=self._most_rows + cores)
+            rows = grain.MapDataset.range(self._places.own.before(start), sys.maxsize).map(self._places)
+            rows = iter(rows.map(self._reader).to_iter_dataset(options))
+            batches = _Grouped(rows, self._places.own, start, stack)
         else:
             # Workers make whole batches, not rows, so that few and large objects are sent between processes.
             none_ahead = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-            batches = rows.batch(self._rows, batch_fn=stack).to_iter_dataset(none_ahead)
+            whole = _Whole(self._places, self._reader, stack)
+            batches = grain.MapDataset.range(start, sys.maxsize).map(whole).to_iter_dataset(none_ahead)
             # Smaller arrays go through a pipe.
             smallest = _SMALLEST_SHARED if self._shared_memory_suffices() else sys.maxsize
             options = grain.experimental.DatasetOptions(min_shm_size=smallest)
@@ -177,9 +188,16 @@ class Pipeline:
         finally:
             iterator.close()
 
+    @property
+    def _most_rows(self) -> int:
+        """Rows of the largest batch of this process."""
+        return max(rows for _, rows in self._places.own.kinds)
+
     def _shared_memory_suffices(self) -> bool:
         transform = self._reader.transform
-        batch = 4 * self._rows * transform.height * transform.width  # bytes of pixels (3 per pixel), and a third more
+        kinds = self._places.own.kinds
+        largest = max(rows * transform.at(length).pixels_per_image for length, rows in kinds)
+        batch = 4 * largest  # bytes of pixels (3 per pixel), and a third more
         held = 4 * (self._workers + 1)  # batches: in the making, waiting, or not released yet
         return not os.path.isdir(_SHARED) or shutil.disk_usage(_SHARED).free > held * batch
 
@@ -238,15 +256,16 @@ def unreadable_of(source: Source, indices: Sequence[int], transform: Transform) 
 
 @dataclass(frozen=True)
 class _Places:
-    """Maps the rows of this process, counted over all steps, to places in the order."""
+    """Maps the rows of this process, counted over all steps, to places in the order and lengths of sequences."""
 
-    rows: int
-    batch_size: int
-    first: int
+    all: StepSizes
+    own: StepSizes
+    process_index: int
 
-    def __call__(self, row: int) -> int:
-        step, place = divmod(row, self.rows)
-        return step * self.batch_size + self.first + place
+    def __call__(self, row: int) -> tuple[int, int | None]:
+        step, place = self.own.step_of(row)
+        length, rows = self.own.at(step)
+        return self.all.before(step) + self.process_index * rows + place, length
 
 
 @dataclass(frozen=True)
@@ -258,13 +277,15 @@ class _Reader:
     order: Order
     seed: int
 
-    def __call__(self, place: int) -> _Read:
+    def __call__(self, turn: tuple[int, int | None]) -> _Read:
+        place, length = turn
+        transform = self.transform.at(length)
         number, before = self.order.turn(place)
         skipped: list[str] = []
         for attempt in range(self.order.tries(number)):
             index = self.order.example(number, before, attempt)
             rng = np.random.default_rng((self.seed, place, attempt))
-            row, reason = _read(self.sources[number], index, self.transform, rng)
+            row, reason = _read(self.sources[number], index, transform, rng)
             if row is not None:
                 return _Read(row, index + sum(map(len, self.sources[:number])), tuple(skipped))
             skipped.append(reason)
@@ -292,10 +313,42 @@ class _Stack:
 
     transform: Transform
 
-    def __call__(self, rows: Sequence[_Read]) -> Batch:
-        arrays = self.transform.stack([read.row for read in rows if read.row is not None])
+    def __call__(self, rows: Sequence[_Read], length: int | None = None) -> Batch:
+        arrays = self.transform.at(length).stack([read.row for read in rows if read.row is not None])
         arrays["index"] = np.array([read.index for read in rows], np.int64)
         return Batch(arrays, tuple(name for read in rows for name in read.skipped))
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """Makes the batch of a step."""
+
+    places: _Places
+    reader: _Reader
+    stack: _Stack
+
+    def __call__(self, step: int) -> Batch:
+        length, count = self.places.own.at(step)
+        first = self.places.own.before(step)
+        return self.stack([self.reader(self.places(first + i)) for i in range(count)], length)
+
+
+class _Grouped:
+    """Groups an endless iterator of rows to batches; `close` closes it."""
+
+    def __init__(self, rows: Any, sizes: StepSizes, start: int, stack: _Stack) -> None:
+        self._rows, self._sizes, self._step, self._stack = rows, sizes, start, stack
+
+    def __iter__(self) -> "_Grouped":
+        return self
+
+    def __next__(self) -> Batch:
+        length, count = self._sizes.at(self._step)
+        self._step += 1
+        return self._stack([next(self._rows) for _ in range(count)], length)
+
+    def close(self) -> None:
+        self._rows.close()
 
 
 def _read(source: Source, index: int, transform: Transform, rng: np.random.Generator) -> tuple[Row | None, str]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 from jaxtyping import Array, Float32, UInt8
 
 from siglip_jax._checks import check_choice
@@ -17,6 +18,7 @@ from siglip_jax._files import MAX_PIXELS
 from siglip_jax.data.example import Example, image_id
 from siglip_jax.processing import SiglipImageProcessorPil, SiglipProcessor
 from siglip_jax.processing.images import pixels
+from siglip_jax.processing.images.base import ImageProcessor
 from siglip_jax.processing.images.loading import load_image
 from siglip_jax.processing.images.options import ImageOptions, checked
 
@@ -93,19 +95,36 @@ class Transform:
         check_choice("augment", augment, AUGMENTATIONS)
         if not 0 < min_area <= 1:
             raise ValueError(f"min_area must be above 0 and up to 1, got {min_area}")
-        if not isinstance(processor.image_processor, SiglipImageProcessorPil):
-            kind = type(processor.image_processor).__name__
-            raise ValueError(f"processor must make images of one size, got a {kind} of variable resolution")
-        self._options: ImageOptions = checked(processor.image_processor._options)
-        self.height, self.width = _fixed_size(self._options)
+        self._options: ImageOptions
+        self._take(processor.image_processor)
         o = self._options
-        self.mean, self.std = (
-            ((0.0,) * 3, (1.0,) * 3) if o.image_mean is None else (_three(o.image_mean), _three(o.image_std))
-        )
+        mean, std = ((0.0,) * 3, (1.0,) * 3) if o.image_mean is None else (_three(o.image_mean), _three(o.image_std))
+        self.mean, self.std = self._statistics(mean), self._statistics(std)
         self.rescale_factor = 1.0 if o.rescale_factor is None else o.rescale_factor
         self.augment, self.min_area, self.max_pixels = augment, min_area, max_pixels
         self.captions, self.labels = captions, labels
         self._processor = processor
+
+    def _take(self, images: ImageProcessor) -> None:
+        """Takes the options of an image processor."""
+        if not isinstance(images, SiglipImageProcessorPil):
+            kind = type(images).__name__
+            raise ValueError(f"processor must make images of one size, got a {kind} of variable resolution")
+        self._options = checked(images._options)
+        self.height, self.width = _fixed_size(self._options)
+
+    def _statistics(self, value: tuple[float, ...]) -> tuple[float, ...]:
+        """Returns the mean or deviation of the channels as `normalize_pixels` takes it."""
+        return value
+
+    @property
+    def pixels_per_image(self) -> int:
+        """Number of pixels of an image in a batch."""
+        return self.height * self.width
+
+    def at(self, length: int | None) -> "Transform":
+        """Returns the transform for a length of sequences, on which images of one size do not depend."""
+        return self
 
     def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Converts one example.
@@ -162,7 +181,7 @@ class Transform:
           `pixels`, (rows, height, width, 3) uint8; with `captions` `input_ids`, (rows, positions) int32, and
           `image_ids`, (rows,) int32, equal for rows of the same image; with `labels` `label`, (rows,) int32.
         """
-        arrays = {"pixels": np.stack([row.pixels for row in rows])}
+        arrays = self._images(rows)
         if self.captions:
             arrays["input_ids"] = self._processor(text=[row.text for row in rows], truncation=True)["input_ids"]
             low = np.array([(row.image_id or 0) & 0xFFFFFFFF for row in rows], np.uint32)
@@ -183,12 +202,18 @@ class Transform:
         pil = pixels.rgb_pil(loaded)
         if "crop" in self.augment:
             pil = pil.crop(random_box(rng, pil.width, pil.height, self.min_area))
-        o = self._options
-        size = pixels.target_size(pil.height, pil.width, o.size or {})
-        out = pixels.resize(pil, size, o.resample)
-        if o.crop_size is not None:
-            out = pixels.center_crop(out, *o.crop_size)
+        out = self._resized(pil)
         return out[:, ::-1] if "flip" in self.augment and rng.random() < 0.5 else out
+
+    def _resized(self, image: PIL.Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+        """Returns the pixels of an RGB image in the size of the model's images."""
+        o = self._options
+        out = pixels.resize(image, pixels.target_size(image.height, image.width, o.size or {}), o.resample)
+        return out if o.crop_size is None else pixels.center_crop(out, *o.crop_size)
+
+    def _images(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
+        """Returns the arrays of the images of a batch."""
+        return {"pixels": np.stack([row.pixels for row in rows])}
 
 
 def random_box(rng: np.random.Generator, width: int, height: int, min_area: float) -> tuple[int, int, int, int]:
@@ -214,25 +239,25 @@ def random_box(rng: np.random.Generator, width: int, height: int, min_area: floa
 
 
 def normalize_pixels(
-    pixels: UInt8[Array, "*batch height width 3"],
+    pixels: UInt8[Array, "*batch values"],
     mean: Sequence[float],
     std: Sequence[float],
     rescale_factor: float = 1 / 255,
-) -> Float32[Array, "*batch height width 3"]:
+) -> Float32[Array, "*batch values"]:
     """Returns `(pixels * rescale_factor - mean) / std`, inside the training step.
 
     The result is within 1e-6 of the image processor's, which multiplies by the factor in float64.
 
     Args:
-      pixels: RGB pixels, (..., height, width, 3) uint8.
-      mean: mean of each channel after rescaling, 3 numbers.
-      std: standard deviation of each channel after rescaling, 3 numbers.
+      pixels: RGB pixels, (..., height, width, 3) uint8, or patches, (..., patches, values) uint8.
+      mean: mean after rescaling of each channel, or of each value of a patch.
+      std: standard deviation after rescaling of each channel, or of each value of a patch.
       rescale_factor: factor of the pixels.
 
     Returns:
-      Normalised pixels, (..., height, width, 3) float32.
+      Normalised pixels, float32, in the shape of `pixels`.
     """
-    shape = (1,) * (pixels.ndim - 1) + (3,)
+    shape = (1,) * (pixels.ndim - 1) + (len(mean),)
     means, deviations = (jnp.asarray(x, jnp.float32).reshape(shape) for x in (mean, std))
     return (pixels.astype(jnp.float32) * jnp.float32(rescale_factor) - means) / deviations
 

@@ -303,7 +303,13 @@ def text_flops(text: SiglipTextConfig) -> int:
 
 
 def step_flops(
-    config: SiglipConfig, images: int, texts: int, *, image_trained: bool = True, text_trained: bool = True
+    config: SiglipConfig,
+    images: int,
+    texts: int,
+    *,
+    image_trained: bool = True,
+    text_trained: bool = True,
+    patches: int | None = None,
 ) -> int:
     """Returns the floating-point operations of a training step, without those that remat repeats.
 
@@ -313,7 +319,8 @@ def step_flops(
       texts: texts of the step; 0 if their embeddings are given instead.
       image_trained: whether the image tower is trained; a frozen tower runs forward only.
       text_trained: whether the text tower is trained; a frozen tower runs forward only.
+      patches: patches of an image, padding included; None: those of the configuration.
     """
-    image = images * image_flops(config.vision_config) * (FORWARD_AND_BACKWARD if image_trained else 1)
+    image = images * image_flops(config.vision_config, patches) * (FORWARD_AND_BACKWARD if image_trained else 1)
     text = texts * text_flops(config.text_config) * (FORWARD_AND_BACKWARD if text_trained else 1)
     return image + text + 2 * FORWARD_AND_BACKWARD * images * texts * config.text_config.embedding_size

@@ -6,6 +6,7 @@ The extra `train` installs the packages that training needs.
 from typing import TYPE_CHECKING
 
 from siglip_jax._lazy import make_lazy
+from siglip_jax.training.naflex import Naflex
 from siglip_jax.training.recipe import Lora, MeshShape, Optimizer, Recipe, Schedule
 from siglip_jax.training.recipes import RECIPES
 from siglip_jax.training.terms import Captioning, Curation, Late, SelfDistillation
@@ -26,6 +27,7 @@ __all__ = [
     "Late",
     "Lora",
     "MeshShape",
+    "Naflex",
     "Objective",
     "Optimizer",
     "Pairs",

@@ -28,7 +28,7 @@ def parse_duration(text: str) -> tuple[Fraction, str]:
     return amount, _UNITS[m[2].rstrip("s")]
 
 
-def steps_of(text: str, *, batch_size: int, examples: int, total: int | None = None) -> int:
+def steps_of(text: str, *, batch_size: int | Fraction, examples: int, total: int | None = None) -> int:
     """Returns a duration in steps, rounded to the nearest, at least 1 unless the duration is 0.
 
     Args:

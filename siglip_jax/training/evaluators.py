@@ -67,19 +67,19 @@ def labels_evaluation(objective: Objective, classes: Sequence[str], source: Sour
     number = np.array([list(classes).index(name) for name in source.classes])
 
     @jax.jit
-    def predict(params: Any, pixels: jax.Array) -> jax.Array:
-        batch = {"pixels": pixels}
+    def predict(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
         return jax.numpy.argmax(objective.embed(params, batch, jax.random.key(0)), axis=1)
 
     def evaluate(params: Mapping[str, Any]) -> Metrics:
         right = total = 0
         for batch in ordered(source, transform, BATCH):
-            pixels, label = batch.arrays["pixels"], batch.arrays["label"]
+            label = batch.arrays["label"]
             if label.max() >= len(number):
                 raise ValueError(f"labels must be below {len(number)}, the number of classes, got {label.max()}")
-            padded = np.concatenate([pixels, np.repeat(pixels[-1:], BATCH - len(pixels), axis=0)])
-            right += int((np.asarray(predict(params, padded))[: len(pixels)] == number[label]).sum())
-            total += len(pixels)
+            images = {name: x for name, x in batch.arrays.items() if name in ("pixels", "spatial_shapes")}
+            padded = {n: np.concatenate([x, np.repeat(x[-1:], BATCH - len(x), axis=0)]) for n, x in images.items()}
+            right += int((np.asarray(predict(params, padded))[: len(label)] == number[label]).sum())
+            total += len(label)
         return {"accuracy": right / total}
 
     return evaluate

@@ -22,6 +22,7 @@ from siglip_jax.losses.tiles import BlockSize, signed_loss
 from siglip_jax.models.elementwise import normalize
 from siglip_jax.parallel.mesh import BATCH_AXES
 from siglip_jax.training.lora import added
+from siglip_jax.training.naflex import image_inputs, padding_of
 from siglip_jax.training.recipe import Lora
 
 Batch = Mapping[str, Any]  # JAX or NumPy arrays by name
@@ -38,7 +39,7 @@ class Objective:
     A subclass implements both; `embed` is called for each micro-batch, `loss` once for a step.
 
     Attributes:
-      module: `SiglipModel` for pairs, `SiglipForImageClassification` for labels.
+      module: `SiglipModel` for pairs, `SiglipForImageClassification` for labels, or those of variable resolution.
       prepare: function from (key, images (n, h, w, 3) uint8) to the pixels that the module takes; random augmentation
         belongs here.
       lora: scale of the low-rank additions, which are under "lora" in the parameters.
@@ -123,8 +124,9 @@ class Objective:
 class Pairs(Objective):
     """Contrastive objective of image-text pairs, matched by row or by groups.
 
-    A batch has `pixels` (n, h, w, 3) uint8, or precomputed `image_embeds` (n, E) float32; `input_ids` (m, T) int32; and
-    optionally `image_groups` (n,) int32 and `text_groups` (m,) int32: an image and a text of the same group are a
+    A batch has `pixels` (n, h, w, 3) uint8, or patches (n, L, p * p * 3) uint8 with `spatial_shapes` (n, 2) int32, or
+    precomputed `image_embeds` (n, E) float32; `input_ids` (m, T) int32; and optionally `image_groups` (n,) int32 and
+    `text_groups` (m,) int32: an image and a text of the same group are a
     positive pair. Without groups n is m, and images and texts of the same row are the positive pairs; so are those of
     two rows of the same image, where the batch has `image_ids` (n,) int32, equal for rows of the same image. The
     softmax loss, which has one positive pair for each row, leaves such pairs of two rows out of its denominators.
@@ -174,8 +176,8 @@ class Pairs(Objective):
         if "image_embeds" in batch:
             images = batch["image_embeds"].astype(jnp.float32)
         else:
-            pixels = self.prepare(key, batch["pixels"])
-            images = normalize(self.apply(params, pixels, method="get_image_features"))
+            inputs = image_inputs(self.prepare(key, batch["pixels"]), batch)
+            images = normalize(self.apply(params, *inputs, method="get_image_features"))
         return {
             "images": images,
             "texts": normalize(self.apply(params, batch["input_ids"], method="get_text_features")),
@@ -191,13 +193,14 @@ class Pairs(Objective):
 
         Returns:
           The loss, a float32 scalar, and the metrics `temperature`, `bias`, with `image_ids` `repeated_images` (rows
-          whose image is that of another row before), and, for the sigmoid loss without groups and equal texts,
+          whose image is that of another row before), with `spatial_shapes` `padding` (the share of padding among the
+          patches) and `patches` (the length), and, for the sigmoid loss without groups and equal texts,
           `loss_positive` and `loss_negative`: the terms of each image and its own text, and of all other pairs.
         """
         given = embeds["images"], embeds["texts"], params["logit_scale"], params["logit_bias"]
         over = {"block_size": self.block_size, "mesh": self.mesh, "axis": BATCH_AXES if self.mesh else "data"}
         scale, bias = params["logit_scale"][0], params["logit_bias"][0]
-        metrics = {"temperature": jnp.exp(scale), "bias": bias}
+        metrics = {"temperature": jnp.exp(scale), "bias": bias} | padding_of(batch)
         images = None
         if "image_ids" in batch:
             images = jnp.asarray(batch["image_ids"])
@@ -249,7 +252,8 @@ def _rotated(x: Array, by: int) -> Array:
 class Labels(Objective):
     """Objective of a classifier: softmax cross-entropy of images with labels.
 
-    A batch has `pixels` (n, h, w, 3) uint8 and `label` (n,) int32.
+    A batch has `pixels` (n, h, w, 3) uint8, or patches (n, L, p * p * 3) uint8 with `spatial_shapes` (n, 2) int32, and
+    `label` (n,) int32.
 
     Attributes:
       module: `SiglipForImageClassification`.
@@ -278,7 +282,7 @@ class Labels(Objective):
         Returns:
           Logits, (n, classes).
         """
-        return self.apply(params, self.prepare(key, batch["pixels"])).logits
+        return self.apply(params, *image_inputs(self.prepare(key, batch["pixels"]), batch)).logits
 
     def loss(self, params: Mapping[str, Any], embeds: Any, batch: Batch) -> tuple[Float[Array, ""], Metrics]:
         """Returns the mean cross-entropy of the whole batch.
@@ -297,4 +301,4 @@ class Labels(Objective):
         """
         logits, label = embeds.astype(jnp.float32), jnp.asarray(batch["label"])
         accuracy = jnp.mean((jnp.argmax(logits, axis=1) == label).astype(jnp.float32))
-        return jnp.mean(cross_entropies(logits, label)), {"accuracy": accuracy}
+        return jnp.mean(cross_entropies(logits, label)), {"accuracy": accuracy} | padding_of(batch)

@@ -8,6 +8,7 @@ Source: `big_vision/optax.py:make`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -67,7 +68,7 @@ def treatments(options: Optimizer, paths: Iterable[str]) -> dict[str, Treatment]
     return table
 
 
-def make_schedule(options: Schedule, *, steps: int, batch_size: int, examples: int) -> Callable[[Any], Any]:
+def make_schedule(options: Schedule, *, steps: int, batch_size: int | Fraction, examples: int) -> Callable[[Any], Any]:
     """Returns the function from the number of steps done to the factor of rate and weight decay, from 0 to 1.
 
     Args:

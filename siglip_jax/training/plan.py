@@ -1,14 +1,19 @@
 """The plan of a run: what `train` would do with each parameter, its schedule, and the memory on each device."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
+from siglip_jax.data.example import Example, Source
+from siglip_jax.data.flexible import FlexibleTransform
 from siglip_jax.data.pipeline import unreadable_of
+from siglip_jax.data.transform import Transform
 from siglip_jax.evaluation.embeddings import spread
 from siglip_jax.models.cost import Placement, estimate, placements
 from siglip_jax.parallel.mesh import AXES, batch_shards
@@ -16,6 +21,7 @@ from siglip_jax.params import flatten
 from siglip_jax.training.costs import ADAM, GROUPS, further_flops, group_bytes
 from siglip_jax.training.joint import GROUPS as JOINT_GROUPS
 from siglip_jax.training.memory import device_memory
+from siglip_jax.training.naflex import examples_per_step, kinds_of
 from siglip_jax.training.prepare import Model, flops_of, make_transform
 from siglip_jax.training.recipe import Recipe
 from siglip_jax.training.setup import Data, Path_, Sources, open_sources, recipe_with, set_up
@@ -55,7 +61,9 @@ def dry_run(
         `**{"optimizer.rate": 1e-5}`.
 
     Returns:
-      A dict that JSON can hold: `steps`, `batch_size`, `examples` of an epoch, `images` (the different ones that they
+      A dict that JSON can hold: `steps`, `batch_size`, `lengths` (for a model of variable resolution a row
+      for each length of sequences: `patches`, `examples` of a step, and `padding`, the share of padding in the examples
+      that were tried; else []), `examples` of an epoch, `images` (the different ones that they
       name; None where only reading them shows it), `classes` (names in the order of the logits; [] for pairs),
       `epochs`, `trained_parameters`, `all_parameters`, `mesh`, `memory_per_device` in bytes (None where no estimate
       applies), `peak_rate`, `schedule` (factors of the rate, evenly spaced over the run), `device_memory`, the bytes
@@ -101,6 +109,7 @@ def dry_run(
     chosen = [(source, spread(len(source), TRIED)) for source, _ in setup.sources]
     tried = sum(len(indices) for _, indices in chosen)
     unreadable = [reason for source, indices in chosen for reason in unreadable_of(source, indices, transform)]
+    kinds = kinds_of(recipe.naflex, recipe.batch_size, setup.model.module.config)
     points = np.linspace(0, plan.steps, SCHEDULE_POINTS).round().astype(int)
     return {
         "steps": plan.steps,
@@ -108,7 +117,8 @@ def dry_run(
         "examples": examples,
         "images": _images(setup.sources),
         "classes": list(setup.sources[0][0].classes) if recipe.task == "labels" else [],
-        "epochs": round(plan.steps * recipe.batch_size / examples, 3),
+        "epochs": round(float(plan.steps * examples_per_step(kinds)) / examples, 3),
+        "lengths": _lengths(transform, kinds, chosen),
         "trained_parameters": trained,
         "all_parameters": sum(int(np.prod(shape)) for shape in shapes.values()),
         "mesh": sizes,
@@ -119,21 +129,22 @@ def dry_run(
         "schedule": [float(plan.schedule(step)) for step in points],
         "tried": tried,
         "unreadable": unreadable,
-        "stages": _stages(recipe, examples),
+        "stages": _stages(recipe, examples, plan.steps),
         "losses": _losses(recipe, setup.model),
         "parameters": rows,
     }
 
 
-def _stages(recipe: Recipe, examples: int) -> list[dict[str, Any]]:
+def _stages(recipe: Recipe, examples: int, steps: int) -> list[dict[str, Any]]:
     """Returns a row for each stage of a run: its steps, its losses, and what changes the images."""
-    rows = []
-    for stage in stages_of(recipe, examples):
+    rows, stages = [], stages_of(recipe, examples)
+    for stage in stages:
         late = stage.recipe.late
         changes = {
             name: getattr(late, name) for name in ("resolution", "patch_size") if getattr(late, name) is not None
         }
-        rows.append({"start": stage.start, "end": stage.end, "losses": list(_weights(stage.recipe)), **changes})
+        end = steps if stage is stages[-1] else stage.end
+        rows.append({"start": stage.start, "end": end, "losses": list(_weights(stage.recipe)), **changes})
     return rows
 
 
@@ -161,6 +172,24 @@ def _losses(recipe: Recipe, model: Model) -> list[dict[str, Any]]:
         size = group_bytes(sizes, GROUPS[name]) if name in further else 4 * ADAM * own
         rows.append({"loss": name, "weight": weights.get(name), "flops": flops, "bytes": size})
     return rows
+
+
+def _lengths(transform: Transform, kinds: Sequence[Any], chosen: Sequence[tuple[Any, Any]]) -> list[dict[str, Any]]:
+    """Returns a row for each length of sequences: its examples of a step, and the padding of the examples tried."""
+    if not isinstance(transform, FlexibleTransform):
+        return []
+    tried = [example for source, indices in chosen for example in _readable(source, indices)]
+    return [
+        {"patches": length, "examples": count, "padding": round(transform.at(length).padding(tried), 4)}
+        for length, count in kinds
+    ]
+
+
+def _readable(source: Source, indices: Sequence[int]) -> Iterator[Example]:
+    """Yields the examples of a source that can be read."""
+    for index in indices:
+        with contextlib.suppress(OSError, ValueError):
+            yield source[index]
 
 
 def _images(sources: Sources) -> int | None:
@@ -204,7 +233,12 @@ def _memory(recipe: Recipe, model: Model, placed: Sequence[Placement], sizes: di
     """Returns bytes on each device, as `siglip-jax info --mesh` estimates them; None where no estimate applies."""
     if recipe.task != "pairs" or recipe.locked_images or recipe.remat not in (None, "full"):
         return None
-    batch = recipe.batch_size // recipe.micro_batches
-    found = estimate(model.module.config, placed, sizes, batch, training=True, remat=recipe.remat, dtype=recipe.dtype)
+    options: Any = {"training": True, "remat": recipe.remat, "dtype": recipe.dtype}
+    config, totals = model.module.config, []
+    for length, examples in kinds_of(recipe.naflex, recipe.batch_size, config):
+        if length is not None:  # the estimate takes the next square number of patches
+            square = (math.isqrt(length - 1) + 1) ** 2
+            config = config.replace(vision_config=config.vision_config.replace(num_patches=square))
+        totals.append(estimate(config, placed, sizes, examples // recipe.micro_batches, **options).total)
     frozen = sum(row.bytes for row in placed if model.table[row.path].frozen)
-    return found.total - 3 * frozen  # frozen parameters have no gradient and no moments
+    return max(totals) - 3 * frozen  # frozen parameters have no gradient and no moments

@@ -19,15 +19,16 @@ from jax.sharding import Mesh
 from siglip_jax._hub import resolve
 from siglip_jax.checkpoints import read_checkpoint
 from siglip_jax.checkpoints.surgery import with_labels, with_resolution
-from siglip_jax.configs.configuration import SiglipConfig
+from siglip_jax.configs.configuration import Siglip2Config, SiglipConfig
+from siglip_jax.data.flexible import FlexibleTransform
 from siglip_jax.data.transform import Transform, normalize_pixels
-from siglip_jax.models import SiglipForImageClassification, SiglipModel
+from siglip_jax.models import Siglip2ForImageClassification, Siglip2Model, SiglipForImageClassification, SiglipModel
 from siglip_jax.models.cost import step_flops
 from siglip_jax.models.placement import place_params
 from siglip_jax.parallel.mesh import batch_shards, mesh_over
 from siglip_jax.parallel.sharding import shard_params
 from siglip_jax.params import flatten, unflatten
-from siglip_jax.processing import SiglipProcessor
+from siglip_jax.processing import Siglip2ImageProcessor, SiglipProcessor
 from siglip_jax.rules import match_rules
 from siglip_jax.training.costs import further_flops
 from siglip_jax.training.curation import CURATOR, Curator
@@ -35,12 +36,13 @@ from siglip_jax.training.durations import steps_of
 from siglip_jax.training.joint import TEACHER, TRAINED_GROUPS, JointPairs, placed_groups, without_groups
 from siglip_jax.training.lora import init_lora
 from siglip_jax.training.lora import merge as merge_lora
+from siglip_jax.training.naflex import examples_per_step, kinds_of
 from siglip_jax.training.objective import Labels, Objective, Pairs
 from siglip_jax.training.optimizer import Treatment, make_optimizer, make_schedule, treatments
 from siglip_jax.training.recipe import Recipe
 from siglip_jax.training.step import Step, TrainState, init_state
 
-Trainable = SiglipModel | SiglipForImageClassification
+Trainable = SiglipModel | SiglipForImageClassification | Siglip2Model | Siglip2ForImageClassification
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,23 +111,33 @@ def prepare_model(
     """
     path = resolve(name_or_path)
     checkpoint = read_checkpoint(path)
-    if type(checkpoint.config) is not SiglipConfig or checkpoint.architecture not in _ARCHITECTURES[recipe.task]:
+    if not isinstance(checkpoint.config, SiglipConfig) or checkpoint.architecture not in _ARCHITECTURES[recipe.task]:
         raise ValueError(
-            f"{name_or_path}: the checkpoint must be a whole SigLIP model of fixed resolution for task={recipe.task!r},"
-            f" got a {checkpoint.architecture} with a {type(checkpoint.config).__name__}"
+            f"{name_or_path}: the checkpoint must be a whole SigLIP model for task={recipe.task!r}, got a"
+            f" {checkpoint.architecture} with a {type(checkpoint.config).__name__}"
         )
+    flexible = isinstance(checkpoint.config, Siglip2Config)
+    if flexible:
+        _check_flexible(recipe, mesh)
     dropout = checkpoint.config.vision_config.attention_dropout, checkpoint.config.text_config.attention_dropout
     if any(dropout):
         raise ValueError(f"attention_dropout must be 0, as in all published models, got {max(dropout)}")
     processor = SiglipProcessor.from_pretrained(path if path.is_dir() else path.parent)
     if recipe.task == "pairs":
         processor.tokenizer.check_rows(checkpoint.config.text_config.vocab_size)
-    if recipe.resolution is not None and recipe.resolution != checkpoint.config.vision_config.image_size:
+    if (
+        not flexible
+        and recipe.resolution is not None
+        and recipe.resolution != checkpoint.config.vision_config.image_size
+    ):
         checkpoint = with_resolution(checkpoint, recipe.resolution).checkpoint
-    if recipe.task == "labels" and (checkpoint.architecture == "SiglipModel" or list(labels) != _labels(checkpoint)):
+    if recipe.task == "labels" and (
+        checkpoint.architecture in _ARCHITECTURES["pairs"] or list(labels) != _labels(checkpoint)
+    ):
         checkpoint = with_labels(checkpoint, list(labels)).checkpoint
     config: Any = checkpoint.config
-    processor = processor_of_size(processor, config.vision_config.image_size)
+    if not flexible:
+        processor = processor_of_size(processor, config.vision_config.image_size)
     module = make_module(recipe, config, mesh)
     params: Mapping[str, Any] = checkpoint.params
     if recipe.fresh is not None:
@@ -180,7 +192,7 @@ def make_module(recipe: Recipe, config: Any, mesh: Mesh | None) -> Trainable:
       config: configuration of the model, with the recipe's resolution and classes.
       mesh: mesh over which the batch is sharded; None: one device.
     """
-    module_class = SiglipModel if recipe.task == "pairs" else SiglipForImageClassification
+    module_class = _MODULES[recipe.task][isinstance(config, Siglip2Config)]
     options: Any = {"dtype": jnp.dtype(recipe.dtype), "remat": recipe.remat, "scan_layers": recipe.scan_layers}
     return module_class(config, mesh=mesh, **options)
 
@@ -218,10 +230,41 @@ def make_table(recipe: Recipe, paths: Iterable[str]) -> dict[str, Treatment]:
     return table
 
 
-_ARCHITECTURES = {
-    "pairs": ("SiglipModel",),
-    "labels": ("SiglipModel", "SiglipForImageClassification"),
+_MODULES: dict[str, tuple[Any, Any]] = {  # of fixed and of variable resolution
+    "pairs": (SiglipModel, Siglip2Model),
+    "labels": (SiglipForImageClassification, Siglip2ForImageClassification),
 }
+_ARCHITECTURES = {
+    "pairs": tuple(module.__name__ for module in _MODULES["pairs"]),
+    "labels": tuple(module.__name__ for modules in _MODULES.values() for module in modules),
+}
+
+
+def _check_flexible(recipe: Recipe, mesh: Mesh | None) -> None:
+    """Refuses what a model of variable resolution has no use for, and batches that do not fit the mesh."""
+    if recipe.resolution is not None:
+        raise ValueError(
+            f"resolution must be None for a model of variable resolution, got {recipe.resolution}; set naflex.lengths"
+        )
+    more = [n for n in ("captioning", "self_distillation") if recipe.uses(n)]
+    more += ["curation"] * (recipe.curation.teacher is not None) + ["late"] * recipe.late.used
+    if more:
+        raise ValueError(
+            f"{more[0]} must not be used with a model of variable resolution, got {getattr(recipe, more[0])}; leave it"
+            " out"
+        )
+    if recipe.locked_images:
+        raise ValueError(
+            "locked_images must be False for a model of variable resolution, whose images have several lengths, got"
+            " True; freeze with optimizer.rates instead"
+        )
+    holders = batch_shards(mesh)
+    for length, examples in recipe.naflex.steps(recipe.batch_size):
+        if examples % (holders * recipe.micro_batches):
+            raise ValueError(
+                f"a step of {length} patches must have a multiple of {holders} devices x {recipe.micro_batches}"
+                f" micro-batches, got {examples} examples; change batch_size or naflex.full_batch"
+            )
 
 
 def _labels(checkpoint: Any) -> list[str]:
@@ -232,10 +275,14 @@ def _labels(checkpoint: Any) -> list[str]:
 def _with_fresh(params: Mapping[str, Any], module: Trainable, recipe: Recipe) -> dict[str, Any]:
     """Replaces the parameters whose paths match the recipe's pattern by random ones."""
     config = module.config
-    side, channels = config.vision_config.image_size, config.vision_config.num_channels
-    pixels = jnp.zeros((1, side, side, channels), jnp.float32)
-    ids = jnp.zeros((1, config.text_config.max_position_embeddings), jnp.int32)
-    inputs = (ids, pixels) if isinstance(module, SiglipModel) else (pixels,)
+    vision = config.vision_config
+    if isinstance(config, Siglip2Config):
+        patch = jnp.zeros((1, 1, vision.patch_size**2 * vision.num_channels), jnp.float32)
+        inputs: tuple[Any, ...] = (patch, None, jnp.ones((1, 2), jnp.int32))
+    else:
+        inputs = (jnp.zeros((1, vision.image_size, vision.image_size, vision.num_channels), jnp.float32),)
+    if recipe.task == "pairs":
+        inputs = jnp.zeros((1, config.text_config.max_position_embeddings), jnp.int32), *inputs
     unstacked = module.clone(scan_layers=False, mesh=None)
     random = flatten(jax.jit(unstacked.init)(jax.random.key(recipe.seed), *inputs)["params"])
     flat = flatten(params)
@@ -246,7 +293,8 @@ def _with_fresh(params: Mapping[str, Any], module: Trainable, recipe: Recipe) ->
 def make_transform(recipe: Recipe, processor: SiglipProcessor) -> Transform:
     """Returns the transform from an example to a row of a batch."""
     pairs = recipe.task == "pairs"
-    return Transform(processor, augment=recipe.augment, captions=pairs, labels=not pairs, max_pixels=recipe.max_pixels)
+    kind = FlexibleTransform if isinstance(processor.image_processor, Siglip2ImageProcessor) else Transform
+    return kind(processor, augment=recipe.augment, captions=pairs, labels=not pairs, max_pixels=recipe.max_pixels)
 
 
 def make_objective(recipe: Recipe, model: Model, transform: Transform, mesh: Mesh | None) -> Objective:
@@ -342,7 +390,8 @@ def make_plan(
     Raises:
       ValueError: if warm-up and cool-down are longer than the run.
     """
-    units = {"batch_size": recipe.batch_size, "examples": examples}
+    kinds = kinds_of(recipe.naflex, recipe.batch_size, getattr(objective.module, "config", None))
+    units: Any = {"batch_size": examples_per_step(kinds), "examples": examples}
     steps = steps_of(recipe.duration, **units)
     schedule = make_schedule(recipe.schedule, steps=steps, **units)
     optimizer = make_optimizer(recipe.optimizer, table, schedule)
@@ -353,19 +402,27 @@ def make_plan(
 def flops_of(recipe: Recipe, config: SiglipConfig, table: Mapping[str, Treatment]) -> int:
     """Returns the operations of a step of a recipe, as `step_flops` and `further_flops` count them.
 
+    Steps of several sequence lengths are averaged.
+
     Args:
       recipe: recipe of the run.
       config: configuration of the model.
       table: treatment of each parameter by path, as from `treatments`.
     """
     moving = {path.partition("/")[0] for path, entry in table.items() if not entry.frozen}
-    return sum(further_flops(recipe, config).values()) + step_flops(
-        config,
-        0 if recipe.locked_images else recipe.batch_size,
-        recipe.batch_size if recipe.task == "pairs" else 0,
-        image_trained=bool(moving & {"vision_model", "lora"}),
-        text_trained=bool(moving & {"text_model", "lora"}),
-    )
+    kinds = kinds_of(recipe.naflex, recipe.batch_size, config)
+    each = [
+        step_flops(
+            config,
+            0 if recipe.locked_images else examples,
+            examples if recipe.task == "pairs" else 0,
+            image_trained=bool(moving & {"vision_model", "lora"}),
+            text_trained=bool(moving & {"text_model", "lora"}),
+            patches=length,
+        )
+        for length, examples in kinds
+    ]
+    return sum(further_flops(recipe, config).values()) + round(sum(each) / len(each))
 
 
 def make_state(plan: Plan, params: Mapping[str, Any]) -> TrainState:
@@ -389,12 +446,18 @@ def identity_of(recipe: Recipe, name_or_path: str, **fingerprints: str) -> dict[
 def processor_fingerprint(processor: SiglipProcessor) -> str:
     """Returns a hash of what makes pixels and token ids of images and texts, in hexadecimal."""
     images, tokenizer = processor.image_processor.to_dict(), processor.tokenizer
-    digest = hashlib.sha256(json.dumps({name: images.get(name) for name in _IMAGE_OPTIONS}, default=str).encode())
+    digest = hashlib.sha256(json.dumps(_of_images(images), default=str).encode())
     digest.update(Path(tokenizer.vocab_file).read_bytes())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # texts that are cut
         digest.update(np.asarray(processor(text=list(_PROBES))["input_ids"]).tobytes())
     return digest.hexdigest()
+
+
+def _of_images(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of an image processor that its arrays depend on."""
+    patches = {name: options[name] for name in ("patch_size", "max_num_patches") if name in options}
+    return {name: options.get(name) for name in _IMAGE_OPTIONS} | patches
 
 
 _IMAGE_OPTIONS = ("size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")

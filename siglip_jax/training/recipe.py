@@ -10,6 +10,7 @@ from typing import Literal
 from siglip_jax._files import MAX_PIXELS
 from siglip_jax.rules import Rules
 from siglip_jax.training.durations import parse_duration
+from siglip_jax.training.naflex import Naflex
 from siglip_jax.training.terms import Captioning, Curation, Late, SelfDistillation
 
 EVERYTHING: Rules[float] = ((".*", 1.0),)
@@ -143,6 +144,7 @@ class Recipe:
       resolution: width and height of images in pixels; None: that of the checkpoint.
       augment: augmentation of images, "none", "flip", "crop" or "crop_flip".
       max_pixels: largest number of pixels of an encoded image; a larger one is unreadable.
+      naflex: lengths of the images of a model of variable resolution.
       batch_size: examples of a step, over all devices.
       micro_batches: number of pieces that a step is computed in, to save memory; the gradient is that of the whole
         batch.
@@ -182,6 +184,7 @@ class Recipe:
     resolution: int | None = None  # width and height of images in pixels; None: that of the checkpoint
     augment: Literal["none", "flip", "crop", "crop_flip"] = "none"  # augmentation of images
     max_pixels: int = MAX_PIXELS  # largest number of pixels of an encoded image; a larger one is unreadable
+    naflex: Naflex = Naflex()
     batch_size: int = 256  # examples of a step, over all devices
     micro_batches: int = 1  # pieces a step is computed in, to save memory; the gradient is that of the whole batch
     duration: str = "10 epochs"  # length of the run in steps, epochs or examples

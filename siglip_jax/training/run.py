@@ -18,11 +18,11 @@ from siglip_jax.data.example import Source
 from siglip_jax.data.open import open_source
 from siglip_jax.inference.bench import peak_memory
 from siglip_jax.inference.engine import Siglip
-from siglip_jax.models import SiglipModel
 from siglip_jax.processing import SiglipProcessor
 from siglip_jax.training.adapter import save_adapter
 from siglip_jax.training.evaluators import labels_evaluation, pairs_evaluation
 from siglip_jax.training.loop import Entry, Evaluate, LoopOptions, OnMetrics, check_resumable, run_loop
+from siglip_jax.training.naflex import examples_per_step, kinds_of
 from siglip_jax.training.prepare import (
     Model,
     Plan,
@@ -170,6 +170,9 @@ def train(
     sources = open_sources(data, keys)
     stages = stages_of(recipe, sum(len(source) for source, _ in sources))
     setup = set_up(sources, model, stages[0].recipe, workers)
+    stages[-1] = stages[-1]._replace(
+        end=setup.plan.steps
+    )  # with sequences of several lengths, steps differ in examples
     judge = None
     if evaluate is not None:
         judged = evaluate if isinstance(evaluate, Source) else open_source(evaluate, **{**keys, "kind": None})
@@ -252,7 +255,7 @@ def _evaluation(source: Source, recipe: Recipe, setup: Setup) -> Evaluate:
     """Returns the function from a state to the metrics of its evaluation."""
     objective, model = local_objective(setup.objective), setup.model
     module, config = objective.module, model.module.config
-    if isinstance(module, SiglipModel):
+    if recipe.task == "pairs":
         siglip = Siglip(module, whole(recipe, model.params), model.processor, config)
         evaluate = pairs_evaluation(siglip, source)
     else:
@@ -268,10 +271,11 @@ def _evaluation(source: Source, recipe: Recipe, setup: Setup) -> Evaluate:
 def _speed_metrics(recipe: Recipe, model: Model, plan: Plan) -> Callable[[int, float], dict[str, float]]:
     """Returns the function from (step, steps per second) to the metrics of speed, learning rate and memory."""
     flops = flops_of(recipe, model.module.config, model.table)
+    examples = float(examples_per_step(kinds_of(recipe.naflex, recipe.batch_size, model.module.config)))
 
     def metrics(step: int, steps_per_second: float) -> dict[str, float]:
         line = {
-            "examples_per_second": steps_per_second * recipe.batch_size,
+            "examples_per_second": steps_per_second * examples,
             "teraflops_per_second": steps_per_second * flops / 1e12,
             "rate": recipe.optimizer.rate * float(plan.schedule(step)),
         }

@@ -18,6 +18,7 @@ from siglip_jax.data.pipeline import Pipeline
 from siglip_jax.data.transform import Transform
 from siglip_jax.evaluation.prompts import brief
 from siglip_jax.training.memory import host_memory
+from siglip_jax.training.naflex import kinds_of
 from siglip_jax.training.objective import Objective
 from siglip_jax.training.precomputed import PrecomputedTransform, precompute_image_embeds, tower_fingerprint
 from siglip_jax.training.prepare import (
@@ -119,16 +120,17 @@ def set_up(sources: Sources, name_or_path: Path_, recipe: Recipe, workers: int) 
     model = prepare_model(recipe, name_or_path, labels=classes[0] if recipe.task == "labels" else (), mesh=mesh)
     transform = make_transform(recipe, model.processor)
     objective = make_objective(recipe, model, transform, mesh)
-    pipeline = make_pipeline(sources, transform, recipe, workers)
+    kinds = kinds_of(recipe.naflex, recipe.batch_size, model.module.config)
+    pipeline = make_pipeline(sources, transform, recipe, workers, [kind for kind in kinds if kind[0] is not None])
     curator = make_curator(recipe, model.teacher, objective)
     plan = make_plan(recipe, model.table, objective, pipeline.examples, mesh, curator)
-    _check_batch(recipe, transform, pipeline.examples, plan.steps)
+    _check_batch(recipe, transform, kinds, pipeline.examples, plan.steps)
     return Setup(model, objective, sources, pipeline, plan, mesh)
 
 
-def _check_batch(recipe: Recipe, transform: Transform, examples: int, steps: int) -> None:
+def _check_batch(recipe: Recipe, transform: Transform, kinds: Sequence[Any], examples: int, steps: int) -> None:
     """Refuses a batch whose images fill the memory, and warns of one that is larger than the data."""
-    images = 3 * transform.height * transform.width * recipe.batch_size // jax.process_count()
+    images = 3 * max(n * transform.at(length).pixels_per_image for length, n in kinds) // jax.process_count()
     memory = host_memory()
     if memory is not None and images > memory:
         raise ValueError(
@@ -143,12 +145,15 @@ def _check_batch(recipe: Recipe, transform: Transform, examples: int, steps: int
         )
 
 
-def make_pipeline(sources: Sources, transform: Transform, recipe: Recipe, workers: int) -> Pipeline:
+def make_pipeline(
+    sources: Sources, transform: Transform, recipe: Recipe, workers: int, lengths: Sequence[Any] = ()
+) -> Pipeline:
     """Returns the batches of this process."""
     return Pipeline(
         sources,
         transform,
         batch_size=recipe.examples_per_step,
+        lengths=lengths,
         seed=recipe.seed,
         workers=workers,
         process_index=jax.process_index(),

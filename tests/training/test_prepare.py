@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import siglip_jax
-from siglip_jax import SiglipModel, SiglipProcessor
+from siglip_jax import SiglipModel, SiglipProcessor, SiglipVisionModel
 from siglip_jax.checkpoints import convert
 from siglip_jax.data.open import open_source
 from siglip_jax.data.pipeline import Pipeline
@@ -161,10 +161,11 @@ def test_recipes_that_do_not_fit_the_checkpoint_are_refused(tiny, changes, said)
 
 
 @pytest.mark.slow
-def test_models_of_variable_resolution_are_refused(tmp_path):
-    directory = write_checkpoint(tmp_path / "naflex", text_length=16, flexible=True)
-    with pytest.raises(ValueError, match="must be a whole SigLIP model of fixed resolution for task='pairs', got a"):
-        prepare_model(Recipe(), directory)
+def test_a_tower_alone_is_refused(tiny, tmp_path):
+    tower, params = SiglipVisionModel.from_pretrained(tiny)
+    tower.save_pretrained(tmp_path / "tower", params)
+    with pytest.raises(ValueError, match="must be a whole SigLIP model for task='pairs', got a SiglipVisionModel"):
+        prepare_model(Recipe(), tmp_path / "tower")
 
 
 def test_the_identity_is_json_and_leaves_the_devices_out():

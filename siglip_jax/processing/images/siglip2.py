@@ -9,7 +9,7 @@ has its own grid and a program for an accelerator would be compiled for each.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -92,7 +92,7 @@ class Siglip2ImageProcessor(ImageProcessor):
         """
         refuse_unknown(options, DEFAULTS, type(self).__name__)
         settings = self._options | options
-        o, patch, most = _checked(settings)
+        o, patch, most = checked_patches(settings)
         resample = o.resample if settings["do_resize"] else None
         patches, grids = [], []
         for image in flat(images):
@@ -104,7 +104,7 @@ class Siglip2ImageProcessor(ImageProcessor):
         return _stacked(patches, grids, most, o.return_tensors)
 
     def _check(self, options: dict[str, Any]) -> None:
-        _checked(options)
+        checked_patches(options)
 
 
 def grid_of(height: int, width: int, patch_size: int, max_num_patches: int) -> tuple[int, int]:
@@ -135,7 +135,15 @@ def grid_of(height: int, width: int, patch_size: int, max_num_patches: int) -> t
     return at(low)
 
 
-def _checked(options: dict[str, Any]) -> tuple[ImageOptions, int, int]:
+def checked_patches(options: Mapping[str, Any]) -> tuple[ImageOptions, int, int]:
+    """Returns the options that other processors have too, the patch size in pixels and the largest number of patches.
+
+    Args:
+      options: value of each option by name.
+
+    Raises:
+      ValueError: if a value is impossible.
+    """
     for name in ("patch_size", "max_num_patches"):
         value = options[name]
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
