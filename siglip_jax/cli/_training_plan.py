@@ -48,8 +48,9 @@ def plot(curve: list[float], rate: float, steps: int) -> list[str]:
 
 
 def _sentences(facts: dict[str, Any]) -> list[str]:
+    most = "up to " if facts["lengths"] else ""
     lines = [
-        f"{facts['steps']:,} steps of {'up to ' * bool(facts['lengths'])}{facts['batch_size']:,} examples, {facts['epochs']:g} epochs of"
+        f"{facts['steps']:,} steps of {most}{facts['batch_size']:,} examples, {facts['epochs']:g} epochs of"
         f" {facts['examples']:,}",
         f"{facts['trained_parameters']:,} of {facts['all_parameters']:,} parameters are trained",
         "mesh: " + ", ".join(f"{axis}={size}" for axis, size in facts["mesh"].items()),

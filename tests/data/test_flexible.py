@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -46,7 +47,7 @@ def test_patches_are_those_of_the_image_processor(transform, length):
     rows = [at.row(Example(saved(x), ("a",), None, "x"), np.random.default_rng(0)) for x in images]
     arrays = at.stack(rows)
     assert arrays["pixels"].dtype == np.uint8 and arrays["pixels"].shape == (len(images), length, 192)
-    normal = normalize_pixels(arrays["pixels"], at.mean, at.std, at.rescale_factor)
+    normal = normalize_pixels(jnp.asarray(arrays["pixels"]), at.mean, at.std, at.rescale_factor)
     pixels, mask, grids = image_inputs(normal, arrays)
     theirs = transform._processor.image_processor(images, max_num_patches=length)
     np.testing.assert_array_equal(grids, theirs["spatial_shapes"])
