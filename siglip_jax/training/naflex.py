@@ -117,4 +117,4 @@ def padding_of(batch: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:
 
 
 def _used(grids: Int[Array, "images 2"], length: int) -> Bool[Array, "images {length}"]:
-    return jnp.arange(length) < jnp.prod(grids, axis=1)[:, None]
+    return jnp.arange(length)[None] < jnp.prod(grids, axis=1)[:, None]
