@@ -123,7 +123,11 @@ class Transform:
         return self.height * self.width
 
     def at(self, length: int | None) -> "Transform":
-        """Returns the transform for a length of sequences, on which images of one size do not depend."""
+        """Returns the transform for a length of sequences, on which images of one size do not depend.
+
+        Args:
+          length: patches that each image is padded to; None: the processor's number.
+        """
         return self
 
     def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -254,7 +254,8 @@ def _described(x: jax.Array) -> jax.ShapeDtypeStruct:
 def _evaluation(source: Source, recipe: Recipe, setup: Setup) -> Evaluate:
     """Returns the function from a state to the metrics of its evaluation."""
     objective, model = local_objective(setup.objective), setup.model
-    module, config = objective.module, model.module.config
+    module: Any = objective.module
+    config = model.module.config
     if recipe.task == "pairs":
         siglip = Siglip(module, whole(recipe, model.params), model.processor, config)
         evaluate = pairs_evaluation(siglip, source)
