@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -26,7 +27,7 @@ from tests.support.data_sets import saved
 from tests.support.pairs import write_classes, write_pairs
 from tests.support.tiny_checkpoint import picture, write_checkpoint
 
-NAFLEX = Naflex(lengths=(6, 9, 20), full_batch=9)
+NAFLEX = Naflex(lengths=(6, 9, 16), full_batch=9)
 FIELDS = {"naflex": NAFLEX, "batch_size": 16, "optimizer.rate": 1e-3, "optimizer.clip_norm": None}
 SIZES = [(1, 1), (30, 8000), (8000, 30), (40, 30), (91, 17), (33, 33), (64, 20), (5, 7)]
 
@@ -57,7 +58,7 @@ def test_examples_of_a_step_keep_the_patches_level():
     ("fields", "said"),
     [
         ({"resolution": 64}, "resolution must be None for a model of variable resolution, got 64; set naflex.lengths"),
-        ({"micro_batches": 16}, "a step of 20 patches must have a multiple of 1 devices x 16 micro-batches, got 4"),
+        ({"micro_batches": 16}, "a step of 16 patches must have a multiple of 1 devices x 16 micro-batches, got 8"),
         ({"locked_images": True}, "locked_images must be False for a model of variable resolution"),
     ],
 )
@@ -94,8 +95,8 @@ def _stepped(directory, length, **changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("length", [9, 130])
-def test_images_of_any_form_have_a_finite_loss_and_gradient(tiny, length):
+def test_images_of_any_form_have_a_finite_loss_and_gradient(tiny):
+    length = 130  # more columns than the table of positions has
     metrics, params = _stepped(tiny, length)
     assert all(np.isfinite(value) for value in metrics.values()) and metrics["gradient_norm/vision_model"] > 0
     assert all(np.isfinite(x).all() for x in params.values())
@@ -107,14 +108,14 @@ def test_images_of_any_form_have_a_finite_loss_and_gradient(tiny, length):
     inputs = processor.image_processor(
         [PIL.Image.fromarray(picture(i, size)) for i, size in enumerate(SIZES)], max_num_patches=length
     )
-    out = model.apply({"params": params}, batch["input_ids"], **inputs, return_loss=True)
-    np.testing.assert_allclose(metrics["loss"], out.loss, rtol=1e-5)
+    loss = jax.jit(lambda params, ids, x: model.apply({"params": params}, ids, **x, return_loss=True).loss)
+    np.testing.assert_allclose(metrics["loss"], loss(params, batch["input_ids"], dict(inputs)), rtol=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
-    [{"micro_batches": 4}, {"remat": "full"}, {"scan_layers": True}, {"mesh": MeshShape(fsdp=2), "micro_batches": 1}],
+    [{"micro_batches": 4, "remat": "full", "scan_layers": True}, {"mesh": MeshShape(fsdp=2)}],
     ids=lambda changes: next(iter(changes)),
 )
 def test_a_step_is_the_same_however_it_is_computed(tiny, changes):
@@ -126,15 +127,15 @@ def test_a_step_is_the_same_however_it_is_computed(tiny, changes):
 
 @pytest.mark.slow
 def test_a_run_compiles_one_step_for_each_length_and_resumes(tiny, pairs, tmp_path):
-    fields = FIELDS | {"duration": "3 epochs"}
+    fields = FIELDS | {"duration": "5 epochs"}
     plan = dry_run(pairs, tiny, **fields)
-    assert plan["steps"] == 4 and plan["epochs"] == 3.0  # 16 + 16 + 4 examples in three steps, of 16
-    assert [(row["patches"], row["examples"]) for row in plan["lengths"]] == [(6, 16), (9, 16), (20, 4)]
-    assert plan["stages"][-1]["end"] == 4
+    assert plan["steps"] == 6 and plan["epochs"] == 5.0  # 16 + 16 + 8 examples in three steps, of 16
+    assert [(row["patches"], row["examples"]) for row in plan["lengths"]] == [(6, 16), (9, 16), (16, 8)]
+    assert plan["stages"][-1]["end"] == 6
     whole = train(pairs, tiny, tmp_path / "whole", log_every=1, evaluate=pairs, **fields)
     lines = [line for line in whole.metrics if "loss" in line]
-    assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    assert sorted(line["patches"] for line in lines[:3]) == [6, 9, 20]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert sorted(line["patches"] for line in lines[:3]) == [6, 9, 16]
     assert all(0 <= line["padding"] < 0.5 and np.isfinite(line["loss"]) for line in lines)
 
     class Stopped(Exception):
@@ -147,7 +148,7 @@ def test_a_run_compiles_one_step_for_each_length_and_resumes(tiny, pairs, tmp_pa
     with pytest.raises(Stopped):
         train(pairs, tiny, tmp_path / "again", log_every=1, save_every=2, on_metrics=stop, **fields)
     again = train(pairs, tiny, tmp_path / "again", log_every=1, save_every=2, **fields)
-    assert again.steps == 4
+    assert again.steps == 6
     for path, x in flatten(whole.params).items():
         np.testing.assert_array_equal(flatten(again.params)[path], x, path)
     loaded = siglip_jax.load(tmp_path / "whole" / "model")
@@ -161,7 +162,7 @@ def test_classifiers_and_low_rank_additions_are_trained(tiny, pairs, tmp_path):
     classes = write_classes(tmp_path / "classes", 1)
     run = train(classes, tiny, tmp_path / "labels", "classification", evaluate=classes, **fields)
     assert isinstance(run.model, siglip_jax.Siglip2ForImageClassification) and 0 <= run.metrics[-1]["accuracy"] <= 1
-    lora = train(pairs, tiny, tmp_path / "lora", "lora", micro_batches=2, remat="full", **fields)
+    lora = train(pairs, tiny, tmp_path / "lora", "lora", remat="full", **fields)
     assert all(np.isfinite(line["loss"]) for line in lora.metrics) and (tmp_path / "lora" / "adapter").is_dir()
     moved = flatten(lora.params)["vision_model/encoder/layers_0/self_attn/q_proj/kernel"]
     before = flatten(siglip_jax.Siglip2Model.from_pretrained(tiny)[1])
