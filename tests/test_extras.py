@@ -45,7 +45,7 @@ print(sorted(siglip_jax.training.RECIPES)[0])
         str(tmp_path),
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "classification\n"
+    assert done.stdout == "acid\n"
 
 
 @pytest.mark.slow

@@ -142,7 +142,8 @@ def run(arguments: argparse.Namespace) -> int:
         from siglip_jax.plots.canvas import check_plot
 
         check_plot(arguments.save_plot, 1, 1)
-    from siglip_jax.data import open_masks, open_source
+    from siglip_jax.data.open import open_source
+    from siglip_jax.data.sources.masks import open_masks
     from siglip_jax.evaluation.result import Options
     from siglip_jax.inference.load import load
 
