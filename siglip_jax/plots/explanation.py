@@ -72,7 +72,9 @@ def plot_explanation(image: Any, explanation: Explanation, path: str | os.PathLi
         y, x = centres[row]
         first.plot([x], [y], marker="+", color=MARK, markersize=11, markeredgewidth=2)
         score = f"p = {explanation.scores[row]:.2g}, cosine {explanation.similarity[row]:.2f}"
-        first.set_ylabel(f"{shortened(text, 22)}\n{score}", fontsize=9, parse_math=False)
+        # Beside the image where it is high enough, else below.
+        label = first.set_ylabel if height > 0.6 * width else first.set_xlabel
+        label(f"{shortened(text, 22)}\n{score}", fontsize=9, parse_math=False)
         for column, name in enumerate(names, 1):
             axes = grid[row, column]
             axes.imshow(_grey(drawn), extent=(0, 1, 1, 0), cmap="gray", vmin=0, vmax=1, aspect="auto")

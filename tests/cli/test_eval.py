@@ -186,7 +186,7 @@ def test_nothing_that_can_be_read(run, few):
 
 MISTAKES = {
     "no data": (["zero-shot"], "DATA"),
-    "unknown task": (["segmentation", "x"], "'segmentation'"),
+    "unknown task": (["detection", "x"], "'detection'"),
     "no such folder": (["zero-shot", "nowhere"], "nowhere: no such file or folder"),
     "no training set": (["knn", "{few}"], "--train must name the training set of knn, got none; add --train"),
     "training set of zero-shot": (
@@ -199,7 +199,7 @@ MISTAKES = {
     ),
     "templates of retrieval": (
         ["retrieval", "{few}", "--templates", "photo"],
-        "--templates must be used with zero-shot, got retrieval",
+        "--templates must be used with zero-shot or segmentation, got retrieval",
     ),
     "unknown templates": (["zero-shot", "{few}", "--templates", "imagenet"], "one of names, photo, clip"),
     "too many neighbours": (["knn", "{few}", "--train", "{few}"], "k must be from 1"),
