@@ -77,7 +77,8 @@ def _replaced(options: Any, fields: Mapping[str, Any], name: str) -> Any:
         elif isinstance(value, Mapping):
             nested.setdefault(first, {}).update(value)
         else:
-            changed[first] = tuple(map(tuple, value)) if first in ("rates", "decays") else value
+            of_json = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+            changed[first] = tuple(map(tuple, value)) if first in ("rates", "decays") else of_json
     for first, inner in nested.items():
         changed[first] = _replaced(changed.get(first, getattr(options, first)), inner, f"{name}.{first}")
     return dataclasses.replace(options, **changed)

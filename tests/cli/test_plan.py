@@ -60,11 +60,14 @@ def asked(monkeypatch):
 
 def test_options_become_fields_of_the_recipe(run, asked):
     words = ("--batch", 4096, "--recipe", "scratch-b16", "--mesh", "fsdp=2", "--remat", "none", "--no-scan-layers")
-    assert run("plan", NAME, "--topology", "v5e:2x4", *words, "--examples", 10**6).status == 0
-    fields = {"examples": 10**6, "remat": None, "scan_layers": False, "mesh": {"fsdp": 2}}
+    assert run("plan", NAME, "--topology", "v5e:2x4", *words, "--examples", 10**6, "--stage", 1).status == 0
+    fields = {"examples": 10**6, "stage": 1, "remat": None, "scan_layers": False, "mesh": {"fsdp": 2}}
     assert asked == [((NAME, "v5e:2x4", 4096, "scratch-b16"), fields)]
     run("plan", "--topology", "v6e:2x2", "--dtype", "float32", "--micro-batches", 2)
-    assert asked[1] == ((None, "v6e:2x2", None, None), {"examples": None, "dtype": "float32", "micro_batches": 2})
+    assert asked[1] == (
+        (None, "v6e:2x2", None, None),
+        {"examples": None, "stage": None, "dtype": "float32", "micro_batches": 2},
+    )
 
 
 def test_in_words(run, asked):
