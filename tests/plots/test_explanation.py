@@ -11,6 +11,7 @@ from tests.support.tiny_checkpoint import picture
 pytest.importorskip("matplotlib")
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 WIDE = PIL.Image.fromarray(picture(1, (120, 60)))
+SQUARE = np.full((60, 60, 3), 200, np.uint8)
 
 
 def explanation(texts: int, occlusion: bool = True, method: str = "occlusion") -> Explanation:
@@ -30,7 +31,7 @@ def test_a_row_for_each_text_with_every_map_and_its_place(tmp_path):
         (line,) = axes.lines
         y, x = shown.centres()[row]
         np.testing.assert_allclose(line.get_xydata()[0], (x, y))
-        assert axes.get_ylabel().startswith(f"text {row} with $x^")
+        assert axes.get_xlabel().startswith(f"text {row} with $x^") and not axes.get_ylabel()
     titles = [axes.get_title().split("\n")[0] for axes in panels[:5]]
     assert titles[0] == "image" and titles[1] == "occlusion"
     assert set(titles) == {"image", "occlusion", "value path", "pooling attention", "last hidden state"}
@@ -41,7 +42,8 @@ def test_a_row_for_each_text_with_every_map_and_its_place(tmp_path):
 
 
 def test_without_occlusion_the_value_path_comes_first():
-    figure = plot_explanation(WIDE, explanation(1, occlusion=False, method="value"))
+    figure = plot_explanation(SQUARE, explanation(1, occlusion=False, method="value"))
+    assert figure.axes[0].get_ylabel().startswith("text 0 with $x^")  # beside an image that is high enough
     titles = [axes.get_title().split("\n")[0] for axes in figure.axes if axes.images]
     assert titles[:2] == ["image", "value path"] and "occlusion" not in titles
 
