@@ -103,7 +103,7 @@ def test_a_model_of_another_shape_than_the_checkpoint_has_no_adapter(checkpoint,
 def test_a_run_writes_its_adapter_beside_the_model(checkpoint, tmp_path, monkeypatch):
     def trained_at_once(step, state, *args, **kwargs):
         after = types.SimpleNamespace(average_params=moved_additions(state.params))
-        return types.SimpleNamespace(state=after, stopped=False, steps=1)
+        return after, 1, False
 
     monkeypatch.setattr(run_module, "run_loop", trained_at_once)
     data = write_pairs(tmp_path / "data", 1)
