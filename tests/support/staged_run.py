@@ -62,4 +62,5 @@ def run_until_done(
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_disable_most_optimizations", True)  # most of the time is compilation
     main(*sys.argv[1:])

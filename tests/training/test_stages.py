@@ -10,7 +10,7 @@ from tests.support.pairs import write_pairs
 from tests.support.staged_run import STEPS, TEACHER_FROM, run_until_done
 from tests.support.tiny_checkpoint import write_checkpoint
 
-KILLS = 2
+KILLS = 1
 
 
 def test_the_recipe_of_siglip2_has_its_teacher_from_80_percent_on():
