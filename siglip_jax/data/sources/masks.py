@@ -174,6 +174,7 @@ def open_masks(path: str | os.PathLike[str]) -> MaskFolder:
 
     Example:
       >>> import shutil, tempfile
+      >>> import PIL.Image
       >>> from siglip_jax.assets import EXAMPLES
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     for name in ("images", "masks/horse"):
