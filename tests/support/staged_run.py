@@ -1,4 +1,4 @@
-"""A run of three stages as a program of its own, to be killed: captions, then a teacher, then another resolution.
+"""A run of two stages as a program of its own, to be killed: captions, then a teacher and another resolution too.
 
     python -m tests.support.staged_run MODEL DATA OUT
 
@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from siglip_jax.training import Captioning, Late, Optimizer, Recipe, SelfDistillation, train
 from tests.support import killing
 
-STEPS, TEACHER_FROM, LATE_FROM, SAVE_EVERY = 12, 4, 8, 3
+STEPS, TEACHER_FROM, LATE_FROM, SAVE_EVERY = 8, 4, 4, 3
 
 
 RECIPE = Recipe(
