@@ -2,17 +2,14 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -31,6 +28,7 @@ from siglip_jax.params import flatten, unflatten
 from siglip_jax.processing import Siglip2ImageProcessor, SiglipProcessor
 from siglip_jax.rules import match_rules
 from siglip_jax.training.costs import further_flops
+from siglip_jax.training.curating import load_teacher
 from siglip_jax.training.curation import CURATOR, Curator
 from siglip_jax.training.durations import steps_of
 from siglip_jax.training.joint import TEACHER, TRAINED_GROUPS, JointPairs, placed_groups, without_groups
@@ -39,6 +37,7 @@ from siglip_jax.training.lora import merge as merge_lora
 from siglip_jax.training.naflex import examples_per_step, kinds_of
 from siglip_jax.training.objective import Labels, Objective, Pairs
 from siglip_jax.training.optimizer import Treatment, make_optimizer, make_schedule, treatments
+from siglip_jax.training.processors import processor_of_size
 from siglip_jax.training.recipe import Recipe
 from siglip_jax.training.step import Step, TrainState, init_state
 
@@ -149,39 +148,8 @@ def prepare_model(
     placed = placed_groups(recipe, module, placed, mesh)
     teacher = None
     if recipe.curation.teacher is not None:
-        teacher, placed[CURATOR] = _curating(recipe, recipe.curation.teacher, processor, mesh)
+        teacher, placed[CURATOR] = load_teacher(recipe, recipe.curation.teacher, processor, mesh)
     return Model(module, placed, processor, make_table(recipe, flatten(placed)), teacher)
-
-
-def _curating(
-    recipe: Recipe, name_or_path: str, processor: SiglipProcessor, mesh: Mesh | None
-) -> tuple[SiglipModel, dict[str, Any]]:
-    """Returns module and parameters of the teacher that chooses the pairs to train on."""
-    if not name_or_path:
-        raise ValueError("curation.teacher must be a checkpoint, got none; name it with --curation.teacher")
-    path = resolve(name_or_path)
-    checkpoint = read_checkpoint(path)
-    if type(checkpoint.config) is not SiglipConfig or checkpoint.architecture != "SiglipModel":
-        raise ValueError(
-            f"{name_or_path}: curation.teacher must be a whole SigLIP model of fixed resolution, got a"
-            f" {checkpoint.architecture} with a {type(checkpoint.config).__name__}"
-        )
-    own = SiglipProcessor.from_pretrained(path if path.is_dir() else path.parent)
-    if processor_fingerprint(own) != processor_fingerprint(processor):
-        raise ValueError(
-            f"{name_or_path}: curation.teacher must prepare images and texts as the model does, got a processor for"
-            f" images of {checkpoint.config.vision_config.image_size} pixels that differs; choose another teacher"
-        )
-    module = SiglipModel(checkpoint.config, mesh=mesh, dtype=jnp.dtype(recipe.dtype), scan_layers=recipe.scan_layers)
-    return module, place_params(checkpoint.params, jnp.float32, scan_layers=recipe.scan_layers, mesh=mesh)
-
-
-def processor_of_size(processor: SiglipProcessor, size: int) -> SiglipProcessor:
-    """Returns a processor that makes images of a width and height in pixels."""
-    images = processor.image_processor
-    if images.size != {"height": size, "width": size}:
-        images = type(images).from_dict(images.to_dict() | {"size": {"height": size, "width": size}})
-    return SiglipProcessor(images, processor.tokenizer, max_length=processor.max_length)
 
 
 def make_module(recipe: Recipe, config: Any, mesh: Mesh | None) -> Trainable:
@@ -207,21 +175,21 @@ def make_table(recipe: Recipe, paths: Iterable[str]) -> dict[str, Treatment]:
     Raises:
       ValueError: if the rules do not fit the parameters, or a tower is trained whose embeddings are stored.
     """
-    paths = list(paths)
-    of_teacher = [path for path in paths if path.partition("/")[0] in (TEACHER, CURATOR)]
-    table = treatments(recipe.optimizer, [path for path in paths if path not in set(of_teacher)])
+    groups = {path: path.partition("/")[0] for path in paths}
+    of_teachers = [path for path, group in groups.items() if group in (TEACHER, CURATOR)]
+    table = treatments(recipe.optimizer, [path for path in groups if groups[path] not in (TEACHER, CURATOR)])
     for path, entry in table.items():
-        if entry.frozen and path.partition("/")[0] in TRAINED_GROUPS:
+        if entry.frozen and groups[path] in TRAINED_GROUPS:
             raise ValueError(
                 f"optimizer.rates must train {path}, which starts from random values, got the factor 0; put the rule"
-                f" ({path.partition('/')[0] + '.*'!r}, 1.0) first"
+                f" ({groups[path] + '.*'!r}, 1.0) first"
             )
     if recipe.self_distillation.used and any(e.frozen for path, e in table.items() if path.startswith("vision_model/")):
         raise ValueError(
             "optimizer.rates must train vision_model/.* with self_distillation, got the factor 0; leave the weights of"
             " self_distillation at 0"
         )
-    table |= dict.fromkeys(of_teacher, Treatment(0.0, 0.0))
+    table |= dict.fromkeys(of_teachers, Treatment(0.0, 0.0))
     if recipe.locked_images and any(not e.frozen for path, e in table.items() if path.startswith("vision_model/")):
         raise ValueError(
             "optimizer.rates must freeze vision_model/.* with locked_images, got a factor other than 0; put the rule"
@@ -352,23 +320,6 @@ class Plan:
     step: Step
 
 
-def make_curator(recipe: Recipe, teacher: SiglipModel | None, objective: Objective) -> Curator | None:
-    """Returns what chooses the pairs that a recipe trains on; None: all are.
-
-    Args:
-      recipe: recipe of the run.
-      teacher: module of the teacher.
-      objective: objective of the run.
-    """
-    if teacher is None or not isinstance(objective, Pairs):
-        return None
-    names = ("prepare", "contrast", "equal_texts_match", "mesh", "block_size")
-    fields = {name: getattr(objective, name) for name in names}
-    student = Pairs(objective.module, lora=objective.lora, **fields)
-    pieces = recipe.micro_batches * recipe.examples_per_step // recipe.batch_size
-    return Curator(student, Pairs(teacher, **fields), recipe.curation.keep, pieces, objective.mesh)
-
-
 def make_plan(
     recipe: Recipe,
     table: Mapping[str, Treatment],
@@ -441,27 +392,6 @@ def identity_of(recipe: Recipe, name_or_path: str, **fingerprints: str) -> dict[
     """
     fields = {name: value for name, value in dataclasses.asdict(recipe).items() if name != "mesh"}
     return json.loads(json.dumps(fields | {"model": name_or_path, "fingerprints": fingerprints}))
-
-
-def processor_fingerprint(processor: SiglipProcessor) -> str:
-    """Returns a hash of what makes pixels and token ids of images and texts, in hexadecimal."""
-    images, tokenizer = processor.image_processor.to_dict(), processor.tokenizer
-    digest = hashlib.sha256(json.dumps(_of_images(images), default=str).encode())
-    digest.update(Path(tokenizer.vocab_file).read_bytes())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # texts that are cut
-        digest.update(np.asarray(processor(text=list(_PROBES))["input_ids"]).tobytes())
-    return digest.hexdigest()
-
-
-def _of_images(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options of an image processor that its arrays depend on."""
-    patches = {name: options[name] for name in ("patch_size", "max_num_patches") if name in options}
-    return {name: options.get(name) for name in _IMAGE_OPTIONS} | patches
-
-
-_IMAGE_OPTIONS = ("size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-_PROBES = ("", "A photo of two Cats, 37 °C!", "<pad> </s> <eos> <unk>", "naïve 日本 \n\t ½", "word " * 100)
 
 
 def whole(recipe: Recipe, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,10 +33,10 @@ from siglip_jax.training.prepare import (
     local_objective,
     make_state,
     make_transform,
-    processor_fingerprint,
     save_model,
     whole,
 )
+from siglip_jax.training.processors import processor_fingerprint
 from siglip_jax.training.recipe import Recipe
 from siglip_jax.training.setup import (
     Data,
@@ -170,9 +170,8 @@ def train(
     sources = open_sources(data, keys)
     stages = stages_of(recipe, sum(len(source) for source, _ in sources))
     setup = set_up(sources, model, stages[0].recipe, workers)
-    stages[-1] = stages[-1]._replace(
-        end=setup.plan.steps
-    )  # with sequences of several lengths, steps differ in examples
+    # With sequences of several lengths, steps differ in examples.
+    stages[-1] = stages[-1]._replace(end=setup.plan.steps)
     judge = None
     if evaluate is not None:
         judged = evaluate if isinstance(evaluate, Source) else open_source(evaluate, **{**keys, "kind": None})

@@ -17,6 +17,7 @@ from siglip_jax.data.open import open_source
 from siglip_jax.data.pipeline import Pipeline
 from siglip_jax.data.transform import Transform
 from siglip_jax.evaluation.prompts import brief
+from siglip_jax.training.curating import make_curator
 from siglip_jax.training.memory import host_memory
 from siglip_jax.training.naflex import kinds_of
 from siglip_jax.training.objective import Objective
@@ -26,14 +27,13 @@ from siglip_jax.training.prepare import (
     Plan,
     gathered,
     local_objective,
-    make_curator,
     make_objective,
     make_plan,
     make_transform,
     mesh_of,
     prepare_model,
-    processor_fingerprint,
 )
+from siglip_jax.training.processors import processor_fingerprint
 from siglip_jax.training.recipe import Recipe
 from siglip_jax.training.recipes import RECIPES
 
@@ -120,12 +120,30 @@ def set_up(sources: Sources, name_or_path: Path_, recipe: Recipe, workers: int) 
     mesh = mesh_of(recipe)
     model = prepare_model(recipe, name_or_path, labels=classes[0] if recipe.task == "labels" else (), mesh=mesh)
     transform = make_transform(recipe, model.processor)
+    setup = assemble(sources, recipe, model, transform, mesh, workers)
+    kinds = kinds_of(recipe.naflex, recipe.batch_size, model.module.config)
+    _check_batch(recipe, transform, kinds, setup.pipeline.examples, setup.plan.steps)
+    return setup
+
+
+def assemble(
+    sources: Sources, recipe: Recipe, model: Model, transform: Transform, mesh: Mesh | None, workers: int
+) -> Setup:
+    """Returns the setup of a recipe, or of a stage of it, for a model that is prepared.
+
+    Args:
+      sources: opened data with their weights, as from `open_sources`.
+      recipe: recipe of the run, or of a stage of it.
+      model: module with its processor and the treatment of its parameters.
+      transform: transform of the examples, as from `make_transform`.
+      mesh: mesh of the run; None: one device.
+      workers: processes that read and decode; 0: threads of this process.
+    """
     objective = make_objective(recipe, model, transform, mesh)
     kinds = kinds_of(recipe.naflex, recipe.batch_size, model.module.config)
     pipeline = make_pipeline(sources, transform, recipe, workers, [kind for kind in kinds if kind[0] is not None])
     curator = make_curator(recipe, model.teacher, objective)
     plan = make_plan(recipe, model.table, objective, pipeline.examples, mesh, curator)
-    _check_batch(recipe, transform, kinds, pipeline.examples, plan.steps)
     return Setup(model, objective, sources, pipeline, plan, mesh)
 
 

@@ -21,17 +21,14 @@ from siglip_jax.training.joint import TEACHER, placed_groups
 from siglip_jax.training.prepare import (
     Plan,
     gathered,
-    make_curator,
     make_module,
-    make_objective,
-    make_plan,
     make_state,
     make_table,
     make_transform,
-    processor_of_size,
 )
+from siglip_jax.training.processors import processor_of_size
 from siglip_jax.training.recipe import Recipe
-from siglip_jax.training.setup import Setup, make_pipeline
+from siglip_jax.training.setup import Setup, assemble
 from siglip_jax.training.step import TrainState
 from siglip_jax.training.terms import Late
 
@@ -104,31 +101,18 @@ def enter(
         config = late_config(config, recipe.late)
     module = make_module(recipe, config, mesh)
     processor = processor_of_size(old.processor, config.vision_config.image_size)
-
-    def params_of(params: Mapping[str, Any]) -> dict[str, Any]:
-        return placed_groups(recipe, module, params, mesh)
-
     paths = flatten(jax.eval_shape(lambda params: placed_groups(recipe, module, params, None), state.params))
     model = dataclasses.replace(old, module=module, processor=processor, table=make_table(recipe, paths))
-    transform = make_transform(recipe, processor)
-    objective = make_objective(recipe, model, transform, mesh)
-    pipeline = make_pipeline(setup.sources, transform, recipe, workers)
-    curator = make_curator(recipe, old.teacher, objective)
-    plan = make_plan(recipe, model.table, objective, pipeline.examples, mesh, curator)
+    entered = assemble(setup.sources, recipe, model, make_transform(recipe, processor), mesh, workers)
 
     def enter_state(state: TrainState) -> TrainState:
         params = state.params
         if changes:
             params = _placed_anew(params, old.module.config, recipe.late, mesh)
-        return _carried(plan, params_of(params), state)
+        return _carried(entered.plan, placed_groups(recipe, module, params, mesh), state)
 
     state = enter_state(state)
-    model = dataclasses.replace(model, params=state.params)
-    return (
-        dataclasses.replace(setup, model=model, objective=objective, pipeline=pipeline, plan=plan),
-        state,
-        enter_state,
-    )
+    return dataclasses.replace(entered, model=dataclasses.replace(model, params=state.params)), state, enter_state
 
 
 def _carried(plan: Plan, params: Mapping[str, Any], state: TrainState) -> TrainState:

@@ -20,8 +20,8 @@ from siglip_jax.training.prepare import (
     make_objective,
     make_transform,
     prepare_model,
-    processor_fingerprint,
 )
+from siglip_jax.training.processors import processor_fingerprint
 from siglip_jax.training.recipes import RECIPES
 from tests.support.pairs import write_pairs
 from tests.support.processes import compiled_in
