@@ -17,9 +17,6 @@ from siglip_jax.parallel.mesh import BATCH_AXES, check_mesh
 from siglip_jax.params import path_of
 from siglip_jax.rules import Rules, match_rule
 
-#: Default sharding of all parameters: pairs (pattern over the path, mesh axes of the last dimensions), of which the
-#: first match wins. Kernels are (in, out): the first of two matrices is sharded over `tensor` by columns, the second by
-#: rows.
 SHARDING_RULES: Rules[PartitionSpec] = (
     (r".*token_embedding/embedding", PartitionSpec(("tensor", "fsdp"), None)),  # (vocabulary, width)
     (r".*position_embedding/embedding", PartitionSpec(None, "fsdp")),  # (positions, width)
@@ -31,6 +28,9 @@ SHARDING_RULES: Rules[PartitionSpec] = (
     (r".*prototypes", PartitionSpec("fsdp", "tensor")),  # (bottleneck, prototypes)
     (r".*", PartitionSpec()),  # norms, the other biases, the probe, temperature and bias: small, on every device
 )
+"""Default sharding of all parameters: pairs (pattern over the path, mesh axes of the last dimensions), of which the
+first match wins. Kernels are (in, out): the first of two matrices is sharded over `tensor` by columns, the second by
+rows."""
 
 
 def partition(
