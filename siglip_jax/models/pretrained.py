@@ -172,7 +172,8 @@ class PretrainedModule(nn.Module):
         checkpoint = select(contents, cls.__name__, None if mesh is None else lambda s: shardings(s, mesh, rules))
         if image_size is not None:
             checkpoint = _at_size(checkpoint, image_size)
-        stored = np.dtype(jax.tree.leaves(checkpoint.params)[0].dtype)
+        # Of a tower, whose parameters are the last: logit_scale and logit_bias may have another number of bits.
+        stored = np.dtype(jax.tree.leaves(checkpoint.params)[-1].dtype)
         params = _with_classifier(checkpoint, stored)
         if param_dtype is None and stored.itemsize < 4:
             if checkpoint.directory is not None and checkpoint.directory.resolve() == BUNDLED_MODEL.resolve():

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -265,6 +266,18 @@ def test_parameters_of_sixteen_bits_are_kept_with_a_warning_of_what_training_wan
     for param_dtype in (jnp.float32, dtype):  # whoever says which is not warned
         _, params = SiglipTextModel.from_pretrained(directory, param_dtype=param_dtype)
         assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype(param_dtype)}
+
+
+@pytest.mark.parametrize("towers, scalars", [("bfloat16", "float32"), ("float32", "float16")])
+def test_the_dtype_of_the_file_is_that_of_its_towers(directory, towers, scalars):
+    rewrite(
+        directory, lambda t: t.update({k: v.astype(DTYPES[scalars if "logit" in k else towers]) for k, v in t.items()})
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model, _ = SiglipModel.from_pretrained(directory)
+    assert np.dtype(model.param_dtype) == DTYPES[towers]
+    assert [f"got {towers}" in str(warning.message) for warning in caught] == ([True] if towers == "bfloat16" else [])
 
 
 def test_stacking_is_inverted_by_unstacking(directory):
