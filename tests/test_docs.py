@@ -101,7 +101,7 @@ def check_python(words: list[str]) -> None:
 
 CHECKS = {"siglip-jax": check_siglip_jax, "pip": check_pip, "python": check_python, "python3": check_python}
 # Commands of others, which nothing here can check.
-FOREIGN = {"cd", "export", "git", "gcloud", "jupyter", "make", "source", "srun"}
+FOREIGN = {"cd", "export", "git", "gcloud", "hf", "jupyter", "make", "source", "srun"}
 
 
 @page
