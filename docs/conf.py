@@ -42,4 +42,6 @@ nitpick_ignore_regex = [("py:.*", r"(?!siglip_jax\.).*"), ("py:class", r"siglip_
 html_theme = "sphinx_book_theme"
 html_title = "siglip_jax"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_theme_options = {"home_page_in_toc": False, "show_toc_level": 2, "use_download_button": False}
