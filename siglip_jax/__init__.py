@@ -7,9 +7,49 @@ Example:
   >>> siglip.classify(image, ["a horse", "a lemon"])[0]["label"]
   'a horse'
 
-The names here are those that most programs need. Everything else is in the packages `assets`, `checkpoints`,
-`configs`, `data`, `evaluation`, `inference`, `interop`, `losses`, `models`, `parallel`, `planning`, `plots`,
-`processing`, `quantization`, `search` and `training`.
+The names here are those that most programs need; help(siglip_jax.load) describes one of them:
+
+Use a model:
+  `load`, `Siglip`, `pipeline`, `Batcher`, `QueueFullError`, `explain`, `Explanation`, `load_image`
+
+Modules of flax.linen:
+  `SiglipModel`, `SiglipTextModel`, `SiglipVisionModel`, `SiglipForImageClassification`; with images of any size and
+  aspect ratio (NaFlex): `Siglip2Model`, `Siglip2TextModel`, `Siglip2VisionModel`, `Siglip2ForImageClassification`
+
+Their configurations:
+  `SiglipConfig`, `SiglipTextConfig`, `SiglipVisionConfig`, `Siglip2Config`, `Siglip2TextConfig`, `Siglip2VisionConfig`
+
+Images and texts to arrays:
+  `SiglipProcessor`, `SiglipTokenizer`, `SiglipImageProcessor`, `SiglipImageProcessorPil`, `Siglip2Tokenizer`,
+  `Siglip2ImageProcessor`
+
+Checkpoints:
+  `Checkpoint`, `read_checkpoint`, `write_checkpoint`
+
+Losses:
+  `sigmoid_loss`, `ring_sigmoid_loss`, `softmax_loss`
+
+Many devices:
+  `make_mesh`, `shard_params`, `global_batch`, `join_processes`, `pmap_forward`, `plan`
+
+Everything else is in packages, and help(siglip_jax.training) describes one of them:
+  `assets`: the bundled model and the example images
+  `checkpoints`: reading, writing, converting and checking files of weights
+  `configs`: configurations, and the released checkpoints
+  `data`: data sets on disk
+  `environment`: what this machine and installation have, and what is wrong with them
+  `evaluation`: zero-shot classification, retrieval, segmentation, linear probe, nearest neighbours
+  `inference`: loading, servers, explanations, export, quantized copies, speed
+  `interop`: modules and trees of big_vision
+  `losses`: the losses of SigLIP and SigLIP 2
+  `models`: the modules, and what they cost
+  `parallel`: meshes, sharding rules, processes
+  `planning`: what a step takes on TPUs that are not there
+  `plots`: images of results
+  `processing`: tokenizers and image processors
+  `quantization`: number formats of 4 and 8 bits
+  `search`: directories of embeddings, and search in them
+  `training`: recipes, and the function that runs them
 """
 
 from typing import TYPE_CHECKING
@@ -22,6 +62,7 @@ if TYPE_CHECKING:
     from siglip_jax import checkpoints as checkpoints
     from siglip_jax import configs as configs
     from siglip_jax import data as data
+    from siglip_jax import environment as environment
     from siglip_jax import evaluation as evaluation
     from siglip_jax import inference as inference
     from siglip_jax import interop as interop
@@ -98,6 +139,7 @@ __all__ = [
     "checkpoints",
     "configs",
     "data",
+    "environment",
     "evaluation",
     "explain",
     "global_batch",
@@ -131,7 +173,18 @@ __all__ = [
 make_lazy(
     __name__,
     {"plan": "siglip_jax.planning.plan"},
-    submodules=("assets", "data", "evaluation", "interop", "planning", "plots", "quantization", "search", "training"),
+    submodules=(
+        "assets",
+        "data",
+        "environment",
+        "evaluation",
+        "interop",
+        "planning",
+        "plots",
+        "quantization",
+        "search",
+        "training",
+    ),
     packages=("configs", "losses", "parallel", "processing", "checkpoints", "models", "inference"),
 )
 

@@ -9,6 +9,7 @@ import ml_dtypes  # noqa: F401  # gives numpy the name bfloat16
 import numpy as np
 
 DTYPES = ("float32", "bfloat16", "float16")  # of parameters and of the computation, by name
+QUANTIZATIONS = ("int8", "int4", "nf4", "fp8")  # number formats of quantized weights, by name
 
 
 _SHORT = reprlib.Repr()
@@ -53,7 +54,7 @@ def float_dtype(name: str, value: Any) -> np.dtype:
         return dtype
     near = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(str(value))
     advice = f"use {near!r}" if near else "leave it out for the default"
-    if str(value) in ("int8", "int4", "nf4", "fp8"):
+    if str(value) in QUANTIZATIONS:
         advice = f"quantize with siglip_jax.load(..., quantization={str(value)!r})"
     raise ValueError(f"{name} must be one of {', '.join(DTYPES)}, got {shown(value)}; {advice}")
 

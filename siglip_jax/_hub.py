@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from siglip_jax._checks import shown
+from siglip_jax._requirements import install
 
 Needed = Callable[[Iterable[str]], list[str]]
 
@@ -77,9 +78,8 @@ def resolve(
     try:
         import huggingface_hub  # noqa: F401
     except ImportError:
-        raise ValueError(
-            f"{name}: no such directory; to fetch it from the Hub: pip install 'siglip_jax[hub]'"
-        ) from None
+        command = install("hub", "huggingface_hub")
+        raise ValueError(f"{name}: no such directory; to fetch it from the Hub: {command} (the extra 'hub')") from None
     try:
         choose = _within(inner, needed or side_files)
         cache = _Cache(name, revision, None if cache_dir is None else os.fspath(cache_dir))

@@ -1,7 +1,9 @@
-"""Import of packages that are not installed by default, with one message that names the extra to install."""
+"""Import of packages that are not installed by default, with one message that names what to install."""
 
 import importlib
 from types import ModuleType
+
+from siglip_jax._requirements import install
 
 
 class NotInstalledError(ValueError, ModuleNotFoundError):
@@ -43,5 +45,5 @@ def import_optional(module: str, need: str, extra: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != package:
             raise
         raise NotInstalledError(
-            f"{need} needs {package}, which is not installed: pip install 'siglip_jax[{extra}]'", package
+            f"{need} needs {package}, which is not installed: {install(extra, package)} (the extra {extra!r})", package
         ) from None

@@ -17,6 +17,15 @@ _NOWHERE = {
 }
 
 
+def has_tpu(devices: Sequence[str] = _DEVICES) -> bool:
+    """Returns whether this machine has TPUs.
+
+    Args:
+      devices: patterns of files, of which a machine with TPUs has some.
+    """
+    return any(glob.glob(pattern) for pattern in devices)
+
+
 def describe_no_tpu(environment: MutableMapping[str, str] = os.environ, devices: Sequence[str] = _DEVICES) -> None:
     """Sets the variables with which libtpu compiles without a TPU and says nothing; none on a machine that has one.
 
@@ -24,6 +33,6 @@ def describe_no_tpu(environment: MutableMapping[str, str] = os.environ, devices:
       environment: environment variables to set; those that are set already stay.
       devices: patterns of files, of which a machine with TPUs has some.
     """
-    if not any(glob.glob(pattern) for pattern in devices):
+    if not has_tpu(devices):
         for name, value in _NOWHERE.items():
             environment.setdefault(name, value)

@@ -1,5 +1,6 @@
 """What works without the extras, and what a missing package is answered with: one line that names the extra."""
 
+import re
 import subprocess
 import sys
 
@@ -66,7 +67,7 @@ print(sorted(siglip_jax.training.RECIPES)[0])
 def test_a_command_names_the_extra_in_one_line(tmp_path, words, package, extra):
     done = python(f"import os, siglip_jax.cli\nos.chdir({str(tmp_path)!r})\nsys.exit(siglip_jax.cli.main())", *words)
     assert done.returncode == 2, done.stderr
-    assert f"pip install 'siglip_jax[{extra}]'" in done.stderr.splitlines()[-1]
+    assert re.search(rf"pip install \S.* \(the extra '{extra}'\)$", done.stderr.splitlines()[-1])
     assert package is None or f"needs {package}, which is not installed" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -80,7 +81,7 @@ def test_help_needs_no_extra():
 
 def test_a_name_that_needs_a_missing_package_says_so():
     done = python("import siglip_jax\nsiglip_jax.training.train")
-    assert "needs" in done.stderr and "pip install 'siglip_jax[" in done.stderr.splitlines()[-1]
+    assert "needs" in done.stderr and "pip install " in done.stderr.splitlines()[-1]
     assert done.stderr.splitlines()[-1].startswith("AttributeError: ")
 
 
@@ -93,7 +94,9 @@ def test_a_package_that_is_there_but_broken_is_not_taken_for_missing(tmp_path, m
 
 
 def test_the_error_is_a_users_mistake_and_a_missing_module():
-    with pytest.raises(NotInstalledError, match=r"^this needs no_such_package, .*siglip_jax\[extra\]'$") as raised:
+    with pytest.raises(
+        NotInstalledError, match=r"^this needs no_such_package, .*: pip install no_such_package \(the extra 'extra'\)$"
+    ) as raised:
         import_optional("no_such_package.part", "this", "extra")
     assert isinstance(raised.value, ValueError) and isinstance(raised.value, ModuleNotFoundError)
     assert raised.value.name == "no_such_package"

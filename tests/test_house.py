@@ -30,6 +30,7 @@ FLOORS = (
         "_npy",
         "_optional",
         "_progress",
+        "_requirements",
         "_tpu",
         "_version",
         "assets",
@@ -42,7 +43,7 @@ FLOORS = (
     ("checkpoints",),
     ("models",),
     ("inference", "interop"),
-    ("evaluation", "plots", "search"),
+    ("environment", "evaluation", "plots", "search"),
     ("planning", "training"),
     ("cli", "__main__"),
 )
@@ -176,6 +177,11 @@ def test_every_name_is_in_the_reference(monkeypatch):
 
 def test_dir_shows_what_a_user_needs():
     assert sorted(dir(siglip_jax)) == sorted([*siglip_jax.__all__, "__version__"])
+
+
+def test_help_of_the_package_lists_every_public_name_once():
+    listed = re.findall(r"(?<!\w)`(\w+)`", siglip_jax.__doc__ or "")
+    assert sorted(listed) == sorted(siglip_jax.__all__)
 
 
 # What linen gives every module besides its fields.

@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status.
 
     0: the job is done. 2: a mistake, reported in one line on stderr. 130: interrupted by Ctrl-C. 143: ended by SIGTERM.
-    141: the reader of the output closed the pipe, as `head` does. `verify` and `convert` also return 1.
+    141: the reader of the output closed the pipe, as `head` does. `verify`, `convert` and `doctor` also return 1.
 
     Args:
       argv: arguments after the name of the program; None: those of the process.

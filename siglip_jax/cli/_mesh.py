@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mesh", type=axes, metavar="AXES", help="sizes of the axes data, fsdp and tensor, as in data=4,fsdp=2"
     )
     text = f"image-text pairs in the global batch (default: {EXAMPLES_PER_DEVICE} for each shard of data and fsdp)"
-    group.add_argument("--batch", type=whole_number, metavar="N", help=text)
+    group.add_argument("--batch-size", type=whole_number, metavar="N", help=text)
     group.add_argument("--remat", choices=("full",), help="recompute the layers in the backward pass")
     group.add_argument("--dtype", choices=("float32", "bfloat16"), help="compute dtype (default: float32)")
     group.add_argument("--table", action="store_true", help="also list the sharding of every parameter")
@@ -48,8 +48,8 @@ def wanted(arguments: argparse.Namespace) -> bool:
       ValueError: if an option of `--mesh` is given without it, or `--mesh` with `--variants`.
     """
     if arguments.mesh is None:
-        for option in ("batch", "remat", "dtype", "table"):
-            if getattr(arguments, option):
+        for option in ("batch-size", "remat", "dtype", "table"):
+            if getattr(arguments, option.replace("-", "_")):
                 raise ValueError(
                     f"--{option} must be used with --mesh, got it alone; add --mesh, as in --mesh data=4,fsdp=2"
                 )
@@ -67,13 +67,13 @@ def run(arguments: argparse.Namespace) -> None:
       ValueError: if it is not a SigLIP model, or the mesh does not divide the batch.
     """
     options = {"remat": arguments.remat, "dtype": arguments.dtype or "float32"}
-    facts = mesh_memory(arguments.model, arguments.mesh, arguments.batch, **options)
+    facts = mesh_memory(arguments.model, arguments.mesh, arguments.batch_size, **options)
     if arguments.json:
         print(json.dumps(facts, indent=2))
         return
     sizes, batch = facts["mesh"], facts["batch"]
     each = f"{batch // (sizes['data'] * sizes['fsdp']):,} on a device"
-    each += "" if arguments.batch else ", the default of --batch"
+    each += "" if arguments.batch_size else ", the default of --batch-size"
     print_table(
         None,
         [

@@ -10,11 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from siglip_jax._files import MAX_PIXELS
-from siglip_jax.quantization.schemes import SCHEMES
 
 Item = TypeVar("Item")
 
-QUANTIZATIONS = tuple(SCHEMES)
 PATIENCE = 2.0  # seconds before a progress bar appears
 EIGHTHS = " ▏▎▍▌▋▊▉"
 

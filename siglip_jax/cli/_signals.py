@@ -35,8 +35,6 @@ def raised() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
         yield
         return
-    import jax
-
     ignored = sys.unraisablehook
 
     def raise_it(number: int, frame: FrameType | None) -> None:
@@ -53,7 +51,9 @@ def raised() -> Iterator[None]:
         threading.Timer(0.01, signal.pthread_kill, (main, number)).start()
 
     # Processes that have joined stop together: there jax handles SIGTERM, which stops all of them after the same step.
-    numbers = [number for number in _WORDS if number == signal.SIGINT or not jax.distributed.is_initialized()]
+    jax: Any = sys.modules.get("jax")
+    joined = jax is not None and jax.distributed.is_initialized()
+    numbers = [number for number in _WORDS if number == signal.SIGINT or not joined]
     before = {number: signal.signal(number, raise_it) for number in numbers}
     sys.unraisablehook = repeat
     try:

@@ -9,8 +9,8 @@ import json
 import math
 from typing import Any
 
-from siglip_jax._checks import DTYPES
-from siglip_jax.cli._output import QUANTIZATIONS, print_table, progress, whole_number
+from siglip_jax._checks import DTYPES, QUANTIZATIONS
+from siglip_jax.cli._output import print_table, progress, whole_number
 
 HELP = "measure the speed of a model on this machine"
 EPILOG = """examples:

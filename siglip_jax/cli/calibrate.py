@@ -12,7 +12,7 @@ import argparse
 import json
 from typing import Any
 
-from siglip_jax._checks import DTYPES
+from siglip_jax._checks import DTYPES, QUANTIZATIONS
 from siglip_jax.cli._data import (
     add_data_arguments,
     add_key_arguments,
@@ -22,7 +22,6 @@ from siglip_jax.cli._data import (
     wording_of,
 )
 from siglip_jax.cli._output import (
-    QUANTIZATIONS,
     add_max_pixels,
     percent,
     print_table,

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from siglip_jax._callbacks import naming
+from siglip_jax._checks import QUANTIZATIONS
 from siglip_jax._files import read_lines
 from siglip_jax.cli._output import (
-    QUANTIZATIONS,
     add_max_pixels,
     bar,
     blocks,

@@ -9,11 +9,11 @@ import argparse
 import json
 from typing import Any
 
-from siglip_jax._checks import DTYPES
+from siglip_jax._checks import DTYPES, QUANTIZATIONS
 from siglip_jax._files import read_lines
 from siglip_jax.checkpoints.formats import FORMATS as KNOWN
 from siglip_jax.checkpoints.surgery import INTERPOLATIONS
-from siglip_jax.cli._output import QUANTIZATIONS, progress, say, whole_number
+from siglip_jax.cli._output import progress, say, whole_number
 
 HELP = "convert a checkpoint to another format"
 EPILOG = """examples:

@@ -22,7 +22,9 @@ HEADERS = ("layer", "median norm", "largest / median", "tokens over 3 x median")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="Hub name or directory (default: the bundled model)")
+    parser.add_argument(
+        "model", nargs="?", metavar="NAME_OR_PATH", help="Hub name or directory (default: the bundled model)"
+    )
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of images (default: 64 bundled pictograms)")
     parser.add_argument(
         "--batch-size", type=whole_number, metavar="N", help="images per batch (default: chosen for the device)"

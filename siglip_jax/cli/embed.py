@@ -12,11 +12,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from siglip_jax._checks import DTYPES
+from siglip_jax._checks import DTYPES, QUANTIZATIONS
 from siglip_jax._files import output_path
 from siglip_jax.cli._data import add_data_arguments, column_names, say_left_out
 from siglip_jax.cli._output import (
-    QUANTIZATIONS,
     add_max_pixels,
     print_table,
     progress,

@@ -19,7 +19,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from siglip_jax._checks import DTYPES
+from siglip_jax._checks import DTYPES, QUANTIZATIONS
 from siglip_jax.cli._data import (
     add_data_arguments,
     add_key_arguments,
@@ -29,7 +29,6 @@ from siglip_jax.cli._data import (
     wording_of,
 )
 from siglip_jax.cli._output import (
-    QUANTIZATIONS,
     add_max_pixels,
     percent,
     print_table,
@@ -94,11 +93,13 @@ class _Help(argparse.Action):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("-h", "--help", action=_Help, nargs=0, help="print this page, or that of TASK")
-    parser.add_argument("task", choices=TASKS, metavar="TASK", help=f"evaluation: {', '.join(TASKS)}")
+    parser.add_argument("task", choices=tuple(TASKS), metavar="TASK", help=f"evaluation: {', '.join(TASKS)}")
     parser.add_argument("data", metavar="DATA", help="folder or file of the images to evaluate on")
-    parser.add_argument("--train", metavar="TRAIN", help="folder or file to train on (linear-probe, knn)")
+    parser.add_argument("--train", metavar="DATA", help="folder or file to train on (linear-probe, knn)")
     parser.add_argument("--split", metavar="NAME", help="split of DATA, if it has splits (default: train)")
-    parser.add_argument("--train-split", metavar="NAME", help="split of TRAIN, if it has splits (default: train)")
+    parser.add_argument(
+        "--train-split", metavar="NAME", help="split of the data of --train, if it has splits (default: train)"
+    )
     parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the bundled model)")
     parser.add_argument("--dtype", choices=DTYPES, help="compute dtype (default: float32)")
     parser.add_argument("--quantization", choices=QUANTIZATIONS, help="number format of the weights (default: none)")
@@ -124,7 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     probe = parser.add_argument_group("linear-probe")
     probe.add_argument("--probe", choices=("logistic", "ridge"), help="regression (default: logistic)")
     probe.add_argument(
-        "--strength", type=_positive, metavar="X", help="L2 penalty (default: the best on a fifth of TRAIN)"
+        "--strength", type=_positive, metavar="X", help="L2 penalty (default: the best on a fifth of --train)"
     )
     probe.add_argument("--shots", type=whole_number, metavar="N", help="training examples per class (default: all)")
     probe.add_argument("--seed", type=int, metavar="N", help="seed for the choice of examples (default: 0)")

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from siglip_jax._checks import QUANTIZATIONS
 from siglip_jax.cli._output import (
-    QUANTIZATIONS,
     add_max_pixels,
     percent,
     print_table,

@@ -1,6 +1,6 @@
 """Exports both encoders of a model as jax.export artefacts, which run on the given platforms without this package.
 
-DIRECTORY receives the programs, their parameters as safetensors, the files of the processor, manifest.json, and
+DIR receives the programs, their parameters as safetensors, the files of the processor, manifest.json, and
 run.py, which shows how to use them. jax promises to run such artefacts for six months after the release that wrote
 them.
 """
@@ -20,7 +20,7 @@ EPILOG = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("--out", required=True, metavar="DIRECTORY", help="new directory for the export")
+    parser.add_argument("--out", required=True, metavar="DIR", help="new directory for the export")
     parser.add_argument("--model", metavar="NAME_OR_PATH", help="Hub name or directory (default: the bundled model)")
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="dtype of parameters and computation (default: float32)"
@@ -51,4 +51,5 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{name}: {shape} {encoder['input_dtype']} -> {encoder['output'][1]}, {sizes[0]:,} + {sizes[1]:,} bytes")
     platforms = ", ".join(manifest["platforms"])
     print(f"{arguments.out}: {manifest['dtype']} for {platforms}; jax {manifest['jax_version']}; run.py runs it")
+    print(manifest["promise"])
     return 0

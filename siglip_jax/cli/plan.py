@@ -15,9 +15,9 @@ from siglip_jax.training.recipes import RECIPES
 
 HELP = "say what a model takes on TPUs that need not be there"
 EPILOG = """examples:
-  siglip-jax plan google/siglip-base-patch16-224 --topology v5e:2x4 --batch 512
+  siglip-jax plan google/siglip-base-patch16-224 --topology v5e:2x4 --batch-size 512
   siglip-jax plan google/siglip-base-patch16-224 --topology v5e:4x4 --recipe scratch-b16 --mesh fsdp=4
-  siglip-jax plan so400m/ --topology v5p:8x8x8 --recipe scratch-b16 --batch 32768 --mesh fsdp=8 --json
+  siglip-jax plan so400m/ --topology v5p:8x8x8 --recipe scratch-b16 --batch-size 32768 --mesh fsdp=8 --json
   siglip-jax plan google/siglip-base-patch16-224 --topology v6e:2x4 --recipe scratch-b16 --search --save-plot p.png"""
 
 REMATS = ("none", "full", "dots", "dots_with_no_batch_dims", "attention_and_mlp_input")
@@ -25,10 +25,17 @@ REMATS = ("none", "full", "dots", "dots_with_no_batch_dims", "attention_and_mlp_
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("model", metavar="NAME_OR_PATH", nargs="?", help="model (default: the bundled one)")
+    parser.add_argument(
+        "model", metavar="NAME_OR_PATH", nargs="?", help="Hub name or directory (default: the bundled model)"
+    )
     add = parser.add_argument
     add("--topology", required=True, metavar="NAME", help="machine, as in v5e:16x16, v5p:8x8x8 or v6e:2x4")
-    add("--batch", type=whole_number, metavar="N", help="image-text pairs on all chips (default: that of the recipe)")
+    add(
+        "--batch-size",
+        type=whole_number,
+        metavar="N",
+        help="image-text pairs on all chips (default: that of the recipe)",
+    )
     add("--recipe", choices=tuple(RECIPES), help="plan its training step (default: a forward pass)")
     add("--stage", type=whole_number, metavar="N", help="stage of a recipe of several, from 1 (default: the last)")
     add("--mesh", type=axes, metavar="AXES", help="sizes of the axes data, fsdp and tensor, as in data=32,fsdp=8")
@@ -55,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.search:
         found: Any = _searched(arguments, fields, largest_batches)
     else:
-        asked = (arguments.model, arguments.topology, arguments.batch, arguments.recipe)
+        asked = (arguments.model, arguments.topology, arguments.batch_size, arguments.recipe)
         found = plan(*asked, examples=arguments.examples, stage=arguments.stage, **fields)
         print_found(found, arguments.json)
     if arguments.save_plot:
@@ -69,9 +76,9 @@ def _searched(arguments: argparse.Namespace, fields: dict[str, Any], search: Any
     Raises:
       ValueError: if an option is missing or has no meaning for a search, or nothing fits.
     """
-    if arguments.recipe is None or arguments.batch is not None:
-        given = "no --recipe" if arguments.recipe is None else "--batch"
-        raise ValueError(f"--search must be used with --recipe and without --batch, which it finds, got {given}")
+    if arguments.recipe is None or arguments.batch_size is not None:
+        given = "no --recipe" if arguments.recipe is None else "--batch-size"
+        raise ValueError(f"--search must be used with --recipe and without --batch-size, which it finds, got {given}")
     chosen: dict[str, Any] = {}
     if "mesh" in fields:
         chosen["meshes"] = [fields.pop("mesh")]

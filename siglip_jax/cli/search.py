@@ -15,7 +15,7 @@ from siglip_jax.cli._output import percent, print_table, progress, whole_number
 HELP = "find the nearest images or texts in a directory of embeddings"
 EPILOG = """examples:
   siglip-jax search photos-embedded "two dogs on a beach"
-  siglip-jax search photos-embedded --image dog.jpg --top-k 20 --contact-sheet dogs.png
+  siglip-jax search photos-embedded --image dog.jpg --top-k 20 --save-plot dogs.png
   siglip-jax search photos-embedded "a red car" --approximate --json"""
 
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME_OR_PATH", help="current location of the model of DIR, if it has moved")
     parser.add_argument("--approximate", action="store_true", help="search an index, which the first search builds")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--contact-sheet", metavar="FILE", help="draw the matches to FILE, such as sheet.png")
+    parser.add_argument("--save-plot", metavar="FILE", help="draw the matches to FILE, such as matches.png")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     if (arguments.query is None) == (arguments.image is None):
         found = "none" if arguments.query is None else "both"
         raise ValueError(f'the query must be a text or --image FILE, got {found}; write one, such as "a cat"')
-    sheet = None if arguments.contact_sheet is None else Path(arguments.contact_sheet)
+    sheet = None if arguments.save_plot is None else Path(arguments.save_plot)
     if sheet is not None:
         from siglip_jax.plots.canvas import IMAGE_FORMATS, check_file
 

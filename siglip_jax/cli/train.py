@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from siglip_jax._files import output_path
 from siglip_jax._optional import import_optional
@@ -42,6 +42,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the recipe; tyro parses everything after it."""
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="one of the recipes below")
     parser.add_argument("rest", metavar="OPTIONS", nargs=argparse.REMAINDER, help="see siglip-jax train RECIPE --help")
+
+
+def add_all_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the recipes with their options, without a meaning, for completion."""
+    try:
+        from siglip_jax.cli._train_options import Options
+    except ModuleNotFoundError:  # without the extra `train` no recipe can be run
+        add_arguments(parser)
+        return
+    recipes = parser.add_subparsers(metavar="RECIPE")
+    for name in RECIPES:
+        about = ABOUT[name].splitlines()[0].replace("%", "%%")
+        recipe = recipes.add_parser(name, help=about)  # shtab leaves out what has no help
+        for option, kind in _options(Options):
+            choices = [
+                value for part in (kind, *get_args(kind)) if get_origin(part) is Literal for value in get_args(part)
+            ]
+            if kind is bool:
+                recipe.add_argument(f"--{option}", action=argparse.BooleanOptionalAction)
+            else:
+                metavar = "PATH" if option in ("data", "evaluate", "model", "out", "root") else None
+                recipe.add_argument(f"--{option}", choices=choices or None, metavar=metavar)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -136,7 +158,7 @@ def parse(name: str, words: Sequence[str]) -> Any:
 
     _refuse_unknown_options(name, words, Options)
     said = io.StringIO()
-    about = f"{ABOUT[name].rstrip()}\n\n{column_names('image', 'text', 'label')}"
+    about = f"{ABOUT[name].rstrip()}\n\n{_examples(name)}\n\n{column_names('image', 'text', 'label')}"
     default = dataclasses.replace(Options(data=(), model="", out=Path("."), recipe=RECIPES[name]))
     for field in ("data", "model", "out"):
         object.__setattr__(default, field, tyro.MISSING)
@@ -149,6 +171,16 @@ def parse(name: str, words: Sequence[str]) -> Any:
         if not stopped.code:
             raise
         raise ValueError(one_line(said.getvalue())) from None
+
+
+def _examples(name: str) -> str:
+    """Returns commands that train with a recipe."""
+    data = "shards/" if RECIPES[name].task == "pairs" else "flowers/"
+    model = f"google/{'siglip2-base-patch16-256' if 'SigLIP 2' in ABOUT[name] else 'siglip-base-patch16-224'}"
+    command = f"siglip-jax train {name} --data {data} --model {model} --out run"
+    if RECIPES[name].curation.teacher is not None:
+        command += " --curation.teacher google/siglip2-so400m-patch14-384"
+    return f"examples:\n  {command} --dry-run\n  {command} --batch-size 512"
 
 
 _ALIASES = {

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.metadata
 import io
 import itertools
 import os
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 import PIL.Image
 
+from siglip_jax import _requirements
 from siglip_jax._callbacks import Counter, OnProgress
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.inference.load import load
@@ -195,15 +195,5 @@ def _speed(what: str, size: int, taken: list[float], flops: int | None) -> Speed
 
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that a bug report needs, and the devices."""
-    names = ("siglip_jax", "jax", "jaxlib", "flax", "numpy")
-    found = {name: importlib.metadata.version(name) for name in names if _installed(name)}
+    found = _requirements.versions("siglip_jax", "jax", "jaxlib", "flax", "numpy")
     return {"python": platform.python_version(), **found, "devices": ", ".join(map(str, jax.devices()))}
-
-
-def _installed(name: str) -> bool:
-    """Returns whether a distribution is installed."""
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

@@ -39,6 +39,10 @@ MANIFEST = "manifest.json"
 METHODS = {"image": "get_image_features", "text": "get_text_features"}
 TOWERS = {"image": "vision_model", "text": "text_model"}
 
+PROMISE = (
+    "jax {jax} and its releases of the six months after it run this; for later ones, export again from the checkpoint"
+)
+
 README = """# Encoders exported by siglip_jax
 
     pip install jax flatbuffers numpy pillow safetensors {tokenizer}
@@ -48,6 +52,8 @@ README = """# Encoders exported by siglip_jax
 (parameters, batch of inputs) to L2-normalised embeddings. `manifest.json` records the shapes, the temperature and the
 bias of the logits, and the SHA-256 of every file. `siglip_jax.SiglipProcessor.from_pretrained` also reads this
 directory.
+
+What jax promises: {promise}.
 """
 
 
@@ -89,15 +95,17 @@ def export(
     if not platforms or not set(platforms) <= set(PLATFORMS) or len(set(platforms)) < len(platforms):
         raise ValueError(f"platforms must be some of {', '.join(PLATFORMS)}, each once, got {', '.join(platforms)!r}")
     inputs = {"image": _image(siglip), "text": _text(siglip)}
+    promise = PROMISE.format(jax=jax.__version__)
     with directory_written_aside(output_path(directory, "directory")) as aside:
         encoders = {name: _write_encoder(siglip, name, aside, platforms) for name in METHODS}
         siglip.processor.save_pretrained(aside)
         shutil.copyfile(exported_run.__file__, aside / "run.py")
         tokenizer = "tokenizers" if inputs["text"]["vocabulary"] == "tokenizer.json" else "sentencepiece"
-        (aside / "README.md").write_text(README.format(tokenizer=tokenizer))
+        (aside / "README.md").write_text(README.format(tokenizer=tokenizer, promise=promise))
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "jax_version": jax.__version__,
+            "promise": promise,
             "platforms": list(platforms),
             "dtype": jnp.dtype(siglip.model.dtype).name,
             "temperature": siglip.temperature,

@@ -147,8 +147,8 @@ def plan(
 ) -> Plan:
     """Compiles the step of a recipe, or a forward pass, for a machine that need not be there, and says what it takes.
 
-    Nothing is computed, no weights of a released model are read, and no TPU is needed: `pip install
-    'siglip_jax[tpu]'` installs the compiler. A step of stacked layers (`scan_layers=True`) compiles in seconds to
+    Nothing is computed, no weights of a released model are read, and no TPU is needed; the extra `tpu` installs
+    the compiler. A step of stacked layers (`scan_layers=True`) compiles in seconds to
     minutes, others in minutes.
 
     Args:

@@ -425,7 +425,7 @@ def test_what_is_no_hub_name_is_a_missing_path(name):
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ValueError, match=r"^owner/name: .*pip install 'siglip_jax\[hub\]'$"):
+    with pytest.raises(ValueError, match=r"^owner/name: .*pip install '?huggingface.hub.* \(the extra 'hub'\)$"):
         resolve("owner/name")
 
 

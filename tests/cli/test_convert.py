@@ -2,7 +2,7 @@
 
 import io
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import jax
 import pytest
 
 import siglip_jax
-from siglip_jax import SiglipModel
+from siglip_jax import SiglipModel, cli
 from siglip_jax.checkpoints import convert
 from siglip_jax.cli import _output as output
 
@@ -85,12 +85,33 @@ def test_mistakes_are_told_in_one_line(run, checkpoint, arguments, words, monkey
     assert sorted(checkpoint.iterdir()) == before
 
 
-@pytest.mark.slow
+WHOLE = ("big_vision", "huggingface", "open_clip", "orbax")  # formats of whole models; timm has image towers only
+
+
+def test_there_is_a_script_for_each_direction():
+    pairs = [f"{a}_to_{b}.py" for a in WHOLE for b in WHOLE if a != b]
+    assert sorted(path.name for path in CONVERT.glob("*.py")) == sorted(pairs)
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in CONVERT.glob("*.py")))
-def test_the_scripts_are_the_command(script, checkpoint, tmp_path):
-    ran = subprocess.run([sys.executable, CONVERT / script, "--help"], capture_output=True, text=True, check=True)
-    assert "--dry-run" in ran.stdout
-    assert script.removesuffix(".py").split("_to_")[1] in (CONVERT / script).read_text()
+def test_the_scripts_are_the_command(script, monkeypatch, capsys):
+    source, destination = script.removesuffix(".py").split("_to_")
+    given = []
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", [str(CONVERT / script), *words])
+        with pytest.raises(SystemExit) as done:
+            runpy.run_path(str(CONVERT / script), run_name="__main__")
+        return done.value.code
+
+    assert run("--help") == 0
+    assert "--dry-run" in capsys.readouterr().out
+    monkeypatch.setattr(cli, "main", lambda words: given.append(words) or 7)
+    assert run("a", "b", "--dry-run") == 7
+    assert given == [["convert", "--to", destination, "a", "b", "--dry-run"]]
+    text = (CONVERT / script).read_text(encoding="utf-8")
+    assert f"python convert/{source}_to_{destination}.py SRC DST" in text
+    assert text.splitlines()[0].endswith(f": `siglip-jax convert SRC DST --to {destination}`.")
 
 
 @pytest.mark.slow

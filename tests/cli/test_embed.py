@@ -154,7 +154,7 @@ def test_texts_are_found_by_an_image(run, folder, tmp_path):
     table = run("search", tmp_path / "out", "a square").out.splitlines()
     assert table[0].split() == ["rank", "name", "text", "cosine"]
     assert {re.split("  +", line)[2] for line in table[1:]} == {"a red square", "a blue circle"}
-    ran = run("search", tmp_path / "out", "a square", "--contact-sheet", tmp_path / "sheet.png")
+    ran = run("search", tmp_path / "out", "a square", "--save-plot", tmp_path / "sheet.png")
     assert (ran.status, ran.err.count("\n")) == (2, 1)
     assert "the collection must be of images, got one of texts" in ran.err
 
@@ -166,7 +166,7 @@ def test_search_prints_a_table_json_and_a_contact_sheet(run, embedded, folder, t
     assert lines[0].split() == ["rank", "name", "cosine", "probability"]
     assert [line.split()[0] for line in lines[1:]] == ["1", "2", "3", "4"]
     sheet = tmp_path / "sheet.png"
-    ran = run("search", embedded, "stripes", "--top-k", 4, "--json", "--contact-sheet", sheet)
+    ran = run("search", embedded, "stripes", "--top-k", 4, "--json", "--save-plot", sheet)
     assert (ran.status, ran.err) == (0, "")
     found = json.loads(ran.out)
     assert found["embeddings"] == 6
@@ -218,10 +218,10 @@ MISTAKES = {
     "a pipe": (("search", "{out}", "--image", "{tmp}/pipe"), "image must be a file, got a device or pipe"),
     "no image": (("search", "{out}", "--image", "{few}/none.png"), "no such image file"),
     "sheet": (
-        ("search", "{out}", "x", "--contact-sheet", "{tmp}/a.doc"),
+        ("search", "{out}", "x", "--save-plot", "{tmp}/a.doc"),
         "the ending of a plot must be one of .*, got '.doc'",
     ),
-    "moved": (("search", "{moved}", "x", "--contact-sheet", "{tmp}/a.png"), "cannot be opened.*put them back"),
+    "moved": (("search", "{moved}", "x", "--save-plot", "{tmp}/a.png"), "cannot be opened.*put them back"),
 }
 
 

@@ -14,7 +14,8 @@ def test_export(run, checkpoint, tmp_path):
     assert manifest["platforms"] == ["cpu", "cuda", "tpu"] and manifest["dtype"] == "bfloat16"
     ran = run("export", "--model", checkpoint, "--out", tmp_path / "y", "--platforms", "cpu", "rocm")
     assert ran.status == 0
-    image, text, last = ran.out.splitlines()
+    image, text, last, promise = ran.out.splitlines()
+    assert promise == manifest["promise"]
     assert image.startswith("image: batch x 32 x 32 x 3 float32 -> 32, ")
     assert text.startswith("text: batch x 64 int32 -> 32, ")
     assert last.startswith(f"{tmp_path / 'y'}: float32 for cpu, rocm; jax ")

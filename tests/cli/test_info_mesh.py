@@ -39,7 +39,7 @@ def test_in_words(run):
     lines = dict(line.split("  ", 1) for line in head.splitlines())
     assert lines["model"].strip() == NAME
     assert lines["mesh"].strip() == "data=4 x fsdp=2 x tensor=1, 8 devices"
-    assert lines["batch"].strip() == "256 image-text pairs, 32 on a device, the default of --batch"
+    assert lines["batch"].strip() == "256 image-text pairs, 32 on a device, the default of --batch-size"
     assert lines["compute"].strip() == "float32, no remat"
     header, *rows, _, _ = table.splitlines()
     assert header.split("  ")[0] == "on each device"
@@ -78,7 +78,7 @@ def test_batch_remat_and_dtype(run):
         return json.loads(run("info", NAME, "--mesh", "data=4,fsdp=2", *options, "--json").out)["training_step"]
 
     plain = step()
-    twice, full, half = step("--batch", 512), step("--remat", "full"), step("--dtype", "bfloat16")
+    twice, full, half = step("--batch-size", 512), step("--remat", "full"), step("--dtype", "bfloat16")
     assert twice["activations"] == 2 * plain["activations"]
     assert twice["parameters"] == plain["parameters"]
     assert full["activations"] < plain["activations"] / 10
@@ -87,7 +87,7 @@ def test_batch_remat_and_dtype(run):
 
 
 def test_table(run):
-    ran = run("info", NAME, "--mesh", "fsdp=4,tensor=2", "--batch", 4096, "--table")
+    ran = run("info", NAME, "--mesh", "fsdp=4,tensor=2", "--batch-size", 4096, "--table")
     assert (ran.status, ran.err) == (0, "")
     head, _, table = ran.out.split("\n\n")
     assert "4,096 image-text pairs, 1,024 on a device\n" in head
@@ -139,11 +139,14 @@ MISTAKES = {
     "an axis twice": (["--mesh", "data=2,data=2"], ["got 'data=2,data=2'; write data=4,fsdp=2"]),
     "no axis": (["--mesh", ""], ["got ''; write data=4,fsdp=2"]),
     "batch that does not divide": (
-        ["--mesh", "data=4,fsdp=2", "--batch", "12"],
+        ["--mesh", "data=4,fsdp=2", "--batch-size", "12"],
         ["batch must be a positive multiple of", "8 devices", "got 12"],
     ),
-    "batch of no pair": (["--mesh", "data=2", "--batch", "0"], ["--batch", "at least 1", "got '0'"]),
-    "batch without a mesh": (["--batch", "8"], ["--batch must be used with --mesh, got it alone", "data=4,fsdp=2"]),
+    "batch of no pair": (["--mesh", "data=2", "--batch-size", "0"], ["--batch-size", "at least 1", "got '0'"]),
+    "batch without a mesh": (
+        ["--batch-size", "8"],
+        ["--batch-size must be used with --mesh, got it alone", "data=4,fsdp=2"],
+    ),
     "remat without a mesh": (["--remat", "full"], ["--remat must be used with --mesh"]),
     "type without a mesh": (["--dtype", "float32"], ["--dtype must be used with --mesh"]),
     "table without a mesh": (["--table"], ["--table must be used with --mesh"]),

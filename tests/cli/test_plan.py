@@ -59,7 +59,7 @@ def asked(monkeypatch):
 
 
 def test_options_become_fields_of_the_recipe(run, asked):
-    words = ("--batch", 4096, "--recipe", "scratch-b16", "--mesh", "fsdp=2", "--remat", "none", "--no-scan-layers")
+    words = ("--batch-size", 4096, "--recipe", "scratch-b16", "--mesh", "fsdp=2", "--remat", "none", "--no-scan-layers")
     assert run("plan", NAME, "--topology", "v5e:2x4", *words, "--examples", 10**6, "--stage", 1).status == 0
     fields = {"examples": 10**6, "stage": 1, "remat": None, "scan_layers": False, "mesh": {"fsdp": 2}}
     assert asked == [((NAME, "v5e:2x4", 4096, "scratch-b16"), fields)]
@@ -141,9 +141,11 @@ def test_search_prints_the_fastest_first(run, monkeypatch, tmp_path):
     assert len(json.loads(run(*words, "--json").out)) == 2
     monkeypatch.setattr(search, "largest_batches", lambda *a, **k: [])
     assert "must have the memory for one example a shard, got v5e:2x4" in run(*words).err
-    for more, given in (((), "no --recipe"), (("--recipe", "lora", "--batch", 8), "--batch")):
+    for more, given in (((), "no --recipe"), (("--recipe", "lora", "--batch-size", 8), "--batch-size")):
         err = run("plan", NAME, "--topology", "v5e:2x4", "--search", *more).err
-        assert "--search must be used with --recipe and without --batch" in err and err.strip().endswith(f"got {given}")
+        assert "--search must be used with --recipe and without --batch-size" in err and err.strip().endswith(
+            f"got {given}"
+        )
 
 
 def test_a_dry_run_of_training_plans_its_step(run, asked, checkpoint, tmp_path):

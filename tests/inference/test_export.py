@@ -104,6 +104,11 @@ runpy.run_path({str(exported / "run.py")!r}, run_name="__main__")
 def test_the_manifest_says_what_is_there(exported, shared_siglip):
     manifest = json.loads((exported / "manifest.json").read_text())
     assert manifest["platforms"] == ["cpu", "cuda", "tpu"] and manifest["jax_version"] == jax.__version__
+    promise = (
+        f"jax {jax.__version__} and its releases of the six months after it run this; for later ones, export again"
+    )
+    assert manifest["promise"] == f"{promise} from the checkpoint"
+    assert f"What jax promises: {promise}" in (exported / "README.md").read_text()
     assert manifest["temperature"] == shared_siglip.temperature and manifest["logit_bias"] == shared_siglip.logit_bias
     assert set(manifest["files"]) == {file.name for file in exported.iterdir()} - {"manifest.json"}
     for name, shape in (("image", [32, 32, 3]), ("text", [64])):
@@ -200,7 +205,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_left(shared_siglip, t
             export(shared_siglip, tmp_path / "x")
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "flatbuffers", None)
-        with pytest.raises(ValueError, match=re.escape("pip install 'siglip_jax[export]'")):
+        with pytest.raises(ValueError, match=r"pip install 'flatbuffers>=\d+' \(the extra 'export'\)$"):
             export(shared_siglip, tmp_path / "x")
     with monkeypatch.context() as patched:
 

@@ -167,7 +167,7 @@ def test_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "qwix", None)
     qwix.cache_clear()
     try:
-        with pytest.raises(ValueError, match=r"pip install 'siglip_jax\[quant\]'"):
+        with pytest.raises(ValueError, match=r"pip install 'qwix>=\d[\d.]*' \(the extra 'quant'\)$"):
             qwix()
     finally:
         qwix.cache_clear()
