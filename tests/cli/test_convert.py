@@ -11,8 +11,8 @@ import pytest
 
 import siglip_jax
 from siglip_jax import SiglipModel, cli
+from siglip_jax._checks import QUANTIZATIONS
 from siglip_jax.checkpoints import convert
-from siglip_jax.cli import _output as output
 
 CONVERT = Path(__file__).parents[2] / "convert"
 
@@ -183,4 +183,4 @@ def test_quantization_goes_alone(run, checkpoint, tmp_path, options, said):
 def test_schemes_of_the_command_line_are_those_of_load():
     from siglip_jax.quantization.schemes import SCHEMES
 
-    assert tuple(SCHEMES) == output.QUANTIZATIONS
+    assert tuple(SCHEMES) == QUANTIZATIONS
