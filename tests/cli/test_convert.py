@@ -13,6 +13,7 @@ import siglip_jax
 from siglip_jax import SiglipModel, cli
 from siglip_jax._checks import QUANTIZATIONS
 from siglip_jax.checkpoints import convert
+from siglip_jax.cli import _output as output
 
 CONVERT = Path(__file__).parents[2] / "convert"
 
