@@ -1,6 +1,7 @@
 """What a release is made of agrees: versions, addresses, requirements, notebooks and workflows."""
 
 import ast
+import html
 import json
 import re
 import tomllib
@@ -11,6 +12,9 @@ import pytest
 import yaml  # installed with flax
 
 import siglip_jax
+from siglip_jax._files import read_lines
+from siglip_jax.assets import EXAMPLES
+from siglip_jax.cli._output import percent
 
 ROOT = Path(__file__).parents[1]
 PROJECT: Any = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -72,6 +76,23 @@ def test_a_notebook_installs_what_it_needs_and_opens_in_colab(notebook):
     assert source == f"{released} @ git+{REPOSITORY}"
     extras = set(released[len("siglip_jax[") : -1].split(","))
     assert extras <= PROJECT["optional-dependencies"].keys() and "plot" in extras
+
+
+@pytest.mark.slow
+def test_the_image_of_the_first_command_is_what_it_prints():
+    """The classification of README's image, whose lines are those of docs/images/classify.svg."""
+    svg = (ROOT / "docs" / "images" / "classify.svg").read_text(encoding="utf-8")
+    shown = [html.unescape(text).replace("\xa0", " ") for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
+    words = " ".join("".join(shown).split())
+    command = re.search(r"\.venv/bin/(siglip-jax classify .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert command and command[1].replace(" ", "") in words.replace(" ", "")
+    names = re.findall(r"siglip_jax/assets/examples/([\w ]+)\.png", "\n".join(shown))
+    siglip = siglip_jax.load()
+    labels = read_lines(EXAMPLES / "labels.txt", "labels")
+    assert len(names) == 7 and f"and {len(labels) - 7} more" in words
+    for name, found in zip(names, siglip.classify([EXAMPLES / f"{n}.png" for n in names], labels), strict=True):
+        line = f"{found[0]['label']} {percent(found[0]['score'])}"
+        assert line.replace(" ", "") in re.sub("[ ▏▎▍▌▋▊▉█]", "", "".join(shown)), f"the image says otherwise of {name}"
 
 
 def test_the_install_cell_falls_back_to_the_repository(monkeypatch):
