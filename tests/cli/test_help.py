@@ -12,7 +12,7 @@ import pytest
 
 from siglip_jax.cli import _main as main
 from siglip_jax.cli import train
-from siglip_jax.cli._completion import FILES
+from siglip_jax.cli._completion import FILES, SHELLS, completion
 from siglip_jax.training.recipes import RECIPES
 
 
@@ -96,12 +96,17 @@ def test_what_is_completed_with_files_is_named_so():
 @pytest.fixture(scope="module")
 def script(tmp_path_factory):
     """The script that bash reads."""
-    pytest.importorskip("shtab")
-    from siglip_jax.cli._completion import completion
-
     file = tmp_path_factory.mktemp("completion") / "siglip-jax"
     file.write_text(completion(main.build_parser(whole=True), "bash"))
     return file
+
+
+def test_every_shell_has_a_script():
+    parser = main.build_parser(whole=True)
+    scripts = {shell: completion(parser, shell) for shell in SHELLS}
+    assert len(set(scripts.values())) == len(SHELLS)
+    for text in scripts.values():
+        assert all(word in text for word in ("doctor", "high-resolution", "max-pixels", "open_clip"))
 
 
 COMPLETIONS = [
