@@ -129,12 +129,12 @@ class TestTraining:
         assert np.isfinite(losses).all() and losses == sorted(losses, reverse=True)
 
     @pytest.mark.slow
-    def test_the_mesh_example_of_the_readme_learns(self, labels, images):
+    def test_the_mesh_example_of_the_docs_learns(self, labels, images):
         import jax
 
-        section = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").split("## Many devices")[1]
+        page = (Path(__file__).parents[2] / "docs" / "meshes.md").read_text(encoding="utf-8")
         names: dict = {}
-        exec(section.split("```python\n")[1].split("```")[0], names)
+        exec(page.split("```python\n")[1].split("```")[0], names)
         processor = SiglipProcessor.from_pretrained(MODEL)
         batch = processor(text=labels[:8], images=images[:8])
         batch = siglip_jax.global_batch((batch["pixel_values"], batch["input_ids"]), names["mesh"])
