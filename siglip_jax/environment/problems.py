@@ -91,7 +91,8 @@ def _cache(backend: str | None) -> Iterator[str]:
         return
     import jax
 
-    if jax.config.jax_enable_compilation_cache:
+    config: Any = jax.config
+    if config.jax_enable_compilation_cache:
         yield (
             f"Compiled programs are kept only in a folder that you alone can write to, got {user_cache()}; make it"
             " so (chmod -R go-w), or name another with JAX_COMPILATION_CACHE_DIR"
