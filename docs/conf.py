@@ -17,7 +17,7 @@ copyright = "the authors of siglip_jax"
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "extension"]
 root_doc = "docs/index"
-include_patterns = ["docs/**", "notebooks/*.ipynb", "CHANGELOG.md", "CONTRIBUTING.md"]
+include_patterns = ["docs/**", "notebooks/*.ipynb", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
 exclude_patterns = [".*", "**/__pycache__", "build", "dist", "docs/_build", "siglip_jax", "tests"]
 
 # A test executes each notebook and compares every output with the stored one, so the site shows those.

@@ -145,7 +145,7 @@ def test_openpi_makes_an_nnx_module_of_it(scan):
 @pytest.mark.slow
 @pytest.mark.parametrize("scan_layers", [True, False])
 def test_modules_of_this_package_within_nnx(scan_layers):
-    """What the page of the modules says: `ToNNX` with `lazy_init`, then `nnx.update` with parameters that were loaded."""
+    """What docs say of NNX: `ToNNX` with `lazy_init`, then `nnx.update` with parameters that were loaded."""
     images = np.random.RandomState(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
     module = SiglipVisionModel(SiglipVisionConfig(**VISION, vision_use_head=False), scan_layers=scan_layers)
     params = random_tree(module, images)
