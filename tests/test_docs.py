@@ -109,6 +109,7 @@ def test_commands_parse(page):
     for where, words in commands(page):
         while words and re.fullmatch(r"\w+=.*", words[0]):
             words = words[1:]
+        words = words[: words.index(">")] if ">" in words else words
         name = words[0].rpartition("/")[2]
         assert name in CHECKS or name in FOREIGN, f"{where}: {name} must be a command that is known here"
         if name in CHECKS:
