@@ -17,15 +17,15 @@ copyright = "the authors of siglip_jax"
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "extension"]
 root_doc = "docs/index"
-include_patterns = ["docs/**", "notebooks/*.ipynb", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
-exclude_patterns = [".*", "**/__pycache__", "build", "dist", "docs/_build", "siglip_jax", "tests"]
+include_patterns = ["docs/**", "notebooks/*.ipynb", "*.md"]
+exclude_patterns = ["README.md", ".*", "**/__pycache__", "build", "dist", "docs/_build", "siglip_jax", "tests"]
 
 # A test executes each notebook and compares every output with the stored one, so the site shows those.
 nb_execution_mode = "off"
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
 
-default_role = "code_or_name"  # one backtick is code here, as in the docstrings
+toc_object_entries_show_parents = "hide"
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
@@ -44,4 +44,9 @@ html_title = "siglip_jax"
 html_copy_source = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_theme_options = {"home_page_in_toc": False, "show_toc_level": 2, "use_download_button": False}
+html_theme_options = {
+    "home_page_in_toc": False,
+    "navbar_persistent": [],
+    "show_toc_level": 2,
+    "use_download_button": False,
+}

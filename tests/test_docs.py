@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from siglip_jax.cli import train
+from siglip_jax.cli import main, train
 from siglip_jax.cli._main import build_parser
 
 ROOT = Path(__file__).parents[1]
@@ -117,6 +117,23 @@ def test_commands_parse(page):
                 CHECKS[name](words[1:])
             except (ValueError, AssertionError) as error:
                 raise AssertionError(f"{where}: {shlex.join(words)}: {error}") from error
+
+
+def needs_nothing(words: list[str]) -> bool:
+    """Returns whether a command reads at most files of the repository and the bundled model, and writes none."""
+    paths = [word for word in words[2:] if not word.startswith("-") and ("/" in word or Path(word).suffix)]
+    reads = words[0].endswith("siglip-jax") and words[1:2] in (["classify"], ["info"])
+    return reads and "--save-plot" not in words and all((ROOT / path).exists() for path in paths)
+
+
+RUNNABLE = sorted({shlex.join(words[1:]) for page in PAGES for _, words in commands(page) if needs_nothing(words)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", RUNNABLE)
+def test_commands_run(command, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert main(shlex.split(command)) == 0, capsys.readouterr().err
 
 
 # A measured number: one with a unit of time, memory or rate, a share, or a ratio.
