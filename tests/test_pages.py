@@ -11,12 +11,15 @@ from tests.test_docs import ROOT, blocks
 
 DOCS = ROOT / "docs"
 FOLDERS = ("start", "guides", "coming_from", "how_it_works")
-RUN = [file for folder in FOLDERS for file in sorted((DOCS / folder).glob("*.md")) if any(blocks(file, "python"))]
+ELSEWHERE = {DOCS / "meshes.md", DOCS / "training.md"}  # slow, and their examples are run by the tests of their subject
+FILES = [ROOT / "README.md", *(file for folder in (".", *FOLDERS) for file in sorted((DOCS / folder).glob("*.md")))]
+RUN = [file for file in FILES if file not in ELSEWHERE and any(blocks(file, "python"))]
 LEFT_OUT = re.compile(r"# needs (the Hub|a )")  # the first line of a block that takes a download, long, or a file
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [pytest.param(file, id=str(file.relative_to(DOCS))) for file in RUN])
+@pytest.mark.filterwarnings("ignore:.* parameters to be trained must be float32, got float16")  # of the bundled model
+@pytest.mark.parametrize("page", [pytest.param(file, id=str(file.relative_to(ROOT))) for file in RUN])
 def test_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "page"}
