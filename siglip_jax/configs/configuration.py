@@ -23,6 +23,7 @@ from siglip_jax.configs.config_json import read_config as read_config
 from siglip_jax.configs.variants import find
 
 C = TypeVar("C", bound="_Config")
+OWN_FIELDS = ("average_pooling", "bucket_positions")  # fields of image towers that the reference does not know
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,11 +245,25 @@ class _VisionConfig(_Config):
     layer_norm_eps: float = 1e-6
     attention_dropout: float = 0.0
     vision_use_head: bool | None = True
+    average_pooling: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vision_use_head", self.vision_use_head is not None and self.vision_use_head)
-        if not isinstance(self.vision_use_head, bool):
-            raise ValueError(f"vision_use_head must be True or False, got {shown(self.vision_use_head)}")
+        for name in ("vision_use_head", "average_pooling"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {shown(getattr(self, name))}")
+        if self.average_pooling and self.vision_use_head:
+            raise ValueError("vision_use_head must be False with average_pooling, got True; a tower has one of them")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Converts the configuration to the contents of a `config.json`: the inverse of `from_dict`.
+
+        Returns:
+          A dictionary of all fields, `model_type` and the keys of `extra`, in types that JSON can hold; fields that the
+          reference does not know only if they are True.
+        """
+        d = super().to_dict()
+        return {name: value for name, value in d.items() if value or name not in OWN_FIELDS}
 
     @classmethod
     def _select(cls, d: dict[str, Any]) -> dict[str, Any]:
@@ -273,6 +288,8 @@ class SiglipVisionConfig(_VisionConfig):
       layer_norm_eps: epsilon of every layer normalisation, added to the variance.
       attention_dropout: dropout probability of the attention weights, in [0, 1).
       vision_use_head: whether the tower has the attention pooling head that returns the image embedding; None: False.
+      average_pooling: whether the image embedding is the mean of the patches after the final layer norm, as with
+        `pool_type="gap"` of big_vision; only without the head. Written to `config.json` only if it is True.
       image_size: height and width of an image in pixels; at least `patch_size`.
       bucket_positions: whether a patch of a grid of any size takes the entry of the position table that it falls into,
         as in Idefics 2 and 3, SmolVLM, Phi-4-multimodal and MiniCPM-V. Written to `config.json` only if it is True.
@@ -304,18 +321,6 @@ class SiglipVisionConfig(_VisionConfig):
         """Number of patches of an image, and of rows of the position table."""
         return (self.image_size // self.patch_size) ** 2
 
-    def to_dict(self) -> dict[str, Any]:
-        """Converts the configuration to the contents of a `config.json`: the inverse of `from_dict`.
-
-        Returns:
-          A dictionary of all fields, `model_type` and the keys of `extra`, in types that JSON can hold;
-          `bucket_positions`, which the reference does not know, only if it is True.
-        """
-        d = super().to_dict()
-        if not self.bucket_positions:
-            del d["bucket_positions"]
-        return d
-
 
 @dataclasses.dataclass(frozen=True)
 class Siglip2VisionConfig(_VisionConfig):
@@ -332,6 +337,8 @@ class Siglip2VisionConfig(_VisionConfig):
       layer_norm_eps: epsilon of every layer normalisation, added to the variance.
       attention_dropout: dropout probability of the attention weights, in [0, 1).
       vision_use_head: whether the tower has the attention pooling head that returns the image embedding; None: False.
+      average_pooling: whether the image embedding is the mean of the patches after the final layer norm, as with
+        `pool_type="gap"` of big_vision; only without the head. Written to `config.json` only if it is True.
       num_patches: rows of the position table, a square number; the table is resized to the patch grid of each image.
       extra: keys of `config.json` that are not fields of the class; written back unchanged.
       model_type: "siglip2_vision_model" (class attribute).

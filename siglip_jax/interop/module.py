@@ -19,6 +19,7 @@ from siglip_jax.configs.configuration import SiglipVisionConfig
 from siglip_jax.interop.trees import Pair, pairs
 from siglip_jax.models.encoder import Options
 from siglip_jax.models.outputs import TowerOutput
+from siglip_jax.models.positions import sincos_positions
 from siglip_jax.models.vision import ImageTransformer
 from siglip_jax.params import Shape, flatten, unflatten
 
@@ -150,7 +151,7 @@ class BigVisionModule(nn.Module):
         out: dict[str, Any] = {}
         x: Any = embed.apply({"params": tree["embedding"]}, image)
         out["stem"] = x
-        positions = tree["pos_embedding"] if self.posemb == "learn" else sincos_positions(grid, self.width)
+        positions = tree["pos_embedding"] if self.posemb == "learn" else sincos_positions(grid, self.width)[None]
         x = out["with_posemb"] = x.reshape(len(x), -1, self.width) + positions.astype(jnp.float32)
         params = unflatten({pair.path: flat[pair.key].reshape(pair.shape) for pair in every})[VISION]
         found: Any = trunk.apply({"params": params}, x.astype(dtype))
@@ -210,21 +211,6 @@ class BigVisionModule(nn.Module):
             theirs["head"] = final.init(self.make_rng("params"), x)["params"]
         for name, subtree in theirs.items():
             self.param(name, lambda _, subtree=subtree: subtree)
-
-
-def sincos_positions(grid: tuple[int, int], width: int) -> Float[Array, "1 patches width"]:
-    """Returns the positions of big_vision's "sincos2d": sines and cosines of the column, then of the row.
-
-    Raises:
-      ValueError: if the width is not a multiple of 4.
-    """
-    if width % 4:
-        raise ValueError(f"width must be a multiple of 4 with posemb='sincos2d', got {width}; use posemb='learn'")
-    count = width // 4
-    frequencies = 10_000.0 ** -jnp.linspace(0.0, 1.0, count)
-    rows, columns = (i.reshape(-1, 1) * frequencies[None] for i in jnp.indices(grid, dtype=jnp.float32))
-    waves = [jnp.sin(columns), jnp.cos(columns), jnp.sin(rows), jnp.cos(rows)]
-    return jnp.concatenate(waves, axis=1)[None]
 
 
 def big_vision_module(num_classes: int | None = None, *, variant: str | None = None, **fields: Any) -> BigVisionModule:

@@ -60,6 +60,25 @@ def flexible_positions(
     return jnp.einsum("bnp,pd->bnd", weights, table.astype(jnp.float32), precision="highest")
 
 
+def sincos_positions(grid: tuple[int, int], width: int) -> Float[Array, "positions {width}"]:
+    """Returns fixed positions of a grid of patches: sines and cosines of the column, then of the row.
+
+    Source: "sincos2d" of big_vision, after MoCo v3 (Chen et al. 2021, arXiv 2104.02057).
+
+    Args:
+      grid: rows and columns of patches.
+      width: width of the tower, a multiple of 4.
+
+    Raises:
+      ValueError: if the width is not a multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"width must be a multiple of 4 for fixed positions, got {width}; use learned positions")
+    frequencies = 10_000.0 ** -jnp.linspace(0.0, 1.0, width // 4)
+    rows, columns = (i.reshape(-1, 1) * frequencies[None] for i in jnp.indices(grid, dtype=jnp.float32))
+    return jnp.concatenate([jnp.sin(columns), jnp.cos(columns), jnp.sin(rows), jnp.cos(rows)], axis=1)
+
+
 def grid_bucket_ids(side: int, grid: tuple[int, int], counts: Int[Array, "batch 2"] | None = None) -> Int[Array, "..."]:
     """Returns the position of each patch of a grid in a square table: the entry of the table that the patch falls into.
 

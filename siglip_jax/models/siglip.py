@@ -239,12 +239,15 @@ class TwoTowers(PretrainedModule):
         """Builds both towers and the parameters `logit_scale`, the logarithm of the temperature, and `logit_bias`.
 
         Raises:
-          ValueError: if the image tower has no pooling head.
+          ValueError: if the image tower has no pooling.
         """
-        if not self.config.vision_config.vision_use_head:
+        vision = self.config.vision_config
+        if not (vision.vision_use_head or vision.average_pooling):
             name = type(self).__name__
             alone = name.replace("Model", "VisionModel")
-            raise ValueError(f"vision_use_head must be True for {name}, got False; use {alone} instead")
+            raise ValueError(
+                f"vision_use_head or average_pooling must be True for {name}, got False; use {alone} instead"
+            )
         inits = self.options.inits
         self.text_model = TextTransformer(self.config.text_config, self.options)
         self.vision_model = self.tower_class(self.config.vision_config, self.options)

@@ -131,7 +131,7 @@ class ImageTransformer(nn.Module):
         deterministic: bool,
         exit: Exit | None = None,
     ) -> TowerOutput:
-        """Applies encoder, final layer norm and, with `vision_use_head`, the pooling head.
+        """Applies encoder, final layer norm and, with `vision_use_head` or `average_pooling`, pooling.
 
         Args:
           x: embeddings of the patches.
@@ -152,6 +152,9 @@ class ImageTransformer(nn.Module):
         pooled = None
         if self.config.vision_use_head and not exit:
             pooled = PoolingHead(self.config, self.options, name="head")(x, bias)
+        elif self.config.average_pooling and not exit:
+            used = None if mask is None else jnp.asarray(mask, bool)[..., None]
+            pooled = jnp.mean(x.astype(jnp.float32), axis=1, where=used).astype(x.dtype)
         return TowerOutput(x, pooled, hidden_states, attentions)
 
 

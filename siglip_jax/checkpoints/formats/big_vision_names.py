@@ -239,6 +239,7 @@ def _config(shapes: Mapping[str, Shape], roots: Mapping[str, str], blocks: Mappi
         raise ValueError(f"the shapes must be those of SigLIP of big_vision, got others ({reason(error)})") from error
     family = "siglip2" if "num_patches" in towers.get("vision_config", ()) else "siglip"
     if len(towers) == 2:
+        towers["vision_config"]["average_pooling"] = not towers["vision_config"]["vision_use_head"]
         return CONFIGS[family].from_dict(towers)
     kind, tower = next(iter(towers.items()))
     return CONFIGS[f"{family}_{kind.removesuffix('_config')}_model"].from_dict(tower)

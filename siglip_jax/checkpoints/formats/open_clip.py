@@ -286,6 +286,8 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
         raise ValueError(
             f"a checkpoint for open_clip must be a whole model without a classifier, got a {checkpoint.architecture}"
         )
+    if config.vision_config.average_pooling:
+        raise ValueError("average_pooling must be False for open_clip, got True; write the format huggingface")
     _warn_of_another_tower(config.vision_config)
     layout = layout_of(checkpoint)
     rows = table(config, checkpoint.architecture, layout)
