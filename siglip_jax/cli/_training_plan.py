@@ -47,6 +47,14 @@ def plot(curve: list[float], rate: float, steps: int) -> list[str]:
     return [f"rate, at most {rate:g}", *lines, "0" + f"{steps} steps".rjust(COLUMNS - 1)]
 
 
+_CHANGES = {
+    "resolution": "resolution",
+    "patch_size": "patch size",
+    "batch_size": "batch size",
+    "patches": "variable resolution, patches",
+}
+
+
 def _sentences(facts: dict[str, Any]) -> list[str]:
     most = "up to " if facts["lengths"] else ""
     lines = [
@@ -56,9 +64,7 @@ def _sentences(facts: dict[str, Any]) -> list[str]:
         "mesh: " + ", ".join(f"{axis}={size}" for axis, size in facts["mesh"].items()),
     ]
     for stage in facts["stages"] if len(facts["stages"]) > 1 else ():
-        changes = "".join(
-            f", {name.replace('_', ' ')} {stage[name]}" for name in ("resolution", "patch_size") if name in stage
-        )
+        changes = "".join(f", {label} {stage[name]}" for name, label in _CHANGES.items() if name in stage)
         lines.append(f"steps {stage['start']:,} to {stage['end']:,}: {' + '.join(stage['losses'])}{changes}")
     for row in facts["losses"] if len(facts["losses"]) > 1 else ():
         weight = "" if row["weight"] is None else f", weight {row['weight']:g}"

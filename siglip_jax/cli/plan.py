@@ -147,6 +147,7 @@ def rows_of(found: Any) -> list[tuple[str, str]]:
         ("work", f"{found.work}, {recipe.dtype}, {remat}, {layers}"),
         ("machine", f"{found.topology}, {found.chips:,} chips, {mesh}"),
         ("batch", f"{recipe.batch_size:,}, {recipe.batch_size / found.chips:g} a chip{pieces}"),
+        *(("  patches", _length(row)) for row in found.lengths),
         ("fits", f"{'yes' if found.fits else 'no'}: {size(found.needed)} of {size(found.memory)} a chip"),
     ]
     if found.arguments is not None and found.temporaries is not None:
@@ -165,6 +166,12 @@ def rows_of(found: Any) -> list[tuple[str, str]]:
     if found.work == "training step":
         rows.append(("run", _run(found)))
     return rows
+
+
+def _length(row: dict[str, Any]) -> str:
+    time = "" if row["seconds"] is None else f", {_duration(row['seconds'])}"
+    needed = f"{size(row['needed'])}{'' if row['fits'] else ', which does not fit'}"
+    return f"{row['patches']:,}: {row['examples']:,} examples in {row['share']:.0%} of the steps, {needed}{time}"
 
 
 def _run(found: Any) -> str:

@@ -92,6 +92,7 @@ class Pipeline:
         *,
         batch_size: int,
         lengths: Sequence[tuple[int, int]] = (),
+        before: int = 0,
         seed: int = 0,
         workers: int = 0,
         process_index: int = 0,
@@ -106,6 +107,7 @@ class Pipeline:
           lengths: for images of variable resolution: pairs (patches of an image, rows of a step, as `batch_size`). Of
             every n steps each of the n pairs has one, in random order. (): every step has `batch_size` rows, and images
             have the processor's number of patches.
+          before: number of examples, of all processes together, that come before those of the first step.
           seed: seed of the order, the captions and the augmentation, 0 or more.
           workers: number of worker processes that read and decode; 0: threads of this process, one per core.
           process_index: index of this process, which gets the rows `process_index * n` to `(process_index + 1) * n - 1`
@@ -130,11 +132,13 @@ class Pipeline:
                 )
         if workers < 0 or seed < 0:
             raise ValueError(f"workers and seed must be 0 or more, got {workers} and {seed}")
+        if before < 0:
+            raise ValueError(f"before must be 0 or more examples, got {before}")
         self.examples = sum(counts)
         self._sources, self._seed, self._batch_size = list(sources), seed, batch_size
         self._reader = _Reader([source for source, _ in sources], transform, Order(counts, weights, seed), seed)
         sizes = StepSizes(lengths or ((None, batch_size),), seed)
-        self._places, self._workers = _Places(sizes, sizes.share(process_count), process_index), workers
+        self._places, self._workers = _Places(sizes, sizes.share(process_count), process_index, before), workers
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -261,11 +265,12 @@ class _Places:
     all: StepSizes
     own: StepSizes
     process_index: int
+    first: int
 
     def __call__(self, row: int) -> tuple[int, int | None]:
         step, place = self.own.step_of(row)
         length, rows = self.own.at(step)
-        return self.all.before(step) + self.process_index * rows + place, length
+        return self.first + self.all.before(step) + self.process_index * rows + place, length
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from siglip_jax import models
 from siglip_jax._checks import check_choice
 from siglip_jax.checkpoints.keymap import architecture_of
+from siglip_jax.configs.configuration import Siglip2Config
 from siglip_jax.models.cost import EXAMPLES_PER_DEVICE, shapes_of
 from siglip_jax.models.pretrained import PretrainedModule
 from siglip_jax.parallel.mesh import AXES
@@ -60,6 +61,9 @@ class Plan:
       days: days of all steps.
       chip_hours: chips times hours of all steps.
       collectives: every collective of the program.
+      lengths: for images of variable resolution a row for each length of sequences: `patches`, `examples` of a step,
+        `needed`, `fits`, `seconds` and `share` of the steps; the times and operations of the plan are their means, and
+        its bytes and collectives those of the length that needs most. () for images of one size.
       unknown: what the plan cannot know, a sentence each.
 
     Example:
@@ -93,6 +97,7 @@ class Plan:
     chip_hours: float | None
     collectives: tuple[Collective, ...]
     unknown: tuple[str, ...]
+    lengths: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the plan as a dictionary that can be written as JSON."""
@@ -110,6 +115,7 @@ class Plan:
         rows: list[dict[str, Any]] = [{**c, "largest": tuple(c["largest"])} for c in facts["collectives"]]
         fields: dict[str, Any] = {**facts, "collectives": tuple(Collective(**row) for row in rows)}
         fields |= {"recipe": recipe_with(Recipe(), facts["recipe"]), "unknown": tuple(facts["unknown"])}
+        fields |= {"lengths": tuple(facts["lengths"])}
         return cls(**fields)
 
     def traffic(self) -> list[dict[str, Any]]:
@@ -178,9 +184,9 @@ def plan(
       ValueError: topology must be one of v5e, v5p, v6e with a shape, ..., got 'v9:2x2'; write it so
     """
     machine = open_topology(topology)
-    from siglip_jax.planning.work import MANY, forward_pass, training_step  # with optax, which is optional
+    from siglip_jax.planning.work import MANY, forward_pass, training_steps  # with optax, which is optional
     from siglip_jax.training.prepare import mesh_of
-    from siglip_jax.training.stages import stages_of
+    from siglip_jax.training.timetable import timetable_of
 
     name, config, module = _model(model)
     chosen = _recipe(recipe, module, machine, batch, fields)
@@ -192,15 +198,58 @@ def plan(
     mesh = mesh_of(chosen, machine.devices)
     assert mesh is not None
     if recipe is not None:
-        stages = stages_of(chosen, examples or MANY * chosen.batch_size)
+        flexible = isinstance(config, Siglip2Config)
+        stages = timetable_of(chosen, examples or MANY * chosen.batch_size, flexible).stages
         if not 1 <= (stage or 1) <= len(stages):
             raise ValueError(f"stage must be from 1 to {len(stages)}, the stages of this recipe, got {stage}")
         chosen = stages[(stage or 0) - 1].recipe
-        work = training_step(config, chosen, mesh, examples, classes)
+        works = training_steps(config, chosen, mesh, examples, classes)
     else:
         options: Any = {"dtype": jnp.dtype(chosen.dtype), "scan_layers": chosen.scan_layers, "remat": chosen.remat}
-        work = forward_pass(module.clone(**options), chosen.batch_size, mesh)
-    return planned(name, "forward pass" if recipe is None else "training step", chosen, machine, mesh, work)
+        works = [forward_pass(module.clone(**options), chosen.batch_size, mesh)]
+    what = "forward pass" if recipe is None else "training step"
+    found = [planned(name, what, chosen, machine, mesh, work) for work in works]
+    return found[0] if works[0].patches is None else _over_lengths(found, works, chosen)
+
+
+def _over_lengths(plans: list[Plan], works: list[Any], recipe: Recipe) -> Plan:
+    """Returns the plan of steps of several lengths, which a run draws as often as the recipe names them."""
+    shares = [recipe.naflex.lengths.count(work.patches) / len(recipe.naflex.lengths) for work in works]
+    largest = max(plans, key=lambda plan: plan.needed)
+    rows = tuple(
+        {
+            "patches": work.patches,
+            "examples": work.examples,
+            "needed": plan.needed,
+            "fits": plan.fits,
+            "seconds": plan.seconds,
+            "share": share,
+        }
+        for plan, work, share in zip(plans, works, shares, strict=True)
+    )
+
+    def mean(values: list[Any]) -> Any:
+        return None if None in values else sum(x * share for x, share in zip(values, shares, strict=True))
+
+    def whole(values: list[Any]) -> Any:
+        found = mean(values)
+        return None if found is None else round(found)
+
+    seconds, flops = mean([plan.seconds for plan in plans]), whole([plan.model_flops for plan in plans])
+    days = None if seconds is None or largest.steps is None else seconds * largest.steps / SECONDS_A_DAY
+    return dataclasses.replace(
+        largest,
+        model_flops=flops,
+        flops=whole([plan.flops for plan in plans]),
+        cycles=whole([plan.cycles for plan in plans]),
+        seconds=seconds,
+        exposed_seconds=mean([plan.exposed_seconds for plan in plans]),
+        mfu=None if not seconds else flops / (seconds * CHIPS[largest.topology.partition(":")[0]].peak * largest.chips),
+        examples_per_second=None if not seconds else mean([work.examples for work in works]) / seconds,
+        days=days,
+        chip_hours=None if days is None else days * 24 * largest.chips,
+        lengths=rows,
+    )
 
 
 def planned(name: str, what: str, recipe: Recipe, machine: Topology, mesh: Mesh, work: Any) -> Plan:
@@ -290,7 +339,7 @@ def _plan(
         seconds=seconds,
         exposed_seconds=exposed,
         mfu=None if seconds is None else work.flops / (seconds * chip.peak * chips),
-        examples_per_second=None if seconds is None else recipe.batch_size / seconds,
+        examples_per_second=None if seconds is None else work.examples / seconds,
         steps=work.steps,
         days=None if total is None else total / SECONDS_A_DAY,
         chip_hours=None if total is None else total * chips / SECONDS_AN_HOUR,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from siglip_jax.configs.configuration import Siglip2VisionConfig, SiglipConfig
+from siglip_jax.configs.configuration import Config, Siglip2Config, Siglip2VisionConfig, SiglipConfig
 from siglip_jax.configs.towers import towers_of
 from siglip_jax.models.cost import image_flops, text_flops
 from siglip_jax.models.elementwise import normalize
@@ -16,11 +16,19 @@ from siglip_jax.parallel.mesh import BATCH_AXES
 from siglip_jax.parallel.sharding import shardings
 from siglip_jax.params import flatten, unflatten
 from siglip_jax.training.durations import parse_duration
+from siglip_jax.training.flexible import check_flexible, check_lengths, late_config
 from siglip_jax.training.joint import placed_groups
 from siglip_jax.training.lora import init_lora
-from siglip_jax.training.prepare import flops_of, make_module, make_plan, make_table, objective_of
+from siglip_jax.training.naflex import kinds_of
+from siglip_jax.training.prepare import (
+    averaging,
+    flops_of,
+    make_module,
+    make_plan,
+    make_table,
+    objective_of,
+)
 from siglip_jax.training.recipe import Recipe
-from siglip_jax.training.stages import late_config
 from siglip_jax.training.step import init_state, make_step, state_shardings
 
 PUBLISHED = ((0.5,) * 3, (0.5,) * 3, 1 / 255)  # mean, deviation and factor of the pixels of all published models
@@ -36,18 +44,22 @@ class Work(NamedTuple):
       arguments: trees of shapes with shardings.
       flops: operations of the model in one run, on all devices, without those that remat repeats.
       steps: steps of the whole run; None where it is not known, or the work is no training.
+      examples: examples of one run, on all devices.
+      patches: length of the sequences of images; None for images of one size.
     """
 
     function: Any
     arguments: tuple[Any, ...]
     flops: int
     steps: int | None
+    examples: int
+    patches: int | None = None
 
 
-def training_step(
-    config: SiglipConfig, recipe: Recipe, mesh: Mesh, examples: int | None, classes: int | None = None
-) -> Work:
-    """Returns the step of a recipe.
+def training_steps(
+    config: Config, recipe: Recipe, mesh: Mesh, examples: int | None, classes: int | None = None
+) -> list[Work]:
+    """Returns the step of a recipe; for images of variable resolution one for each length of the recipe, in order.
 
     Args:
       config: configuration of the model.
@@ -59,15 +71,21 @@ def training_step(
     Raises:
       ValueError: if the model and the recipe do not fit together.
     """
-    if type(config) is not SiglipConfig:
+    if not isinstance(config, SiglipConfig):
         raise ValueError(
-            "the model of a recipe must be a whole SigLIP model of fixed resolution, got a"
-            f" {type(config).__name__}; leave out the recipe to plan the forward pass"
+            f"the model of a recipe must be a whole SigLIP model, got a {type(config).__name__}; leave out the recipe"
+            " to plan the forward pass"
         )
-    if recipe.resolution is not None:
+    if recipe.average_pooling:
+        config = averaging(config)
+    if isinstance(config, Siglip2Config):
+        check_flexible(recipe, mesh)
+    elif recipe.resolution is not None:
         config = config.replace(vision_config=config.vision_config.replace(image_size=recipe.resolution))
     if recipe.late.used:
         config = late_config(config, recipe.late)
+    if recipe.late.naflex:
+        check_lengths(recipe, mesh)
     if recipe.task == "labels":
         own = config.num_labels if config.id2label != {0: "LABEL_0", 1: "LABEL_1"} else CLASSES
         config = config.replace(num_labels=classes or own)
@@ -78,7 +96,9 @@ def training_step(
     params = jax.eval_shape(lambda p: placed_groups(recipe, module, p, None), params)
     table = make_table(recipe, flatten(params))
     length = parse_duration(recipe.duration)[1]
-    objective = objective_of(recipe, module, PUBLISHED, mesh)
+    mean, deviation, factor = PUBLISHED
+    values = config.vision_config.patch_size**2 if isinstance(config, Siglip2Config) else 1  # of a patch
+    objective = objective_of(recipe, module, (mean * values, deviation * values, factor), mesh)
     plan = make_plan(recipe, table, objective, examples or MANY * recipe.batch_size, mesh)
     step = plan.step
 
@@ -87,9 +107,13 @@ def training_step(
 
     state = jax.eval_shape(initial, params)
     state = jax.tree.map(_at, state, state_shardings(state, mesh))
-    batch = {name: _at(x, _rows(mesh)) for name, x in _batch(recipe, config).items()}
     steps = None if examples is None and length == "epochs" else plan.steps
-    return Work(make_step(step, state), (state, batch), flops_of(recipe, config, table), steps)
+    function, found = make_step(step, state), []
+    for patches, rows in dict.fromkeys(kinds_of(recipe.naflex, recipe.batch_size, config)):
+        batch = {name: _at(x, _rows(mesh)) for name, x in _batch(recipe, config, rows, patches).items()}
+        flops = flops_of(recipe, config, table, ((patches, rows),))
+        found.append(Work(function, (state, batch), flops, steps, rows, patches))
+    return found
 
 
 def forward_pass(module: PretrainedModule, batch: int, mesh: Mesh) -> Work:
@@ -120,7 +144,7 @@ def forward_pass(module: PretrainedModule, batch: int, mesh: Mesh) -> Work:
     vision, text = towers_of(module.config)
     flops = text_flops(text) if text is not None and "input_ids" in inputs else 0
     flops += image_flops(vision) if vision is not None else 0
-    return Work(function, (unflatten(params), placed), batch * flops, None)
+    return Work(function, (unflatten(params), placed), batch * flops, None, batch)
 
 
 def shapes_of_params(module: PretrainedModule, config: Any) -> dict[str, Any]:
@@ -148,13 +172,19 @@ def inputs_of(config: Any, batch: int, module: Any = None) -> dict[str, jax.Shap
     return found
 
 
-def _batch(recipe: Recipe, config: SiglipConfig) -> dict[str, jax.ShapeDtypeStruct]:
+def _batch(recipe: Recipe, config: SiglipConfig, rows: int, patches: int | None) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns a batch of a recipe by the names that its objective reads, as shapes."""
-    rows, vision, text = recipe.batch_size, config.vision_config, config.text_config
-    images = (rows, vision.image_size, vision.image_size, vision.num_channels)
+    vision, text = config.vision_config, config.text_config
     if recipe.locked_images:
         found = {"image_embeds": jax.ShapeDtypeStruct((rows, text.embedding_size), jnp.float32)}
+    elif patches is not None:
+        values = vision.patch_size**2 * vision.num_channels
+        found = {
+            "pixels": jax.ShapeDtypeStruct((rows, patches, values), jnp.uint8),
+            "spatial_shapes": jax.ShapeDtypeStruct((rows, 2), jnp.int32),
+        }
     else:
+        images = (rows, vision.image_size, vision.image_size, vision.num_channels)
         found = {"pixels": jax.ShapeDtypeStruct(images, jnp.uint8)}
     if recipe.task == "labels":
         return found | {"label": jax.ShapeDtypeStruct((rows,), jnp.int32)}

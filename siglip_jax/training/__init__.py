@@ -9,7 +9,7 @@ from siglip_jax._lazy import make_lazy
 from siglip_jax.training.naflex import Naflex
 from siglip_jax.training.recipe import Lora, MeshShape, Optimizer, Recipe, Schedule
 from siglip_jax.training.recipes import RECIPES
-from siglip_jax.training.terms import Captioning, Curation, Late, SelfDistillation
+from siglip_jax.training.terms import Captioning, Curation, Growth, Late, SelfDistillation
 
 if TYPE_CHECKING:
     from siglip_jax.training.joint import JointPairs
@@ -22,6 +22,7 @@ __all__ = [
     "RECIPES",
     "Captioning",
     "Curation",
+    "Growth",
     "JointPairs",
     "Labels",
     "Late",

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from siglip_jax.losses.captioning import caption_weights, captioning_loss
 from siglip_jax.losses.distillation import distillation_losses, update_center
@@ -23,11 +23,13 @@ from siglip_jax.losses.masked_prediction import masked_prediction_losses, random
 from siglip_jax.models.decoder import CaptionDecoder
 from siglip_jax.models.elementwise import normalize
 from siglip_jax.models.outputs import TowerOutput
+from siglip_jax.models.patches import Patches
 from siglip_jax.models.prototypes import PrototypeHead
 from siglip_jax.parallel.mesh import BATCH_AXES
 from siglip_jax.parallel.sharding import shardings
 from siglip_jax.params import flatten, unflatten
 from siglip_jax.training.curation import CURATOR
+from siglip_jax.training.naflex import image_inputs
 from siglip_jax.training.objective import Batch, Metrics, Pairs
 from siglip_jax.training.recipe import Recipe
 from siglip_jax.training.terms import Captioning, SelfDistillation
@@ -74,7 +76,8 @@ class JointPairs(Pairs):
 
         Args:
           params: parameters of the module and the further groups, a nested dict.
-          batch: `pixels` (n, h, w, 3) uint8 and `input_ids` (n, T) int32, matched by row.
+          batch: `pixels` (n, h, w, 3) uint8, or patches with `spatial_shapes`, and `input_ids` (n, T) int32, matched
+            by row.
           key: random key for augmentation, masks and parallel prediction.
 
         Returns:
@@ -82,11 +85,14 @@ class JointPairs(Pairs):
           recipe has; and with a teacher the mean of its outputs for each image, (n, prototypes).
         """
         pixels = self.prepare(key, batch["pixels"])
-        image = self._image(params, pixels)
+        inputs = image_inputs(pixels, batch)
+        image = self._image(params, inputs[0] if len(inputs) == 1 else Patches(*inputs))
         texts = self.apply(params, batch["input_ids"], method="get_text_features")
         found = {"images": normalize(image.embedding), "texts": normalize(texts)}
         if self.captioning.weight:
-            found["captioning"] = self._captioning(params, image, batch["input_ids"], jax.random.fold_in(key, 1))
+            found["captioning"] = self._captioning(
+                params, image, batch["input_ids"], jax.random.fold_in(key, 1), *inputs[1:2]
+            )
         if self.self_distillation.used:
             found |= self._against_teacher(params, pixels, jax.random.fold_in(key, 2))
         return found
@@ -143,12 +149,18 @@ class JointPairs(Pairs):
                 teacher[path] = x + (1 - own.momentum) * (flat[path].astype(x.dtype) - x)
         return {**frozen, TEACHER: unflatten(teacher)}, metrics
 
-    def _image(self, params: Mapping[str, Any], pixels: Array, interpolate: bool = False) -> TowerOutput:
+    def _image(self, params: Mapping[str, Any], pixels: Array | Patches, interpolate: bool = False) -> TowerOutput:
         """Returns the output of the image tower."""
-        return self.apply(params, pixels, interpolate, method=lambda model, *given: model.vision_model(*given))
+        given = (pixels, True) if interpolate else (pixels,)
+        return self.apply(params, *given, method=lambda model, *given: model.vision_model(*given))
 
     def _captioning(
-        self, params: Mapping[str, Any], image: TowerOutput, ids: Array, key: Key[Array, ""]
+        self,
+        params: Mapping[str, Any],
+        image: TowerOutput,
+        ids: Array,
+        key: Key[Array, ""],
+        mask: Int[Array, "n patches"] | None = None,
     ) -> Float[Array, " n"]:
         """Returns the captioning loss of the examples together, in a row for each."""
         if len(ids) != len(image.last_hidden_state):
@@ -158,7 +170,8 @@ class JointPairs(Pairs):
             )
         parallel = jax.random.bernoulli(key, self.captioning.parallel, (len(ids),))
         decoder = decoder_of(self.module, self.captioning)
-        states: Any = decoder.apply({"params": params["decoder"]}, ids, image.last_hidden_state, parallel=parallel)
+        seen = image.last_hidden_state
+        states: Any = decoder.apply({"params": params["decoder"]}, ids, seen, mask, parallel)
         over: dict[str, Any] = {"block_size": self.block_size, "mesh": self.mesh}
         weights = caption_weights(ids, self.end_token) / len(ids)
         loss = captioning_loss(
@@ -289,7 +302,7 @@ def init_groups(
 
 
 def placed_groups(recipe: Recipe, module: Any, params: Mapping[str, Any], mesh: Any) -> dict[str, Any]:
-    """Returns parameters with the further groups that a recipe needs, on their devices.
+    """Returns parameters with the further groups that a recipe needs and no others, on their devices.
 
     Args:
       recipe: recipe of the run, or of a stage of it.
@@ -297,8 +310,11 @@ def placed_groups(recipe: Recipe, module: Any, params: Mapping[str, Any], mesh: 
       params: parameters of the model and the groups that are there already, on their devices.
       mesh: mesh over which parameters are sharded; None: one device.
     """
-    if not (recipe.uses("captioning") or recipe.uses("self_distillation")):
-        return dict(params)
+    idle = () if recipe.uses("captioning") else ("decoder",)
+    idle += () if recipe.uses("self_distillation") else tuple(name for name in GROUPS if name != "decoder")
+    params = {name: x for name, x in params.items() if name not in idle}
+    if len(idle) == len(GROUPS):
+        return params
     make = functools.partial(init_groups, jax.random.fold_in(jax.random.key(recipe.seed), 2), recipe, module)
     present = {name: None for name in GROUPS if name in params}
     make = functools.partial(make, present=present)
@@ -306,7 +322,7 @@ def placed_groups(recipe: Recipe, module: Any, params: Mapping[str, Any], mesh: 
     if mesh is not None:
         flat = flatten(jax.eval_shape(make, vision_model=params["vision_model"]))
         where = unflatten(shardings({path: tuple(x.shape) for path, x in flat.items()}, mesh))
-    return dict(params) | jax.jit(make, out_shardings=where)(vision_model=params["vision_model"])
+    return params | jax.jit(make, out_shardings=where)(vision_model=params["vision_model"])
 
 
 def without_groups(params: Mapping[str, Any]) -> dict[str, Any]:

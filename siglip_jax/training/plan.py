@@ -21,11 +21,11 @@ from siglip_jax.params import flatten
 from siglip_jax.training.costs import ADAM, GROUPS, further_flops, group_bytes
 from siglip_jax.training.joint import GROUPS as JOINT_GROUPS
 from siglip_jax.training.memory import device_memory
-from siglip_jax.training.naflex import examples_per_step, kinds_of
+from siglip_jax.training.naflex import kinds_of
 from siglip_jax.training.prepare import Model, flops_of, make_transform
 from siglip_jax.training.recipe import Recipe
 from siglip_jax.training.setup import Data, Path_, Sources, open_sources, recipe_with, set_up
-from siglip_jax.training.stages import stages_of
+from siglip_jax.training.timetable import Timetable
 
 SCHEDULE_POINTS = 60  # values of the schedule that a dry run returns
 TRIED = 128  # examples of each data set that a dry run reads, or all of a smaller one
@@ -70,10 +70,10 @@ def dry_run(
       that a device has (None where unknown), `smaller`, the fields of the recipe with which a step would fit if it does
       not (None where it does, or nothing helps), `tried` (number of examples that were read, evenly spaced in each data
       set), `unreadable` (name and reason of those that could not be), `stages` (a row for each: `start` and `end` in
-      steps, and its `losses`), `losses` (a row for each, and for a teacher: `loss`, its `weight`, `flops` of a step on
-      all devices beside those of the towers' own pass, and `bytes` of what it trains, moments and gradients included,
-      on all devices), and `parameters`, a row for each: `parameter` (its path), `shape`, `rate`, `decay`, `frozen` and
-      `sharding`.
+      steps, its `losses`, and where images change `resolution`, `patch_size`, `batch_size` or `patches`, the lengths),
+      `losses` (a row for each, and for a teacher: `loss`, its `weight`, `flops` of a step on all devices beside those
+      of the towers' own pass, and `bytes` of what it trains, moments and gradients included, on all devices), and
+      `parameters`, a row for each: `parameter` (its path), `shape`, `rate`, `decay`, `frozen` and `sharding`.
 
     Raises:
       FileNotFoundError: if data or checkpoint do not exist.
@@ -117,7 +117,7 @@ def dry_run(
         "examples": examples,
         "images": _images(setup.sources),
         "classes": list(setup.sources[0][0].classes) if recipe.task == "labels" else [],
-        "epochs": round(float(plan.steps * examples_per_step(kinds)) / examples, 3),
+        "epochs": round(setup.times.examples / examples, 3),
         "lengths": _lengths(transform, kinds, chosen),
         "trained_parameters": trained,
         "all_parameters": sum(int(np.prod(shape)) for shape in shapes.values()),
@@ -126,25 +126,29 @@ def dry_run(
         "device_memory": available,
         "smaller": _smaller(recipe, memory, available, setup.mesh),
         "peak_rate": recipe.optimizer.rate,
-        "schedule": [float(plan.schedule(step)) for step in points],
+        "schedule": [setup.times.factor(int(step)) for step in points],
         "tried": tried,
         "unreadable": unreadable,
-        "stages": _stages(recipe, examples, plan.steps),
+        "stages": _stages(setup.times),
         "losses": _losses(recipe, setup.model),
         "parameters": rows,
     }
 
 
-def _stages(recipe: Recipe, examples: int, steps: int) -> list[dict[str, Any]]:
-    """Returns a row for each stage of a run: its steps, its losses, and what changes the images."""
-    rows, stages = [], stages_of(recipe, examples)
-    for stage in stages:
-        late = stage.recipe.late
-        changes = {
-            name: getattr(late, name) for name in ("resolution", "patch_size") if getattr(late, name) is not None
-        }
-        end = steps if stage is stages[-1] else stage.end
-        rows.append({"start": stage.start, "end": end, "losses": list(_weights(stage.recipe)), **changes})
+def _stages(times: Timetable) -> list[dict[str, Any]]:
+    """Returns a row for each stage of a run: its steps, its losses, and what changes the images and the steps."""
+    rows = []
+    for stage in times.stages:
+        recipe = stage.recipe
+        changes: dict[str, Any] = {}
+        if len({other.recipe.resolution for other in times.stages}) > 1:
+            changes |= {"resolution": recipe.resolution, "batch_size": recipe.batch_size}
+        for name in ("resolution", "patch_size"):
+            if getattr(recipe.late, name) is not None:
+                changes[name] = getattr(recipe.late, name)
+        if recipe.late.naflex:
+            changes["patches"] = list(recipe.naflex.lengths)
+        rows.append({"start": stage.start, "end": stage.end, "losses": list(_weights(recipe)), **changes})
     return rows
 
 

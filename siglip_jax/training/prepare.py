@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from siglip_jax._hub import resolve
 from siglip_jax.checkpoints import read_checkpoint
+from siglip_jax.checkpoints.checkpoint import Checkpoint
 from siglip_jax.checkpoints.surgery import with_labels, with_resolution
 from siglip_jax.configs.configuration import Siglip2Config, SiglipConfig
 from siglip_jax.data.flexible import FlexibleTransform
@@ -22,6 +25,7 @@ from siglip_jax.data.transform import Transform, normalize_pixels
 from siglip_jax.models import Siglip2ForImageClassification, Siglip2Model, SiglipForImageClassification, SiglipModel
 from siglip_jax.models.cost import step_flops
 from siglip_jax.models.placement import place_params
+from siglip_jax.models.positions import sincos_positions
 from siglip_jax.parallel.mesh import batch_shards, mesh_over
 from siglip_jax.parallel.sharding import shard_params
 from siglip_jax.params import flatten, unflatten
@@ -30,17 +34,19 @@ from siglip_jax.rules import match_rules
 from siglip_jax.training.costs import further_flops
 from siglip_jax.training.curating import load_teacher
 from siglip_jax.training.curation import CURATOR, Curator
-from siglip_jax.training.durations import steps_of
+from siglip_jax.training.flexible import check_flexible
 from siglip_jax.training.joint import TEACHER, TRAINED_GROUPS, JointPairs, placed_groups, without_groups
 from siglip_jax.training.lora import init_lora
 from siglip_jax.training.lora import merge as merge_lora
-from siglip_jax.training.naflex import examples_per_step, kinds_of
+from siglip_jax.training.naflex import kinds_of
 from siglip_jax.training.objective import Labels, Objective, Pairs
-from siglip_jax.training.optimizer import Treatment, make_optimizer, make_schedule, treatments
+from siglip_jax.training.optimizer import Treatment, make_optimizer, treatments
 from siglip_jax.training.processors import processor_of_size
 from siglip_jax.training.recipe import Recipe
 from siglip_jax.training.step import Step, TrainState, init_state
+from siglip_jax.training.timetable import timetable_of
 
+POSITIONS = "vision_model/embeddings/position_embedding/embedding"  # path of the position table of the image tower
 Trainable = SiglipModel | SiglipForImageClassification | Siglip2Model | Siglip2ForImageClassification
 
 
@@ -117,7 +123,7 @@ def prepare_model(
         )
     flexible = isinstance(checkpoint.config, Siglip2Config)
     if flexible:
-        _check_flexible(recipe, mesh)
+        check_flexible(recipe, mesh)
     dropout = checkpoint.config.vision_config.attention_dropout, checkpoint.config.text_config.attention_dropout
     if any(dropout):
         raise ValueError(f"attention_dropout must be 0, as in all published models, got {max(dropout)}")
@@ -130,6 +136,8 @@ def prepare_model(
         and recipe.resolution != checkpoint.config.vision_config.image_size
     ):
         checkpoint = with_resolution(checkpoint, recipe.resolution).checkpoint
+    if recipe.average_pooling:
+        checkpoint = _averaged(checkpoint)
     if recipe.task == "labels" and (
         checkpoint.architecture in _ARCHITECTURES["pairs"] or list(labels) != _labels(checkpoint)
     ):
@@ -141,6 +149,8 @@ def prepare_model(
     params: Mapping[str, Any] = checkpoint.params
     if recipe.fresh is not None:
         params = _with_fresh(params, module, recipe)
+    if recipe.positions == "sincos":
+        params = unflatten(flatten(params) | {POSITIONS: fixed_positions(config)})
     placed = place_params(params, jnp.float32, scan_layers=recipe.scan_layers, mesh=mesh)
     if recipe.lora.rank:
         lora = init_lora(jax.random.fold_in(jax.random.key(recipe.seed), 1), recipe.lora, placed)
@@ -150,6 +160,26 @@ def prepare_model(
     if recipe.curation.teacher is not None:
         teacher, placed[CURATOR] = load_teacher(recipe, recipe.curation.teacher, processor, mesh)
     return Model(module, placed, processor, make_table(recipe, flatten(placed)), teacher)
+
+
+def averaging(config: Any) -> Any:
+    """Returns the configuration of a whole model whose images are averaged over their patches."""
+    vision = config.vision_config.replace(vision_use_head=False, average_pooling=True)
+    return config.replace(vision_config=vision)
+
+
+def fixed_positions(config: Any) -> np.ndarray:
+    """Returns the position table of an image tower whose positions are not learned."""
+    vision = config.vision_config
+    side = math.isqrt(vision.num_patches)
+    return np.asarray(sincos_positions((side, side), vision.hidden_size))
+
+
+def _averaged(checkpoint: Checkpoint) -> Checkpoint:
+    """Returns a checkpoint without pooling head, whose images are averaged over their patches."""
+    tower = {name: x for name, x in checkpoint.params["vision_model"].items() if name != "head"}
+    params = {**checkpoint.params, "vision_model": tower}
+    return dataclasses.replace(checkpoint, config=averaging(checkpoint.config), params=params)
 
 
 def make_module(recipe: Recipe, config: Any, mesh: Mesh | None) -> Trainable:
@@ -190,6 +220,8 @@ def make_table(recipe: Recipe, paths: Iterable[str]) -> dict[str, Treatment]:
             " self_distillation at 0"
         )
     table |= dict.fromkeys(of_teachers, Treatment(0.0, 0.0))
+    if recipe.positions == "sincos":
+        table[POSITIONS] = Treatment(0.0, 0.0)
     if recipe.locked_images and any(not e.frozen for path, e in table.items() if path.startswith("vision_model/")):
         raise ValueError(
             "optimizer.rates must freeze vision_model/.* with locked_images, got a factor other than 0; put the rule"
@@ -206,33 +238,6 @@ _ARCHITECTURES = {
     "pairs": tuple(module.__name__ for module in _MODULES["pairs"]),
     "labels": tuple(module.__name__ for modules in _MODULES.values() for module in modules),
 }
-
-
-def _check_flexible(recipe: Recipe, mesh: Mesh | None) -> None:
-    """Refuses what a model of variable resolution has no use for, and batches that do not fit the mesh."""
-    if recipe.resolution is not None:
-        raise ValueError(
-            f"resolution must be None for a model of variable resolution, got {recipe.resolution}; set naflex.lengths"
-        )
-    more = [n for n in ("captioning", "self_distillation") if recipe.uses(n)]
-    more += ["curation"] * (recipe.curation.teacher is not None) + ["late"] * recipe.late.used
-    if more:
-        raise ValueError(
-            f"{more[0]} must not be used with a model of variable resolution, got {getattr(recipe, more[0])}; leave it"
-            " out"
-        )
-    if recipe.locked_images:
-        raise ValueError(
-            "locked_images must be False for a model of variable resolution, whose images have several lengths, got"
-            " True; freeze with optimizer.rates instead"
-        )
-    holders = batch_shards(mesh)
-    for length, examples in recipe.naflex.steps(recipe.batch_size):
-        if examples % (holders * recipe.micro_batches):
-            raise ValueError(
-                f"a step of {length} patches must have a multiple of {holders} devices x {recipe.micro_batches}"
-                f" micro-batches, got {examples} examples; change batch_size or naflex.full_batch"
-            )
 
 
 def _labels(checkpoint: Any) -> list[str]:
@@ -305,13 +310,13 @@ def objective_of(
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The steps of a run.
+    """The steps of a stage of a run.
 
     Attributes:
       table: treatment of each parameter by path, as from `treatments`.
       steps: steps of the whole run.
       schedule: function from steps done to the factor of rate and decay.
-      step: step of the run, which `make_step` compiles.
+      step: step of the stage, which `make_step` compiles.
     """
 
     table: Mapping[str, Treatment]
@@ -327,30 +332,38 @@ def make_plan(
     examples: int,
     mesh: Mesh | None,
     curator: Curator | None = None,
+    when: tuple[int, Callable[[Any], Any]] | None = None,
 ) -> Plan:
-    """Returns the plan of a run.
+    """Returns the plan of a run, or of a stage of it.
 
     Args:
-      recipe: recipe of the run.
+      recipe: recipe of the run, or of a stage of it.
       table: treatment of each parameter by path, as from `treatments`.
       objective: objective to minimise.
       examples: examples of an epoch.
       mesh: mesh over which the batch is sharded; None: one device.
       curator: chooses the rows of each batch that are trained on; None: all are.
+      when: steps of the whole run, and the schedule of the stage; None: those of the recipe's last stage.
 
     Raises:
       ValueError: if warm-up and cool-down are longer than the run.
     """
-    kinds = kinds_of(recipe.naflex, recipe.batch_size, getattr(objective.module, "config", None))
-    units: Any = {"batch_size": examples_per_step(kinds), "examples": examples}
-    steps = steps_of(recipe.duration, **units)
-    schedule = make_schedule(recipe.schedule, steps=steps, **units)
+    if when is None:
+        flexible = isinstance(getattr(objective.module, "config", None), Siglip2Config) and not recipe.late.naflex
+        found = timetable_of(recipe, examples, flexible)
+        when = found.steps, found.stages[-1].schedule
+    steps, schedule = when
     optimizer = make_optimizer(recipe.optimizer, table, schedule)
     step = Step(objective, optimizer, recipe.micro_batches, recipe.optimizer.average, recipe.seed, mesh, curator)
     return Plan(table, steps, schedule, step)
 
 
-def flops_of(recipe: Recipe, config: SiglipConfig, table: Mapping[str, Treatment]) -> int:
+def flops_of(
+    recipe: Recipe,
+    config: SiglipConfig,
+    table: Mapping[str, Treatment],
+    kinds: Sequence[tuple[int | None, int]] | None = None,
+) -> int:
     """Returns the operations of a step of a recipe, as `step_flops` and `further_flops` count them.
 
     Steps of several sequence lengths are averaged.
@@ -359,9 +372,10 @@ def flops_of(recipe: Recipe, config: SiglipConfig, table: Mapping[str, Treatment
       recipe: recipe of the run.
       config: configuration of the model.
       table: treatment of each parameter by path, as from `treatments`.
+      kinds: (length, examples) of each kind of step, as from `kinds_of`; None: all of the recipe's.
     """
     moving = {path.partition("/")[0] for path, entry in table.items() if not entry.frozen}
-    kinds = kinds_of(recipe.naflex, recipe.batch_size, config)
+    kinds = kinds or kinds_of(recipe.naflex, recipe.batch_size, config)
     each = [
         step_flops(
             config,
@@ -373,7 +387,7 @@ def flops_of(recipe: Recipe, config: SiglipConfig, table: Mapping[str, Treatment
         )
         for length, examples in kinds
     ]
-    return sum(further_flops(recipe, config).values()) + round(sum(each) / len(each))
+    return sum(further_flops(recipe, config, kinds).values()) + round(sum(each) / len(each))
 
 
 def make_state(plan: Plan, params: Mapping[str, Any]) -> TrainState:

@@ -11,7 +11,7 @@ from siglip_jax._files import MAX_PIXELS
 from siglip_jax.rules import Rules
 from siglip_jax.training.durations import parse_duration
 from siglip_jax.training.naflex import Naflex
-from siglip_jax.training.terms import Captioning, Curation, Late, SelfDistillation
+from siglip_jax.training.terms import Captioning, Curation, Growth, Late, SelfDistillation
 
 EVERYTHING: Rules[float] = ((".*", 1.0),)
 KERNELS: Rules[float] = ((".*/kernel", 1.0), (".*", 0.0))  # big_vision's default: no tables, norms, biases, scalars
@@ -141,6 +141,10 @@ class Recipe:
         loss.
       fresh: regular expression for the whole path of each parameter that starts from random values; None: all come from
         the checkpoint.
+      positions: "learned" positions of patches, or "sincos": sines and cosines that are not trained, and computed anew
+        where images change their size.
+      average_pooling: whether the embedding of an image is the mean of its patches; a pooling head of the checkpoint is
+        left out.
       resolution: width and height of images in pixels; None: that of the checkpoint.
       augment: augmentation of images, "none", "flip", "crop" or "crop_flip".
       max_pixels: largest number of pixels of an encoded image; a larger one is unreadable.
@@ -156,6 +160,7 @@ class Recipe:
       self_distillation: losses against a moving average of the image tower, beside that of pairs; none by default.
       curation: choice of the pairs that are trained on, by a teacher; none by default.
       late: change of resolution or patch size near the end of the run; none by default.
+      growth: further stages with larger images; none by default.
       locked_images: whether to embed each image once, before the first step, and train on the embeddings (LiT); the
         image tower must be frozen.
       dtype: compute dtype, "float32" or "bfloat16"; the weights are float32.
@@ -181,6 +186,8 @@ class Recipe:
     loss: Literal["sigmoid", "softmax"] = "sigmoid"  # loss of pairs; labels have cross-entropy
     equal_texts_match: bool = False  # whether an image matches every caption equal to its own in the batch (sigmoid)
     fresh: str | None = None  # pattern for the paths of parameters that start from random values
+    positions: Literal["learned", "sincos"] = "learned"  # of patches; sincos: sines and cosines, not trained
+    average_pooling: bool = False  # the embedding of an image is the mean of its patches, without a pooling head
     resolution: int | None = None  # width and height of images in pixels; None: that of the checkpoint
     augment: Literal["none", "flip", "crop", "crop_flip"] = "none"  # augmentation of images
     max_pixels: int = MAX_PIXELS  # largest number of pixels of an encoded image; a larger one is unreadable
@@ -195,6 +202,7 @@ class Recipe:
     self_distillation: SelfDistillation = SelfDistillation()
     curation: Curation = Curation()
     late: Late = Late()
+    growth: Growth = Growth()
     locked_images: bool = False  # embed each image once and train on the embeddings (LiT); needs a frozen image tower
     dtype: Literal["float32", "bfloat16"] = "float32"  # compute dtype; the weights are float32
     # what is recomputed to save memory
@@ -235,6 +243,20 @@ class Recipe:
             raise ValueError(
                 "late must change nothing with curation.teacher, whose images have the size of the model's, got"
                 f" {self.late}; leave it out"
+            )
+        if self.growth.used and (self.late.used or self.self_distillation.used or self.curation.teacher is not None):
+            raise ValueError(
+                "growth must be left out with late, self_distillation and curation, which change the run too, got"
+                f" {self.growth}; use one of them"
+            )
+        if self.growth.used and self.locked_images:
+            raise ValueError(
+                f"growth must be left out with locked_images, which embeds each image once, got {self.growth}"
+            )
+        if self.late.naflex and (self.task != "pairs" or self.locked_images or self.positions == "sincos"):
+            raise ValueError(
+                "late.naflex must be False unless task='pairs', positions='learned' and images are not locked, got"
+                " True; leave it out"
             )
         more = [name for name in ("captioning", "self_distillation") if self.uses(name)]
         if more and (self.task != "pairs" or self.locked_images):

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from siglip_jax._files import output_path, write_atomically
 from siglip_jax._lock import locked
 from siglip_jax.data.example import Source
 from siglip_jax.data.open import open_source
+from siglip_jax.data.pipeline import Batch, Pipeline
 from siglip_jax.inference.bench import peak_memory
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.processing import SiglipProcessor
@@ -48,7 +49,7 @@ from siglip_jax.training.setup import (
     set_up,
     with_image_embeds,
 )
-from siglip_jax.training.stages import enter, stages_of
+from siglip_jax.training.stages import enter
 from siglip_jax.training.step import TrainState, make_step
 
 
@@ -168,10 +169,7 @@ def train(
     recipe = recipe_with(recipe, fields)
     keys = {"image_key": image_key, "text_key": text_key, "label_key": label_key, "kind": kind, "root": root}
     sources = open_sources(data, keys)
-    stages = stages_of(recipe, sum(len(source) for source, _ in sources))
-    setup = set_up(sources, model, stages[0].recipe, workers)
-    # With sequences of several lengths, steps differ in examples.
-    stages[-1] = stages[-1]._replace(end=setup.plan.steps)
+    setup = set_up(sources, model, recipe, workers)
     judge = None
     if evaluate is not None:
         judged = evaluate if isinstance(evaluate, Source) else open_source(evaluate, **{**keys, "kind": None})
@@ -189,7 +187,8 @@ def train(
 
     directory.mkdir(parents=True, exist_ok=True)
     with _locked(directory):
-        check_resumable(directory, identity, setup.pipeline.fingerprint)
+        data_of_run = setup.pipeline.fingerprint
+        check_resumable(directory, identity, data_of_run)
         if jax.process_index() == 0:
             text = json.dumps(dataclasses.asdict(recipe), indent=2) + "\n"
             write_atomically(directory / "recipe.json", text.encode())
@@ -197,15 +196,15 @@ def train(
             tower = fingerprints["image_tower"]
             setup = with_image_embeds(setup, recipe, directory, tower, workers, on_precompute)
         state, entry, steps, stopped = make_state(setup.plan, setup.model.params), None, 0, False
-        for before, stage in zip((None, *stages), stages, strict=False):
-            if before is not None:
+        for number, stage in enumerate(setup.times.stages):
+            if number:
                 last = jax.tree.map(_described, state)
-                setup, state, enter_state = enter(setup, before, stage, state, workers)
+                setup, state, enter_state = enter(setup, number, state, workers)
                 entry = Entry(stage.start, last, enter_state)
             outcome = run_loop(
                 make_step(setup.plan.step, state),
                 state,
-                setup.pipeline,
+                _Batches(setup.pipeline, stage.start, data_of_run),
                 stage.end,
                 LoopOptions(directory, save_every, keep, best, log_every, tensorboard),
                 identity=identity,
@@ -236,6 +235,25 @@ def train(
         setup.plan.steps,
         stopped,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batches:
+    """The batches of a stage by the steps of the run.
+
+    Attributes:
+      pipeline: batches of the stage.
+      start: first step of the stage.
+      fingerprint: fingerprint of the data of the run.
+    """
+
+    pipeline: Pipeline
+    start: int
+    fingerprint: str
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Yields the batches of the steps from `start` on."""
+        return self.pipeline.batches(start - self.start)
 
 
 def _locked(directory: Path) -> contextlib.AbstractContextManager[None]:

@@ -12,12 +12,14 @@ from jax.sharding import Mesh
 
 from siglip_jax._callbacks import OnProgress
 from siglip_jax._checks import check_choice, refuse_unknown
+from siglip_jax.configs.configuration import Siglip2Config
 from siglip_jax.data.example import Source
 from siglip_jax.data.open import open_source
 from siglip_jax.data.pipeline import Pipeline
 from siglip_jax.data.transform import Transform
 from siglip_jax.evaluation.prompts import brief
 from siglip_jax.training.curating import make_curator
+from siglip_jax.training.flexible import check_flexible, check_lengths
 from siglip_jax.training.memory import host_memory
 from siglip_jax.training.naflex import kinds_of
 from siglip_jax.training.objective import Objective
@@ -36,6 +38,7 @@ from siglip_jax.training.prepare import (
 from siglip_jax.training.processors import processor_fingerprint
 from siglip_jax.training.recipe import Recipe
 from siglip_jax.training.recipes import RECIPES
+from siglip_jax.training.timetable import Timetable, timetable_of
 
 Path_ = str | os.PathLike[str]
 Data = Path_ | Source | Sequence[Path_ | tuple[Path_ | Source, float | None]] | Mapping[Path_, float]
@@ -95,6 +98,8 @@ class Setup:
       pipeline: batches of the sources.
       plan: steps of the run.
       mesh: mesh of the run; None: one device.
+      times: stages of the run.
+      stage: number of the stage that all this is for, from 0.
     """
 
     model: Model
@@ -103,48 +108,69 @@ class Setup:
     pipeline: Pipeline
     plan: Plan
     mesh: Mesh | None
+    times: Timetable
+    stage: int
 
 
 def set_up(sources: Sources, name_or_path: Path_, recipe: Recipe, workers: int) -> Setup:
-    """Opens a checkpoint and makes what a run needs, and writes nothing.
+    """Opens a checkpoint and makes what the first stage of a run needs, and writes nothing.
 
     Args:
       sources: opened data with their weights, as from `open_sources`.
       name_or_path: checkpoint of the run.
-      recipe: recipe of the run, or of its first stage.
+      recipe: recipe of the run.
       workers: processes that read and decode; 0: threads of this process.
     """
     classes = [source.classes for source, _ in sources if source.classes]
     if recipe.task == "labels":
         _check_classes([source for source, _ in sources])
-    mesh = mesh_of(recipe)
-    model = prepare_model(recipe, name_or_path, labels=classes[0] if recipe.task == "labels" else (), mesh=mesh)
-    transform = make_transform(recipe, model.processor)
-    setup = assemble(sources, recipe, model, transform, mesh, workers)
+    examples, mesh = sum(len(source) for source, _ in sources), mesh_of(recipe)
+    times = timetable_of(recipe, examples)
+    first = times.stages[0].recipe
+    model = prepare_model(first, name_or_path, labels=classes[0] if recipe.task == "labels" else (), mesh=mesh)
+    if isinstance(model.module.config, Siglip2Config):
+        check_flexible(recipe, mesh)
+        times = timetable_of(recipe, examples, flexible=True)
+    for stage in times.stages[1:]:
+        mesh_of(stage.recipe)
+        if stage.recipe.late.naflex:
+            check_lengths(stage.recipe, mesh)
+    transform = make_transform(first, model.processor)
+    setup = assemble(sources, first, model, transform, mesh, workers, times, 0)
     kinds = kinds_of(recipe.naflex, recipe.batch_size, model.module.config)
-    _check_batch(recipe, transform, kinds, setup.pipeline.examples, setup.plan.steps)
+    _check_batch(recipe, transform, kinds, examples, setup.plan.steps)
     return setup
 
 
 def assemble(
-    sources: Sources, recipe: Recipe, model: Model, transform: Transform, mesh: Mesh | None, workers: int
+    sources: Sources,
+    recipe: Recipe,
+    model: Model,
+    transform: Transform,
+    mesh: Mesh | None,
+    workers: int,
+    times: Timetable,
+    stage: int,
 ) -> Setup:
-    """Returns the setup of a recipe, or of a stage of it, for a model that is prepared.
+    """Returns the setup of a stage of a run, for a model that is prepared.
 
     Args:
       sources: opened data with their weights, as from `open_sources`.
-      recipe: recipe of the run, or of a stage of it.
+      recipe: recipe of the stage.
       model: module with its processor and the treatment of its parameters.
       transform: transform of the examples, as from `make_transform`.
       mesh: mesh of the run; None: one device.
       workers: processes that read and decode; 0: threads of this process.
+      times: stages of the run.
+      stage: number of the stage, from 0.
     """
     objective = make_objective(recipe, model, transform, mesh)
-    kinds = kinds_of(recipe.naflex, recipe.batch_size, model.module.config)
-    pipeline = make_pipeline(sources, transform, recipe, workers, [kind for kind in kinds if kind[0] is not None])
+    kinds = [kind for kind in kinds_of(recipe.naflex, recipe.batch_size, model.module.config) if kind[0] is not None]
+    pipeline = make_pipeline(sources, transform, recipe, workers, kinds, times.stages[stage].before)
     curator = make_curator(recipe, model.teacher, objective)
-    plan = make_plan(recipe, model.table, objective, pipeline.examples, mesh, curator)
-    return Setup(model, objective, sources, pipeline, plan, mesh)
+    when = times.steps, times.stages[stage].schedule
+    plan = make_plan(recipe, model.table, objective, pipeline.examples, mesh, curator, when)
+    return Setup(model, objective, sources, pipeline, plan, mesh, times, stage)
 
 
 def _check_batch(recipe: Recipe, transform: Transform, kinds: Sequence[Any], examples: int, steps: int) -> None:
@@ -165,14 +191,15 @@ def _check_batch(recipe: Recipe, transform: Transform, kinds: Sequence[Any], exa
 
 
 def make_pipeline(
-    sources: Sources, transform: Transform, recipe: Recipe, workers: int, lengths: Sequence[Any] = ()
+    sources: Sources, transform: Transform, recipe: Recipe, workers: int, lengths: Sequence[Any] = (), before: int = 0
 ) -> Pipeline:
-    """Returns the batches of this process."""
+    """Returns the batches of this process, after a number of examples."""
     return Pipeline(
         sources,
         transform,
         batch_size=recipe.examples_per_step,
         lengths=lengths,
+        before=before,
         seed=recipe.seed,
         workers=workers,
         process_index=jax.process_index(),

@@ -1,12 +1,12 @@
-"""The stages of a run: which losses it has and which images it sees from which step on, and how a stage is entered.
+"""How a stage of a run is entered.
 
-A stage has a recipe of its own. The state of the run goes from one to the next by path: parameters, moments and counts
-go on, those of new groups start, and those that change their shape are resized or start anew.
+The state of the run goes from one stage to the next by path: parameters, moments and counts go on, those of new groups
+start, and those that change their shape are resized or start anew.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,101 +14,56 @@ from jax.sharding import Mesh
 
 from siglip_jax.checkpoints.checkpoint import Checkpoint
 from siglip_jax.checkpoints.surgery import with_patch_size, with_resolution
+from siglip_jax.configs.configuration import Siglip2VisionConfig
 from siglip_jax.parallel.sharding import shard_params
 from siglip_jax.params import flatten, unflatten
-from siglip_jax.training.durations import steps_of
+from siglip_jax.training.flexible import late_config, processor_of
 from siglip_jax.training.joint import TEACHER, placed_groups
 from siglip_jax.training.prepare import (
+    POSITIONS,
     Plan,
+    fixed_positions,
     gathered,
     make_module,
     make_state,
     make_table,
     make_transform,
 )
-from siglip_jax.training.processors import processor_of_size
 from siglip_jax.training.recipe import Recipe
 from siglip_jax.training.setup import Setup, assemble
 from siglip_jax.training.step import TrainState
-from siglip_jax.training.terms import Late
 
 _TOWER = ("embeddings/position_embedding/embedding", "embeddings/patch_embedding/kernel")  # what a change resizes
 
 
-class Stage(NamedTuple):
-    """A stage of a run.
-
-    Attributes:
-      recipe: recipe of the stage: the losses that have started, and `late` once the change is made.
-      start: steps of the run before the stage.
-      end: steps of the run up to its end.
-    """
-
-    recipe: Recipe
-    start: int
-    end: int
-
-
-def stages_of(recipe: Recipe, examples: int) -> list[Stage]:
-    """Returns the stages of a run, in order.
-
-    Args:
-      recipe: recipe of the run.
-      examples: examples of an epoch.
-
-    Raises:
-      ValueError: if a stage starts after the end of the run.
-    """
-    units = {"batch_size": recipe.batch_size, "examples": examples}
-    steps, starts = steps_of(recipe.duration, **units), {}
-    for name in ("self_distillation", "late"):
-        options = getattr(recipe, name)
-        if options.used:
-            start = steps_of(options.start, **units, total=steps)
-            if start >= steps:
-                raise ValueError(f"{name}.start must be before the end of the run, {steps} steps, got {options.start}")
-            starts[name] = start
-    begins = sorted({0, *starts.values()})
-    found = []
-    for start, end in zip(begins, [*begins[1:], steps], strict=True):
-        changed: dict[str, Any] = {}
-        if start < starts.get("self_distillation", 0):
-            changed["self_distillation"] = dataclasses.replace(recipe.self_distillation, weight=0.0, masked_weight=0.0)
-        if start < starts.get("late", 0):
-            changed["late"] = Late()
-        found.append(Stage(dataclasses.replace(recipe, **changed), start, end))
-    return found
-
-
 def enter(
-    setup: Setup, before: Stage, stage: Stage, state: TrainState, workers: int
+    setup: Setup, number: int, state: TrainState, workers: int
 ) -> tuple[Setup, TrainState, Callable[[TrainState], TrainState]]:
     """Enters a stage.
 
     Args:
       setup: setup of the stage before.
-      before: the stage before.
-      stage: the stage to enter.
+      number: number of the stage to enter, from 1 for the second.
       state: last state of the stage before, or any with its structure.
       workers: processes that read and decode; 0: threads of this process.
 
     Returns:
       The setup of the stage, its first state, and the function from the last state of the stage before to it.
     """
-    recipe, old, mesh = stage.recipe, setup.model, setup.mesh
-    config, changes = old.module.config, recipe.late.used and not before.recipe.late.used
-    if changes:
-        config = late_config(config, recipe.late)
+    recipe, old, mesh = setup.times.stages[number].recipe, setup.model, setup.mesh
+    before = old.module.config
+    config = config_of_stage(before, recipe, setup.times.stages[number - 1].recipe)
     module = make_module(recipe, config, mesh)
-    processor = processor_of_size(old.processor, config.vision_config.image_size)
+    processor = processor_of(old.processor, config)
     paths = flatten(jax.eval_shape(lambda params: placed_groups(recipe, module, params, None), state.params))
     model = dataclasses.replace(old, module=module, processor=processor, table=make_table(recipe, paths))
-    entered = assemble(setup.sources, recipe, model, make_transform(recipe, processor), mesh, workers)
+    transform = make_transform(recipe, processor)
+    entered = assemble(setup.sources, recipe, model, transform, mesh, workers, setup.times, number)
 
     def enter_state(state: TrainState) -> TrainState:
         params = state.params
-        if changes:
-            params = _placed_anew(params, old.module.config, recipe.late, mesh)
+        if config != before:
+            params = _placed_anew(params, before, config, recipe, mesh)
         return _carried(entered.plan, placed_groups(recipe, module, params, mesh), state)
 
     state = enter_state(state)
@@ -126,41 +81,47 @@ def _carried(plan: Plan, params: Mapping[str, Any], state: TrainState) -> TrainS
     return jax.tree_util.tree_map_with_path(carried, make_state(plan, params))
 
 
-def _placed_anew(params: Mapping[str, Any], config: Any, late: Late, mesh: Mesh | None) -> dict[str, Any]:
-    """Returns parameters with resized tables and patch embeddings, of the tower and of a teacher, on their devices."""
+def _placed_anew(
+    params: Mapping[str, Any], before: Any, config: Any, recipe: Recipe, mesh: Mesh | None
+) -> dict[str, Any]:
+    """Returns parameters with other tables and patch embeddings, of the tower and of a teacher, on their devices."""
     flat = flatten(params)
     for prefix in ("", f"{TEACHER}/"):
         names = [f"{prefix}vision_model/{name}" for name in _TOWER]
         if names[0] not in flat:
             continue
         arrays = flatten(gathered(unflatten({name.removeprefix(prefix): flat[name] for name in names})))
-        resized = _resized({path: np.asarray(x) for path, x in arrays.items()}, config, late)
-        placed = unflatten({prefix + path: x for path, x in resized.items()})
+        changed = _changed({path: np.asarray(x) for path, x in arrays.items()}, before, config, recipe)
+        placed = unflatten({prefix + path: x for path, x in changed.items()})
         flat |= flatten(jax.device_put(placed) if mesh is None else shard_params(placed, mesh))
     return unflatten(flat)
 
 
-def late_config(config: Any, late: Late) -> Any:
-    """Returns the configuration of a model after a late change.
+def config_of_stage(config: Any, recipe: Recipe, before: Recipe) -> Any:
+    """Returns the configuration of a model in a stage.
 
     Args:
-      config: configuration of the whole model.
-      late: the change.
+      config: configuration of the whole model in the stage before.
+      recipe: recipe of the stage.
+      before: recipe of the stage before.
     """
-    vision = config.vision_config
-    if late.patch_size is not None:
-        side = vision.image_size // vision.patch_size
-        vision = vision.replace(patch_size=late.patch_size, image_size=side * late.patch_size)
-    if late.resolution is not None:
-        vision = vision.replace(image_size=late.resolution)
-    return config.replace(vision_config=vision)
+    if recipe.late.used and not before.late.used:
+        return late_config(config, recipe.late)
+    if recipe.resolution not in (None, before.resolution):
+        return config.replace(vision_config=config.vision_config.replace(image_size=recipe.resolution))
+    return config
 
 
-def _resized(flat: Mapping[str, np.ndarray], config: Any, late: Late) -> dict[str, np.ndarray]:
-    """Returns the arrays of an image tower after a late change."""
-    checkpoint = Checkpoint(config, unflatten(flat), "huggingface", "SiglipModel")
-    if late.patch_size is not None:
-        checkpoint = with_patch_size(checkpoint, late.patch_size).checkpoint
-    if late.resolution is not None:
-        checkpoint = with_resolution(checkpoint, late.resolution).checkpoint
-    return flatten(checkpoint.params)
+def _changed(flat: Mapping[str, np.ndarray], before: Any, config: Any, recipe: Recipe) -> dict[str, np.ndarray]:
+    """Returns the arrays of an image tower whose images change."""
+    old, new = before.vision_config, config.vision_config
+    if isinstance(new, Siglip2VisionConfig):  # a patch is flat, in the same order of its values
+        return {path: x.reshape(-1, x.shape[-1]) if x.ndim == 4 else x for path, x in flat.items()}
+    checkpoint = Checkpoint(before, unflatten(flat), "huggingface", "SiglipModel")
+    if new.patch_size != old.patch_size:
+        checkpoint = with_patch_size(checkpoint, new.patch_size).checkpoint
+    made: Any = checkpoint.config
+    if new.image_size != made.vision_config.image_size:
+        checkpoint = with_resolution(checkpoint, new.image_size).checkpoint
+    fixed = {POSITIONS: fixed_positions(config)} if recipe.positions == "sincos" else {}
+    return flatten(checkpoint.params) | fixed

@@ -1,9 +1,10 @@
-"""Options of the losses that a recipe adds to the contrastive one, and of the end of a run: those of SigLIP 2.
+"""Options of the losses that a recipe adds to the contrastive one, and of what changes in the course of a run.
 
-Source: Tschannen et al. 2025, arXiv 2502.14786, sections 2.2 to 2.4.
+Source: Tschannen et al. 2025 (SigLIP 2), arXiv 2502.14786, sections 2.2 to 2.4.
 """
 
 import dataclasses
+from typing import Any
 
 from siglip_jax.training.durations import parse_duration
 
@@ -143,12 +144,17 @@ class Curation:
 class Late:
     """A change of the image tower near the end of a run, after which all losses go on.
 
+    With `naflex` the model becomes one of variable resolution, trained on the lengths of the recipe's `naflex`; the
+    losses with a teacher end, as in the paper.
+
     Attributes:
       start: when the change is made, a duration from the beginning of the run.
       resolution: width and height of images in pixels after the change; the position table is resized. None: that which
         keeps the number of patches.
       patch_size: width and height of a patch in pixels after the change; the patch embedding is resized by a
         pseudo-inverse. None: as before.
+      naflex: whether images keep their proportions from then on; not with `resolution` or `patch_size`.
+      stretch: factor of the steps from then on, over which the schedule is stretched; 3.75 in the paper for `naflex`.
 
     Example:
       >>> from siglip_jax.training import Late, Recipe
@@ -159,17 +165,96 @@ class Late:
     start: str = "95 percent"  # when the change is made; steps, epochs, examples or percent of the run
     resolution: int | None = None  # width and height of images in pixels from then on; None: keeps the patches' number
     patch_size: int | None = None  # width and height of a patch in pixels from then on; None: as before
+    naflex: bool = False  # whether images keep their proportions from then on (variable resolution)
+    stretch: float = 1.0  # factor of the steps from then on, over which the schedule is stretched
 
     def __post_init__(self) -> None:
         for name in ("resolution", "patch_size"):
             if getattr(self, name) is not None:
                 _check_range(f"late.{name}", getattr(self, name), 1, None)
+                if self.naflex:
+                    raise ValueError(f"late.{name} must be None with late.naflex, got {getattr(self, name)}")
         parse_duration(self.start)
+        _check_range("late.stretch", self.stretch, 1, None)
+        if self.stretch != 1 and not self.used:
+            raise ValueError(f"late.stretch must be 1 where nothing changes, got {self.stretch}; set late.naflex")
 
     @property
     def used(self) -> bool:
         """Whether anything changes."""
-        return self.resolution is not None or self.patch_size is not None
+        return self.naflex or self.resolution is not None or self.patch_size is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Growth:
+    """Further stages of a run, each with larger images, and a size of steps, a rate and a schedule of its own.
+
+    The schedule of a stage has the shape of the recipe's; the moments of the optimizer go on.
+
+    Source: Li et al. 2025 (OpenVision), arXiv 2505.04601; Li et al. 2023 (CLIPA), arXiv 2305.07017.
+
+    Attributes:
+      resolutions: width and height of the images of each stage after the first in pixels; (): there is only the first.
+      durations: length of each stage.
+      batch_sizes: examples of a step of each stage, over all devices.
+      rates: peak learning rate of each stage; the weight decay changes in proportion.
+      warmups: warm-up of each stage.
+
+    Example:
+      >>> from siglip_jax.training import Growth, Recipe
+      >>> growth = Growth((224,), durations=("1 epoch",), batch_sizes=(128,), rates=(1e-4,), warmups=("5 percent",))
+      >>> [stage.resolution for stage in growth.recipes(Recipe(resolution=160))]
+      [224]
+    """
+
+    resolutions: tuple[int, ...] = ()  # width and height of images of each stage after the first; (): only the first
+    durations: tuple[str, ...] = ()  # length of each stage in steps, epochs or examples
+    batch_sizes: tuple[int, ...] = ()  # examples of a step of each stage, over all devices
+    rates: tuple[float, ...] = ()  # peak learning rate of each stage; the weight decay changes in proportion
+    warmups: tuple[str, ...] = ()  # warm-up of each stage in steps, epochs, examples or percent of the stage
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            values = tuple(getattr(self, field.name))
+            object.__setattr__(self, field.name, values)
+            if len(values) != len(self.resolutions):
+                raise ValueError(
+                    f"growth.{field.name} must have a value for each of the {len(self.resolutions)} stages of"
+                    f" growth.resolutions, got {values}; give as many of each"
+                )
+            if field.name in ("durations", "warmups"):
+                for text in values:
+                    parse_duration(text)
+            for value in () if field.name in ("durations", "warmups") else values:
+                if value <= 0:
+                    raise ValueError(f"growth.{field.name} must be above 0, got {value}")
+
+    @property
+    def used(self) -> bool:
+        """Whether there is a stage after the first."""
+        return bool(self.resolutions)
+
+    def recipes(self, recipe: Any) -> list[Any]:
+        """Returns the recipes of the stages after the first, each complete in itself.
+
+        Args:
+          recipe: recipe of the run, a `Recipe`.
+        """
+        found = []
+        values = (self.resolutions, self.durations, self.batch_sizes, self.rates, self.warmups)
+        for resolution, duration, batch_size, rate, warmup in zip(*values, strict=True):
+            decay = recipe.optimizer.weight_decay * rate / recipe.optimizer.rate
+            stage = dataclasses.replace(
+                recipe,
+                growth=Growth(),
+                resolution=resolution,
+                duration=duration,
+                batch_size=batch_size,
+                optimizer=dataclasses.replace(recipe.optimizer, rate=rate, weight_decay=decay),
+                schedule=dataclasses.replace(recipe.schedule, warmup=warmup),
+            )
+            found.append(stage)
+        return found
 
 
 def _check_range(name: str, value: float | int, least: float | int, most: float | int | None) -> None:

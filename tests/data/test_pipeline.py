@@ -74,6 +74,14 @@ def test_start_is_where_skipping_leads(transform):
         same(first(pipeline, 9 - start, start), whole[start:])
 
 
+def test_batches_of_another_size_go_on_after_the_examples_before(transform):
+    whole = np.concatenate(
+        [b.arrays["index"] for b in first(Pipeline([(Memory(20), 1.0)], transform, batch_size=6), 4)]
+    )
+    later = Pipeline([(Memory(20), 1.0)], transform, batch_size=4, before=12)
+    assert [b.arrays["index"].tolist() for b in first(later, 2, start=1)] == whole[16:].reshape(2, 4).tolist()
+
+
 def test_far_start(transform):
     pipeline = Pipeline([(Memory(10), 1.0), (Memory(7), 2.0)], transform, batch_size=4)
     assert len(first(pipeline, 1, 10**9)[0].arrays["index"]) == 4
@@ -179,6 +187,7 @@ def test_fingerprint(transform):
         ({"process_index": 2, "process_count": 2}, "process_index must be from 0 to 1, got 2"),
         ({"seed": -1}, "workers and seed must be 0 or more, got 0 and -1"),
         ({"workers": -1}, "workers and seed must be 0 or more, got -1 and 0"),
+        ({"before": -1}, "before must be 0 or more examples, got -1"),
     ],
 )
 def test_impossible_numbers(transform, options, message):

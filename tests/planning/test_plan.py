@@ -7,16 +7,18 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from siglip_jax import Siglip2Config, SiglipConfig, SiglipModel, SiglipVisionModel
+from siglip_jax import Siglip2Config, Siglip2Model, SiglipConfig, SiglipModel, SiglipVisionModel
 from siglip_jax.checkpoints.keymap import architecture_of, key_table
+from siglip_jax.cli.plan import rows_of
 from siglip_jax.models.cost import estimate, image_flops, placements, step_flops
 from siglip_jax.parallel.mesh import mesh_over
-from siglip_jax.planning import plan
+from siglip_jax.planning import Plan, plan
 from siglip_jax.planning.program import read_program, refused_bytes
 from siglip_jax.planning.topology import open_topology
 from siglip_jax.planning.work import inputs_of
-from siglip_jax.training import Captioning, Recipe, SelfDistillation
+from siglip_jax.training import Captioning, Late, Naflex, Recipe, SelfDistillation
 from siglip_jax.training.costs import further_flops
+from siglip_jax.training.flexible import late_config
 from tests.support import plans
 from tests.support.plans import CONFIG, FORWARD, TRAINED, compiled, facts_of, versions_of
 
@@ -136,9 +138,35 @@ def test_what_cannot_be_planned(arguments, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_recipe_needs_a_model_of_fixed_resolution():
-    with pytest.raises(ValueError, match="whole SigLIP model of fixed resolution, got a Siglip2Config; leave out"):
-        plan("google/siglip2-base-patch16-naflex", "v5e:2x2", 8, "finetune")
+def test_a_recipe_needs_a_whole_model():
+    tower = SiglipVisionModel(CONFIG.vision_config)
+    with pytest.raises(
+        ValueError, match="the model of a recipe must be a whole SigLIP model, got a SiglipVisionConfig"
+    ):
+        plan(tower, "v5e:2x2", 8, "finetune")
+    flexible = Siglip2Model(Siglip2Config())
+    with pytest.raises(ValueError, match="late must not be used with a model of variable resolution"):
+        plan(flexible, "v5e:2x2", 8, "finetune", **{"late.resolution": 384})
+
+
+@pytest.mark.slow
+def test_steps_of_several_lengths_are_planned_one_by_one():
+    late = Late(start="50 percent", naflex=True)
+    recipe = Recipe(duration="12 steps", late=late, naflex=Naflex((20, 40, 20), full_batch=20), scan_layers=True)
+    found = plan(SiglipModel(CONFIG), "v5e:2x2", 64, recipe)
+    rows = [(row["patches"], row["examples"], row["fits"]) for row in found.lengths]
+    assert rows == [(20, 64, True), (40, 32, True)]
+    assert [row["share"] for row in found.lengths] == pytest.approx([2 / 3, 1 / 3])
+    short, long = found.lengths
+    assert found.needed == max(short["needed"], long["needed"])
+    assert found.seconds == pytest.approx((2 * short["seconds"] + long["seconds"]) / 3)
+    assert found.examples_per_second == pytest.approx((2 * 64 + 32) / 3 / found.seconds)
+    assert (found.steps, found.days) == (12, pytest.approx(12 * found.seconds / 86_400))
+    flops = [step_flops(late_config(CONFIG, late), n, n, patches=length) for length, n in ((20, 64), (40, 32))]
+    assert found.model_flops == round((2 * flops[0] + flops[1]) / 3)
+    assert 4 * found.flops == pytest.approx(found.model_flops, rel=0.03)
+    assert Plan.from_dict(json.loads(json.dumps(found.to_dict()))).lengths == found.lengths
+    assert [name for name, _ in rows_of(found)].count("  patches") == 2
 
 
 def test_the_inputs_are_those_of_the_module():

@@ -1,50 +1,17 @@
-"""Stages of a run: where they begin, and that a killed run ends with the bits of one that was not."""
+"""Stages of a run: what they make, and that a killed run ends with the bits of one that was not."""
 
+import jax
 import numpy as np
 import pytest
 
 import siglip_jax
-from siglip_jax.training import RECIPES, Late, Recipe, SelfDistillation
-from siglip_jax.training.stages import stages_of
+from siglip_jax.models.positions import sincos_positions
+from siglip_jax.training import Captioning, Growth, Late, Naflex, Optimizer, Recipe, train
 from tests.support.pairs import write_pairs
 from tests.support.staged_run import STEPS, TEACHER_FROM, run_until_done
 from tests.support.tiny_checkpoint import write_checkpoint
 
 KILLS = 1
-
-
-def test_the_recipe_of_siglip2_has_its_teacher_from_80_percent_on():
-    first, second = stages_of(RECIPES["siglip2"], examples=10**9)
-    steps = round(40e9 / 32_768)
-    assert (first.start, first.end, second.end) == (0, second.start, steps)
-    assert second.start == round(0.8 * steps)
-    assert (first.recipe.self_distillation.used, second.recipe.self_distillation.used) == (False, True)
-    assert second.recipe == RECIPES["siglip2"]
-    assert first.recipe.captioning == second.recipe.captioning
-
-
-def test_a_late_change_is_a_stage_of_its_own():
-    recipe = Recipe(
-        batch_size=10,
-        duration="2 epochs",
-        self_distillation=SelfDistillation(weight=1.0, start="50 examples"),
-        late=Late(start="1 epoch", resolution=384),
-    )
-    found = stages_of(recipe, examples=100)
-    assert [(stage.start, stage.end) for stage in found] == [(0, 5), (5, 10), (10, 20)]
-    assert [stage.recipe.self_distillation.used for stage in found] == [False, True, True]
-    assert [stage.recipe.late.resolution for stage in found] == [None, None, 384]
-
-
-def test_a_run_without_changes_has_one_stage():
-    (only,) = stages_of(Recipe(duration="7 steps"), examples=100)
-    assert only == (Recipe(duration="7 steps"), 0, 7)
-
-
-def test_a_stage_that_never_starts_is_refused():
-    recipe = Recipe(duration="7 steps", late=Late(start="7 steps", resolution=384))
-    with pytest.raises(ValueError, match=r"late.start must be before the end of the run, 7 steps, got '?7 steps"):
-        stages_of(recipe, examples=100)
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +55,70 @@ def test_what_the_stages_made(setting):
     assert model.config.vision_config.image_size == 24
     assert sorted(model.params) == ["logit_bias", "logit_scale", "text_model", "vision_model"]
     assert model.processor.image_processor.size == {"height": 24, "width": 24}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A model and data for runs on one device of this process, which compile fast."""
+    home = tmp_path_factory.mktemp("small")
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("siglip_jax.training.setup.mesh_of", lambda recipe: None)
+        yield write_checkpoint(home / "model", text_length=16), write_pairs(home / "pairs", 1), home
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+GROWN = Recipe(
+    loss="softmax",
+    fresh=".*",
+    positions="sincos",
+    average_pooling=True,
+    resolution=16,
+    batch_size=16,
+    duration="4 steps",
+    optimizer=Optimizer(rate=1e-3, weight_decay=1e-4, average=0.9),
+    growth=Growth((24,), durations=("3 steps",), batch_sizes=(8,), rates=(1e-4,), warmups=("1 step",)),
+    scan_layers=True,
+)
+
+
+@pytest.mark.slow
+def test_a_run_of_growing_images(small):
+    model, data, home = small
+    run = train(data, model, home / "grown", GROWN, log_every=1)
+    vision = run.model.config.vision_config
+    assert (vision.image_size, vision.vision_use_head, vision.average_pooling) == (24, False, True)
+    # Positions are those of nine patches, although the checkpoint had sixteen, and are not trained.
+    table = run.params["vision_model"]["embeddings"]["position_embedding"]["embedding"]
+    np.testing.assert_array_equal(table, sincos_positions((3, 3), 32))
+    assert "head" not in run.params["vision_model"]
+    rates = [line["rate"] for line in run.metrics if "rate" in line]
+    assert rates[:4] == pytest.approx([5e-4 * (1 + np.cos(np.pi * i / 4)) for i in range(1, 5)], abs=1e-9)
+    assert rates[4:] == pytest.approx([1e-4, 5e-5, 0.0], abs=1e-9)
+    opened = siglip_jax.load(run.directory / "model")
+    assert opened.encode_image([np.zeros((30, 30, 3), np.uint8)]).shape == (1, 32)
+
+
+FLEXIBLE = Recipe(
+    batch_size=8,
+    duration="5 steps",
+    optimizer=Optimizer(rate=1e-3, average=0.9),
+    captioning=Captioning(weight=1.0, layers=1),
+    late=Late(start="80 percent", naflex=True, stretch=3.75),
+    naflex=Naflex(lengths=(9, 20), full_batch=9),
+    scan_layers=True,
+)
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_at_variable_resolution(small):
+    model, data, home = small
+    run = train(data, model, home / "flexible", FLEXIBLE, log_every=1)
+    assert (run.total_steps, type(run.model)) == (8, siglip_jax.Siglip2Model)
+    lengths = [line["patches"] for line in run.metrics if "patches" in line]
+    assert sorted(lengths) == [9, 9, 20, 20]
+    assert all("captioning_loss" in line for line in run.metrics)
+    opened = siglip_jax.load(run.directory / "model")
+    assert opened.config.vision_config.num_patches == 16
+    assert opened.encode_image([np.zeros((16, 40, 3), np.uint8)]).shape == (1, 32)
