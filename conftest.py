@@ -34,6 +34,14 @@ def no_last_value() -> Iterator[None]:
     vars(builtins).pop("_", None)
 
 
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """Compiles without most optimizations, for tests that compile for longer than they compute."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(autouse=True)
 def bounded_memory() -> Iterator[None]:
     """Forgets compiled programs after a test where they have made the process grow: jax keeps all of them."""

@@ -18,7 +18,8 @@ RATES = ((".*/patch_embedding/kernel", 0.15), (".*/kernel", 1.0), (".*", 0.15))
 DECAYS = ((".*/patch_embedding/kernel", 0.0), (".*/kernel", 1.0), (".*", 0.0))
 
 
-def _recipe(images: int, steps: int, warmup: int, rate: float, seed: int) -> Recipe:
+def make_recipe(images: int, steps: int, warmup: int, rate: float, seed: int) -> Recipe:
+    """Returns a recipe with Muon, a warm-up and a decay of `steps` in all, for batches of `images`."""
     muon = Optimizer(
         "muon",
         rate=rate,
@@ -77,18 +78,18 @@ class Stage:
 
 
 STAGES = (
-    Stage(_recipe(images=384, steps=3000, warmup=150, rate=0.02, seed=0)),
+    Stage(make_recipe(images=384, steps=3000, warmup=150, rate=0.02, seed=0)),
     # Other styles; blended by half, because it loses on plain images what it gains on others.
-    Stage(_recipe(images=384, steps=500, warmup=30, rate=0.012, seed=1), wide=1.0, smallest=0.65, blend=0.5),
+    Stage(make_recipe(images=384, steps=500, warmup=30, rate=0.012, seed=1), wide=1.0, smallest=0.65, blend=0.5),
     # Finer patches, which cost four times as much; most steps use smaller images, which cost half of that.
     Stage(
-        _recipe(images=256, steps=2000, warmup=50, rate=0.01, seed=2),
+        make_recipe(images=256, steps=2000, warmup=50, rate=0.01, seed=2),
         wide=0.4,
         smallest=0.7,
         image_size=48,
         patch_size=8,
     ),
-    Stage(_recipe(images=256, steps=300, warmup=30, rate=0.004, seed=3), wide=0.4, smallest=0.7, patch_size=8),
+    Stage(make_recipe(images=256, steps=300, warmup=30, rate=0.004, seed=3), wide=0.4, smallest=0.7, patch_size=8),
 )
 
 

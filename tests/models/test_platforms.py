@@ -69,7 +69,7 @@ def lowered(program, platform):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", ["tpu", "cuda", "cpu"])
-@pytest.mark.parametrize("program", [forward, loss, training_step, preparation], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("program", [loss, training_step, preparation], ids=lambda f: f.__name__)
 def test_the_default_backend_does_not_change_what_is_lowered(program, platform, monkeypatch):
     here = lowered(program, platform)
     jax.clear_caches()

@@ -27,6 +27,8 @@ from tests.support.data_sets import saved
 from tests.support.pairs import write_classes, write_pairs
 from tests.support.tiny_checkpoint import picture, write_checkpoint
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 NAFLEX = Naflex(lengths=(6, 9, 16), full_batch=9)
 FIELDS = {"naflex": NAFLEX, "batch_size": 16, "optimizer.rate": 1e-3, "optimizer.clip_norm": None}
 SIZES = [(1, 1), (30, 8000), (8000, 30), (40, 30), (91, 17), (33, 33), (64, 20), (5, 7)]
@@ -125,16 +127,8 @@ def test_a_step_is_the_same_however_it_is_computed(tiny, changes):
         np.testing.assert_allclose(found[name], plain[name], rtol=2e-5, err_msg=name)
 
 
-@pytest.fixture
-def quickly_compiled():
-    """Leaves most optimizations of programs out: they take longer than the few steps here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.slow
-def test_a_run_compiles_one_step_for_each_length_and_resumes(tiny, pairs, tmp_path, quickly_compiled):
+def test_a_run_compiles_one_step_for_each_length_and_resumes(tiny, pairs, tmp_path):
     fields = FIELDS | {"duration": "5 epochs"}
     plan = dry_run(pairs, tiny, **fields)
     assert plan["steps"] == 6 and plan["epochs"] == 5.0  # 16 + 16 + 8 examples in three steps, of 16
@@ -168,7 +162,7 @@ def test_a_run_compiles_one_step_for_each_length_and_resumes(tiny, pairs, tmp_pa
 
 
 @pytest.mark.slow
-def test_classifiers_and_low_rank_additions_are_trained(tiny, pairs, tmp_path, quickly_compiled):
+def test_classifiers_and_low_rank_additions_are_trained(tiny, pairs, tmp_path):
     fields = FIELDS | {"naflex": Naflex((9,), full_batch=9), "duration": "2 steps", "log_every": 1}
     classes = write_classes(tmp_path / "classes", 1)
     run = train(classes, tiny, tmp_path / "labels", "classification", evaluate=classes, **fields)

@@ -26,9 +26,11 @@ from siglip_jax.training.loop import LoopOptions, Outcome
 from siglip_jax.training.optimizer import treatments
 from siglip_jax.training.step import TrainState
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 NAMES = ["red disc", "green disc", "blue disc", "red bar", "green bar", "blue bar"]
 TINY = Stage(
-    pictogram_recipe._recipe(images=4, steps=20, warmup=2, rate=0.02, seed=0),
+    pictogram_recipe.make_recipe(images=4, steps=20, warmup=2, rate=0.02, seed=0),
     texts=6,
     vision_width=64,
     vision_depth=1,
