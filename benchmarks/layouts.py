@@ -1,20 +1,22 @@
 """Reads and writes back what the installed libraries save: every class, family and dtype, both directions.
 
-python benchmarks/layouts.py [transformers] [open_clip_torch] [timm] [peft]
+python benchmarks/layouts.py [transformers] [open_clip] [timm] [peft] [openpi] [gemma]
 
-Needs `transformers`, and tests open_clip, timm and peft too where they are installed: apart from the tests' environment
+Needs `transformers`, and tests the others too where they are installed: apart from the tests' environment
 (`pip install --no-deps --target DIRECTORY`, with that directory on PYTHONPATH), since `transformers` prepares images in
-another way where it finds torchvision. Prints one line for each model: the largest relative difference of the outputs
-in float32, and the number of parameters of which a bit differs after this package has read them and the library has
-read what was written. Adapters of peft are compared after merging, and only those of a run are written.
+another way where it finds torchvision. Prints one line for each model: the largest relative difference of the outputs,
+and the number of parameters of which a bit differs after this package has read them and the library has read what was
+written. Adapters of peft are compared after merging, and only those of a run are written; trees of openpi and gemma are
+compared as the trees of their own modules, made from what was read.
 """
 
+import importlib.util
 import json
 import logging
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ import safetensors.torch
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import layouts_jax
 
 import siglip_jax
 from siglip_jax.checkpoints import convert
@@ -195,10 +199,14 @@ def _run(module: Any, params: Any, inputs: tuple[np.ndarray, ...], method: str |
 
 SECTIONS = {
     "transformers": of_transformers,
-    "open_clip_torch": of_open_clip,
+    "open_clip": of_open_clip,
     "timm": of_timm,
     "peft": of_peft,
+    "openpi": layouts_jax.of_openpi,
+    "gemma": layouts_jax.of_gemma,
 }
+# Of the largest output. Roundings of bfloat16 add up over the layers, in another order in each program.
+LIMITS = {"float32": 1e-5, "bfloat16": 0.05, "float16": 0.01}
 
 
 def main() -> int:
@@ -209,15 +217,13 @@ def main() -> int:
         for package, results in SECTIONS.items():
             if package not in (sys.argv[1:] or SECTIONS):
                 continue
-            try:
-                version(package)
-            except PackageNotFoundError:
+            if importlib.util.find_spec(package) is None:
                 print(f"{package} is not installed")
                 continue
             for library, name, dtype, difference, wrong in results(Path(work)):
                 shown = "" if difference is None else f"{difference:.1e}"
-                print(f"{library:<22} {name:<52} {dtype:<9} {shown:>8} {wrong:>4} different", flush=True)
-                worst = max(worst, wrong > 0, (difference or 0) > 1e-5)
+                print(f"{library:<22} {name:<66} {dtype:<9} {shown:>8} {wrong:>4} different", flush=True)
+                worst = max(worst, wrong > 0, (difference or 0) > LIMITS[dtype])
     return int(worst)
 
 

@@ -49,8 +49,8 @@ SigLIP          | siglip_jax: quantized directory                      | all   |
 SigLIP          | siglip_jax: parameters saved alone by orbax          | all   | bits | -    | formats/jax_neighbours
 SigLIP          | a prefix before all names: DDP, torch.compile, Marqo | all   | bits | -    | prefix
 SigLIP          | PEFT: LoRA adapter beside its base                   | all   | 1e-5 | bits, by LoRA runs | adapters
-PaliGemma, pi0  | openpi: orbax params/PaliGemma/img                   | tower | bits | -    | formats/jax_neighbours
-Gemma 3         | gemma: orbax vision_encoder, nested or flat          | tower | bits | -    | formats/jax_neighbours
+PaliGemma, pi0  | openpi: orbax params/PaliGemma/img                   | tower | 1e-5 | -    | formats/jax_neighbours
+Gemma 3         | gemma: orbax vision_encoder, nested or flat          | tower | 1e-5 | -    | formats/jax_neighbours
 PaliGemma, ColPali, PI0 | transformers: vision_config at any depth | tower | 1e-5 | bits | formats/towers
 Gemma 3, ShieldGemma 2, T5Gemma 2 | transformers: vision_config at any depth | tower | 1e-5 | bits | formats/towers
 LLaVA, LLaVA-NeXT, LLaVA-OneVision | transformers | tower | 1e-5 | bits | formats/towers

@@ -58,6 +58,17 @@ def test_a_prefix_of_a_single_tower_is_left_out(prefix, own, whole, tmp_path):
     assert bits(siglip_jax.read_checkpoint(tmp_path).params) == bits(tower.params)
 
 
+def test_a_prefix_is_left_out_with_a_configuration_of_the_caller(whole, tmp_path):
+    siglip_jax.write_checkpoint(tmp_path, whole, "huggingface")
+    (tmp_path / "config.json").unlink()
+    file = tmp_path / "model.safetensors"
+    rename(file, lambda name: f"module.{name}")
+    _, params = siglip_jax.SiglipModel.from_pretrained(file, config=whole.config)
+    assert bits(params) == bits(whole.params)
+    _, params = siglip_jax.SiglipVisionModel.from_pretrained(file, config=whole.config.vision_config)
+    assert bits(params) == bits({"vision_model": whole.params["vision_model"]})
+
+
 def test_wrappers_within_names_are_left_out(whole, tmp_path):
     siglip_jax.write_checkpoint(tmp_path, whole, "huggingface")
     rename(

@@ -11,9 +11,10 @@ from flax.nnx import bridge
 
 from siglip_jax import SiglipVisionConfig, SiglipVisionModel
 from siglip_jax.interop import big_vision_module, from_big_vision
-from siglip_jax.params import flatten, unflatten
+from siglip_jax.params import flatten
 from tests.support import big_vision_modules
 from tests.support.cases import VISION
+from tests.support.jax_neighbours import random_values
 
 SIZES = {"width": 32, "depth": 2, "mlp_dim": 77, "num_heads": 4}
 PATCH = 5
@@ -29,20 +30,7 @@ def ours(scan, pool, classes=None, **fields):
 
 
 def random_tree(module, *inputs):
-    """Random parameters that keep activations of order one."""
-    random = np.random.RandomState(0)
-    shapes = flatten(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
-    flat = {}
-    for path, x in shapes.items():
-        leaf, value = path.rpartition("/")[2], random.standard_normal(x.shape)
-        if leaf == "kernel":
-            value = value / np.sqrt(np.prod(x.shape[-3:-1]) if len(x.shape) > 2 else x.shape[0])
-        elif leaf == "scale":
-            value = 1 + 0.1 * value
-        elif leaf == "bias":
-            value = 0.1 * value
-        flat[path] = value.astype(np.float32)
-    return unflatten(flat)
+    return random_values(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
 
 
 def pixels(rows=18, columns=25):

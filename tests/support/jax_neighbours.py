@@ -10,6 +10,27 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from siglip_jax.params import flatten, unflatten
+
+
+def random_values(shapes):
+    """Random parameters of a module of big_vision or its relatives, which keep activations of order one."""
+    random = np.random.RandomState(0)
+    flat = {}
+    for path, x in flatten(shapes).items():
+        *names, leaf = path.split("/")
+        value = random.standard_normal(x.shape).astype(np.float32)
+        if leaf == "kernel":
+            inputs = {"query": x.shape[-3:-2], "key": x.shape[-3:-2], "value": x.shape[-3:-2], "out": x.shape[-3:-1]}
+            inputs["embedding"] = x.shape[:-1]
+            value /= np.float32(np.sqrt(np.prod(inputs.get(names[-1], x.shape[-2:-1]))))
+        elif leaf == "scale":
+            value = 1 + np.float32(0.1) * value
+        elif leaf == "bias":
+            value *= np.float32(0.1)
+        flat[path] = value
+    return unflatten(flat)
+
 
 def nested(flat):
     tree = {}

@@ -43,7 +43,7 @@ def _file(path: Path) -> Path | None:
         return path if path.suffix == ".npz" else _last_folder(path) if path.name.endswith(_LAST) else None
     if _is_folder(path):
         return path
-    files = list(path.glob("*.npz"))
+    files = [file for file in path.glob("*.npz") if file.is_file()]  # OpenVision calls its orbax folders so
     if not files:
         files = [folder for file in path.glob(f"*{_LAST}") if (folder := _last_folder(file))]
     return files[0] if len(files) == 1 else None

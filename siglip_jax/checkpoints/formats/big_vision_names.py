@@ -123,6 +123,11 @@ def find(tensors: Mapping[str, StoredTensor], config: Config | None = None) -> F
 def _roots(keys: Iterable[str]) -> dict[str, str]:
     """Returns the path of each tower with its final "/", "" at the top."""
     keys = list(keys)
+    if (token := next((key for key in keys if key.rpartition("/")[2] == "cls"), None)) is not None:
+        raise ValueError(
+            f"the image tower must have no class token, as SigLIP's, got one at {shown(token)}, as those of OpenVision,"
+            " TIPS and ViT; use the program that trained it"
+        )
     roots = {}
     for name, encoder in _ENCODERS.items():
         pattern = re.compile(rf"((?:.*/)?){encoder}/")

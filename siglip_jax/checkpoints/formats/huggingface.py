@@ -155,8 +155,7 @@ def read_contents(
         tensors |= read_safetensors(file)
     tensors = _renamed(path, tensors, key_mapping or {})
     if unknown:
-        tensors = without_prefix(tensors)[0]
-        config = released_config({key: tensor.shape for key, tensor in tensors.items()})
+        config = released_config({key: tensor.shape for key, tensor in without_prefix(tensors)[0].items()})
         if config is None:
             raise FileNotFoundError(
                 f"{config_file(path)}: no such file; weights whose sizes are not those of a released checkpoint need it"
@@ -190,14 +189,16 @@ def read_contents(
 
 def _with_config(path: Path, config: Config, tensors: dict[str, StoredTensor]) -> Contents:
     """Returns the contents of files whose configuration is given; from a whole model, one tower can be read."""
+    tensors, notes = without_prefix(tensors)
     if not isinstance(config, SiglipConfig):
         prefix = f"{TEXT if isinstance(config, TextConfig) else VISION}."
         names = {} if isinstance(config, TextConfig) else tower_names(path, tensors)
         tensors = {own: tensors[name] for own, name in names.items()} or tensors
         tensors = _with_prefix({k: t for k, t in tensors.items() if k.startswith(prefix)} or tensors, config)
+    refuse_quantized(path, {}, tensors)
     classifies = any(key.startswith(CLASSIFIER) for key in tensors)
     found = architecture_of(config, classifies)
-    return Contents(path, "huggingface", config, found, _without_ignored(tensors), {})
+    return Contents(path, "huggingface", config, found, _without_ignored(tensors), {}, notes)
 
 
 def _renamed(path: Path, tensors: dict[str, StoredTensor], key_mapping: Mapping[str, str]) -> dict[str, StoredTensor]:

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -11,7 +12,7 @@ import siglip_jax
 from siglip_jax import SiglipModel, SiglipVisionModel
 from siglip_jax.checkpoints import describe
 from siglip_jax.params import flatten, stack_layers
-from tests.support import jax_neighbours
+from tests.support import big_vision_modules, jax_neighbours
 from tests.support.scaled_variants import random_checkpoint, write_as_released
 from tests.support.tiny_checkpoint import tiny_config
 
@@ -135,6 +136,24 @@ def test_gemma(tmp_path, made, flat, is_flat):
     assert describe(path)["part_of"] == "Gemma 3"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("owner", ["pi0", "gemma"])
+def test_the_tower_computes_what_the_module_of_its_owner_computes(tmp_path, owner):
+    """The formulae of both, which are big_vision's; `benchmarks/layouts.py` compares with their own modules."""
+    module = big_vision_modules.Image(
+        width=32, depth=2, mlp_dim=77, heads=4, patch=5, scan=owner == "pi0", pool="none", classes=None
+    )
+    images = np.random.RandomState(1).uniform(-1, 1, (2, 15, 15, 3)).astype(np.float32)
+    tree = jax_neighbours.random_values(jax.eval_shape(module.init, jax.random.key(0), images)["params"])
+    named = {f"params/img/{k}": x for k, x in flatten(tree).items()}
+    path = jax_neighbours.pi0(tmp_path, named) if owner == "pi0" else jax_neighbours.gemma(tmp_path / "g", named, True)
+    model, params = SiglipVisionModel.from_pretrained(path, scan_layers=owner == "pi0")
+    with jax.default_matmul_precision("highest"):
+        expected = np.asarray(jax.jit(module.apply)({"params": tree}, images))
+        found = np.asarray(jax.jit(model.apply)({"params": params}, images).last_hidden_state)
+    assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("scan", [True, False])
 def test_parameters_of_this_package_saved_by_a_user(tmp_path, made, scan):
     params = stack_layers(made.params) if scan else made.params
@@ -169,3 +188,22 @@ def test_two_towers_of_a_kind_are_refused(tmp_path, flat):
     np.savez(tmp_path / "twice.npz", **twice)
     with pytest.raises(ValueError, match="the tree must hold one txt tower, got 2, at .*student/txt/"):
         siglip_jax.read_checkpoint(tmp_path / "twice.npz")
+
+
+def test_towers_with_class_tokens_are_named(tmp_path):
+    """Names of OpenVision (orbax in a folder called .npz) and of TIPS (flat .npz)."""
+    said = r"the image tower must have no class token, as SigLIP's, got one at '{}', as those of OpenVision, TIPS"
+    names = [f"params/{tower}/Transformer/encoder_norm/scale" for tower in ("img", "txt", "txt_decoder")]
+    tree = jax_neighbours.nested(dict.fromkeys((*names, "params/img/cls"), np.zeros((1, 1, 32))))
+    folder = jax_neighbours.save_orbax(tmp_path / "checkpoint.npz" / "7" / "default", tree)
+    for path in (folder, folder.parent):
+        with pytest.raises(ValueError, match=said.format("img/cls")):
+            siglip_jax.read_checkpoint(path)
+    with pytest.raises(FileNotFoundError, match=r"got folders of steps up to 7; pass one of them, such as .*npz/7$"):
+        siglip_jax.read_checkpoint(folder.parent.parent)
+    with pytest.raises(FileNotFoundError, match="the directory must hold .* or an orbax directory, got none of them"):
+        siglip_jax.read_checkpoint(tmp_path)
+    tips = {"encoder/ToTokenSequence_0/cls": np.zeros((1, 2, 32)), "encoder/encoder_norm/scale": np.ones(32)}
+    np.savez(tmp_path / "tips_v2_b14_vision.npz", **tips)
+    with pytest.raises(ValueError, match=said.format("encoder/ToTokenSequence_0/cls")):
+        describe(tmp_path / "tips_v2_b14_vision.npz")

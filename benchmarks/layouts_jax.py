@@ -1,0 +1,113 @@
+"""Image towers of openpi and gemma: random parameters of their own modules, saved as they save them, then read.
+
+`layouts.py` prints the results. openpi is on no registry: `src` of a checkout is on PYTHONPATH. gemma needs kauldron
+and TensorFlow, for the types of its arguments.
+"""
+
+import functools
+import importlib.util
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from siglip_jax import SiglipVisionModel
+from siglip_jax.interop import big_vision_module, to_big_vision
+from siglip_jax.models import average_pool
+from siglip_jax.params import flatten
+from tests.support.jax_neighbours import random_values, save_orbax
+
+# Heads of 72 numbers, as those of So400m/14; width, depth and MLP are small.
+_SMALL: dict[str, Any] = {"width": 288, "depth": 3, "mlp_dim": 1076, "num_heads": 4, "patch_size": (14, 14)}
+_SCAN = {"scan": True}
+_PI0 = {"variant": "So400m/14", "scan": True}
+# Name: image size, width of the language model, fields of `siglip.Module`.
+_OPENPI: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "pi0, 3 layers, scanned": (224, 48, _SMALL | _SCAN),
+    "pi0, 3 layers": (224, 48, _SMALL),
+    "PaliGemma, 3 layers, scanned, 896 px": (896, 48, _SMALL | _SCAN),
+    "pi0, all 27 layers, scanned": (224, 2048, _PI0),
+}
+
+
+def of_openpi(work: Path) -> Iterator[tuple[str, str, str, float | None, int]]:
+    """Yields the results of the tower of openpi, read by `SiglipVisionModel` and run by the module in its place too."""
+    from openpi.models import siglip
+
+    folder = Path(siglip.__file__).parent
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True)
+    library = f"openpi {commit.stdout.strip()}"
+    for case, (size, width, fields) in _OPENPI.items():
+        images = np.random.default_rng(1).uniform(-1, 1, (1, size, size, 3)).astype(np.float32)
+        scan = fields.get("scan", False)
+        theirs = [siglip.Module(width, **fields, pool_type="none", dtype_mm=d) for d in ("float32", "bfloat16")]
+        ours = [big_vision_module(width, **fields, pool_type="none", dtype_mm=d) for d in ("float32", "bfloat16")]
+        tree = random_values(jax.eval_shape(theirs[0].init, jax.random.key(0), images)["params"])
+        expected = [_run(module.apply, tree, images) for module in theirs]
+        found = [_run(module.apply, tree, images) for module in ours]
+        saved = work / case
+        save_orbax(saved / "params", {"params": {"PaliGemma": {"img": nnx.State(jax.tree.map(nnx.Param, tree))}}})
+        kept = {key: x for key, x in flatten(tree).items() if not key.startswith("head/")}
+        model, params = SiglipVisionModel.from_pretrained(saved, scan_layers=scan)
+        wrong = _different(to_big_vision(params, model.config, scan), kept)
+        tower = _run(model.apply, params, images).last_hidden_state
+        pairs = [(tower, expected[0][1]["encoded"]), (found[0][0], expected[0][0])]
+        yield library, case, "float32", max(_difference(*pair) for pair in pairs), wrong
+        half, params = SiglipVisionModel.from_pretrained(saved, scan_layers=scan, dtype=jnp.bfloat16)
+        tower = _run(half.apply, params, images).last_hidden_state
+        pairs = [(tower, expected[1][1]["encoded"]), (found[1][0], expected[1][0])]
+        own = [(expected[1][0], expected[0][0]), (expected[1][1]["encoded"], expected[0][1]["encoded"])]
+        rounding = max(_difference(*pair) for pair in own)
+        yield library, f"{case} (its rounding: {rounding:.1e})", "bfloat16", max(_difference(*p) for p in pairs), wrong
+
+
+def of_gemma(work: Path) -> Iterator[tuple[str, str, str, float | None, int]]:
+    """Yields the results of the tower of Gemma 3 at 896 pixels, with its 256 averaged image tokens."""
+    from gemma.multimodal import vision, vision_utils
+
+    library = f"gemma {version('gemma')}"
+    images = np.random.default_rng(1).integers(0, 256, (1, 896, 896, 3)).astype(np.float32)
+    for scan in (False, True):
+        theirs = vision.SigLiPFromPatches(vision_utils.ViTModel(**_SMALL, scan=scan))
+        patches = theirs.patchify_images(images[:, None])
+        init = functools.partial(theirs.init, is_training=False)
+        tree = random_values(jax.eval_shape(init, jax.random.key(0), patches=patches)["params"])
+        expected = _run(functools.partial(theirs.apply, is_training=False), tree, patches=patches)[:, 0]
+        kept = {key.removeprefix("siglip_encoder/"): x for key, x in flatten(tree).items()}
+        for name, saved in {"nested": {"vision_encoder": tree}, "flat": _flat(vision, tree)}.items():
+            folder = save_orbax(work / f"gemma-{name}-{scan}", saved)
+            model, params = SiglipVisionModel.from_pretrained(folder, scan_layers=scan)
+            maps = _run(functools.partial(model.apply, method="get_patch_features"), params, images / 127.5 - 1)
+            difference = _difference(average_pool(maps, (16, 16)).reshape(expected.shape), expected)
+            case = f"Gemma 3, 3 layers, 896 px, {name}{', scanned' if scan else ''}"
+            yield library, case, "float32", difference, _different(to_big_vision(params, model.config, scan), kept)
+
+
+def _flat(package: Any, tree: dict[str, Any]) -> dict[str, Any]:
+    """Returns a tree in the layout of the released checkpoints, made by gemma's own function."""
+    file = Path(package.__file__).parents[1] / "gm" / "ckpts" / "_compat.py"
+    spec: Any = importlib.util.spec_from_file_location("_compat", file)  # its package needs all of kauldron
+    compat = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(compat)
+    return {f"SigLiPFromPatches_0/{key}": x for key, x in compat.flatten_and_remap_params(tree).items()}
+
+
+def _run(apply: Any, params: Any, *inputs: Any, **named: Any) -> Any:
+    with jax.default_matmul_precision("highest"):
+        return jax.jit(apply)({"params": params}, *inputs, **named)
+
+
+def _difference(found: Any, expected: Any) -> float:
+    found, expected = np.asarray(found, np.float32), np.asarray(expected, np.float32)
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def _different(found: Any, expected: dict[str, Any]) -> int:
+    flat = flatten(found)
+    return sum(key not in flat or not np.array_equal(flat.pop(key), x) for key, x in expected.items()) + len(flat)
