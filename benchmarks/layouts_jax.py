@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -27,12 +26,13 @@ from tests.support.jax_neighbours import random_values, save_orbax
 _SMALL: dict[str, Any] = {"width": 288, "depth": 3, "mlp_dim": 1076, "num_heads": 4, "patch_size": (14, 14)}
 _SCAN = {"scan": True}
 _PI0 = {"variant": "So400m/14", "scan": True}
+_DTYPES = ("float32", "bfloat16")
 # Name: image size, width of the language model, fields of `siglip.Module`.
 _OPENPI: dict[str, tuple[int, int, dict[str, Any]]] = {
-    "pi0, 3 layers, scanned": (224, 48, _SMALL | _SCAN),
+    "pi0, 3 layers scanned": (224, 48, _SMALL | _SCAN),
     "pi0, 3 layers": (224, 48, _SMALL),
-    "PaliGemma, 3 layers, scanned, 896 px": (896, 48, _SMALL | _SCAN),
-    "pi0, all 27 layers, scanned": (224, 2048, _PI0),
+    "PaliGemma, 896 px, 3 layers scanned": (896, 48, _SMALL | _SCAN),
+    "pi0, all 27 layers scanned": (224, 2048, _PI0),
 }
 
 
@@ -46,25 +46,25 @@ def of_openpi(work: Path) -> Iterator[tuple[str, str, str, float | None, int]]:
     for case, (size, width, fields) in _OPENPI.items():
         images = np.random.default_rng(1).uniform(-1, 1, (1, size, size, 3)).astype(np.float32)
         scan = fields.get("scan", False)
-        theirs = [siglip.Module(width, **fields, pool_type="none", dtype_mm=d) for d in ("float32", "bfloat16")]
-        ours = [big_vision_module(width, **fields, pool_type="none", dtype_mm=d) for d in ("float32", "bfloat16")]
+        theirs = [siglip.Module(width, **fields, pool_type="none", dtype_mm=dtype) for dtype in _DTYPES]
+        ours = [big_vision_module(width, **fields, pool_type="none", dtype_mm=dtype) for dtype in _DTYPES]
         tree = random_values(jax.eval_shape(theirs[0].init, jax.random.key(0), images)["params"])
         expected = [_run(module.apply, tree, images) for module in theirs]
         found = [_run(module.apply, tree, images) for module in ours]
         saved = work / case
         save_orbax(saved / "params", {"params": {"PaliGemma": {"img": nnx.State(jax.tree.map(nnx.Param, tree))}}})
         kept = {key: x for key, x in flatten(tree).items() if not key.startswith("head/")}
-        model, params = SiglipVisionModel.from_pretrained(saved, scan_layers=scan)
-        wrong = _different(to_big_vision(params, model.config, scan), kept)
-        tower = _run(model.apply, params, images).last_hidden_state
-        pairs = [(tower, expected[0][1]["encoded"]), (found[0][0], expected[0][0])]
-        yield library, case, "float32", max(_difference(*pair) for pair in pairs), wrong
-        half, params = SiglipVisionModel.from_pretrained(saved, scan_layers=scan, dtype=jnp.bfloat16)
-        tower = _run(half.apply, params, images).last_hidden_state
-        pairs = [(tower, expected[1][1]["encoded"]), (found[1][0], expected[1][0])]
-        own = [(expected[1][0], expected[0][0]), (expected[1][1]["encoded"], expected[0][1]["encoded"])]
-        rounding = max(_difference(*pair) for pair in own)
-        yield library, f"{case} (its rounding: {rounding:.1e})", "bfloat16", max(_difference(*p) for p in pairs), wrong
+        for i, dtype in enumerate(_DTYPES):
+            model, params = SiglipVisionModel.from_pretrained(saved, scan_layers=scan, dtype=dtype)
+            wrong = _different(to_big_vision(params, model.config, scan), kept)
+            states = _run(model.apply, params, images).last_hidden_state
+            parts = {
+                "tower": (states, [out["encoded"] for _, out in expected]),
+                "module in its place": (found[i][0], [x for x, _ in expected]),
+            }
+            for part, (result, both) in parts.items():
+                rounding = f", its rounding {_difference(both[1], both[0]):.1e}" if i else ""
+                yield library, f"{case}: {part}{rounding}", dtype, _difference(result, both[i]), wrong
 
 
 def of_gemma(work: Path) -> Iterator[tuple[str, str, str, float | None, int]]:
@@ -85,7 +85,7 @@ def of_gemma(work: Path) -> Iterator[tuple[str, str, str, float | None, int]]:
             model, params = SiglipVisionModel.from_pretrained(folder, scan_layers=scan)
             maps = _run(functools.partial(model.apply, method="get_patch_features"), params, images / 127.5 - 1)
             difference = _difference(average_pool(maps, (16, 16)).reshape(expected.shape), expected)
-            case = f"Gemma 3, 3 layers, 896 px, {name}{', scanned' if scan else ''}"
+            case = f"Gemma 3, 896 px, 3 layers{' scanned' if scan else ''}: {name}"
             yield library, case, "float32", difference, _different(to_big_vision(params, model.config, scan), kept)
 
 

@@ -22,7 +22,8 @@ def describe(name_or_path: str | os.PathLike[str] | None = None) -> dict[str, An
     A released checkpoint that is not in the cache is described from the registry; nothing is fetched for it.
 
     Args:
-      name_or_path: local directory or file, or a Hub name; None: the bundled model.
+      name_or_path: local directory or file, or a Hub name; a file of big_vision may be followed by one of its subtrees,
+        as in "file.npz:img". None: the bundled model.
 
     Returns:
       A dictionary that JSON can hold: `model`, `path`, `format`, `quantization`, `part_of` (`model_type` of the larger
@@ -51,7 +52,7 @@ def facts_and_config(name_or_path: str | os.PathLike[str] | None) -> tuple[dict[
     name = os.fspath(name_or_path)
     variant = None if Path(name).exists() else NAMES.get(name)
     if variant is None:
-        return _of_files(resolve(name), name)
+        return _of_files(name, name)
     try:
         path = resolve(variant.name, local_files_only=True)
     except (FileNotFoundError, ValueError):  # not in the cache, or huggingface_hub is not installed
@@ -62,8 +63,8 @@ def facts_and_config(name_or_path: str | os.PathLike[str] | None) -> tuple[dict[
         return _of_variant(variant)
 
 
-def _of_files(path: Path, name: str) -> tuple[dict[str, Any], Config]:
-    contents = read_contents(path, for_inference=True)
+def _of_files(given: str | Path, name: str) -> tuple[dict[str, Any], Config]:
+    contents = read_contents(given, for_inference=True)
     check_names(contents)
     config, architecture = contents.config, contents.architecture
     scalars, stored = read_scalars(contents), list(contents.tensors.values())

@@ -50,6 +50,17 @@ def test_a_configuration_that_names_no_model_is_not_believed(directory, config, 
         config_from_dict({key: value for key, value in config.items() if value is not None})
 
 
+def test_one_tower_of_a_file(directory, tmp_path):
+    siglip_jax.write_checkpoint(tmp_path / "x.npz", siglip_jax.read_checkpoint(directory), "big_vision")
+    facts = describe(f"{tmp_path / 'x.npz'}:img")
+    assert (facts["architecture"], facts["text"], facts["weight_files"]) == ("SiglipVisionModel", None, ["x.npz"])
+    assert facts["parameters"]["total"] == describe(directory)["parameters"]["vision_model"]
+    with pytest.raises(ValueError, match="the subtree must be :img or :txt and in the file, got :mlp"):
+        describe(f"{tmp_path / 'x.npz'}:mlp")
+    with pytest.raises(FileNotFoundError, match=r"y\.npz: no such file"):
+        describe(f"{tmp_path / 'y.npz'}:img")
+
+
 def test_a_configuration_of_both_towers_needs_no_model_type(directory):
     file = directory / "config.json"
     d = {key: value for key, value in json.loads(file.read_text()).items() if key != "model_type"}
