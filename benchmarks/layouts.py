@@ -222,7 +222,7 @@ def main() -> int:
                 continue
             for library, name, dtype, difference, wrong in results(Path(work)):
                 shown = "" if difference is None else f"{difference:.1e}"
-                print(f"{library:<22} {name:<76} {dtype:<9} {shown:>8} {wrong:>4} different", flush=True)
+                print(f"{library:<22} {name:<52} {dtype:<9} {shown:>8} {wrong:>4} different", flush=True)
                 worst = max(worst, wrong > 0, (difference or 0) > LIMITS[dtype])
     return int(worst)
 

@@ -1,7 +1,7 @@
 """Image towers of openpi and gemma: random parameters of their own modules, saved as they save them, then read.
 
-`layouts.py` prints the results. openpi is on no registry: `src` of a checkout is on PYTHONPATH. gemma needs kauldron
-and TensorFlow, for the types of its arguments.
+`layouts.py` prints the results; "own" is how far the owner's bfloat16 is from its float32. openpi is on no registry:
+`src` of a checkout is on PYTHONPATH. gemma needs kauldron and TensorFlow, for the types of its arguments.
 """
 
 import functools
@@ -31,7 +31,7 @@ _DTYPES = ("float32", "bfloat16")
 _OPENPI: dict[str, tuple[int, int, dict[str, Any]]] = {
     "pi0, 3 layers scanned": (224, 48, _SMALL | _SCAN),
     "pi0, 3 layers": (224, 48, _SMALL),
-    "PaliGemma, 896 px, 3 layers scanned": (896, 48, _SMALL | _SCAN),
+    "PaliGemma, 896 px, scanned": (896, 48, _SMALL | _SCAN),
     "pi0, all 27 layers scanned": (224, 2048, _PI0),
 }
 
@@ -60,10 +60,10 @@ def of_openpi(work: Path) -> Iterator[tuple[str, str, str, float | None, int]]:
             states = _run(model.apply, params, images).last_hidden_state
             parts = {
                 "tower": (states, [out["encoded"] for _, out in expected]),
-                "module in its place": (found[i][0], [x for x, _ in expected]),
+                "module": (found[i][0], [x for x, _ in expected]),
             }
             for part, (result, both) in parts.items():
-                rounding = f", its rounding {_difference(both[1], both[0]):.1e}" if i else ""
+                rounding = f", own {_difference(both[1], both[0]):.1e}" if i else ""
                 yield library, f"{case}: {part}{rounding}", dtype, _difference(result, both[i]), wrong
 
 
@@ -73,20 +73,20 @@ def of_gemma(work: Path) -> Iterator[tuple[str, str, str, float | None, int]]:
 
     library = f"gemma {version('gemma')}"
     images = np.random.default_rng(1).integers(0, 256, (1, 896, 896, 3)).astype(np.float32)
-    for scan in (False, True):
-        theirs = vision.SigLiPFromPatches(vision_utils.ViTModel(**_SMALL, scan=scan))
-        patches = theirs.patchify_images(images[:, None])
-        init = functools.partial(theirs.init, is_training=False)
-        tree = random_values(jax.eval_shape(init, jax.random.key(0), patches=patches)["params"])
-        expected = _run(functools.partial(theirs.apply, is_training=False), tree, patches=patches)[:, 0]
-        kept = {key.removeprefix("siglip_encoder/"): x for key, x in flatten(tree).items()}
-        for name, saved in {"nested": {"vision_encoder": tree}, "flat": _flat(vision, tree)}.items():
-            folder = save_orbax(work / f"gemma-{name}-{scan}", saved)
+    theirs = vision.SigLiPFromPatches(vision_utils.ViTModel(**_SMALL))  # its `scan` fails: it expects a pair
+    patches = theirs.patchify_images(images[:, None])
+    init = functools.partial(theirs.init, is_training=False)
+    tree = random_values(jax.eval_shape(init, jax.random.key(0), patches=patches)["params"])
+    expected = _run(functools.partial(theirs.apply, is_training=False), tree, patches=patches)[:, 0]
+    kept = {key.removeprefix("siglip_encoder/"): x for key, x in flatten(tree).items()}
+    for name, saved in {"nested": {"vision_encoder": tree}, "flat": _flat(vision, tree)}.items():
+        folder = save_orbax(work / f"gemma-{name}", saved)
+        for scan in (False, True):
             model, params = SiglipVisionModel.from_pretrained(folder, scan_layers=scan)
             maps = _run(functools.partial(model.apply, method="get_patch_features"), params, images / 127.5 - 1)
             difference = _difference(average_pool(maps, (16, 16)).reshape(expected.shape), expected)
-            case = f"Gemma 3, 896 px, 3 layers{' scanned' if scan else ''}: {name}"
-            yield library, case, "float32", difference, _different(to_big_vision(params, model.config, scan), kept)
+            case = f"Gemma 3, 896 px, {name}{', scanned here' if scan else ''}"
+            yield library, case, "float32", difference, _different(to_big_vision(params, model.config), kept)
 
 
 def _flat(package: Any, tree: dict[str, Any]) -> dict[str, Any]:

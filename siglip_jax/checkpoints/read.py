@@ -155,10 +155,11 @@ def _unknown(path: Path) -> Exception:
         return ValueError(
             f"{path}: a checkpoint must be a .safetensors file, an .npz file or a directory, got another file"
         )
-    if steps := sorted(int(entry.name) for entry in path.iterdir() if entry.name.isdecimal() and entry.is_dir()):
+    if steps := [entry for entry in path.iterdir() if entry.name.isdecimal() and entry.is_dir()]:
+        newest = max(steps, key=lambda entry: int(entry.name))
         return FileNotFoundError(
-            f"{path}: the directory must hold one checkpoint, got folders of steps up to {steps[-1]}; pass one of"
-            f" them, such as {path / str(steps[-1])}"
+            f"{path}: the directory must hold one checkpoint, got folders of steps up to {newest.name}; pass one of"
+            f" them, such as {newest}"
         )
     *kinds, last = (format.files for format in FORMATS.values() if not format.inference_only)
     return FileNotFoundError(f"{path}: the directory must hold {', '.join(kinds)} or {last}, got none of them")
