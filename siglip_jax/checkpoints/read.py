@@ -149,9 +149,10 @@ def check_recognised(path: Path) -> Format:
 
 
 def _unknown(path: Path) -> Exception:
-    if said := advice_for_path(path):
+    known = path.is_file() or path.is_dir()  # not a device or a pipe, such as /dev/stdin
+    if known and (said := advice_for_path(path)):
         return ValueError(f"{path}: the weights must be {said}")
-    if path.is_file():
+    if not path.is_dir():
         return ValueError(
             f"{path}: a checkpoint must be a .safetensors file, an .npz file or a directory, got another file"
         )

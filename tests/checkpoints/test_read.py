@@ -34,3 +34,8 @@ def test_the_advice_fits_the_pickle(tmp_path, names, advice, as_directory, read)
     with pytest.raises(ValueError, match=re.escape(f"{path}: the weights must be {advice.format(names[0])}")) as caught:
         read(path)
     assert len(str(caught.value)) < 250 + len(str(path)) and "\n" not in str(caught.value)
+
+
+def test_what_is_neither_file_nor_directory_is_refused():
+    with pytest.raises(ValueError, match=r"^/dev/null: a checkpoint must be a .safetensors file, an .npz file or a dir"):
+        siglip_jax.read_checkpoint("/dev/null")
