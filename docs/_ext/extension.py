@@ -46,15 +46,20 @@ def link_names(app: Sphinx, doctree: nodes.document) -> None:
         literal.replace_self(node)
 
 
+def shorten(text: str | None) -> str | None:
+    """Returns a part of a signature as Python, with types of others as they are imported."""
+    if text is None:
+        return None
+    text = re.sub(r"<class '([\w.]+)'>", r"\1", text)
+    text = re.sub(r"<[^<>]*>", "...", text)  # a default that is made anew
+    return re.sub(r"(?<![\w.~])~?(?!siglip_jax\b)(?:[a-z_]\w*\.)+(?=[A-Z])", "", text)
+
+
 def shorten_signature(
     app: Sphinx, what: str, name: str, value: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """Writes types of others as they are imported."""
-    short = [text and re.sub(r"<class '([\w.]+)'>", r"\1", text) for text in (signature, returns)]
-    first, second = [
-        text and re.sub(r"(?<![\w.])(?!siglip_jax\b)(?:[a-z_]\w*\.)+(?=[A-Z])", "", text) for text in short
-    ]
-    return first, second
+    """Shortens the arguments and the result of a signature."""
+    return shorten(signature), shorten(returns)
 
 
 def escape_docstring(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
