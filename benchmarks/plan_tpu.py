@@ -21,8 +21,8 @@ from siglip_jax._files import write_atomically
 from siglip_jax.cli.plan import print_found
 from siglip_jax.planning import Plan
 
-SIGLIP = "--batch 32768 --recipe scratch-b16"
-SIGLIP2 = "--topology v5e:16x16 --batch 32768 --recipe siglip2 --mesh data=32,fsdp=8"
+SIGLIP = "--batch-size 32768 --recipe scratch-b16"
+SIGLIP2 = "--topology v5e:16x16 --batch-size 32768 --recipe siglip2 --mesh data=32,fsdp=8"
 COMMANDS = (
     f"google/siglip-so400m-patch14-384 --topology v5e:16x16 {SIGLIP} --mesh data=16,fsdp=16 --micro-batches 2",
     f"google/siglip-so400m-patch14-384 --topology v5p:8x8x8 {SIGLIP} --mesh data=64,fsdp=8"

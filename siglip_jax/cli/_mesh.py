@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mesh", type=axes, metavar="AXES", help="sizes of the axes data, fsdp and tensor, as in data=4,fsdp=2"
     )
     text = f"image-text pairs in the global batch (default: {EXAMPLES_PER_DEVICE} for each shard of data and fsdp)"
-    group.add_argument("--batch-size", type=whole_number, metavar="N", help=text)
+    group.add_argument("--batch-size", "--batch", type=whole_number, metavar="N", help=text)
     group.add_argument("--remat", choices=("full",), help="recompute the layers in the backward pass")
     group.add_argument("--dtype", choices=("float32", "bfloat16"), help="compute dtype (default: float32)")
     group.add_argument("--table", action="store_true", help="also list the sharding of every parameter")

@@ -1,5 +1,6 @@
 """Ranks labels for images without training (zero-shot); each label has a probability of its own.
 
+Without labels a model that was trained to classify (train classification, linear-probe) ranks its own.
 Prints a bar for each label; --json prints [{"image", "scores": [{"label", "score"}, ...]}, ...] instead, with
 "accepted" where a calibration has a threshold. Unreadable images are reported on stderr and skipped; the exit status is
 then 2.
@@ -32,12 +33,15 @@ from siglip_jax.processing.images.listing import list_images
 
 if TYPE_CHECKING:
     from siglip_jax.inference.calibration import Calibration
+    from siglip_jax.inference.engine import Siglip
 
+NO_LABELS = 'labels must not be empty, got none; add --labels "a cat" "a dog" or --labels-from FILE'
 HELP = "rank labels for images"
 EPILOG = """examples:
   siglip-jax classify cat.png --labels "a cat" "a dog"
   siglip-jax classify holidays/ --labels-from labels.txt --top-k 3 --json
   siglip-jax classify a.png b.png --labels cat dog --model google/siglip-base-patch16-224 --save-plot plot.png
+  siglip-jax classify holidays/ --model run/model  # of train classification, with its own labels
   siglip-jax classify holidays/ --calibration calibration.json --top-k 3
 
 Probabilities of right labels are often tiny, which is no failure: the order counts. siglip-jax calibrate fits them to
@@ -74,19 +78,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     calibration = read_calibration(arguments)
-    labels = None if calibration else read_labels(arguments)
+    given = arguments.labels or arguments.labels_from
+    if not (given or calibration or arguments.model):
+        raise ValueError(NO_LABELS)
+    labels = read_labels(arguments) if given else None
     found, failures = find_images(arguments)
     if not found:
         return 2
-    from siglip_jax.inference.labels import check_labels, fill_template, rank
+    from siglip_jax.inference.labels import check_labels, fill_template, own_scores, rank
     from siglip_jax.inference.load import load
 
-    names = calibration.labels if calibration else check_labels(labels)
-    prompts = None if calibration else fill_template(arguments.template, names)
+    names = calibration.labels if calibration else check_labels(labels) if given else None
+    prompts = None if calibration or names is None else fill_template(arguments.template, names)
     if arguments.save_plot:
         from siglip_jax.plots.canvas import check_plot
 
-        check_plot(arguments.save_plot, len(found), len(names))
+        check_plot(arguments.save_plot, len(found), len(names or ()))
     siglip = load(arguments.model, quantization=arguments.quantization, max_pixels=arguments.max_pixels)
 
     def unreadable(position: int, error: Exception) -> None:
@@ -95,9 +102,12 @@ def run(arguments: argparse.Namespace) -> int:
         say(printable(naming(os.fspath(found[position]), error)))
 
     stream = with_progress(found, "images")
-    scores = siglip.similarity(
-        stream, prompts, calibration=calibration, batch_size=arguments.batch_size, on_unreadable=unreadable
-    )
+    options: dict[str, Any] = {"batch_size": arguments.batch_size, "on_unreadable": unreadable}
+    if names is None:
+        names = own_labels(siglip, arguments.template)
+        scores = own_scores(siglip.label_logits(stream, **options), siglip.config)
+    else:
+        scores = siglip.similarity(stream, prompts, calibration=calibration, **options)
     read = [i for i, row in enumerate(scores) if row[0] == row[0]]
     threshold = calibration.threshold if calibration else None
     ranked = {i: rank(scores[i], names, arguments.top_k, threshold) for i in read}
@@ -136,6 +146,21 @@ def read_calibration(arguments: argparse.Namespace) -> "Calibration | None":
     return Calibration.read(arguments.calibration)
 
 
+def own_labels(siglip: "Siglip", template: str | None) -> tuple[str, ...]:
+    """Returns the labels of an image classifier.
+
+    Raises:
+      ValueError: if the model is none, or a template is given.
+    """
+    from siglip_jax.models.classifier import ImageClassifier
+
+    if not isinstance(siglip.model, ImageClassifier):
+        raise ValueError(NO_LABELS)
+    if template:
+        raise ValueError(f"--template must be left out for a classifier, whose labels are no texts, got {template!r}")
+    return tuple(siglip.config.id2label[i] for i in range(siglip.config.num_labels))
+
+
 def _caption(calibration: "Calibration") -> str:
     """Returns the line below the bars that says which labels are accepted."""
     wanted = f"a precision of {percent(calibration.precision)}"
@@ -149,10 +174,8 @@ def read_labels(arguments: argparse.Namespace) -> list[str]:
 
     Raises:
       FileNotFoundError: if the file does not exist.
-      ValueError: if there are no labels, or the file is not text.
+      ValueError: if the file is not text.
     """
-    if not arguments.labels and not arguments.labels_from:
-        raise ValueError('labels must not be empty, got none; add --labels "a cat" "a dog" or --labels-from FILE')
     labels = list(arguments.labels or [])
     if arguments.labels_from:
         labels += read_lines(arguments.labels_from, "labels")

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--topology", required=True, metavar="NAME", help="machine, as in v5e:16x16, v5p:8x8x8 or v6e:2x4")
     add(
         "--batch-size",
+        "--batch",
         type=whole_number,
         metavar="N",
         help="image-text pairs on all chips (default: that of the recipe)",

@@ -29,8 +29,7 @@ from siglip_jax.inference.labels import (
     check_labels,
     ensemble,
     fill_template,
-    function_of,
-    label_scores,
+    own_scores,
     probabilities,
     rank,
 )
@@ -354,7 +353,7 @@ class Siglip(Engine):
         elif labels is None and isinstance(self.model, ImageClassifier):
             logits = self.label_logits(images, batch_size=batch_size, timeout=timeout)
             names = tuple(self.config.id2label[i] for i in range(self.config.num_labels))
-            scores = label_scores(logits, function_of(self.config.num_labels, self.config.problem_type))
+            scores = own_scores(logits, self.config)
         else:
             names = check_labels(labels)
             prompts = fill_template(hypothesis_template, names)

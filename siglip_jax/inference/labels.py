@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -79,6 +80,16 @@ def label_scores(logits: Float[np.ndarray, "images labels"], function: str) -> F
         return small / small.sum(axis=1, keepdims=True)
     small = np.exp(-np.abs(logits))  # in (0, 1]: never overflows
     return np.where(logits < 0, small, np.float32(1)) / (1 + small)
+
+
+def own_scores(logits: Float[np.ndarray, "images labels"], config: Any) -> Float[np.ndarray, "images labels"]:
+    """Returns the scores of a classifier's own labels, by the function that its configuration stands for.
+
+    Args:
+      logits: float32 logits.
+      config: configuration of the classifier.
+    """
+    return label_scores(logits, function_of(config.num_labels, config.problem_type))
 
 
 def check_labels(labels: object) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import pytest
 from siglip_jax.cli._output import bar, blocks, percent, shown
 from siglip_jax.cli.classify import _lines
 from siglip_jax.inference import load
+from tests.support.tiny_checkpoint import write_classifier
 
 LABELS = ["a cat", "two dogs", "a house"]
 
@@ -148,3 +149,20 @@ def test_a_label_that_is_not_utf_8(run, checkpoint, images):
     assert ran.status == 0
     assert ran.err == ""
     assert "caf\\udce9" in ran.out
+
+
+@pytest.mark.slow
+def test_a_classifier_ranks_its_own_labels(run, checkpoint, images, tmp_path):
+    trained = write_classifier(checkpoint, tmp_path / "classifier", id2label={0: "cat", 1: "dog", 2: "house"})
+    ran = run("classify", images / "a.jpg", images / "b.png", "--model", trained, "--json", "--top-k", "2")
+    assert ran.status == 0 and ran.err == ""
+    expected = load(trained).classify([images / "a.jpg", images / "b.png"], top_k=2)
+    for entry, scores in zip(json.loads(ran.out), expected, strict=True):
+        assert [e["label"] for e in entry["scores"]] == [e["label"] for e in scores]
+        assert [e["score"] for e in entry["scores"]] == pytest.approx([e["score"] for e in scores], abs=1e-6)
+    for arguments, said in (
+        (("--model", trained, "--template", "a {}"), "--template must be left out for a classifier"),
+        (("--model", checkpoint), "labels must not be empty, got none; add --labels"),
+    ):
+        ran = run("classify", images / "a.jpg", *arguments)
+        assert ran.status == 2 and said in ran.err

@@ -80,12 +80,14 @@ def test_the_same_option_takes_the_same_everywhere():
 def test_one_thing_has_one_option():
     """An option that means what a field of a recipe does has the field's name, and no two names mean a model."""
     options = {option for parser in commands().values() for option in parser._option_string_actions}
-    assert "--batch-size" in options and "--batch" not in options and "--save-plot" in options
+    assert "--batch-size" in options and "--save-plot" in options
     assert not {option for option in options if "_" in option}
     assert not {"--contact-sheet", "--output", "--precision-dtype", "--checkpoint"} & options
     for parser in commands().values():
         models = [action for action in parser._actions if action.dest == "model"]
         assert all(action.metavar == "NAME_OR_PATH" for action in models)
+        known = parser._option_string_actions  # `--batch`, as the argument of `siglip_jax.plan`, is --batch-size
+        assert known.get("--batch") in (None, known.get("--batch-size"))
 
 
 def test_what_is_completed_with_files_is_named_so():

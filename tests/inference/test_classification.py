@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -12,7 +11,7 @@ import siglip_jax
 from siglip_jax import load, pipeline
 from tests.support.images import encoded
 from tests.support.spiece import quiet_reference
-from tests.support.tiny_checkpoint import picture, write_checkpoint
+from tests.support.tiny_checkpoint import picture, write_checkpoint, write_classifier
 
 TASK = "image-classification"
 NAMES = {i: name for i, name in enumerate(["tench", "great shark", "cock", "ostrich", "brambling", "jay", "magpie"])}
@@ -26,21 +25,6 @@ def pictures() -> list[PIL.Image.Image]:
 @pytest.fixture(scope="module")
 def flexible(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("flexible"), flexible=True)
-
-
-def write_classifier(source, directory, **fields):
-    """Writes a classifier with a random last layer and its image processor, and returns the directory."""
-    family = "Siglip2" if "siglip2" in (source / "config.json").read_text() else "Siglip"
-    config = getattr(siglip_jax, f"{family}Config").from_pretrained(source).replace(**fields)
-    model, params = getattr(siglip_jax, f"{family}ForImageClassification").from_pretrained(source, config=config)
-    rng = np.random.default_rng(1)
-    if "classifier" in params:
-        params["classifier"] = {
-            k: jnp.asarray(rng.normal(size=x.shape), x.dtype) for k, x in params["classifier"].items()
-        }
-    model.save_pretrained(directory, params)
-    shutil.copy(source / "preprocessor_config.json", directory)
-    return directory
 
 
 def compare(found, expected):

@@ -1,6 +1,7 @@
 """A tiny random SigLIP on disk, in the layout of the Hub: weights, vocabulary and the files of the processor."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import sentencepiece
 
+import siglip_jax
 from siglip_jax.configs.configuration import Siglip2Config, SiglipConfig
 from siglip_jax.models import Siglip2Model, SiglipModel
 
@@ -99,3 +101,18 @@ def picture(seed: int, size: tuple[int, int] = (40, 30)) -> np.ndarray:
     y, x = np.mgrid[0 : size[1], 0 : size[0]] / max(size)
     waves = [np.sin(2 * np.pi * (rng.uniform(1, 4) * x + rng.uniform(1, 4) * y + rng.uniform())) for _ in range(3)]
     return np.uint8(np.round(127.5 * (1 + np.stack(waves, -1))))
+
+
+def write_classifier(source, directory, **fields):
+    """Writes a classifier with a random last layer and its image processor, and returns the directory."""
+    family = "Siglip2" if "siglip2" in (source / "config.json").read_text() else "Siglip"
+    config = getattr(siglip_jax, f"{family}Config").from_pretrained(source).replace(**fields)
+    model, params = getattr(siglip_jax, f"{family}ForImageClassification").from_pretrained(source, config=config)
+    rng = np.random.default_rng(1)
+    if "classifier" in params:
+        params["classifier"] = {
+            k: jnp.asarray(rng.normal(size=x.shape), x.dtype) for k, x in params["classifier"].items()
+        }
+    model.save_pretrained(directory, params)
+    shutil.copy(source / "preprocessor_config.json", directory)
+    return directory
