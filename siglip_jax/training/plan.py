@@ -24,7 +24,7 @@ from siglip_jax.training.memory import device_memory
 from siglip_jax.training.naflex import kinds_of
 from siglip_jax.training.prepare import Model, flops_of, make_transform
 from siglip_jax.training.recipe import Recipe
-from siglip_jax.training.setup import Data, Path_, Sources, open_sources, recipe_with, set_up
+from siglip_jax.training.setup import Data, Path_, Sources, open_sources, recipe_with, set_up, whole_model
 from siglip_jax.training.timetable import Timetable
 
 SCHEDULE_POINTS = 60  # values of the schedule that a dry run returns
@@ -93,18 +93,18 @@ def dry_run(
     recipe = recipe_with(recipe, fields)
     keys = {"image_key": image_key, "text_key": text_key, "label_key": label_key, "kind": kind, "root": root}
     setup = set_up(open_sources(data, keys), model, recipe, 0)
-    plan, examples = setup.plan, setup.pipeline.examples
+    plan, examples, whole = setup.plan, setup.pipeline.examples, whole_model(recipe, setup.model)
     sizes = {"data": recipe.mesh.data, "fsdp": recipe.mesh.fsdp, "tensor": recipe.mesh.tensor}
     if setup.mesh is not None:
         sizes = {axis: setup.mesh.shape[axis] for axis in AXES}
     sizes = {axis: max(size, 1) for axis, size in sizes.items()}
-    shapes = {path: tuple(x.shape) for path, x in flatten(setup.model.params).items()}
+    shapes = {path: tuple(x.shape) for path, x in flatten(whole.params).items()}
     lora = {path: shape for path, shape in shapes.items() if path.startswith("lora/")}
     placed = placements({path: shape for path, shape in shapes.items() if path not in lora}, sizes)
     specs = {row.path: row.spec for row in placed} | dict.fromkeys(lora, "whole")
-    rows = [_treatment_row(recipe, setup.model, path, shapes[path], spec) for path, spec in specs.items()]
+    rows = [_treatment_row(recipe, whole, path, shapes[path], spec) for path, spec in specs.items()]
     trained = sum(int(np.prod(row["shape"])) for row in rows if not row["frozen"])
-    memory, available = functools.partial(_memory, model=setup.model, placed=placed, sizes=sizes), device_memory()
+    memory, available = functools.partial(_memory, model=whole, placed=placed, sizes=sizes), device_memory()
     transform = make_transform(recipe, setup.model.processor)
     chosen = [(source, spread(len(source), TRIED)) for source, _ in setup.sources]
     tried = sum(len(indices) for _, indices in chosen)
@@ -130,7 +130,7 @@ def dry_run(
         "tried": tried,
         "unreadable": unreadable,
         "stages": _stages(setup.times),
-        "losses": _losses(recipe, setup.model),
+        "losses": _losses(recipe, whole),
         "parameters": rows,
     }
 

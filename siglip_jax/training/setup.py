@@ -1,6 +1,7 @@
 """Sets up a run: the recipe with its changed fields, the opened data, the model, the objective and the plan."""
 
 import dataclasses
+import functools
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,8 +19,10 @@ from siglip_jax.data.open import open_source
 from siglip_jax.data.pipeline import Pipeline
 from siglip_jax.data.transform import Transform
 from siglip_jax.evaluation.prompts import brief
+from siglip_jax.params import flatten
 from siglip_jax.training.curating import make_curator
 from siglip_jax.training.flexible import check_flexible, check_lengths
+from siglip_jax.training.joint import placed_groups
 from siglip_jax.training.memory import host_memory
 from siglip_jax.training.naflex import kinds_of
 from siglip_jax.training.objective import Objective
@@ -31,6 +34,7 @@ from siglip_jax.training.prepare import (
     local_objective,
     make_objective,
     make_plan,
+    make_table,
     make_transform,
     mesh_of,
     prepare_model,
@@ -131,6 +135,7 @@ def set_up(sources: Sources, name_or_path: Path_, recipe: Recipe, workers: int) 
     if isinstance(model.module.config, Siglip2Config):
         check_flexible(recipe, mesh)
         times = timetable_of(recipe, examples, flexible=True)
+    whole_model(recipe, model)  # refuses now what a later stage would
     for stage in times.stages[1:]:
         mesh_of(stage.recipe)
         if stage.recipe.late.naflex:
@@ -140,6 +145,21 @@ def set_up(sources: Sources, name_or_path: Path_, recipe: Recipe, workers: int) 
     kinds = kinds_of(recipe.naflex, recipe.batch_size, model.module.config)
     _check_batch(recipe, transform, kinds, examples, setup.plan.steps)
     return setup
+
+
+def whole_model(recipe: Recipe, model: Model) -> Model:
+    """Returns a model with the shapes of all parameters of a run: those of losses that start later, too.
+
+    Args:
+      recipe: recipe of the run.
+      model: module with its parameters and the treatment of them.
+
+    Raises:
+      ValueError: if the rules of the recipe do not fit the parameters.
+    """
+    make = functools.partial(placed_groups, recipe, model.module, mesh=None)
+    params = jax.eval_shape(make, dict(model.params))
+    return dataclasses.replace(model, params=params, table=make_table(recipe, flatten(params)))
 
 
 def assemble(

@@ -125,6 +125,20 @@ def test_a_batch_larger_than_the_data_warns(checkpoint, pairs):
     assert facts["steps"] == 2
 
 
+def test_losses_that_start_later_are_in_the_plan_and_refused_at_once(checkpoint, pairs):
+    teacher = {"weight": 1.0, "masked_weight": 0.25, "start": "50 percent", "prototypes": 8, "hidden": 8}
+    facts = dry_run(pairs, checkpoint, self_distillation=teacher | {"bottleneck": 4, "views": 2}, **FIELDS)
+    assert [stage["losses"] for stage in facts["stages"]] == [["sigmoid"], ["sigmoid", "distillation", "masked"]]
+    rows = {row["loss"]: row for row in facts["losses"]}
+    assert set(rows) == {"sigmoid", "teacher", "distillation", "masked"}
+    for row in rows.values():
+        assert row["bytes"] > 0 and row["flops"] > 0, row
+    assert {row["parameter"].partition("/")[0] for row in facts["parameters"]} >= {"teacher", "masked_head"}
+    frozen = {"rate": 1e-3, "rates": (("vision_model/.*", 0.0), (".*", 1.0))}
+    with pytest.raises(ValueError, match="optimizer.rates must train vision_model/.* with self_distillation"):
+        dry_run(pairs, checkpoint, self_distillation=teacher, **FIELDS | {"optimizer": frozen})
+
+
 def test_best_is_a_metric_of_an_evaluation(checkpoint, pairs, tmp_path):
     with pytest.raises(ValueError, match="best must be used with evaluate, got 'top1' alone"):
         train(pairs, checkpoint, tmp_path / "out", best="top1", **FIELDS)
