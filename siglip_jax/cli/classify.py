@@ -7,6 +7,7 @@ then 2.
 """
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -85,16 +86,27 @@ def run(arguments: argparse.Namespace) -> int:
     found, failures = find_images(arguments)
     if not found:
         return 2
-    from siglip_jax.inference.labels import check_labels, fill_template, own_scores, rank
+    from siglip_jax.inference.labels import check_labels, fill_template, own_labels, own_scores, rank
     from siglip_jax.inference.load import load
 
-    names = calibration.labels if calibration else check_labels(labels) if given else None
-    prompts = None if calibration or names is None else fill_template(arguments.template, names)
+    open_model = functools.partial(
+        load, arguments.model, quantization=arguments.quantization, max_pixels=arguments.max_pixels
+    )
+    siglip = prompts = None
+    if calibration:
+        names = calibration.labels
+    elif given:
+        names = check_labels(labels)
+        prompts = fill_template(arguments.template, names)
+    else:  # only the model knows
+        siglip = open_model()
+        check_classifier(siglip, arguments.template)
+        names = own_labels(siglip.config)
     if arguments.save_plot:
         from siglip_jax.plots.canvas import check_plot
 
-        check_plot(arguments.save_plot, len(found), len(names or ()))
-    siglip = load(arguments.model, quantization=arguments.quantization, max_pixels=arguments.max_pixels)
+        check_plot(arguments.save_plot, len(found), len(names))
+    siglip = siglip or open_model()
 
     def unreadable(position: int, error: Exception) -> None:
         nonlocal failures
@@ -103,11 +115,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     stream = with_progress(found, "images")
     options: dict[str, Any] = {"batch_size": arguments.batch_size, "on_unreadable": unreadable}
-    if names is None:
-        names = own_labels(siglip, arguments.template)
-        scores = own_scores(siglip.label_logits(stream, **options), siglip.config)
-    else:
+    if calibration or given:
         scores = siglip.similarity(stream, prompts, calibration=calibration, **options)
+    else:
+        scores = own_scores(siglip.label_logits(stream, **options), siglip.config)
     read = [i for i, row in enumerate(scores) if row[0] == row[0]]
     threshold = calibration.threshold if calibration else None
     ranked = {i: rank(scores[i], names, arguments.top_k, threshold) for i in read}
@@ -146,11 +157,11 @@ def read_calibration(arguments: argparse.Namespace) -> "Calibration | None":
     return Calibration.read(arguments.calibration)
 
 
-def own_labels(siglip: "Siglip", template: str | None) -> tuple[str, ...]:
-    """Returns the labels of an image classifier.
+def check_classifier(siglip: "Siglip", template: str | None) -> None:
+    """Checks that a model has labels of its own.
 
     Raises:
-      ValueError: if the model is none, or a template is given.
+      ValueError: if it is no image classifier, or a template is given.
     """
     from siglip_jax.models.classifier import ImageClassifier
 
@@ -158,7 +169,6 @@ def own_labels(siglip: "Siglip", template: str | None) -> tuple[str, ...]:
         raise ValueError(NO_LABELS)
     if template:
         raise ValueError(f"--template must be left out for a classifier, whose labels are no texts, got {template!r}")
-    return tuple(siglip.config.id2label[i] for i in range(siglip.config.num_labels))
 
 
 def _caption(calibration: "Calibration") -> str:

@@ -1,7 +1,6 @@
 """`examine`: versions, devices, extras, caches and settings of this environment, two computations, and problems."""
 
 import dataclasses
-import functools
 import os
 import platform
 from collections.abc import Callable
@@ -72,7 +71,7 @@ def examine() -> Examination:
     """
     versions = _versions()
     checks = [
-        _check("jax", functools.partial(_import_jax, versions)),
+        _check("jax", _import_jax),
         _check("matrix product", _multiply),
         _check("bundled model", _classify),
     ]
@@ -126,7 +125,7 @@ def _check(name: str, run: Callable[[], str]) -> dict[str, Any]:
         return {"name": name, "right": False, "found": f"{type(error).__name__}: {reason(error)}"}
 
 
-def _import_jax(versions: dict[str, str]) -> str:
+def _import_jax() -> str:
     import jax
 
     return f"{jax.__version__} on {jax.default_backend()}"

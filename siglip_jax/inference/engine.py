@@ -29,6 +29,7 @@ from siglip_jax.inference.labels import (
     check_labels,
     ensemble,
     fill_template,
+    own_labels,
     own_scores,
     probabilities,
     rank,
@@ -352,8 +353,7 @@ class Siglip(Engine):
             scores = self.similarity(images, calibration=calibration, batch_size=batch_size, timeout=timeout)
         elif labels is None and isinstance(self.model, ImageClassifier):
             logits = self.label_logits(images, batch_size=batch_size, timeout=timeout)
-            names = tuple(self.config.id2label[i] for i in range(self.config.num_labels))
-            scores = own_scores(logits, self.config)
+            names, scores = own_labels(self.config), own_scores(logits, self.config)
         else:
             names = check_labels(labels)
             prompts = fill_template(hypothesis_template, names)

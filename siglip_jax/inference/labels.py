@@ -82,6 +82,15 @@ def label_scores(logits: Float[np.ndarray, "images labels"], function: str) -> F
     return np.where(logits < 0, small, np.float32(1)) / (1 + small)
 
 
+def own_labels(config: Any) -> tuple[str, ...]:
+    """Returns the names of a classifier's own labels, in the order of its logits.
+
+    Args:
+      config: configuration of the classifier.
+    """
+    return tuple(config.id2label[i] for i in range(config.num_labels))
+
+
 def own_scores(logits: Float[np.ndarray, "images labels"], config: Any) -> Float[np.ndarray, "images labels"]:
     """Returns the scores of a classifier's own labels, by the function that its configuration stands for.
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from siglip_jax._checks import check_choice, check_count
 from siglip_jax.checkpoints.keymap import CLASSIFIER
 from siglip_jax.inference.engine import Images, Siglip, Texts
-from siglip_jax.inference.labels import FUNCTIONS, function_of, label_scores, rank
+from siglip_jax.inference.labels import FUNCTIONS, function_of, label_scores, own_labels, rank
 from siglip_jax.inference.load import load
 from siglip_jax.inference.towers import parts_of
 from siglip_jax.processing.images.inputs import is_one_image
@@ -162,7 +162,7 @@ class ImageClassificationPipeline:
         check_count("top_k", top_k)
         config = self.siglip.config
         function = function_to_apply or function_of(config.num_labels, config.problem_type)
-        names = tuple(config.id2label[i] for i in range(config.num_labels))
+        names = own_labels(config)
         check_choice("function_to_apply", function.lower(), FUNCTIONS)  # before anything is computed
         one = is_one_image(inputs)
         wait = 10.0 if timeout is None else timeout

@@ -236,7 +236,8 @@ def _over_lengths(plans: list[Plan], works: list[Any], recipe: Recipe) -> Plan:
         return None if found is None else round(found)
 
     seconds, flops = mean([plan.seconds for plan in plans]), whole([plan.model_flops for plan in plans])
-    days = None if seconds is None or largest.steps is None else seconds * largest.steps / SECONDS_A_DAY
+    chip = CHIPS[largest.topology.partition(":")[0]]
+    examples = mean([work.examples for work in works])
     return dataclasses.replace(
         largest,
         model_flops=flops,
@@ -244,12 +245,31 @@ def _over_lengths(plans: list[Plan], works: list[Any], recipe: Recipe) -> Plan:
         cycles=whole([plan.cycles for plan in plans]),
         seconds=seconds,
         exposed_seconds=mean([plan.exposed_seconds for plan in plans]),
-        mfu=None if not seconds else flops / (seconds * CHIPS[largest.topology.partition(":")[0]].peak * largest.chips),
-        examples_per_second=None if not seconds else mean([work.examples for work in works]) / seconds,
-        days=days,
-        chip_hours=None if days is None else days * 24 * largest.chips,
         lengths=rows,
+        **_rates(seconds, flops, examples, largest.steps, largest.chips, chip.peak),
     )
+
+
+def _rates(
+    seconds: float | None, flops: int, examples: float | int, steps: int | None, chips: int, peak: float
+) -> dict[str, Any]:
+    """Returns the fields of a plan that follow from the seconds of a step; None where they are not known.
+
+    Args:
+      seconds: seconds of a step.
+      flops: operations of the model in a step, on all chips.
+      examples: examples of a step, on all chips.
+      steps: steps of the run.
+      chips: number of chips.
+      peak: operations a second of a chip.
+    """
+    total = None if seconds is None or steps is None else seconds * steps
+    return {
+        "mfu": None if seconds is None else flops / (seconds * peak * chips),
+        "examples_per_second": None if seconds is None else examples / seconds,
+        "days": None if total is None else total / SECONDS_A_DAY,
+        "chip_hours": None if total is None else total * chips / SECONDS_AN_HOUR,
+    }
 
 
 def planned(name: str, what: str, recipe: Recipe, machine: Topology, mesh: Mesh, work: Any) -> Plan:
@@ -317,7 +337,6 @@ def _plan(
         exposed = sum((exposed_seconds(c, chip.links, chip.clock) for c in program.collectives), 0.0)
         kernels = program.kernel_flops / (KERNEL_SHARE * chip.peak)
         seconds = program.cycles / chip.clock + kernels + exposed
-    total = None if seconds is None or work.steps is None else seconds * work.steps
     needed, memory = (program.peak, chip.memory) if program is not None else refused or (0, 0)
     return Plan(
         model=name,
@@ -338,13 +357,10 @@ def _plan(
         cycles=None if program is None else program.cycles,
         seconds=seconds,
         exposed_seconds=exposed,
-        mfu=None if seconds is None else work.flops / (seconds * chip.peak * chips),
-        examples_per_second=None if seconds is None else work.examples / seconds,
         steps=work.steps,
-        days=None if total is None else total / SECONDS_A_DAY,
-        chip_hours=None if total is None else total * chips / SECONDS_AN_HOUR,
         collectives=() if program is None else program.collectives,
         unknown=_unknown(machine, program),
+        **_rates(seconds, work.flops, work.examples, work.steps, chips, chip.peak),
     )
 
 

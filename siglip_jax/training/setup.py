@@ -135,7 +135,8 @@ def set_up(sources: Sources, name_or_path: Path_, recipe: Recipe, workers: int) 
     if isinstance(model.module.config, Siglip2Config):
         check_flexible(recipe, mesh)
         times = timetable_of(recipe, examples, flexible=True)
-    whole_model(recipe, model)  # refuses now what a later stage would
+    if len(times.stages) > 1:
+        whole_model(recipe, model)  # refuses now what a later stage would
     for stage in times.stages[1:]:
         mesh_of(stage.recipe)
         if stage.recipe.late.naflex:

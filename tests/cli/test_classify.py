@@ -160,6 +160,10 @@ def test_a_classifier_ranks_its_own_labels(run, checkpoint, images, tmp_path):
     for entry, scores in zip(json.loads(ran.out), expected, strict=True):
         assert [e["label"] for e in entry["scores"]] == [e["label"] for e in scores]
         assert [e["score"] for e in entry["scores"]] == pytest.approx([e["score"] for e in scores], abs=1e-6)
+    plot = tmp_path / "plot.png"
+    assert run("classify", images / "a.jpg", "--model", trained, "--save-plot", plot).status == 0
+    with PIL.Image.open(plot) as drawn:
+        assert drawn.format == "PNG"
     for arguments, said in (
         (("--model", trained, "--template", "a {}"), "--template must be left out for a classifier"),
         (("--model", checkpoint), "labels must not be empty, got none; add --labels"),

@@ -1,6 +1,5 @@
 """Stages of a run: what they make, and that a killed run ends with the bits of one that was not."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -58,15 +57,12 @@ def test_what_the_stages_made(setting):
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
+def small(tmp_path_factory, quick_compilation):
     """A model and data for runs on one device of this process, which compile fast."""
     home = tmp_path_factory.mktemp("small")
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("siglip_jax.training.setup.mesh_of", lambda recipe: None)
         yield write_checkpoint(home / "model", text_length=16), write_pairs(home / "pairs", 1), home
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 GROWN = Recipe(
