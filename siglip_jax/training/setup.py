@@ -19,7 +19,7 @@ from siglip_jax.data.open import open_source
 from siglip_jax.data.pipeline import Pipeline
 from siglip_jax.data.transform import Transform
 from siglip_jax.evaluation.prompts import brief
-from siglip_jax.params import flatten
+from siglip_jax.params import flatten, unflatten
 from siglip_jax.training.curating import make_curator
 from siglip_jax.training.flexible import check_flexible, check_lengths
 from siglip_jax.training.joint import placed_groups
@@ -149,7 +149,7 @@ def set_up(sources: Sources, name_or_path: Path_, recipe: Recipe, workers: int) 
 
 
 def whole_model(recipe: Recipe, model: Model) -> Model:
-    """Returns a model with the shapes of all parameters of a run: those of losses that start later, too.
+    """Returns a model with the shapes of all parameters of a run, in its order, then those of losses that start later.
 
     Args:
       recipe: recipe of the run.
@@ -159,8 +159,9 @@ def whole_model(recipe: Recipe, model: Model) -> Model:
       ValueError: if the rules of the recipe do not fit the parameters.
     """
     make = functools.partial(placed_groups, recipe, model.module, mesh=None)
-    params = jax.eval_shape(make, dict(model.params))
-    return dataclasses.replace(model, params=params, table=make_table(recipe, flatten(params)))
+    shapes = flatten(jax.eval_shape(make, dict(model.params)))  # sorted by name
+    shapes = {path: shapes[path] for path in flatten(model.params) | shapes}
+    return dataclasses.replace(model, params=unflatten(shapes), table=make_table(recipe, shapes))
 
 
 def assemble(
