@@ -11,6 +11,7 @@ import jax
 import pytest
 
 import tests.support.strict  # noqa: F401
+from tests.support.quick import compiling_quickly
 
 _STATM = Path("/proc/self/statm")
 _GROWTH = 3 << 28  # bytes by which a process may grow before compiled programs are forgotten
@@ -37,9 +38,8 @@ def no_last_value() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def quick_compilation() -> Iterator[None]:
     """Compiles without most optimizations, for tests that compile for longer than they compute."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    with compiling_quickly():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -120,7 +120,8 @@ def fits(contents: Contents, adapter: Adapter) -> bool:
       contents: headers of the checkpoint.
       adapter: the adapter.
     """
-    layers, _ = _parts(adapter.tensors)
+    with naming(adapter.path):
+        layers, _ = _parts(adapter.tensors)
     return any(_found(_base_name(f"{layer}.weight"), contents, adapter.config) for layer in layers)
 
 

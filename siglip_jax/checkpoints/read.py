@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from siglip_jax._checks import reason, shown
 from siglip_jax.checkpoints.adapters import fits, injected, is_adapter, merged, read_adapter
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.foreign import advice_for_path
@@ -81,7 +82,15 @@ def read_contents(
     below = adapter.base if base is None else os.fspath(base)
     if below is None:
         raise ValueError(f"{found}: the adapter must name the checkpoint below it, got none; pass base=")
-    under = resolve(below, revision=adapter.revision if base is None else None, **hub)
+    try:
+        under = resolve(below, revision=adapter.revision if base is None else None, **hub)
+    except (OSError, ValueError) as error:
+        if base is not None:
+            raise
+        raise FileNotFoundError(
+            f"{found}: the checkpoint below the adapter must be one that can be read, got {shown(below)}:"
+            f" {reason(error)}; pass base="
+        ) from error
     if is_adapter(under):
         raise ValueError(f"{found}: the checkpoint below an adapter must be a whole one, got {under}; pass base=")
     contents = _contents(under, subtree, False, config, key_mapping)

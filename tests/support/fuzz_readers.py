@@ -1,6 +1,7 @@
 """The kinds of files that are mutated, each as small as it can be, and how each is read."""
 
 import csv
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -11,13 +12,16 @@ import numpy as np
 import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet
+import safetensors.numpy
 
 import siglip_jax
 from siglip_jax.params import flatten
-from tests.support import gemma_tokenizer, tiny_checkpoint
+from tests.support import gemma_tokenizer, peft_files, tiny_checkpoint
 from tests.support.damaged_files import write
 from tests.support.data_sets import encoded, write_tar
 from tests.support.fuzz import SLACK, Reader
+from tests.support.larger_models import write_layout
+from tests.support.timm_golden import write_timm
 
 PIXELS = 2**20  # most of an image here; a mutant may ask for as many as are allowed
 
@@ -57,6 +61,26 @@ def quantized(home: Path) -> list[Path]:
         home
     )
     return [file for file in sorted(home.iterdir()) if file.suffix == ".safetensors"]
+
+
+def of_model(write: Callable[[Path], Any], *names: str) -> Reader:
+    """Returns the reader of a folder with weights of another library, of which some files are mutated."""
+
+    def make(home: Path) -> list[Path]:
+        write(home)
+        return [home / name for name in names]
+
+    return Reader(make, read_checkpoint)
+
+
+def adapter(home: Path) -> None:
+    """A LoRA adapter of PEFT beside the checkpoint that it changes."""
+    layer = "vision_model.encoder.layers.0.self_attn.q_proj"
+    base = tiny_checkpoint.write_checkpoint(home.with_name(f"{home.name}-base"))
+    shape = safetensors.numpy.load_file(base / "model.safetensors")[f"{layer}.weight"].shape
+    parts = peft_files.addition(np.random.RandomState(0), shape, 2)
+    tensors = {f"{layer}.{name}": x for name, x in parts.items()}
+    peft_files.write(home, tensors, base_model_name_or_path=os.fspath(base))
 
 
 def processor(*names: str) -> Callable[[Path], list[Path]]:
@@ -172,6 +196,9 @@ READERS = {
     "index.json": of_format("huggingface", "model.safetensors.index.json", max_shard_size=8000),
     "npz": of_format("big_vision"),
     "open_clip": of_format("open_clip", "open_clip_config.json"),
+    "timm": of_model(functools.partial(write_timm, case="map_classifier"), "config.json", "model.safetensors"),
+    "larger model": of_model(functools.partial(write_layout, layout="eagle"), "config.json", "model.safetensors"),
+    "adapter": of_model(adapter, "adapter_config.json", "adapter_model.safetensors"),
     "orbax": Reader(orbax, lambda home: read_checkpoint(next(home.iterdir()))),
     "zarr": Reader(zarr, lambda home: read_checkpoint(home / "checkpoint")),
     "quantized": Reader(quantized, siglip_jax.load),

@@ -7,11 +7,13 @@ float16 holds exactly), `pixels` (images, channel, height, width), or for NaFlex
 a grid of `GRID`, and `out`, what timm computes from them in float64.
 """
 
+import functools
 import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 
 from tests.support.cases import GOLDEN
 from tests.support.open_clip_golden import import_open_clip
@@ -30,6 +32,31 @@ MODELS = {  # name of the case: timm's model, arguments beside `SMALL`, classes
         4,
     ),
 }
+
+
+@functools.cache
+def golden(case):
+    """Returns the arrays of a golden file, which is read once."""
+    with np.load(GOLDEN / f"timm_{case}.npz") as file:
+        return {key: file[key] for key in file.files}
+
+
+def state_of(case):
+    """Returns timm's weights of a case."""
+    return {k.removeprefix("state/"): x.astype(np.float32) for k, x in golden(case).items() if k.startswith("state/")}
+
+
+def config_of(case):
+    """Returns timm's `config.json` of a case."""
+    return json.loads(str(golden(case)["config"]))
+
+
+def write_timm(directory, case, config=None):
+    """Writes a directory as timm does, independently of the library."""
+    directory.mkdir(exist_ok=True)
+    safetensors.numpy.save_file(state_of(case), directory / "model.safetensors", {"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(config or config_of(case)))
+    return directory
 
 
 def random_state(model):

@@ -14,8 +14,6 @@ from siglip_jax.training.curation import Curator
 from tests.support.pairs import write_pairs
 from tests.support.tiny_checkpoint import write_checkpoint
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def pairs():

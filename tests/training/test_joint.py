@@ -20,8 +20,6 @@ from siglip_jax.training.prepare import make_objective, make_transform, prepare_
 from siglip_jax.training.step import Step, init_state
 from tests.support.tiny_checkpoint import write_checkpoint
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROWS = 8
 RECIPE = Recipe(
     batch_size=ROWS,

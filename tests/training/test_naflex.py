@@ -27,8 +27,6 @@ from tests.support.data_sets import saved
 from tests.support.pairs import write_classes, write_pairs
 from tests.support.tiny_checkpoint import picture, write_checkpoint
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NAFLEX = Naflex(lengths=(6, 9, 16), full_batch=9)
 FIELDS = {"naflex": NAFLEX, "batch_size": 16, "optimizer.rate": 1e-3, "optimizer.clip_norm": None}
 SIZES = [(1, 1), (30, 8000), (8000, 30), (40, 30), (91, 17), (33, 33), (64, 20), (5, 7)]

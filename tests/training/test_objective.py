@@ -7,8 +7,6 @@ from flax import linen as nn
 
 from siglip_jax.training.objective import Pairs
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 IDS = np.array([7, -3, 7, 5, 7, 5], np.int32)  # three rows of one image, two of another
 TOKENS = np.array([[1], [2], [3], [4], [5], [2]], np.int32)  # the last text equals that of the second row
 

@@ -33,8 +33,6 @@ from siglip_jax.training.terms import Curation
 from tests.support.pairs import write_pairs
 from tests.support.tiny_checkpoint import write_checkpoint
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):

@@ -108,7 +108,7 @@ def test_equal_texts_match_each_others_pictures(whole, parts, devices):
     expected = np.log1p(np.exp(np.where(match, -logits, logits))).sum() / BATCH
     mesh = four_devices() if devices == 4 else None
     loss, _, _ = gradients(model, params, batch | {"input_ids": ids}, parts, mesh, equal_texts_match=True)
-    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(loss, expected, rtol=2e-6)  # the logits are those of another program
 
 
 def test_fingerprints_tell_rows_apart():

@@ -16,8 +16,6 @@ from siglip_jax.parallel import global_batch
 from siglip_jax.params import flatten
 from tests.support import cases
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 BATCH, AXIS = 8, ("data", "fsdp")
 # Momentum, not Adam: where a gradient is zero but for rounding, as of a key's bias, Adam would make a whole step of it.
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)

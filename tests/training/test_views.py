@@ -3,11 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from siglip_jax.training.views import random_views
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def ramps(height, width):

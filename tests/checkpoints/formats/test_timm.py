@@ -14,8 +14,8 @@ from siglip_jax.checkpoints import convert, describe
 from siglip_jax.checkpoints.formats import _timm_tower, timm
 from siglip_jax.params import flatten
 from tests.support import timm_golden
-from tests.support.cases import GOLDEN
 from tests.support.scaled_variants import random_checkpoint
+from tests.support.timm_golden import config_of, golden, state_of, write_timm
 from tests.support.tiny_checkpoint import tiny_config
 
 TOLERANCE = 1e-5  # of the largest value
@@ -42,28 +42,6 @@ EXACT = [
     *(f"vit_so400m_patch14_siglip_{gap}{size}" for gap in ("", "gap_") for size in (224, 378, 384)),
     *("vit_so400m_patch14_siglip_gap_448", "vit_so400m_patch14_siglip_gap_896"),
 ]
-
-
-@functools.cache
-def golden(case):
-    with np.load(GOLDEN / f"timm_{case}.npz") as file:
-        return {key: file[key] for key in file.files}
-
-
-def state_of(case):
-    return {k.removeprefix("state/"): x.astype(np.float32) for k, x in golden(case).items() if k.startswith("state/")}
-
-
-def config_of(case):
-    return json.loads(str(golden(case)["config"]))
-
-
-def write_timm(directory, case, config=None):
-    """Writes a directory as timm does, independently of the library."""
-    directory.mkdir()
-    safetensors.numpy.save_file(state_of(case), directory / "model.safetensors", {"format": "pt"})
-    (directory / "config.json").write_text(json.dumps(config or config_of(case)))
-    return directory
 
 
 @functools.partial(
