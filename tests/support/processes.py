@@ -11,15 +11,14 @@ from pathlib import Path
 import jax
 
 from siglip_jax.parallel import join_processes
-from tests.support.quick import ENVIRONMENT
 
 DEVICES = 4  # in all
 ROOT = Path(__file__).parents[2]
 
 
 def compiled_in(folder: Path) -> dict[str, str]:
-    """Returns the settings with which a process compiles quickly and keeps programs in a folder; tests do not."""
-    return ENVIRONMENT | {
+    """Returns the settings with which a process keeps its compiled programs in a folder; the tests keep none."""
+    return {
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(folder),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
