@@ -36,9 +36,9 @@ def no_last_value() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def quick_compilation() -> Iterator[None]:
+def quick_compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compiles without most optimizations, for tests that compile for longer than they compute."""
-    with compiling_quickly():
+    with compiling_quickly(tmp_path_factory.getbasetemp() / "compiled"):
         yield
 
 

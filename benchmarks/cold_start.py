@@ -2,9 +2,9 @@
 
     python benchmarks/cold_start.py [--python PATH] [--repeats 5] [--json]
 
-Both sides read the same random checkpoint with the sizes of siglip-base-patch16-224, both towers in float32, in turns,
-each in a process of its own; results are medians. siglip_jax finds its compiled code in a cache that an earlier run
-filled. Needs torch and transformers.
+Both sides read the same random checkpoint with the sizes of siglip-base-patch16-224 but for its vocabulary of 2,048
+pieces, both towers in float32, in turns, each in a process of its own; results are medians. siglip_jax finds its
+compiled code in a cache that an earlier run filled. Needs torch and transformers.
 """
 
 import argparse

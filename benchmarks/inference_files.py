@@ -11,10 +11,11 @@ import numpy as np
 
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 TOWERS = ("image", "text")
+VOCABULARY = 2048  # pieces of the bundled one
 
 
 def write_model(folder: Path, size: str, rows: int, images: int) -> None:
-    """Writes a random model of a size with the bundled vocabulary, arrays for `rows` examples, and JPEG files."""
+    """Writes a random model of a size, but with the bundled vocabulary, arrays for `rows` examples, and JPEG files."""
     import jax
     import jax.numpy as jnp
     from input_pipeline import write_images
@@ -25,6 +26,7 @@ def write_model(folder: Path, size: str, rows: int, images: int) -> None:
 
     tiny = size == "tiny"
     config = SiglipConfig(text_config=TINY, vision_config=TINY) if tiny else SiglipConfig.from_variant(size)
+    config = config.replace(text_config=config.text_config.replace(vocab_size=VOCABULARY))
     side, length = config.vision_config.image_size, config.text_config.max_position_embeddings
     model = SiglipModel(config)
     shapes = {"input_ids": jnp.zeros((1, length), jnp.int32), "pixel_values": jnp.zeros((1, side, side, 3))}

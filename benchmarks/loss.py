@@ -1,6 +1,7 @@
 """The sigmoid loss and its four gradients: time, peak memory and TFLOP/s, beside the formula in torch.
 
     python benchmarks/loss.py [--batches 1024 4096 …] [--width 768] [--repeats 5] [--devices 8] [--json]
+    python benchmarks/loss.py --compiled 32768 [--width 768] [--devices 8]
 
 Rows: ours dense, ours blocked, ours as a ring over devices (virtual ones on a CPU, which share its cores), the formula
 of big_vision in plain JAX, the formula of the reference in torch and, on a GPU with the package installed,
@@ -8,6 +9,8 @@ of big_vision in plain JAX, the formula of the reference in torch and, on a GPU 
 results are medians. Peak memory excludes the embeddings: resident memory on a CPU, that of the allocator on a GPU.
 TFLOP/s count the three matrix products, 6 B² E, that every form needs. A row that would hold the whole matrix is
 skipped if that exceeds a quarter of the memory. Rows that need a GPU are "not measured" without one.
+
+The second command only compiles: it prints the temporaries on each of the devices, over which the batch is sharded.
 """
 
 import argparse
@@ -53,7 +56,11 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=8, help="devices of the ring, on a CPU")
     parser.add_argument("--longest", type=float, default=120, help="seconds of a step above which a row stops growing")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--compiled", type=int, metavar="B", help="only compile for a sharded batch of B, on CPUs")
     arguments = parser.parse_args()
+    if arguments.compiled:
+        print_compiled(arguments.compiled, arguments)
+        return
     card = gpu()
     batches = arguments.batches or [2**n for n in range(10, 21 if card else 16)]
     table = []
@@ -74,6 +81,22 @@ def main() -> None:
             continue
         ratios = "".join(f"{x:>{n}.2f}" if x else f"{'-':>{n}}" for x, n in ((row["speed"], 13), (row["memory"], 15)))
         print(f"{head}{row['ms']:>11.1f}{row['tflops']:>9.3f}{row['peak_mib']:>10.0f}{ratios}")
+
+
+def print_compiled(batch: int, arguments: argparse.Namespace) -> None:
+    """Prints what the ring and the formula of big_vision take on each device, as compiled for CPUs."""
+    print(
+        f"{arguments.devices} CPU devices, B = {batch}, E = {arguments.width}, loss and gradients, as XLA compiles them"
+    )
+    print(f"{'type':<9}  {'what':<18}{'MiB of temporaries on each device':>34}{'all-gathers':>13}")
+    for dtype in arguments.dtypes:
+        for what in ("ours, ring", "formula in jax"):
+            words = ("compiled", ROWS[what][0], dtype, batch, arguments.width, arguments.devices)
+            command = [sys.executable, str(SIDES), *map(str, words)]
+            environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+            ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+            size, gathers = map(int, ran.stdout.split())
+            print(f"{dtype:<9}  {what:<18}{size / 2**20:>34.0f}{gathers:>13}")
 
 
 def measure(batch: int, dtype: str, arguments: argparse.Namespace, card: str | None, too_long: set[str]) -> list[dict]:

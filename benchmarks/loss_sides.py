@@ -1,7 +1,8 @@
 """The sides of `benchmarks/loss.py`: a process that times one form of the loss with its four gradients.
 
 Arguments: "jax" or "torch", the form, dtype, batch, width and devices; each line of input is answered with seconds and
-bytes as JSON.
+bytes as JSON. With "compiled" as the first, the form is only compiled, with the batch sharded over the devices, and its
+temporaries on each device are printed in bytes, with the number of all-gathers.
 """
 
 import json
@@ -68,8 +69,7 @@ def jax_side(form: str, dtype: str, images: np.ndarray, texts: np.ndarray, devic
     if form == "ring":
         options["mesh"] = mesh = siglip_jax.make_mesh(data=devices)
         given[:2] = jax.device_put(given[:2], NamedSharding(mesh, PartitionSpec("data")))
-    step = jax.jit(jax.value_and_grad(jax_loss(form, **options), argnums=(0, 1, 2, 3)))
-    compiled = step.lower(*given).compile()
+    step = jax.jit(jax.value_and_grad(jax_loss(form, **options), argnums=(0, 1, 2, 3))).lower(*given).compile()
     jax.block_until_ready(given)
     on_gpu = jax.default_backend() == "gpu"
     before = jax.local_devices()[0].memory_stats()["bytes_in_use"] if on_gpu else 0
@@ -77,7 +77,25 @@ def jax_side(form: str, dtype: str, images: np.ndarray, texts: np.ndarray, devic
     def peak_of_device():
         return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"] - before
 
-    return lambda: jax.block_until_ready(compiled(*given)), peak_of_device if on_gpu else None
+    return lambda: jax.block_until_ready(step(*given)), peak_of_device if on_gpu else None
+
+
+def compiled(form: str, dtype: str, batch: int, width: int, devices: int) -> None:
+    """Prints the temporaries on each device of a form compiled for a sharded batch, and how often it gathers."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    jax.config.update("jax_num_cpu_devices", devices)
+    import siglip_jax
+
+    mesh = siglip_jax.make_mesh(data=devices)
+    embeds = jax.ShapeDtypeStruct((batch, width), dtype, sharding=NamedSharding(mesh, PartitionSpec("data")))
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    loss = jax_loss(form, **({"mesh": mesh} if form == "ring" else {}))
+    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))
+    program = step.lower(embeds, embeds, scalar, scalar).compile()
+    print(program.memory_analysis().temp_size_in_bytes, program.as_text().count(" all-gather("))
 
 
 def torch_side(form: str, dtype: str, images: np.ndarray, texts: np.ndarray, devices: int) -> tuple[Any, Any]:
@@ -111,6 +129,9 @@ def main() -> None:
     """Makes the step and times it once for each line of input."""
     side, form, dtype = sys.argv[1:4]
     batch, width, devices = map(int, sys.argv[4:7])
+    if side == "compiled":
+        compiled(form, dtype, batch, width, devices)
+        return
     random = np.random.default_rng(0)
 
     def unit():

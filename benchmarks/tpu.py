@@ -48,8 +48,8 @@ MODELS = {
 }
 
 
-def forward(model: Model, chip: str) -> Any:
-    """Returns the plan of a forward pass of the image tower on one chip of a host."""
+def forward(model: Model, chip: str, *, scan_layers: bool = True, **fields: Any) -> Any:
+    """Returns the plan of a forward pass of the image tower, with fields of its module, on one chip of a host."""
     import jax.numpy as jnp
 
     from siglip_jax.configs.configuration import Siglip2VisionConfig, SiglipConfig
@@ -67,7 +67,7 @@ def forward(model: Model, chip: str) -> Any:
     config = SiglipConfig.from_variant(model.name).vision_config
     module = Siglip2VisionModel if isinstance(config, Siglip2VisionConfig) else SiglipVisionModel
     # Weights are stored in the dtype of the products, as `load` places them.
-    tower = module(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, scan_layers=True)
+    tower = module(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, scan_layers=scan_layers, **fields)
     return planned(model.name, "forward pass", recipe, machine, mesh, forward_pass(tower, model.images, mesh))
 
 

@@ -1,12 +1,17 @@
-"""Compiling for a CPU without most optimizations: a third of the time, and the same values but for rounding."""
+"""Compiling for a CPU without most optimizations: a third of the time, and the same values but for rounding.
+
+A program that is compiled again, as by a run that goes on, comes from a folder.
+"""
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 from jax._src import compiler
+from jax.experimental.compilation_cache import compilation_cache
 
 # Each fusion else goes through MLIR's passes, which take as long as the rest of a compilation.
 _FUSIONS = ("xla_cpu_use_fusion_emitters", False)
@@ -18,8 +23,8 @@ ENVIRONMENT = {
 
 
 @contextlib.contextmanager
-def compiling_quickly() -> Iterator[None]:
-    """What this process compiles for a CPU is compiled quickly; another process is told by `ENVIRONMENT`."""
+def compiling_quickly(folder: Path) -> Iterator[None]:
+    """What this process compiles for a CPU is compiled quickly, and kept; another process is told by `ENVIRONMENT`."""
     options = compiler.get_compile_options
 
     @functools.wraps(options)
@@ -29,10 +34,23 @@ def compiling_quickly() -> Iterator[None]:
             made.env_option_overrides = [*made.env_option_overrides, _FUSIONS]
         return made
 
-    jax.config.update("jax_disable_most_optimizations", True)
+    settings = {
+        "jax_disable_most_optimizations": True,
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
     compiler.get_compile_options = quick
+    _set(settings)
     try:
         yield
     finally:
         compiler.get_compile_options = options
-        jax.config.update("jax_disable_most_optimizations", False)
+        _set(before)
+
+
+def _set(settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
