@@ -40,7 +40,7 @@ def compiling_quickly(folder: Path) -> Iterator[None]:
         "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": 0.5,
     }
-    before = {name: getattr(jax.config, name) for name in settings}
+    before = {name: jax.config.values[name] for name in settings}
     compiler.get_compile_options = quick
     _set(settings)
     try:
