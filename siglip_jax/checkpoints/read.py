@@ -84,16 +84,17 @@ def read_contents(
         raise ValueError(f"{found}: the adapter must name the checkpoint below it, got none; pass base=")
     try:
         under = resolve(below, revision=adapter.revision if base is None else None, **hub)
+        if is_adapter(under):
+            raise ValueError(f"{found}: the checkpoint below an adapter must be a whole one, got {under}; pass base=")
+        contents = _contents(under, subtree, False, config, key_mapping)
     except (OSError, ValueError) as error:
-        if base is not None:
+        if base is not None or str(found) in str(error):
             raise
-        raise FileNotFoundError(
+        kind = FileNotFoundError if isinstance(error, OSError) else ValueError
+        raise kind(
             f"{found}: the checkpoint below the adapter must be one that can be read, got {shown(below)}:"
             f" {reason(error)}; pass base="
         ) from error
-    if is_adapter(under):
-        raise ValueError(f"{found}: the checkpoint below an adapter must be a whole one, got {under}; pass base=")
-    contents = _contents(under, subtree, False, config, key_mapping)
     return merged(contents if fits(contents, adapter) else _as_transformers(contents), adapter)
 
 

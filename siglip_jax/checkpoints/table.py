@@ -145,7 +145,7 @@ def read_params(
     rows = list(rows)
     expected = check_rows(what, rows, tensors, ignored)
     if wrong := [f"{key}: {tensors[key].dtype}" for key in expected if tensors[key].dtype.name not in FLOATS]:
-        raise ValueError(f"{what}: dtypes must be among {', '.join(FLOATS)}, got {_some(wrong, _ROOM)}")
+        raise ValueError(f"{what}: dtypes must be among {', '.join(FLOATS)}, got {_some(wrong, _ROOM)}; cast them")
     views = {key: tensors[key].view() for key in expected}
     return unflatten({row.path: row.param(views[row.key]) for row in rows})
 

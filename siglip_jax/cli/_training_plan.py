@@ -88,6 +88,6 @@ def _sentences(facts: dict[str, Any]) -> list[str]:
             smaller = facts["smaller"] or {}
             words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in smaller.items())
             lines[-1] += f", which has {facts['device_memory'] / 2**30:.2f} GiB; " + (
-                f"a step fits with {words}" if words else "use a smaller batch, or more devices with --mesh.fsdp"
+                f"a step fits with {words}" if words else "use a smaller batch, or more devices with --mesh fsdp=N"
             )
     return lines

@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns its exit status."""
     calibration = read_calibration(arguments)
     given = arguments.labels or arguments.labels_from
-    if not (given or calibration or arguments.model):
+    if not (given or calibration or may_have_labels(arguments.model)):
         raise ValueError(NO_LABELS)
     labels = read_labels(arguments) if given else None
     found, failures = find_images(arguments)
@@ -155,6 +155,13 @@ def read_calibration(arguments: argparse.Namespace) -> "Calibration | None":
                 " leave one of them out"
             )
     return Calibration.read(arguments.calibration)
+
+
+def may_have_labels(model: str | None) -> bool:
+    """Returns whether a model may have labels of its own: the bundled and the released ones do not, fetched or not."""
+    from siglip_jax.configs.variants import NAMES
+
+    return model is not None and (model not in NAMES or Path(model).exists())
 
 
 def check_classifier(siglip: "Siglip", template: str | None) -> None:

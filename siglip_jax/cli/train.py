@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from siglip_jax._files import output_path
 from siglip_jax._optional import import_optional
 from siglip_jax.cli._data import column_names, opened
+from siglip_jax.cli._mesh import axes
 from siglip_jax.cli._output import progress, say
 from siglip_jax.cli._signals import STOPPED
 from siglip_jax.cli._training_progress import Report
@@ -31,7 +32,7 @@ options of a recipe: siglip-jax train RECIPE --help
 examples:
   siglip-jax train finetune --data pairs.jsonl --model google/siglip-base-patch16-224 --out run --dry-run
   siglip-jax train finetune --data shards/ --model base/ --out run --batch-size 512 --duration "3 epochs"
-  siglip-jax train finetune --data shards/ --model base/ --out run --mesh.fsdp 4 --dry-run --topology v5e:4x4
+  siglip-jax train finetune --data shards/ --model base/ --out run --mesh fsdp=4 --dry-run --topology v5e:4x4
   siglip-jax train lora --data pairs.parquet=2 more.csv=1 --model so400m/ --out run --lora.rank 8
   siglip-jax train classification --data flowers/ --model base/ --out run --evaluate flowers-test/
 
@@ -156,6 +157,7 @@ def parse(name: str, words: Sequence[str]) -> Any:
 
     from siglip_jax.cli._train_options import Options
 
+    words = _axis_by_axis(words)
     _refuse_unknown_options(name, words, Options)
     said = io.StringIO()
     about = f"{ABOUT[name].rstrip()}\n\n{_examples(name)}\n\n{column_names('image', 'text', 'label')}"
@@ -181,6 +183,22 @@ def _examples(name: str) -> str:
     if RECIPES[name].curation.teacher is not None:
         command += " --curation.teacher google/siglip2-so400m-patch14-384"
     return f"examples:\n  {command} --dry-run\n  {command} --batch-size 512"
+
+
+def _axis_by_axis(words: Sequence[str]) -> list[str]:
+    """Returns arguments with `--mesh data=4,fsdp=2`, as `info` and `plan` take it too, as one option for each axis."""
+    left, found = iter(words), list[str]()
+    for word in left:
+        option, _, sizes = word.partition("=")
+        if option != "--mesh":
+            found.append(word)
+            continue
+        try:
+            chosen = axes(sizes or next(left, ""))
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(str(error)) from None
+        found += [part for axis, size in chosen.items() for part in (f"--mesh.{axis}", str(size))]
+    return found
 
 
 _ALIASES = {

@@ -279,6 +279,16 @@ def test_the_checkpoint_below_must_be_known_and_whole(base, tensors, tmp_path):
         siglip_jax.read_checkpoint(adapter)
 
 
+@pytest.mark.parametrize("below", ["nowhere/at/all", "empty"])
+def test_a_checkpoint_below_that_cannot_be_read_is_told_with_the_adapter(base, tensors, tmp_path, monkeypatch, below):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    adapter = peft_files.write(tmp_path / "adapter", named(additions(tensors, [QUERY])), base_model_name_or_path=below)
+    with pytest.raises((OSError, ValueError), match=f"adapter: the checkpoint below .* got '{below}': .*; pass base="):
+        siglip_jax.read_checkpoint(adapter)
+    assert siglip_jax.read_checkpoint(adapter, base=base).directory == base
+
+
 def test_both_towers_without_a_class_are_ambiguous_only_where_both_have_the_layer(base, tensors, tmp_path):
     layer = "encoder.layers.0.mlp.fc2"
     parts = named(additions(tensors, [f"vision_model.{layer}"]))

@@ -167,6 +167,7 @@ def test_a_classifier_ranks_its_own_labels(run, checkpoint, images, tmp_path):
     for arguments, said in (
         (("--model", trained, "--template", "a {}"), "--template must be left out for a classifier"),
         (("--model", checkpoint), "labels must not be empty, got none; add --labels"),
+        (("--model", "google/siglip-base-patch16-224"), "labels must not be empty"),  # and nothing is fetched
     ):
         ran = run("classify", images / "a.jpg", *arguments)
         assert ran.status == 2 and said in ran.err

@@ -87,6 +87,10 @@ def test_trains_evaluates_and_leaves_a_model(run, checkpoint, pairs, tmp_path):
             "there is no option --lr; did you mean --optimizer.rate? see siglip-jax train finetune --help",
         ),
         (
+            ("train", "finetune", "--data", "{d}", "--model", "{m}", "--out", "o", "--mesh", "fspd=2"),
+            "axes must be sizes of at least 1 for data, fsdp, tensor, got 'fspd=2'; write data=4,fsdp=2",
+        ),
+        (
             ("train", "finetune", "--data", "{d}", "--modle", "{m}", "--out", "o"),
             "there is no option --modle; did you mean --model?",
         ),
@@ -137,6 +141,11 @@ class TestMemory:
     def test_a_step_that_fits_is_left_alone(self, plan):
         assert plan(2**40).endswith("GiB on each device, the batch included")
 
+    def test_a_mesh_is_spelled_as_for_info_and_plan(self, plan):
+        sizes = [json.loads(plan(2**40, *words, "--json"))["mesh"] for words in (("--mesh", "data=2,fsdp=4"),)]
+        sizes += [json.loads(plan(2**40, "--mesh=fsdp=4", "--mesh.data", "2", "--json"))["mesh"]]
+        assert sizes == [{"data": 2, "fsdp": 4, "tensor": 1}] * 2
+
     def test_a_smaller_step_is_proposed(self, plan):
         narrow = json.loads(plan(2**40, "--dtype", "bfloat16", "--json"))["memory_per_device"]
         assert plan(narrow).endswith("GiB; a step fits with --dtype bfloat16")
@@ -145,4 +154,4 @@ class TestMemory:
         assert plan(least - 1).endswith("GiB; a step fits with --dtype bfloat16 --remat full --micro-batches 2")
 
     def test_nothing_is_proposed_where_nothing_fits(self, plan):
-        assert plan(1000).endswith("use a smaller batch, or more devices with --mesh.fsdp")
+        assert plan(1000).endswith("use a smaller batch, or more devices with --mesh fsdp=N")
