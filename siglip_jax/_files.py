@@ -25,6 +25,11 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "siglip_jax"
 
 
+def folder_of(path: Path) -> Path:
+    """Returns the directory of a checkpoint: `path`, or that of a file, never "." where a message would show it."""
+    return path if path.is_dir() else path.parent if path.parent.parts else Path.cwd()
+
+
 def output_path(path: str | os.PathLike[str], what: str = "out") -> Path:
     """Returns the path that a job writes to, with `~` expanded.
 

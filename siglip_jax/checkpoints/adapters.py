@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from siglip_jax._checks import shown
-from siglip_jax._files import inside, naming, read_json
+from siglip_jax._files import folder_of, inside, naming, read_json
 from siglip_jax.checkpoints.checkpoint import Contents
 from siglip_jax.checkpoints.keymap import CLASSIFIER, TEXT, VISION, architecture_of
 from siglip_jax.checkpoints.safetensors_file import read_safetensors
@@ -98,7 +98,7 @@ def injected(contents: Contents) -> tuple[Contents, Adapter] | None:
     parts = {key: t for key, t in contents.tensors.items() if _LORA.fullmatch(key) or _SAVED.fullmatch(key)}
     if not parts:
         return None
-    directory = contents.path if contents.path.is_dir() else contents.path.parent
+    directory = folder_of(contents.path)
     if not (directory / CONFIG).is_file():
         raise ValueError(
             f"{directory}: the checkpoint must have {CONFIG} beside it, which holds the scale of the adapter in it, got"

@@ -16,7 +16,7 @@ import numpy as np
 
 from siglip_jax._callbacks import Counter, OnProgress
 from siglip_jax._checks import DTYPES, check_choice
-from siglip_jax._files import new_directory, output_path, refuse_existing
+from siglip_jax._files import folder_of, new_directory, output_path, refuse_existing
 from siglip_jax._hub import PROCESSOR_FILES as IMAGE_FILES
 from siglip_jax.checkpoints.checkpoint import Checkpoint
 from siglip_jax.checkpoints.formats import FORMATS
@@ -283,7 +283,7 @@ def _same(one: Any, two: Any) -> bool:
 
 def _copy_side_files(conversion: Conversion, checkpoint: Checkpoint, target: Path) -> list[str]:
     """Copies the processor beside the source; what the source lacks is that of the released checkpoint of its sizes."""
-    source = conversion.source if conversion.source.is_dir() else conversion.source.parent
+    source = folder_of(conversion.source)
     config: Any = checkpoint.config
     size = getattr(tower_config(config, VISION), "image_size", None)
     copied = copy_side_files(source, target, size)

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from siglip_jax._files import folder_of
 from siglip_jax._hub import PROCESSOR_FILES, TOKENIZER_FILES
 from siglip_jax.assets import BUNDLED_MODEL
 from siglip_jax.checkpoints.hub import resolve
@@ -71,7 +72,7 @@ def _of_files(given: str | Path, name: str) -> tuple[dict[str, Any], Config]:
     files = sorted({tensor.file for tensor in stored})
     counts = _counts({row.path: row.shape for row in rows_of(contents)})
     path = contents.path
-    directory = path if path.is_dir() else path.parent
+    directory = folder_of(path)
     variant = released_variant(config, architecture)
     facts = {
         "model": name,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from siglip_jax._checks import reason, shown
+from siglip_jax._files import folder_of
 from siglip_jax.checkpoints.adapters import fits, injected, is_adapter, merged, read_adapter
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.foreign import advice_for_path
@@ -240,7 +241,7 @@ def select(
     rows = part.of(format.table(part.config, part.architecture, c.layout))
     ignored = {row.key for row in rows_of(c)}
     params = format.restore(f"{c.path} (as {part.architecture})", c, rows, ignored, shardings)
-    directory = c.path if c.path.is_dir() else c.path.parent
+    directory = folder_of(c.path)
     return Checkpoint(part.config, params, c.format, part.architecture, c.layout, directory)
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from siglip_jax._callbacks import Counter, OnProgress
+from siglip_jax._files import folder_of
 from siglip_jax._hub import TOKENIZER_FILES
 from siglip_jax.checkpoints.checkpoint import Contents
 from siglip_jax.checkpoints.describe import released_variant
@@ -147,4 +148,4 @@ def has_tokenizer(contents: Contents) -> bool:
 
 def directory_of(contents: Contents) -> Path:
     """Returns the directory of the weights, which may also hold the files of a processor."""
-    return contents.path if contents.path.is_dir() else contents.path.parent
+    return folder_of(contents.path)

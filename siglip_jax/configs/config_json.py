@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from siglip_jax._checks import shown
-from siglip_jax._files import read_json
+from siglip_jax._files import folder_of, read_json
 from siglip_jax._hub import resolve
 
 ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new", "gelu", "quick_gelu", "relu", "silu", "swish")
@@ -71,7 +71,7 @@ def config_file(path: Path) -> Path:
     """Returns the path of the `config.json` in a directory or beside a weights file; another JSON file is its own."""
     if path.suffix == ".json" and ".index." not in path.name and path.is_file():
         return path
-    return (path if path.is_dir() else path.parent) / "config.json"
+    return folder_of(path) / "config.json"
 
 
 def describes_a_model(d: Mapping[str, Any]) -> bool:

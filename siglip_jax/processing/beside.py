@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from siglip_jax import _hub
-from siglip_jax._files import read_json
+from siglip_jax._files import folder_of, read_json
 from siglip_jax.configs.configuration import Config, SiglipConfig, TextConfig
 from siglip_jax.configs.towers import towers_of
 from siglip_jax.configs.variants import VARIANTS, Variant
@@ -59,7 +59,7 @@ def processor_beside(
       >>> processor.image_processor.size
       {'height': 64, 'width': 64}
     """
-    directory = path if path.is_dir() else path.parent
+    directory = folder_of(path)
     known = variants_like(config)
     none = not any((directory / name).is_file() for name in _FILES)
     if none and images and texts and not known:

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from siglip_jax._files import folder_of
 from siglip_jax._hub import resolve
 from siglip_jax.checkpoints import read_checkpoint
 from siglip_jax.configs.configuration import SiglipConfig
@@ -41,7 +42,7 @@ def load_teacher(
             f"{name_or_path}: curation.teacher must be a whole SigLIP model of fixed resolution, got a"
             f" {checkpoint.architecture} with a {type(checkpoint.config).__name__}"
         )
-    own = SiglipProcessor.from_pretrained(path if path.is_dir() else path.parent)
+    own = SiglipProcessor.from_pretrained(folder_of(path))
     if processor_fingerprint(own) != processor_fingerprint(processor):
         raise ValueError(
             f"{name_or_path}: curation.teacher must prepare images and texts as the model does, got a processor for"

@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from siglip_jax._files import folder_of
 from siglip_jax._hub import resolve
 from siglip_jax.checkpoints import read_checkpoint
 from siglip_jax.checkpoints.checkpoint import Checkpoint
@@ -127,7 +128,7 @@ def prepare_model(
     dropout = checkpoint.config.vision_config.attention_dropout, checkpoint.config.text_config.attention_dropout
     if any(dropout):
         raise ValueError(f"attention_dropout must be 0, as in all published models, got {max(dropout)}")
-    processor = SiglipProcessor.from_pretrained(path if path.is_dir() else path.parent)
+    processor = SiglipProcessor.from_pretrained(folder_of(path))
     if recipe.task == "pairs":
         processor.tokenizer.check_rows(checkpoint.config.text_config.vocab_size)
     if (

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from siglip_jax._checks import reason, shown
-from siglip_jax._files import inside, naming, read_json, write_atomically, written_aside
+from siglip_jax._files import folder_of, inside, naming, read_json, write_atomically, written_aside
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.formats import huggingface
 from siglip_jax.checkpoints.formats._format import Format
@@ -158,7 +158,7 @@ def read_contents(path: Path) -> Contents:
       FileNotFoundError: if a file is missing.
       ValueError: if a file is corrupt, or the model is not a SigLIP model.
     """
-    directory = path.parent if path.is_file() else path
+    directory = folder_of(path)
     name = WEIGHTS if path.is_file() or (path / WEIGHTS).is_file() else huggingface.WEIGHTS
     tensors, notes = without_prefix(read_safetensors(path if path.is_file() else inside(path / name)))
     shapes = {key: tensor.shape for key, tensor in tensors.items()}

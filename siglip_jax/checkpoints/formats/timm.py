@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from siglip_jax._checks import reason, shown
-from siglip_jax._files import inside, naming, read_json, write_atomically, written_aside
+from siglip_jax._files import folder_of, inside, naming, read_json, write_atomically, written_aside
 from siglip_jax.checkpoints.checkpoint import Checkpoint, Contents
 from siglip_jax.checkpoints.formats import huggingface
 from siglip_jax.checkpoints.formats._format import Format
@@ -97,7 +97,7 @@ _FOLLOWING_PRETRAINED = {"architecture", "num_classes", "first_conv", "classifie
 
 def recognises(path: Path) -> bool:
     """Returns whether a directory or file is of this format."""
-    directory = path if path.is_dir() else path.parent
+    directory = folder_of(path)
     if not (path.suffix == ".safetensors" if path.is_file() else (path / WEIGHTS).is_file()):
         return False
     try:
@@ -138,7 +138,7 @@ def read_contents(path: Path) -> Contents:
       FileNotFoundError: if a file is missing.
       ValueError: if a file is corrupt, or the model is not a SigLIP model.
     """
-    directory = path.parent if path.is_file() else path
+    directory = folder_of(path)
     tensors = read_safetensors(path if path.is_file() else inside(path / WEIGHTS))
     tensors, notes = without_prefix(tensors)
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
