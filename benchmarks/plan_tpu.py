@@ -1,6 +1,7 @@
 """Plans of training steps on TPU pods that are not there: estimates of XLA, not measurements.
 
-    python benchmarks/plan_tpu.py --out benchmarks/results/plan-tpu [--only TEXT]
+    python benchmarks/plan_tpu.py --out benchmarks/results/plan-tpu --only "recipe scratch"
+    python benchmarks/plan_tpu.py --out benchmarks/results/plan-tpu-siglip2 --only "recipe siglip2"
 
 Runs the `siglip-jax plan` commands below one after another, each in a process of its own, and writes FILE.txt, what
 they print, and FILE.json, after each. Plans that FILE.json has from the same versions of jax and libtpu stay; `--only`
