@@ -231,10 +231,8 @@ def what_the_model_sees(everything: str):
     clean, planted = everything.split("attention that is the same whatever the image")
     assert "Nothing stands out" in clean
     assert "1 entry with a norm of more than 3 times the median" in planted and "row 2 column 5" in planted
-    right = {
-        when: int(share) for when, share in re.findall(r"^(before|after) +(\d+)% of the right", planted, re.MULTILINE)
-    }
-    assert right["after"] > 2 * right["before"]
+    before, after = map(int, re.findall(r"^(?:before|after) +(\d+)% of the right", planted, re.MULTILINE))
+    assert after > 2 * before
 
 
 PROMISES = {

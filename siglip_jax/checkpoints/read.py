@@ -91,7 +91,7 @@ def read_contents(
     except (OSError, ValueError) as error:
         if base is not None or str(found) in str(error):
             raise
-        kind = FileNotFoundError if isinstance(error, OSError) else ValueError
+        kind = next(known for known in (FileNotFoundError, OSError, ValueError) if isinstance(error, known))
         raise kind(
             f"{found}: the checkpoint below the adapter must be one that can be read, got {shown(below)}:"
             f" {reason(error)}; pass base="

@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -110,7 +109,7 @@ def verify_tokenizer(contents: Contents) -> Iterator[Check]:
     """
     if not has_tokenizer(contents):
         return
-    tokenizer = SiglipTokenizer.from_pretrained(directory_of(contents))
+    tokenizer = SiglipTokenizer.from_pretrained(folder_of(contents.path))
     yield Check("tokenizer", True, f"{type(tokenizer).__name__}, {tokenizer.vocab_size:,} pieces")
     rows = getattr(getattr(contents.config, "text_config", contents.config), "vocab_size", None)
     if rows is not None:
@@ -143,9 +142,4 @@ def verify_tokens(encode: Callable[[str], list[int]], expected: Mapping[str, tup
 
 def has_tokenizer(contents: Contents) -> bool:
     """Returns whether there is a vocabulary beside the weights."""
-    return any((directory_of(contents) / name).is_file() for name in TOKENIZER_FILES[:2])
-
-
-def directory_of(contents: Contents) -> Path:
-    """Returns the directory of the weights, which may also hold the files of a processor."""
-    return folder_of(contents.path)
+    return any((folder_of(contents.path) / name).is_file() for name in TOKENIZER_FILES[:2])

@@ -30,7 +30,7 @@ def compiling_quickly(folder: Path) -> Iterator[None]:
     @functools.wraps(options)
     def quick(*args: Any, backend: Any = None, **kwargs: Any) -> Any:
         made = options(*args, backend=backend, **kwargs)
-        if backend is None or backend.platform == "cpu":
+        if jax.config.values["jax_disable_most_optimizations"] and (backend is None or backend.platform == "cpu"):
             made.env_option_overrides = [*made.env_option_overrides, _FUSIONS]
         return made
 

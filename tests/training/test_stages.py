@@ -57,7 +57,7 @@ def test_what_the_stages_made(setting):
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory, quick_compilation):
+def small(tmp_path_factory):
     """A model and data for runs on one device of this process, which compile fast."""
     home = tmp_path_factory.mktemp("small")
     with pytest.MonkeyPatch.context() as patch:
