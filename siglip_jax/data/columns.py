@@ -13,7 +13,9 @@ IMAGE = ("image", "image_path", "img", "img_path", "file_name", "filename", "fil
 IMAGE += ("jpg", "jpeg", "png", "webp", "image_url", "url")
 TEXT = ("caption", "captions", "text", "texts", "title", "txt", "sentences", "sentence", "description", "alt_text")
 LABEL = ("label", "labels", "class", "cls", "class_name", "category", "target")
+BOXES, BOX_CAPTIONS = "boxes", "box_captions"  # read where a data set has both
 NO_LABEL = -1
+
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 
 

@@ -1,6 +1,7 @@
 """The common interface of all data sets: examples that are read by their index."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,6 +16,9 @@ class Example(NamedTuple):
       texts: captions of the image; () where the data set has none for it.
       label: index of the image's class in `Source.classes`; None where the image has no label.
       name: where the example is stored, for messages: "shard-000.tar:0017.jpg", "pairs.jsonl:12".
+      boxes: parts of the image, (n, 4) numbers from 0 to 1: left, top, right and bottom of each as shares of width and
+        height; None where the data set has none for it.
+      box_captions: caption of each box.
 
     Example:
       >>> example = Example(np.zeros((48, 64, 3), np.uint8), ("a black image",), None, "pairs.jsonl:12")
@@ -26,6 +30,8 @@ class Example(NamedTuple):
     texts: tuple[str, ...]
     label: int | None
     name: str
+    boxes: Any = None
+    box_captions: Sequence[str] = ()
 
 
 def image_id(image: Any) -> int:
@@ -48,7 +54,8 @@ class Source(Protocol):
     """A data set of examples in a fixed order with random access.
 
     Any object with these members is a source; `open_source` returns one for the usual kinds of data sets. Several
-    threads read from a source at the same time, and a `Pipeline` with worker processes pickles it.
+    threads read from a source at the same time, and a `Pipeline` with worker processes pickles it. A source whose
+    examples have no boxes says so with `has_boxes = False`.
 
     Attributes:
       classes: names of the classes that labels refer to; () where there are no labels.

@@ -79,4 +79,6 @@ def _example(source: Source, index: int) -> Iterator[Any]:
         yield b"unreadable"
         return
     yield repr((example.texts, example.label)).encode("utf-8", "surrogatepass")
+    if example.boxes is not None:
+        yield repr((np.asarray(example.boxes).tolist(), [*example.box_captions])).encode("utf-8", "surrogatepass")
     yield example.image if isinstance(example.image, bytes) else np.ascontiguousarray(example.image).tobytes()

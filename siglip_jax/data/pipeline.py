@@ -38,7 +38,7 @@ class Batch(NamedTuple):
       arrays: `pixels`, (rows, height, width, 3) uint8, or patches, (rows, patches, values) uint8, with
         `spatial_shapes`, (rows, 2) int32; `index`, (rows,) int64, the index of each example counted over all sources;
         and if the transform returns them `input_ids`, (rows, positions) int32, `image_ids`, (rows,) int32, equal for
-        rows of the same image, and `label`, (rows,) int32.
+        rows of the same image, `label`, (rows,) int32, `region_ids` and `region_weights`, (rows, 2, positions).
       skipped: one "name: reason" for each example that was unreadable and was replaced.
 
     Example:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float32, UInt8
 from siglip_jax._checks import check_choice
 from siglip_jax._files import MAX_PIXELS
 from siglip_jax.data.example import Example, image_id
+from siglip_jax.data.regions import Region, region_arrays, regions_of
 from siglip_jax.processing import SiglipImageProcessorPil, SiglipProcessor
 from siglip_jax.processing.images import pixels
 from siglip_jax.processing.images.base import ImageProcessor
@@ -36,12 +37,14 @@ class Row(NamedTuple):
       text: one caption of the example, not tokenized yet; None without `captions`.
       label: index of the class; None without `labels`.
       image_id: hash of the image, equal for rows of the same image; None without `captions`.
+      region: a box of the example with its caption; None without `boxes`, and where the example has none.
     """
 
     pixels: UInt8[np.ndarray, "height width 3"]
     text: str | None
     label: int | None
     image_id: int | None = None
+    region: Region | None = None
 
 
 class Transform:
@@ -76,6 +79,7 @@ class Transform:
         min_area: float = 0.5,
         captions: bool = True,
         labels: bool = False,
+        boxes: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Takes image size, resampling filter and tokenizer from a processor.
@@ -87,6 +91,8 @@ class Transform:
           min_area: smallest share of the area of an image that a random part has, above 0 and up to 1.
           captions: whether to return `input_ids` and `image_ids`; an example without a caption is then an error.
           labels: whether to return `label`; an example without a label is then an error.
+          boxes: whether to return `region_ids` and `region_weights` of a random box of each example; the whole image is
+            then seen, without augmentation.
           max_pixels: largest number of pixels of an image before it is resized.
 
         Raises:
@@ -97,12 +103,17 @@ class Transform:
             raise ValueError(f"min_area must be above 0 and up to 1, got {min_area}")
         self._options: ImageOptions
         self._take(processor.image_processor)
+        if boxes and (augment != "none" or not captions or getattr(self._options, "crop_size", None) is not None):
+            raise ValueError(
+                f"boxes need captions and whole images, got captions={captions}, augment={augment!r} and the crop"
+                f" {getattr(self._options, 'crop_size', None)} of the processor; leave out the boxes"
+            )
         o = self._options
         mean, std = ((0.0,) * 3, (1.0,) * 3) if o.image_mean is None else (_three(o.image_mean), _three(o.image_std))
         self.mean, self.std = self._statistics(mean), self._statistics(std)
         self.rescale_factor = 1.0 if o.rescale_factor is None else o.rescale_factor
         self.augment, self.min_area, self.max_pixels = augment, min_area, max_pixels
-        self.captions, self.labels = captions, labels
+        self.captions, self.labels, self.boxes = captions, labels, boxes
         self._processor = processor
 
     def _take(self, images: ImageProcessor) -> None:
@@ -135,11 +146,12 @@ class Transform:
 
         Args:
           example: the example.
-          rng: source of randomness for the choice of the caption and for the augmentation.
+          rng: source of randomness for the choice of the caption and the box and for the augmentation.
 
         Returns:
           `pixels`, (height, width, 3) uint8; with `captions` `input_ids`, (positions,) int32, and `image_ids`, ()
-          int32; with `labels` `label`, () int32.
+          int32; with `labels` `label`, () int32; with `boxes` `region_ids`, (2, positions) int32, and `region_weights`,
+          (2, positions) float32, see `region_arrays`.
 
         Raises:
           ValueError: if the image is unreadable or too large, or the caption or label is missing.
@@ -153,15 +165,15 @@ class Transform:
 
         Args:
           example: the example.
-          rng: source of randomness for the choice of the caption and for the augmentation.
+          rng: source of randomness for the choice of the caption and the box and for the augmentation.
 
         Returns:
           The row for `stack`.
 
         Raises:
-          ValueError: if the image is unreadable or too large, or the caption or label is missing.
+          ValueError: if the image is unreadable or too large, the caption or label is missing, or a box is invalid.
         """
-        text = label = None
+        text = label = region = None
         if self.captions:
             texts = [text for text in example.texts if text.strip()]
             if not texts:
@@ -173,7 +185,10 @@ class Transform:
             if example.label is None or example.label < 0:
                 raise ValueError(f"{example.name}: an example must have a label, got no index or name of a class")
             label = example.label
-        return Row(self._pixels(example, rng), text, label, self._image_id(example) if self.captions else None)
+        if self.boxes and (found := regions_of(example.boxes, example.box_captions, example.name)):
+            region = found[int(rng.integers(len(found)))]
+        number = self._image_id(example) if self.captions else None
+        return Row(self._pixels(example, rng), text, label, number, region)
 
     def stack(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
         """Stacks rows to a batch and tokenizes their captions together, which is faster than one by one.
@@ -183,13 +198,17 @@ class Transform:
 
         Returns:
           `pixels`, (rows, height, width, 3) uint8; with `captions` `input_ids`, (rows, positions) int32, and
-          `image_ids`, (rows,) int32, equal for rows of the same image; with `labels` `label`, (rows,) int32.
+          `image_ids`, (rows,) int32, equal for rows of the same image; with `labels` `label`, (rows,) int32; with
+          `boxes` `region_ids` and `region_weights`, (rows, 2, positions).
         """
         arrays = self._images(rows)
         if self.captions:
             arrays["input_ids"] = self._processor(text=[row.text for row in rows], truncation=True)["input_ids"]
             low = np.array([(row.image_id or 0) & 0xFFFFFFFF for row in rows], np.uint32)
             arrays["image_ids"] = low.view(np.int32)
+        if self.boxes:
+            regions = [row.region for row in rows]
+            arrays |= region_arrays(self._processor.tokenizer, regions, arrays["input_ids"].shape[1])
         if self.labels:
             arrays["label"] = np.array([row.label for row in rows], np.int32)
         return arrays

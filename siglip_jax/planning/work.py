@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from siglip_jax.configs.configuration import Config, Siglip2Config, Siglip2VisionConfig, SiglipConfig
 from siglip_jax.configs.towers import towers_of
+from siglip_jax.data.regions import TASKS
 from siglip_jax.models.cost import image_flops, text_flops
 from siglip_jax.models.elementwise import normalize
 from siglip_jax.models.pretrained import PretrainedModule
@@ -188,7 +189,12 @@ def _batch(recipe: Recipe, config: SiglipConfig, rows: int, patches: int | None)
         found = {"pixels": jax.ShapeDtypeStruct(images, jnp.uint8)}
     if recipe.task == "labels":
         return found | {"label": jax.ShapeDtypeStruct((rows,), jnp.int32)}
-    return found | {"input_ids": jax.ShapeDtypeStruct((rows, text.max_position_embeddings), jnp.int32)}
+    tokens = text.max_position_embeddings
+    if recipe.captioning.boxes:
+        shape = (rows, len(TASKS), tokens)
+        found["region_ids"] = jax.ShapeDtypeStruct(shape, jnp.int32)
+        found["region_weights"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return found | {"input_ids": jax.ShapeDtypeStruct((rows, tokens), jnp.int32)}
 
 
 def _rows(mesh: Mesh) -> NamedSharding:

@@ -12,6 +12,7 @@ from siglip_jax.training.recipe import Recipe
 ADAM = 4  # float32 arrays of a trained parameter's size: the parameter, its gradient and both moments
 GROUPS = {  # parameters of each loss
     "captioning": ("decoder",),
+    "boxes": (),  # those of captioning
     "teacher": (TEACHER,),
     "distillation": ("distillation_head",),
     "masked": ("masked_head", "mask_token"),
@@ -49,6 +50,8 @@ def _flops_of_example(recipe: Recipe, config: SiglipConfig, length: int | None) 
         across = 4 * tokens * width**2 + 4 * patches * vision.hidden_size * width + 4 * tokens * patches * width
         logits = 2 * tokens * width * text.vocab_size
         found["captioning"] = FORWARD_AND_BACKWARD * (layers * (layer_flops(text, tokens) + across) + logits)
+        if recipe.captioning.boxes:
+            found["boxes"] = 2 * found["captioning"]
     if own.used:
         width, hidden, bottleneck = vision.hidden_size, own.hidden, own.bottleneck
         head = 2 * (width * hidden + hidden**2 + hidden * bottleneck + bottleneck * own.prototypes)

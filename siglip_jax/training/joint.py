@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from siglip_jax.data.regions import TASKS
 from siglip_jax.losses.captioning import caption_weights, captioning_loss
 from siglip_jax.losses.distillation import distillation_losses, update_center
 from siglip_jax.losses.masked_prediction import masked_prediction_losses, random_patch_mask
@@ -77,12 +78,12 @@ class JointPairs(Pairs):
         Args:
           params: parameters of the module and the further groups, a nested dict.
           batch: `pixels` (n, h, w, 3) uint8, or patches with `spatial_shapes`, and `input_ids` (n, T) int32, matched
-            by row.
+            by row; where boxes count, `region_ids` (n, 2, T) int32 and `region_weights` (n, 2, T), as from `Transform`.
           key: random key for augmentation, masks and parallel prediction.
 
         Returns:
-          L2-normalised `images` and `texts` (n, E); `captioning`, `distillation` and `masked` (n,), the losses that the
-          recipe has; and with a teacher the mean of its outputs for each image, (n, prototypes).
+          L2-normalised `images` and `texts` (n, E); `captioning`, `referring`, `grounded`, `distillation` and `masked`
+          (n,), the losses that the recipe has; and with a teacher the mean of its outputs for each image, (n, prototypes).
         """
         pixels = self.prepare(key, batch["pixels"])
         inputs = image_inputs(pixels, batch)
@@ -90,9 +91,8 @@ class JointPairs(Pairs):
         texts = self.apply(params, batch["input_ids"], method="get_text_features")
         found = {"images": normalize(image.embedding), "texts": normalize(texts)}
         if self.captioning.weight:
-            found["captioning"] = self._captioning(
-                params, image, batch["input_ids"], jax.random.fold_in(key, 1), *inputs[1:2]
-            )
+            mask = inputs[1] if len(inputs) > 1 else None
+            found |= self._captioning(params, image, batch, jax.random.fold_in(key, 1), mask)
         if self.self_distillation.used:
             found |= self._against_teacher(params, pixels, jax.random.fold_in(key, 2))
         return found
@@ -115,12 +115,16 @@ class JointPairs(Pairs):
         factor = own.factor_of(self.module.config.vision_config.hidden_size)
         weights = {
             "captioning": self.captioning.weight,
+            **dict.fromkeys(TASKS, self.captioning.weight * self.captioning.boxes),
             "distillation": factor * own.weight,
             "masked": factor * own.masked_weight,
         }
         for name, weight in weights.items():
             if name in embeds:
                 term = jnp.mean(embeds[name])
+                if name in TASKS:  # a mean over the images that have boxes
+                    have = jnp.any(jnp.asarray(batch["region_weights"]) > 0, axis=(1, 2))
+                    term = term / jnp.maximum(jnp.mean(have, dtype=term.dtype), 1 / len(have))
                 loss = loss + weight * term
                 metrics[f"{name}_loss"] = term
             if f"{name}_mean" in embeds:
@@ -158,31 +162,32 @@ class JointPairs(Pairs):
         self,
         params: Mapping[str, Any],
         image: TowerOutput,
-        ids: Array,
+        batch: Batch,
         key: Key[Array, ""],
         mask: Int[Array, "n patches"] | None = None,
-    ) -> Float[Array, " n"]:
-        """Returns the captioning loss of the examples together, in a row for each."""
+    ) -> dict[str, Float[Array, " n"]]:
+        """Returns the captioning loss of the examples together, and those with boxes, in a row for each."""
+        ids = jnp.asarray(batch["input_ids"])
         if len(ids) != len(image.last_hidden_state):
             raise ValueError(
                 f"a batch must have one text for each image for captioning, got {len(image.last_hidden_state)} images"
                 f" and {len(ids)} texts; match them by row"
             )
         parallel = jax.random.bernoulli(key, self.captioning.parallel, (len(ids),))
-        decoder = decoder_of(self.module, self.captioning)
-        seen = image.last_hidden_state
-        states: Any = decoder.apply({"params": params["decoder"]}, ids, seen, mask, parallel)
+        decoder, table = decoder_of(self.module, self.captioning), params["decoder"]["token_embedding"]["embedding"]
         over: dict[str, Any] = {"block_size": self.block_size, "mesh": self.mesh}
-        weights = caption_weights(ids, self.end_token) / len(ids)
-        loss = captioning_loss(
-            states,
-            params["decoder"]["token_embedding"]["embedding"],
-            ids,
-            weights,
-            axis=BATCH_AXES if self.mesh else "data",
-            **over,
-        )
-        return jnp.broadcast_to(loss, (len(ids),))
+
+        def loss(ids: Array, weights: Array, parallel: Array | None) -> Array:
+            states: Any = decoder.apply({"params": params["decoder"]}, ids, image.last_hidden_state, mask, parallel)
+            axis = BATCH_AXES if self.mesh else "data"
+            mean = captioning_loss(states, table, ids, weights / len(ids), axis=axis, **over)
+            return jnp.broadcast_to(mean, (len(ids),))
+
+        found = {"captioning": loss(ids, caption_weights(ids, self.end_token), parallel)}
+        if self.captioning.boxes:
+            texts, weights = (jnp.asarray(batch[name]) for name in ("region_ids", "region_weights"))
+            found |= {task: loss(texts[:, i], weights[:, i], None) for i, task in enumerate(TASKS)}
+        return found
 
     def _against_teacher(self, params: Mapping[str, Any], pixels: Array, key: Key[Array, ""]) -> dict[str, Array]:
         """Returns the losses with a teacher, and the means of its outputs, of each image."""

@@ -159,6 +159,7 @@ def _weights(recipe: Recipe, width: int = 0) -> dict[str, float]:
     own = recipe.self_distillation
     factor = own.factor_of(width)
     found = {recipe.loss: 1.0, "captioning": recipe.captioning.weight}
+    found["boxes"] = recipe.captioning.weight * recipe.captioning.boxes
     found |= {"distillation": factor * own.weight, "masked": factor * own.masked_weight}
     return {name: weight for name, weight in found.items() if weight}
 

@@ -268,7 +268,14 @@ def make_transform(recipe: Recipe, processor: SiglipProcessor) -> Transform:
     """Returns the transform from an example to a row of a batch."""
     pairs = recipe.task == "pairs"
     kind = FlexibleTransform if isinstance(processor.image_processor, Siglip2ImageProcessor) else Transform
-    return kind(processor, augment=recipe.augment, captions=pairs, labels=not pairs, max_pixels=recipe.max_pixels)
+    return kind(
+        processor,
+        augment=recipe.augment,
+        captions=pairs,
+        labels=not pairs,
+        boxes=recipe.captioning.boxes > 0,
+        max_pixels=recipe.max_pixels,
+    )
 
 
 def make_objective(recipe: Recipe, model: Model, transform: Transform, mesh: Mesh | None) -> Objective:

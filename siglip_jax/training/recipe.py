@@ -264,6 +264,10 @@ class Recipe:
                 f"{more[0]} must have the weight 0 unless task='pairs' and images are not locked, got"
                 f" task={self.task!r} and locked_images={self.locked_images}; change one of them"
             )
+        if self.captioning.boxes and self.augment != "none":
+            raise ValueError(
+                f"augment must be 'none' with captioning.boxes, which are parts of the whole image, got {self.augment!r}"
+            )
         if self.lora.rank and self.self_distillation.used:
             raise ValueError(
                 "lora.rank must be 0 with self_distillation, whose teacher follows the trained weights, got"

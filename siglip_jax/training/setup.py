@@ -128,6 +128,11 @@ def set_up(sources: Sources, name_or_path: Path_, recipe: Recipe, workers: int) 
     classes = [source.classes for source, _ in sources if source.classes]
     if recipe.task == "labels":
         _check_classes([source for source, _ in sources])
+    if recipe.captioning.boxes and not any(getattr(source, "has_boxes", True) for source, _ in sources):
+        raise ValueError(
+            "captioning.boxes must be 0 for data without boxes, got"
+            f" {recipe.captioning.boxes:g}; give data with boxes and box_captions"
+        )
     examples, mesh = sum(len(source) for source, _ in sources), mesh_of(recipe)
     times = timetable_of(recipe, examples)
     first = times.stages[0].recipe

@@ -22,6 +22,8 @@ class Captioning:
       weight: factor of the loss; 0: there is no decoder.
       layers: layers of the decoder; None: half of those of the text tower.
       parallel: share of the examples whose tokens are all predicted at once, from the image alone.
+      boxes: factor, beside `weight`, of two further losses for data with boxes: the decoder completes the caption of a
+        random box of each image with where it is, and tells where a box is and what is in it. 0: boxes are ignored.
 
     Example:
       >>> from siglip_jax.training import Captioning, Recipe
@@ -32,9 +34,13 @@ class Captioning:
     weight: float = 0.0  # factor of the captioning loss; 0: there is no decoder
     layers: int | None = None  # layers of the decoder; None: half of those of the text tower
     parallel: float = 0.5  # share of the examples whose tokens are all predicted at once, from the image alone
+    boxes: float = 0.0  # factor, beside weight, of finding and telling the boxes of data that have them; 0: ignored
 
     def __post_init__(self) -> None:
-        _check_range("captioning.weight", self.weight, 0, None)
+        for name in ("weight", "boxes"):
+            _check_range(f"captioning.{name}", getattr(self, name), 0, None)
+        if self.boxes and not self.weight:
+            raise ValueError(f"captioning.boxes must be 0 without captioning.weight, got {self.boxes}; set the weight")
         _check_range("captioning.parallel", self.parallel, 0, 1)
         if self.layers is not None:
             _check_range("captioning.layers", self.layers, 1, None)

@@ -10,6 +10,7 @@ import numpy as np
 import sentencepiece
 
 import siglip_jax
+from siglip_jax.assets import BUNDLED_MODEL
 from siglip_jax.configs.configuration import Siglip2Config, SiglipConfig
 from siglip_jax.models import Siglip2Model, SiglipModel
 
@@ -48,13 +49,18 @@ def tiny_config(vocab_size: int, text_length: int = 64, flexible: bool = False) 
     return SiglipConfig(text_config=text, vision_config=tower | {"image_size": 32, "patch_size": 8})
 
 
-def write_checkpoint(directory: Path, text_length: int = 64, seed: int = 0, flexible: bool = False) -> Path:
+def write_checkpoint(
+    directory: Path, text_length: int = 64, seed: int = 0, flexible: bool = False, digits: bool = False
+) -> Path:
     """Writes everything `siglip_jax.load` and `transformers` need into `directory` and returns it.
 
-    With `flexible` it is a model of variable resolution.
+    With `flexible` it is a model of variable resolution, with `digits` it has the vocabulary of the bundled model.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    config = tiny_config(write_vocabulary(directory / "spiece.model"), text_length, flexible)
+    if digits:
+        shutil.copy(BUNDLED_MODEL / "spiece.model", directory)
+    vocabulary = 2048 if digits else write_vocabulary(directory / "spiece.model")
+    config = tiny_config(vocabulary, text_length, flexible)
     model = Siglip2Model(config) if flexible else SiglipModel(config)
     inputs = {"input_ids": jnp.zeros((1, text_length), jnp.int32), "pixel_values": jnp.zeros((1, 32, 32, 3))}
     if flexible:

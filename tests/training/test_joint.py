@@ -11,11 +11,12 @@ from flax import linen as nn
 
 from siglip_jax import make_mesh
 from siglip_jax.configs.configuration import SiglipVisionConfig
+from siglip_jax.data.transform import normalize_pixels
 from siglip_jax.models import SiglipVisionModel
 from siglip_jax.parallel import global_batch
 from siglip_jax.params import flatten, unflatten
 from siglip_jax.training import Captioning, Objective, Recipe, SelfDistillation, joint
-from siglip_jax.training.joint import masked_patches
+from siglip_jax.training.joint import decoder_of, masked_patches
 from siglip_jax.training.prepare import make_objective, make_transform, prepare_model
 from siglip_jax.training.step import Step, init_state
 from tests.support.tiny_checkpoint import write_checkpoint
@@ -23,7 +24,7 @@ from tests.support.tiny_checkpoint import write_checkpoint
 ROWS = 8
 RECIPE = Recipe(
     batch_size=ROWS,
-    captioning=Captioning(weight=0.5, layers=1, parallel=0.0),
+    captioning=Captioning(weight=0.5, layers=1, parallel=0.0, boxes=0.5),
     self_distillation=SelfDistillation(
         weight=1.0, masked_weight=0.25, views=2, view_size=16, prototypes=12, hidden=8, bottleneck=4
     ),
@@ -42,7 +43,11 @@ def batch():
     pixels = rng.integers(0, 256, (ROWS, 32, 32, 3), np.uint8)
     ids = rng.integers(2, 40, (ROWS, 16), np.int32)
     ids[np.arange(16) > rng.integers(3, 15, (ROWS, 1))] = 1
-    return {"pixels": pixels, "input_ids": ids, "image_ids": np.arange(ROWS, dtype=np.int32)}
+    found = {"pixels": pixels, "input_ids": ids, "image_ids": np.arange(ROWS, dtype=np.int32)}
+    weights = rng.uniform(0, 0.2, (ROWS, 2, 16)).astype(np.float32)
+    weights[[0, 1, 2, 6]] = 0  # images without boxes: more of them in one piece, and on one device, than in others
+    weights[..., :4] = 0
+    return found | {"region_ids": rng.integers(2, 40, (ROWS, 2, 16), np.int32), "region_weights": weights}
 
 
 @pytest.fixture
@@ -75,7 +80,8 @@ def gradients(model, batch, pieces=1, mesh=None):
 @pytest.mark.slow
 def test_pieces_and_devices_change_neither_losses_nor_gradients(model, batch, same_views):
     loss, metrics, whole = gradients(model, batch)
-    weighted = 0.5 * metrics["captioning_loss"] + 0.25 * metrics["distillation_loss"] + 0.0625 * metrics["masked_loss"]
+    weighted = 0.5 * metrics["captioning_loss"] + 0.25 * (metrics["referring_loss"] + metrics["grounded_loss"])
+    weighted += 0.25 * metrics["distillation_loss"] + 0.0625 * metrics["masked_loss"]
     np.testing.assert_allclose(loss, metrics["contrastive_loss"] + weighted, rtol=1e-6)
     assert {path.partition("/")[0] for path in whole} == {
         *("decoder", "distillation_head", "masked_head", "mask_token", "text_model", "vision_model"),
@@ -104,6 +110,79 @@ def test_each_image_is_distilled_from_its_own_views(model, batch):
     for name in ("distillation", "masked", "distillation_mean", "masked_mean"):
         same = np.isclose(whole[name], found[name], rtol=1e-5).reshape(ROWS, -1).all(axis=1)
         assert same.tolist() == [row != 3 for row in range(ROWS)], name
+
+
+@pytest.mark.slow
+def test_losses_of_boxes_are_means_over_the_images_that_have_them(model, batch):
+    """The cross-entropy in float64, of the decoder's states for the texts of one image after the other."""
+    _, metrics, _ = gradients(model, batch)
+    decoder, params = decoder_of(model.module, RECIPE.captioning), model.params["decoder"]
+    pixels = normalize_pixels(jnp.asarray(batch["pixels"]), (0.5,) * 3, (0.5,) * 3)
+    tower = {"params": {name: x for name, x in model.params.items() if name not in joint.GROUPS}}
+    seen = model.module.apply(tower, pixels, method=lambda m, x: m.vision_model(x).last_hidden_state)
+    for task, name in enumerate(("referring", "grounded")):
+        losses = []
+        for row in np.flatnonzero(batch["region_weights"].any(axis=(1, 2))):
+            ids, weights = batch["region_ids"][row, task], batch["region_weights"][row, task].astype(np.float64)
+            states = decoder.apply({"params": params}, jnp.asarray(ids[None]), seen[row : row + 1])[0]
+            logits = np.float64(states) @ np.float64(params["token_embedding"]["embedding"]).T
+            own = logits[np.arange(16), ids]
+            losses.append(np.sum(weights * (np.log(np.exp(logits).sum(axis=1)) - own)))
+        assert len(losses) == 4
+        np.testing.assert_allclose(metrics[f"{name}_loss"], np.mean(losses), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_decoder_learns_to_find_a_square(model):
+    """The text is the same for all images, "find square" and the box: only the image tells one box from another."""
+    rng = np.random.default_rng(0)
+
+    def squares(count):
+        places = rng.integers(0, 2, (count, 2))  # one of four quarters
+        pixels = rng.integers(0, 100, (count, 32, 32, 3), np.uint8)
+        ids = np.ones((count, 2, 16), np.int32)
+        for image, text, (x, y) in zip(pixels, ids, places, strict=True):
+            image[16 * y : 16 * y + 16, 16 * x : 16 * x + 16] = 255
+            text[:, :7] = [3, 4, 10 + x, 10 + y, 11 + x, 11 + y, 1]
+        weights = np.zeros((count, 2, 16), np.float32)
+        weights[:, 0, 2:7] = 0.2
+        return {
+            "pixels": jnp.asarray(pixels),
+            "input_ids": jnp.asarray(ids[:, 0]),
+            "region_ids": jnp.asarray(ids),
+            "region_weights": jnp.asarray(weights),
+        }
+
+    recipe = dataclasses.replace(RECIPE, self_distillation=SelfDistillation())
+    objective = make_objective(recipe, model, make_transform(recipe, model.processor), None)
+    params = {name: x for name, x in model.params.items() if name not in joint.GROUPS or name == "decoder"}
+    optimizer, data = optax.adam(1e-3), squares(512)
+
+    def loss(params, batch):
+        return jnp.mean(objective.embed(params, batch, jax.random.key(0))["referring"])
+
+    @jax.jit
+    def learn(params):
+        def step(carry, i):
+            params, state = carry
+            batch = {name: jax.lax.dynamic_slice_in_dim(x, i % 16 * 32, 32) for name, x in data.items()}
+            value, slopes = jax.value_and_grad(loss)(params, batch)
+            updates, state = optimizer.update(slopes, state)
+            return (optax.apply_updates(params, updates), state), value
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(200))
+
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam
+        (params, _), values = learn(params)
+    entropy = 2 * np.log(2) / 5  # of two numbers from two that are unknown and three tokens that follow from them
+    assert values[0] > entropy
+    held_out = float(loss(params, squares(64)))
+    assert held_out < 0.15 * entropy
+
+
+def test_images_without_boxes_have_no_such_loss(model, batch):
+    _, metrics, _ = gradients(model, batch | {"region_weights": np.zeros((ROWS, 2, 16), np.float32)})
+    assert metrics["referring_loss"] == metrics["grounded_loss"] == 0
 
 
 def test_the_teacher_follows_the_tower(model):
@@ -182,6 +261,8 @@ def test_random_layers_cannot_be_frozen(model, tmp_path):
     ("changes", "message"),
     [
         ({"captioning": {"weight": -1.0}}, "captioning.weight must be 0 or more, got -1.0"),
+        ({"captioning": {"boxes": 1.0}}, "captioning.boxes must be 0 without captioning.weight, got 1.0; set the weight"),
+        ({"captioning": {"weight": 1.0, "boxes": 1.0}, "augment": "flip"}, "augment must be 'none' with captioning.box"),
         ({"self_distillation": {"masked": 1.5}}, "self_distillation.masked must be from 0 to 1, got 1.5"),
         ({"self_distillation": {"views": 0}}, "self_distillation.views must be 1 or more, got 0"),
         ({"self_distillation": {"start": "soon"}}, "a duration must be like"),

@@ -1,5 +1,7 @@
 """Stages of a run: what they make, and that a killed run ends with the bits of one that was not."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -96,11 +98,18 @@ def test_a_run_of_growing_images(small):
     assert opened.encode_image([np.zeros((30, 30, 3), np.uint8)]).shape == (1, 32)
 
 
+def test_boxes_of_data_without_them_are_refused(small):
+    model, data, home = small
+    with pytest.raises(ValueError, match="captioning.boxes must be 0 for data without boxes, got 1; give data with"):
+        train(data, model, home / "none", "finetune", captioning={"weight": 1.0, "boxes": 1.0}, batch_size=8)
+    assert not (home / "none").exists()
+
+
 FLEXIBLE = Recipe(
     batch_size=8,
     duration="5 steps",
     optimizer=Optimizer(rate=1e-3, average=0.9),
-    captioning=Captioning(weight=1.0, layers=1),
+    captioning=Captioning(weight=1.0, layers=1, boxes=0.5),
     late=Late(start="80 percent", naflex=True, stretch=3.75),
     naflex=Naflex(lengths=(9, 20), full_batch=9),
     scan_layers=True,
@@ -109,12 +118,19 @@ FLEXIBLE = Recipe(
 
 @pytest.mark.slow
 def test_a_run_that_ends_at_variable_resolution(small):
-    model, data, home = small
+    """Every other image has boxes; the losses of boxes go on with those of captions."""
+    _, pairs, home = small
+    model, data = write_checkpoint(home / "digits", text_length=24, digits=True), pairs.with_name("boxes.jsonl")
+    lines = [json.loads(line) for line in pairs.read_text().splitlines()]
+    for line in lines[::2]:
+        line |= {"boxes": [[0.1, 0.2, 0.8, 0.9], [0.4, 0.4, 0.6, 0.6]], "box_captions": ["a form", "its middle"]}
+    data.write_text("\n".join(map(json.dumps, lines)))
     run = train(data, model, home / "flexible", FLEXIBLE, log_every=1)
     assert (run.total_steps, type(run.model)) == (8, siglip_jax.Siglip2Model)
     lengths = [line["patches"] for line in run.metrics if "patches" in line]
     assert sorted(lengths) == [9, 9, 20, 20]
-    assert all("captioning_loss" in line for line in run.metrics)
+    for name in ("captioning", "referring", "grounded"):
+        assert all(0 < line[f"{name}_loss"] < 20 for line in run.metrics), name
     opened = siglip_jax.load(run.directory / "model")
     assert opened.config.vision_config.num_patches == 16
     assert opened.encode_image([np.zeros((16, 40, 3), np.uint8)]).shape == (1, 32)

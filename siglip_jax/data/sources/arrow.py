@@ -125,7 +125,13 @@ class ArrowSource:
         if isinstance(texts, list):
             texts = [text for text in texts if text is not None]
         label = None if self._labels is None else columns.label_of(int(self._labels[index]))
-        return Example(image, columns.as_texts(texts, where), label, where)
+        boxes, captions = [batch.column(name)[row].as_py() for name in self._chosen.boxes] or (None, None)
+        return Example(image, columns.as_texts(texts, where), label, where, boxes, captions or ())
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether there are columns of boxes and of their captions."""
+        return bool(self._chosen.boxes)
 
     def name(self, index: int) -> str:
         """Returns the name of the data set and the index of the row."""
@@ -175,9 +181,9 @@ class ArrowSource:
         return values
 
     def contents(self) -> Iterator[Any]:
-        """Yields the captions and labels of all rows, as buffers: what the source has beside its images."""
+        """Yields captions, labels and boxes of all rows, as buffers: what the source has beside its images."""
         for number in range(len(self._starts) - 1):
-            for name in filter(None, (self._chosen.text, self._chosen.label)):
+            for name in filter(None, (self._chosen.text, self._chosen.label, *self._chosen.boxes)):
                 yield from (buffer for buffer in self._column(number, name).buffers() if buffer is not None)
 
     def _paths_in(self, number: int) -> list[str | None]:

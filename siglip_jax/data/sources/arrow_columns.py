@@ -21,6 +21,7 @@ class Chosen:
       image: name of the column of images.
       text: name of the column of captions, or None.
       label: name of the column of labels, or None.
+      boxes: names of the columns of boxes and of their captions, or ().
       schema: the columns whose names are not None, in the order of the files, with the type that they are read as.
       names: names of these columns.
     """
@@ -76,7 +77,9 @@ class Chosen:
                 f"{where}: the column {text!r} must hold texts, got {types[text]}; name the captions with text_key"
             )
         self.image, self.text, self.label = image, text, label
-        self.names = [name for name in types if name in (image, text, label)]
+        both = (columns.BOXES, columns.BOX_CAPTIONS)
+        self.boxes = both if not images_only and {*both} <= {*named} else ()
+        self.names = [name for name in types if name in (image, text, label, *self.boxes)]
         self.schema = pa.schema([schema.field(name) for name in self.names], schema.metadata)
 
 

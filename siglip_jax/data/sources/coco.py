@@ -22,6 +22,7 @@ class CocoSource:
     """Images of a COCO file with all their captions; the images are in the folder of the file, or in another."""
 
     classes: tuple[str, ...] = ()
+    has_boxes = False
 
     def __init__(
         self, path: str | os.PathLike[str], *, images_only: bool = False, root: str | os.PathLike[str] | None = None

@@ -23,6 +23,8 @@ class FolderSource:
 
     left_out: LeftOut
 
+    has_boxes = False
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Lists the files of each class, sorted by path; none is read.
 

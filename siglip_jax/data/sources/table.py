@@ -1,4 +1,7 @@
-"""JSON lines, CSV or TSV beside images: a row holds the path of an image and its captions or label."""
+"""JSON lines, CSV or TSV beside images: a row holds the path of an image and its captions or label.
+
+JSON lines may also hold `boxes` and `box_captions` of the image.
+"""
 
 import csv
 import itertools
@@ -72,8 +75,9 @@ class TableSource:
             raise columns.missing("captions", columns.TEXT, names, "text_key or label_key", self.path)
 
         self._image, self._text = image, text
+        self.has_boxes = {columns.BOXES, columns.BOX_CAPTIONS} <= {*names} and not images_only
         self._lines = array("q")
-        images, texts, labels = [], [], []
+        images, texts, labels, boxes = [], [], [], []
         everything = itertools.chain(first, rows)
         while chunk := list(itertools.islice(everything, _CHUNK)):
             self._lines.extend(line for line, _ in chunk)
@@ -82,8 +86,12 @@ class TableSource:
                 texts.append(pa.array([_texts(row.get(text)) for _, row in chunk], pa.large_list(pa.large_string())))
             if label is not None:
                 labels += [row.get(label) for _, row in chunk]
+            if self.has_boxes:
+                found = [json.dumps([row.get(columns.BOXES), row.get(columns.BOX_CAPTIONS)]) for _, row in chunk]
+                boxes.append(pa.array(found, pa.large_string()))
         self._images = pa.chunked_array(images).combine_chunks()
         self._texts = pa.chunked_array(texts).combine_chunks() if texts else None
+        self._boxes = pa.chunked_array(boxes).combine_chunks() if boxes else None
         self._labels, self.classes = None, ()
         if label is not None:
             self._labels, self.classes = columns.as_labels(
@@ -104,9 +112,9 @@ class TableSource:
                 f"{where}: captions must be a string or a list of strings, got something else in {self._text!r}"
             )
         label = None if self._labels is None else columns.label_of(int(self._labels[index]))
-        return Example(
-            read_file(path_inside(name, self._folder, self._root, where), name, where), tuple(texts), label, where
-        )
+        image = read_file(path_inside(name, self._folder, self._root, where), name, where)
+        boxes, captions = (None, ()) if self._boxes is None else json.loads(self._boxes[index].as_py())
+        return Example(image, tuple(texts), label, where, boxes, captions or ())
 
     def name(self, index: int) -> str:
         """Returns the name of the table and the number of the line of an example."""

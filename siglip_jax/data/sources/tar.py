@@ -1,7 +1,7 @@
 """WebDataset: uncompressed tar shards, in which files that share their name up to the first dot are one example.
 
 Where only images are wanted, every image is an example by its full name.
-`0017.jpg`, `0017.txt` and `0017.cls` are an image, its caption and its label; `0017.json` may hold caption or label.
+`0017.jpg`, `0017.txt` and `0017.cls` are an image, its caption and its label; `0017.json` may hold caption, label and boxes.
 Unlike the `webdataset` package, this source has random access: an index is built from the headers of the tar files.
 """
 
@@ -80,6 +80,7 @@ class TarSource:
         self._label_key = None
         if label_key is not None and not index.labels:
             self._label_key = columns.pick(in_json, label_key, (), "label_key", where)
+        self.has_boxes = {columns.BOXES, columns.BOX_CAPTIONS} <= {*in_json} and not images_only
         found = index.texts or index.labels or self._text_key is not None or self._label_key is not None
         if not found and not images_only:
             keys = f", and the keys {columns.listed(in_json)} in .json" if index.json else ""
@@ -107,7 +108,7 @@ class TarSource:
         name = self.name(index)
         data = self._read(shard, image, name)
         found = {}
-        if notes[1] >= 0 and (self._text_key or self._label_key):
+        if notes[1] >= 0 and (self._text_key or self._label_key or self.has_boxes):
             found = _object(self._read(shard, notes, name), name)
         texts: tuple[str, ...] = ()
         if text[1] >= 0:
@@ -117,7 +118,8 @@ class TarSource:
         value: Any = found.get(self._label_key) if self._label_key is not None else None
         if label[1] >= 0:
             value = self._text(shard, label, name, "label")
-        return Example(data, texts, self._label(value), name)
+        boxes, captions = (found.get(key) if self.has_boxes else None for key in (columns.BOXES, columns.BOX_CAPTIONS))
+        return Example(data, texts, self._label(value), name, boxes, captions or ())
 
     def _text(self, shard: int, place: Place, name: str, what: str) -> str:
         return as_text(self._read(shard, place, name), name, what)
