@@ -83,7 +83,8 @@ class JointPairs(Pairs):
 
         Returns:
           L2-normalised `images` and `texts` (n, E); `captioning`, `referring`, `grounded`, `distillation` and `masked`
-          (n,), the losses that the recipe has; and with a teacher the mean of its outputs for each image, (n, prototypes).
+          (n,), the losses that the recipe has; and with a teacher the mean of its outputs for each image,
+          (n, prototypes).
         """
         pixels = self.prepare(key, batch["pixels"])
         inputs = image_inputs(pixels, batch)

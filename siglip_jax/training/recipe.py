@@ -266,7 +266,7 @@ class Recipe:
             )
         if self.captioning.boxes and self.augment != "none":
             raise ValueError(
-                f"augment must be 'none' with captioning.boxes, which are parts of the whole image, got {self.augment!r}"
+                f"augment must be 'none' with captioning.boxes, which are parts of whole images, got {self.augment!r}"
             )
         if self.lora.rank and self.self_distillation.used:
             raise ValueError(

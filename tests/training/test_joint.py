@@ -261,8 +261,14 @@ def test_random_layers_cannot_be_frozen(model, tmp_path):
     ("changes", "message"),
     [
         ({"captioning": {"weight": -1.0}}, "captioning.weight must be 0 or more, got -1.0"),
-        ({"captioning": {"boxes": 1.0}}, "captioning.boxes must be 0 without captioning.weight, got 1.0; set the weight"),
-        ({"captioning": {"weight": 1.0, "boxes": 1.0}, "augment": "flip"}, "augment must be 'none' with captioning.box"),
+        (
+            {"captioning": {"boxes": 1.0}},
+            "captioning.boxes must be 0 without captioning.weight, got 1.0; set the weight",
+        ),
+        (
+            {"captioning": {"weight": 1.0, "boxes": 1.0}, "augment": "flip"},
+            "augment must be 'none' with captioning.box",
+        ),
         ({"self_distillation": {"masked": 1.5}}, "self_distillation.masked must be from 0 to 1, got 1.5"),
         ({"self_distillation": {"views": 0}}, "self_distillation.views must be 1 or more, got 0"),
         ({"self_distillation": {"start": "soon"}}, "a duration must be like"),

@@ -1,6 +1,7 @@
 """One-time copies of Parquet files as Arrow: a row of Parquet cannot be read without its whole row group.
 
-The copy holds only the images, captions, labels and boxes, takes as much disk as they do, and is stored in a cache folder.
+The copy holds only the images, captions, labels and boxes, takes as much disk as they do, and is stored in a cache
+folder.
 """
 
 import hashlib
