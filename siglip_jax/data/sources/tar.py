@@ -2,7 +2,8 @@
 
 Where only images are wanted, every image is an example by its full name.
 `0017.jpg`, `0017.txt` and `0017.cls` are an image, its caption and its label; `0017.json` may hold any of these but
-the image, and boxes. Unlike the `webdataset` package, this source has random access: an index is built from the headers of the tar files.
+the image, and boxes. Unlike the `webdataset` package, this source has random access: an index is built from the headers
+of the tar files.
 """
 
 import json
