@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from siglip_jax.configs.configuration import Siglip2Config
 from siglip_jax.data.example import Example, Source
 from siglip_jax.data.flexible import FlexibleTransform
 from siglip_jax.data.pipeline import unreadable_of
@@ -25,7 +26,8 @@ from siglip_jax.training.naflex import kinds_of
 from siglip_jax.training.prepare import Model, flops_of, make_transform
 from siglip_jax.training.recipe import Recipe
 from siglip_jax.training.setup import Data, Path_, Sources, open_sources, recipe_with, set_up, whole_model
-from siglip_jax.training.timetable import Timetable
+from siglip_jax.training.stages import config_of_stage
+from siglip_jax.training.timetable import Timetable, timetable_of
 
 SCHEDULE_POINTS = 60  # values of the schedule that a dry run returns
 TRIED = 128  # examples of each data set that a dry run reads, or all of a smaller one
@@ -104,7 +106,8 @@ def dry_run(
     specs = {row.path: row.spec for row in placed} | dict.fromkeys(lora, "whole")
     rows = [_treatment_row(recipe, whole, path, shapes[path], spec) for path, spec in specs.items()]
     trained = sum(int(np.prod(row["shape"])) for row in rows if not row["frozen"])
-    memory, available = functools.partial(_memory, model=whole, placed=placed, sizes=sizes), device_memory()
+    memory = functools.partial(_memory, model=whole, placed=placed, sizes=sizes, examples=examples)
+    available = device_memory()
     transform = make_transform(recipe, setup.model.processor)
     chosen = [(source, spread(len(source), TRIED)) for source, _ in setup.sources]
     tried = sum(len(indices) for _, indices in chosen)
@@ -234,16 +237,26 @@ def _smaller(
     return None
 
 
-def _memory(recipe: Recipe, model: Model, placed: Sequence[Placement], sizes: dict[str, int]) -> int | None:
-    """Returns bytes on each device, as `siglip-jax info --mesh` estimates them; None where no estimate applies."""
+def _memory(
+    recipe: Recipe, model: Model, placed: Sequence[Placement], sizes: dict[str, int], examples: int
+) -> int | None:
+    """Returns bytes on each device in the stage that needs most, as `siglip-jax info --mesh` estimates them.
+
+    None where no estimate applies.
+    """
     if recipe.task != "pairs" or recipe.locked_images or recipe.remat not in (None, "full"):
         return None
     options: Any = {"training": True, "remat": recipe.remat, "dtype": recipe.dtype}
-    config, totals = model.module.config, []
-    for length, examples in kinds_of(recipe.naflex, recipe.batch_size, config):
-        if length is not None:  # the estimate takes the next square number of patches
-            square = (math.isqrt(length - 1) + 1) ** 2
-            config = config.replace(vision_config=config.vision_config.replace(num_patches=square))
-        totals.append(estimate(config, placed, sizes, examples // recipe.micro_batches, **options).total)
+    config: Any = model.module.config
+    before, totals = None, []
+    for stage in timetable_of(recipe, examples, isinstance(config, Siglip2Config)).stages:
+        config = config if before is None else config_of_stage(config, stage.recipe, before)
+        before = stage.recipe
+        for length, rows in kinds_of(before.naflex, before.batch_size, config):
+            own = config
+            if length is not None:  # the estimate takes the next square number of patches
+                square = (math.isqrt(length - 1) + 1) ** 2
+                own = config.replace(vision_config=config.vision_config.replace(num_patches=square))
+            totals.append(estimate(own, placed, sizes, rows // recipe.micro_batches, **options).total)
     frozen = sum(row.bytes for row in placed if model.table[row.path].frozen)
     return max(totals) - 3 * frozen  # frozen parameters have no gradient and no moments

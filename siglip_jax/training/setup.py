@@ -84,11 +84,15 @@ def _replaced(options: Any, fields: Mapping[str, Any], name: str) -> Any:
         elif isinstance(value, Mapping):
             nested.setdefault(first, {}).update(value)
         else:
-            of_json = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
-            changed[first] = tuple(map(tuple, value)) if first in ("rates", "decays") else of_json
+            changed[first] = _tuples(value)
     for first, inner in nested.items():
         changed[first] = _replaced(changed.get(first, getattr(options, first)), inner, f"{name}.{first}")
     return dataclasses.replace(options, **changed)
+
+
+def _tuples(value: Any) -> Any:
+    """Returns a value with tuples in place of lists, which JSON has instead."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -141,6 +141,21 @@ def test_losses_that_start_later_are_in_the_plan_and_refused_at_once(checkpoint,
         dry_run(pairs, checkpoint, self_distillation=teacher, **FIELDS | {"optimizer": frozen})
 
 
+def test_memory_is_that_of_the_stage_that_needs_most(checkpoint, pairs):
+    def needed(**fields):
+        return dry_run(pairs, checkpoint, **FIELDS | fields)["memory_per_device"]
+
+    small, large = needed(), needed(resolution=128)
+    late = needed(late={"resolution": 128, "start": "50 percent"})
+    growth = {"durations": ["2 steps"], "batch_sizes": [8], "rates": [1e-4], "warmups": ["1 step"]}
+    grown = needed(growth={"resolutions": [128], **growth})
+    shrunk = needed(growth={"resolutions": [16], **growth})
+    assert small < 0.7 * large
+    assert shrunk == small
+    table = 4 * 4 * (256 - 16) * 32  # bytes of positions, gradient and moments that large images have from the start
+    assert late == grown == large - table
+
+
 def test_best_is_a_metric_of_an_evaluation(checkpoint, pairs, tmp_path):
     with pytest.raises(ValueError, match="best must be used with evaluate, got 'top1' alone"):
         train(pairs, checkpoint, tmp_path / "out", best="top1", **FIELDS)
