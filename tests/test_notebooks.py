@@ -205,8 +205,9 @@ def embed_and_search(everything: str):
     assert {*fruit[:3]} == {"melon", "lemon", "strawberry"}
     assert float(rows[2][2]) > float(rows[3][2]) + 0.05  # "by a wide gap"
     assert {*farm} == {"bison", "goat", "horse", "mammoth", "cow"} and music[0] == "flute"
-    assert [float(probability) > 0.5 for *_, probability in rows[:5]] == [True] * 3 + [False] * 2  # "exactly the fruits"
-    assert rows[11][1] == "stethoscope" and float(rows[11][3]) > 0.5
+    above_half = [float(probability) > 0.5 for *_, probability in rows]
+    assert above_half[:5] == [True] * 3 + [False] * 2  # "exactly the fruits"
+    assert rows[11][1] == "stethoscope" and above_half[11]
     nearest = re.findall(r"^(\w+)\.png +(\d) +(\w+).*\.png +(\S+)$", everything, re.MULTILINE)
     assert [(query, found) for query, rank, found, _ in nearest if rank == "1"] == [(x, x) for x in ("horse", "church")]
     others = [float(score) for _, rank, _, score in nearest if rank != "1"]
@@ -233,7 +234,9 @@ def what_the_model_sees(everything: str):
     assert "Nothing stands out" in clean
     assert "1 entry with a norm of more than 3 times the median" in planted and "row 2 column 5" in planted
     before, after = map(int, re.findall(r"^(?:before|after) +(\d+)% of the right", planted, re.MULTILINE))
-    assert after > 2 * before
+    assert after > before + 5
+    before, after = map(float, re.findall(r"log loss (\S+)$", planted, re.MULTILINE))
+    assert after < 0.7 * before
 
 
 PROMISES = {

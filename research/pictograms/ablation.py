@@ -68,10 +68,10 @@ COVERED = 0.5  # share of a patch that the drawing must cover for the patch to c
 
 
 def stage_of(steps: int, **terms: Any) -> Stage:
-    """Returns the only stage of a run of a model half as wide as the bundled one: 36 patches, as many texts as images."""
+    """Returns the only stage of a run, of a model half as wide as the bundled one, on 36 patches of an image."""
     recipe = make_recipe(images=128, steps=steps, warmup=steps // 20, rate=0.02, seed=0)
     recipe = dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, average=0.98), **terms)
-    sizes = {"image_size": 48, "patch_size": 8, "vision_width": 96, "vision_depth": 3, "text_width": 64}
+    sizes: dict[str, int] = {"image_size": 48, "patch_size": 8, "vision_width": 96, "vision_depth": 3, "text_width": 64}
     return Stage(recipe, texts=recipe.batch_size, **sizes)
 
 

@@ -78,7 +78,7 @@ class Siglip(Engine):
       >>> from siglip_jax.assets import EXAMPLES
       >>> siglip = siglip_jax.load()
       >>> print(siglip.similarity(EXAMPLES / "horse.png", ["horse", "lemon"]).round(2))
-      [[0.38 0.  ]]
+      [[0.97 0.  ]]
     """
 
     def encode_image(
@@ -281,8 +281,8 @@ class Siglip(Engine):
           >>> from siglip_jax.assets import EXAMPLES
           >>> images = [EXAMPLES / "horse.png", EXAMPLES / "lemon.png"]
           >>> print(siglip_jax.load().similarity(images, ["horse", "lemon"]).round(2))
-          [[0.38 0.  ]
-           [0.   0.16]]
+          [[0.97 0.  ]
+           [0.   0.92]]
         """
         check_whole(self.model)
         if calibration is None:
@@ -342,7 +342,7 @@ class Siglip(Engine):
           >>> from siglip_jax.assets import EXAMPLES
           >>> ranked = siglip_jax.load().classify(EXAMPLES / "horse.png", ["lemon", "horse", "church"], top_k=2)
           >>> ranked[0]["label"], round(ranked[0]["score"], 2)
-          ('horse', 0.38)
+          ('horse', 0.97)
         """
         check_count("top_k", top_k)
         threshold = None
