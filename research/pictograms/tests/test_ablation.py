@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from research.pictograms.ablation import CONDITIONS, patch_cover, stage_of, table_of
+from research.pictograms.ablation import CONDITIONS, accuracy_among, patch_cover, stage_of, table_of
 
 
 @pytest.mark.parametrize(("size", "rows"), [(64, 6), (64, 8), (10, 3)])
@@ -12,6 +12,15 @@ def test_cover_is_the_mean_opacity_within_each_patch(size, rows):
     fine = np.repeat(np.repeat(images[..., 3] / 255, rows, axis=1), rows, axis=2)  # each pixel in rows x rows pieces
     expected = fine.reshape(3, rows, size, rows, size).mean(axis=(2, 4))
     np.testing.assert_allclose(patch_cover(images, rows), expected, rtol=1e-9)
+
+
+def test_accuracy_is_among_names_of_a_group():
+    names = [f"thing {i // 2}" for i in range(20)]  # every name twice
+    own = np.eye(20)
+    assert accuracy_among(own, names, 5, 40) == 100
+    assert accuracy_among(-own, names, 5, 40) == 0
+    first = np.tile(np.arange(20.0), (20, 1))  # the last name always wins: right for one image of a group
+    assert accuracy_among(first, names, 5, 40) == pytest.approx(20)
 
 
 def test_the_table_has_mean_and_deviation_of_each_metric():
