@@ -45,7 +45,8 @@ class Plan:
       estimated: by which compiler, of which version, everything is estimated, and for what.
       versions: versions of jax and of the compiler.
       fits: whether a chip has the memory.
-      needed: bytes that a chip needs in all.
+      needed: bytes that a chip needs in all: arguments, results and temporaries together, of which not all may be there
+        at once, so that a program that just fits may have more than `memory`.
       memory: bytes that a program can use on a chip.
       arguments: bytes of parameters, optimizer and batch on a chip; None where it does not fit.
       temporaries: bytes of temporaries on a chip; None where it does not fit.
