@@ -80,5 +80,6 @@ def _example(source: Source, index: int) -> Iterator[Any]:
         return
     yield repr((example.texts, example.label)).encode("utf-8", "surrogatepass")
     if example.boxes is not None:
-        yield repr((np.asarray(example.boxes).tolist(), [*example.box_captions])).encode("utf-8", "surrogatepass")
+        boxes = example.boxes.tolist() if isinstance(example.boxes, np.ndarray) else example.boxes
+        yield repr((boxes, example.box_captions)).encode("utf-8", "surrogatepass")
     yield example.image if isinstance(example.image, bytes) else np.ascontiguousarray(example.image).tobytes()

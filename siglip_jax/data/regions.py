@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from siglip_jax.data.columns import whole
 from siglip_jax.processing.text.base import TokenizerBase
 
 CELLS = 500  # a side of an image, in the unit of the four numbers that stand for a box
@@ -58,7 +59,7 @@ def regions_of(boxes: Any, captions: Any, where: str) -> list[Region]:
     texts = [*captions] if isinstance(captions, list | tuple) else []
     if len(texts) != len(found) or not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError(f"{where}: box_captions must be a text for each of {len(found)} boxes, got {captions!r:.80}")
-    return [Region(tuple(box), text) for box, text in zip(found.tolist(), texts, strict=True)]
+    return [Region(tuple(box), whole(text)) for box, text in zip(found.tolist(), texts, strict=True)]
 
 
 def region_arrays(

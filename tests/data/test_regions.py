@@ -84,6 +84,19 @@ def test_broken_boxes_are_named(boxes, captions, message):
         regions_of(boxes, captions, "pairs.jsonl:3")
 
 
+def test_lone_surrogates_are_replaced():
+    assert regions_of(BOXES[:1], ["a \ud800 horse"], "x")[0].caption == "a \ufffd horse"
+
+
+@pytest.mark.parametrize("boxes", [[[0, 0], [1, 2, 3]], "none", 7, [None]])
+def test_broken_boxes_are_found_when_they_are_used(tmp_path, image, boxes):
+    path = written("table", tmp_path, image, [{"boxes": boxes, "box_captions": 5}])
+    source = open_source(path)
+    assert len(fingerprint(source)) == 64 and source[0].texts == ("a picture",)
+    with pytest.raises(ValueError, match="pairs.jsonl:1: boxes must be lists"):
+        regions_of(source[0].boxes, source[0].box_captions, source[0].name)
+
+
 @pytest.mark.parametrize("boxes", [None, [], np.zeros((0, 4))])
 def test_an_example_may_have_no_boxes(boxes):
     assert regions_of(boxes, (), "x") == []
