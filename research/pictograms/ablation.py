@@ -73,8 +73,15 @@ def stage_of(steps: int, **terms: Any) -> Stage:
     """Returns the only stage of a run, of a model half as wide as the bundled one, on 36 patches of an image."""
     recipe = make_recipe(images=128, steps=steps, warmup=steps // 20, rate=0.02, seed=0)
     recipe = dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, average=0.98), **terms)
-    sizes: dict[str, int] = {"image_size": 48, "patch_size": 8, "vision_width": 96, "vision_depth": 3, "text_width": 64}
-    return Stage(recipe, texts=recipe.batch_size, **sizes)
+    return Stage(
+        recipe,
+        texts=recipe.batch_size,
+        image_size=48,
+        patch_size=8,
+        vision_width=96,
+        vision_depth=3,
+        text_width=64,
+    )
 
 
 def train(

@@ -18,15 +18,11 @@ from safetensors.numpy import load_file, save_file
 import siglip_jax
 from research.pictograms.dataset import load_split
 from siglip_jax._files import written_aside
+from siglip_jax.evaluation.calibration import probabilities_of
 
 NAMES = 64  # of which one matches
 GROUPS = 500
 BIAS = "logit_bias"
-
-
-def sigmoid(x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """Returns 1 / (1 + exp(-x)), for any x."""
-    return 0.5 * (1 + np.tanh(x / 2))
 
 
 def fitted_bias(matching: Float[np.ndarray, " m"], others: Float[np.ndarray, " n"]) -> float:
@@ -38,7 +34,7 @@ def fitted_bias(matching: Float[np.ndarray, " m"], others: Float[np.ndarray, " n
     """
 
     def slope(bias: float) -> float:
-        return float(np.sum(sigmoid(others + bias)) - np.sum(sigmoid(-matching - bias)))
+        return float(np.sum(probabilities_of(others, 1.0, bias)) - np.sum(probabilities_of(matching, -1.0, -bias)))
 
     low, high = -100.0, 100.0
     while high - low > 1e-6:

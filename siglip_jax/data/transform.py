@@ -103,10 +103,11 @@ class Transform:
             raise ValueError(f"min_area must be above 0 and up to 1, got {min_area}")
         self._options: ImageOptions
         self._take(processor.image_processor)
-        if boxes and (augment != "none" or not captions or getattr(self._options, "crop_size", None) is not None):
+        crop = getattr(self._options, "crop_size", None)
+        if boxes and (augment != "none" or not captions or crop is not None):
             raise ValueError(
                 f"boxes need captions and whole images, got captions={captions}, augment={augment!r} and the crop"
-                f" {getattr(self._options, 'crop_size', None)} of the processor; leave out the boxes"
+                f" {crop} of the processor; leave out the boxes"
             )
         o = self._options
         mean, std = ((0.0,) * 3, (1.0,) * 3) if o.image_mean is None else (_three(o.image_mean), _three(o.image_std))

@@ -1,8 +1,6 @@
 """Boxes with captions: their texts, what of them is predicted, and the data sets that hold them."""
 
-import io
 import json
-import tarfile
 
 import numpy as np
 import PIL.Image
@@ -16,6 +14,7 @@ from siglip_jax.data.fingerprint import fingerprint
 from siglip_jax.data.regions import region_arrays, regions_of
 from siglip_jax.data.transform import Transform
 from siglip_jax.processing import SiglipProcessor
+from tests.support.data_sets import write_tar
 
 BOXES = [[0.0, 0.25, 0.5, 1.0], [0.1, 0.1, 0.1, 0.9]]
 CAPTIONS = ["a horse", "a lemon"]
@@ -90,8 +89,7 @@ def test_lone_surrogates_are_replaced():
 
 @pytest.mark.parametrize("boxes", [[[0, 0], [1, 2, 3]], "none", 7, [None]])
 def test_broken_boxes_are_found_when_they_are_used(tmp_path, image, boxes):
-    path = written("table", tmp_path, image, [{"boxes": boxes, "box_captions": 5}])
-    source = open_source(path)
+    source = opened("table", tmp_path, image, [{"boxes": boxes, "box_captions": 5}])
     assert len(fingerprint(source)) == 64 and source[0].texts == ("a picture",)
     with pytest.raises(ValueError, match="pairs.jsonl:1: boxes must be lists"):
         regions_of(source[0].boxes, source[0].box_captions, source[0].name)
@@ -124,8 +122,8 @@ def test_boxes_need_whole_images(processor, options):
         Transform(processor, boxes=True, **options)
 
 
-def written(kind, directory, image, rows):
-    """Writes a data set of a kind with the fields of each row beside image and caption, and returns its path."""
+def opened(kind, directory, image, rows):
+    """Writes a data set of a kind with the fields of each row beside image and caption, and opens it."""
     (directory / "horse.png").write_bytes(image)
     if kind == "table":
         path = directory / "pairs.jsonl"
@@ -137,20 +135,17 @@ def written(kind, directory, image, rows):
         count = len(rows)
         pq.write_table(pa.table({"image": [image] * count, "caption": ["a picture"] * count} | columns), path)
     else:
-        path = directory / "pairs.tar"
-        with tarfile.open(path, "w") as tar:
-            for i, row in enumerate(rows):
-                for ending, data in (("png", image), ("txt", b"a picture"), ("json", json.dumps(row).encode())):
-                    info = tarfile.TarInfo(f"{i}.{ending}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
-    return path
+        members = {}
+        for i, row in enumerate(rows):
+            members |= {f"{i}.png": image, f"{i}.txt": b"a picture", f"{i}.json": json.dumps(row).encode()}
+        path = write_tar(directory / "pairs.tar", members)
+    return open_source(path, **({"cache": directory} if kind == "parquet" else {}))
 
 
 @pytest.mark.parametrize("kind", ["table", "parquet", "tar"])
 def test_data_sets_hold_boxes(kind, tmp_path, image):
     rows = [{"boxes": BOXES, "box_captions": CAPTIONS}, {}, {"boxes": [], "box_captions": []}]
-    source = open_source(written(kind, tmp_path, image, rows), **({"cache": tmp_path} if kind == "parquet" else {}))
+    source = opened(kind, tmp_path, image, rows)
     assert source.has_boxes
     found = [regions_of(example.boxes, example.box_captions, example.name) for example in source]
     assert [[(list(box), text) for box, text in regions] for regions in found] == [
@@ -164,8 +159,7 @@ def test_data_sets_hold_boxes(kind, tmp_path, image):
 def test_other_boxes_are_other_data(kind, tmp_path, image):
     def mark(name, boxes):
         (tmp_path / name).mkdir()
-        path = written(kind, tmp_path / name, image, [{"boxes": boxes, "box_captions": CAPTIONS}])
-        return fingerprint(open_source(path, **({"cache": tmp_path / name} if kind == "parquet" else {})))
+        return fingerprint(opened(kind, tmp_path / name, image, [{"boxes": boxes, "box_captions": CAPTIONS}]))
 
     assert mark("a", BOXES) == mark("b", BOXES) != mark("c", BOXES[::-1])
 
@@ -174,7 +168,7 @@ def test_other_boxes_are_other_data(kind, tmp_path, image):
 def test_boxes_without_captions_are_another_s(kind, tmp_path, image):
     """A column of that name alone may mean anything, such as pixels."""
     rows = [{"boxes": [[3.0, 4.0, 50.0, 60.0]]}]
-    source = open_source(written(kind, tmp_path, image, rows), **({"cache": tmp_path} if kind == "parquet" else {}))
+    source = opened(kind, tmp_path, image, rows)
     assert not source.has_boxes and source[0].boxes is None
 
 
