@@ -18,11 +18,15 @@ from pathlib import Path
 from siglip_jax._lock import locked
 
 with locked(Path(sys.argv[1]), "a run"):
-    if "fork" in sys.argv and os.fork() == 0:
-        sys.stdout = open(os.devnull, "w")
-        os.close(1)
-        sys.stdin.read()
-        os._exit(0)
+    if "fork" in sys.argv:
+        ready, forked = os.pipe()
+        if os.fork() == 0:
+            sys.stdout = open(os.devnull, "w")
+            os.close(1)
+            os.write(forked, b"!")
+            sys.stdin.read()
+            os._exit(0)
+        os.read(ready, 1)  # the child exists, and Python has let it go of the lock
     print("held", flush=True)
     sys.stdin.read()
 """

@@ -61,10 +61,10 @@ def preparation():
 
 
 def lowered(program, platform):
-    """Returns the program without the names of source lines and functions, which count up."""
+    """Returns the program without the table of source lines and the names of functions, which count up."""
     function, args = program()
     module = jax.export.export(jax.jit(lambda *args: function(*args)), platforms=[platform])(*args).mlir_module()
-    return re.sub(r"#loc.*|loc\(.*?\)|@\w+", "", module)
+    return re.sub(r"#loc.*\n|loc\(.*?\)|@\w+", "", module)
 
 
 @pytest.mark.slow
