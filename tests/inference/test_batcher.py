@@ -100,7 +100,7 @@ def test_images_do_not_starve_texts(siglip):
     device, text_device = Device(siglip), Device(siglip, "_encode_tokens")
     device.free.clear()
     with Batcher(siglip, max_batch_size=2) as batcher:
-        futures = [batcher.submit_image(PICTURES[:2])]
+        futures = [batcher.submit_image(PICTURES[:1])]
         device.entered()
         text = batcher.submit_text("a cat")
         until(lambda: len(batcher._texts.ready) == 1)

@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).parents[1] / "support" / "two_processes.py"
 
 
 def found(processes):
-    return [json.loads(out.splitlines()[-1]) for out in run(SCRIPT, processes, timeout=120)]
+    return [json.loads(out.splitlines()[-1]) for out in run(SCRIPT, processes, timeout=600)]
 
 
 @pytest.mark.slow

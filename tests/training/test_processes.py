@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).parents[1] / "support" / "one_of_several_processes.py"
 
 
 def train(processes, *words):
-    run(SCRIPT, processes, "train", *words, timeout=240)
+    run(SCRIPT, processes, "train", *words, timeout=900)
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +72,11 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(files, tmp_path)
     words = words_of("finetune", files, "--duration", "3000 steps")
     log = tmp_path / "log.jsonl"
     with started(SCRIPT, 2, "train", *words, "--out", tmp_path) as running:
-        until = time.monotonic() + 200
+        until = time.monotonic() + 900
         while time.monotonic() < until and not (log.is_file() and log.stat().st_size):
             time.sleep(0.1)
         running[0].send_signal(signal.SIGTERM)
-        ended = [process.communicate(timeout=60) for process in running]
+        ended = [process.communicate(timeout=900) for process in running]
     assert [process.returncode for process in running] == [143, 143], ended[0][1][-2000:]
     steps = {json.loads(path.read_text().splitlines()[-1])["step"] for path in (log, tmp_path / "process-1/log.jsonl")}
     assert len(steps) == 1 and (tmp_path / "checkpoints" / str(*steps)).is_dir()
