@@ -17,6 +17,8 @@ _STATM = Path("/proc/self/statm")
 _GROWTH = 3 << 28  # bytes by which a process may grow before compiled programs are forgotten
 _forgotten_at = 0
 
+collect_ignore = ["tests/support"]  # without tests; some of it imports torch, which not every environment has
+
 # Packages whose examples load and compile the bundled model.
 SLOW_EXAMPLES = {"evaluation", "inference", "plots", "search", "training"}
 

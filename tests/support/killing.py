@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.support.processes import compiled_in
-from tests.support.quick import ENVIRONMENT
+from tests.support.quick import environment as quick_environment
 
 
 def run_until_done(
@@ -24,7 +24,7 @@ def run_until_done(
       longest: seconds after its first progress within which it is killed.
     """
     rng, killed = random.Random(seed), 0
-    environment = os.environ | compiled_in(cache) | ENVIRONMENT
+    environment = os.environ | compiled_in(cache) | quick_environment()
     options = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     while True:
         before = progress()

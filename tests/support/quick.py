@@ -13,25 +13,34 @@ import jax
 from jax._src import compiler
 from jax.experimental.compilation_cache import compilation_cache
 
-# Each fusion else goes through MLIR's passes, which take as long as the rest of a compilation.
-_FUSIONS = ("xla_cpu_use_fusion_emitters", False)
 
-ENVIRONMENT = {
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-    "XLA_FLAGS": "--{}={}".format(*_FUSIONS).lower(),
-}
+@functools.cache
+def _options() -> tuple[tuple[str, bool], ...]:
+    """Returns the options of XLA that spare each fusion MLIR's passes, half of the time; newer versions have none."""
+    option = ("xla_cpu_use_fusion_emitters", False)
+    try:
+        jax.jit(lambda: 0).lower().compile(compiler_options=dict([option]))
+    except jax.errors.JaxRuntimeError:
+        return ()
+    return (option,)
+
+
+def environment() -> dict[str, str]:
+    """Returns what tells another process to compile quickly."""
+    flags = " ".join(f"--{name}={value}".lower() for name, value in _options())
+    return {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true", "XLA_FLAGS": flags}
 
 
 @contextlib.contextmanager
 def compiling_quickly(folder: Path) -> Iterator[None]:
-    """What this process compiles for a CPU is compiled quickly, and kept; another process is told by `ENVIRONMENT`."""
-    options = compiler.get_compile_options
+    """What this process compiles for a CPU is compiled quickly, and kept; `environment()` tells another process."""
+    make, options = compiler.get_compile_options, _options()
 
-    @functools.wraps(options)
+    @functools.wraps(make)
     def quick(*args: Any, backend: Any = None, **kwargs: Any) -> Any:
-        made = options(*args, backend=backend, **kwargs)
+        made = make(*args, backend=backend, **kwargs)
         if jax.config.values["jax_disable_most_optimizations"] and (backend is None or backend.platform == "cpu"):
-            made.env_option_overrides = [*made.env_option_overrides, _FUSIONS]
+            made.env_option_overrides = [*made.env_option_overrides, *options]
         return made
 
     settings = {
@@ -46,7 +55,7 @@ def compiling_quickly(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        compiler.get_compile_options = options
+        compiler.get_compile_options = make
         _set(before)
 
 
