@@ -84,7 +84,9 @@ def test_under_load_every_answer_belongs_to_its_question(siglip):
         threads = [threading.Thread(target=client, args=(i,)) for i in range(64)]
         for thread in threads:
             thread.start()
-        until(lambda: all(sent) and len(batcher._images.ready) > 8 and len(batcher._texts.ready) > 8)
+        lanes = ((batcher._images, device), (batcher._texts, text_device))
+        until(lambda: all(sent) and all(len(lane.ready) > 8 for lane, _ in lanes))
+        waiting = [(len(of_lane.sizes), len(lane.ready) // 4) for lane, of_lane in lanes]
         device.free.set()
         text_device.free.set()
         for thread in threads:
@@ -92,7 +94,8 @@ def test_under_load_every_answer_belongs_to_its_question(siglip):
     assert wrong == []
     assert (batcher.waiting, batcher.rows) == (0, sum(sent))
     assert batcher.batches == len(device.sizes) + len(text_device.sizes)
-    assert max(device.sizes) == max(text_device.sizes) == 4
+    for (_, of_lane), (before, full) in zip(lanes, waiting, strict=True):  # what waited went in full batches
+        assert of_lane.sizes[before : before + full] == [4] * full
     assert batcher_threads() == []
 
 
