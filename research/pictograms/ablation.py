@@ -42,11 +42,12 @@ from siglip_jax.models.elementwise import normalize
 from siglip_jax.params import flatten
 from siglip_jax.processing import SiglipProcessor
 from siglip_jax.training import Captioning, SelfDistillation
+from siglip_jax.training.assembly import make_plan, make_state
 from siglip_jax.training.curation import CURATOR, Curator
 from siglip_jax.training.joint import JointPairs, placed_groups, without_groups
 from siglip_jax.training.loop import LoopOptions, run_loop
 from siglip_jax.training.objective import Pairs
-from siglip_jax.training.prepare import make_plan, make_state, make_table
+from siglip_jax.training.prepare import make_table
 from siglip_jax.training.step import make_step
 
 KEEP = 0.5  # share of the pairs that curation trains on

@@ -33,9 +33,9 @@ from siglip_jax.models import SiglipModel
 from siglip_jax.models.elementwise import normalize
 from siglip_jax.params import flatten
 from siglip_jax.processing import SiglipImageProcessorPil, SiglipProcessor, SiglipTokenizer
+from siglip_jax.training.assembly import make_plan, make_state
 from siglip_jax.training.loop import LoopOptions, Outcome, run_loop
 from siglip_jax.training.optimizer import treatments
-from siglip_jax.training.prepare import make_plan, make_state
 from siglip_jax.training.step import make_step
 
 DESCRIPTION = "Train the bundled model on the data of research.pictograms.build."

@@ -16,19 +16,13 @@ from siglip_jax.models.pretrained import PretrainedModule
 from siglip_jax.parallel.mesh import BATCH_AXES
 from siglip_jax.parallel.sharding import shardings
 from siglip_jax.params import flatten, unflatten
+from siglip_jax.training.assembly import flops_of, make_plan, objective_of
 from siglip_jax.training.durations import parse_duration
 from siglip_jax.training.flexible import check_flexible, check_lengths, late_config
 from siglip_jax.training.joint import placed_groups
 from siglip_jax.training.lora import init_lora
 from siglip_jax.training.naflex import kinds_of
-from siglip_jax.training.prepare import (
-    averaging,
-    flops_of,
-    make_module,
-    make_plan,
-    make_table,
-    objective_of,
-)
+from siglip_jax.training.prepare import averaging, make_module, make_table
 from siglip_jax.training.recipe import Recipe
 from siglip_jax.training.step import init_state, make_step, state_shardings
 

@@ -24,8 +24,9 @@ from siglip_jax.checkpoints.read import read_checkpoint
 from siglip_jax.checkpoints.safetensors_file import write_safetensors
 from siglip_jax.checkpoints.table import NewTensor
 from siglip_jax.params import flatten
-from siglip_jax.training.prepare import Model, gathered, whole
+from siglip_jax.training.prepare import Model
 from siglip_jax.training.recipe import Recipe
+from siglip_jax.training.saving import gathered, whole
 
 logger = logging.getLogger(__name__)
 

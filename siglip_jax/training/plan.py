@@ -19,11 +19,12 @@ from siglip_jax.evaluation.embeddings import spread
 from siglip_jax.models.cost import Placement, estimate, placements
 from siglip_jax.parallel.mesh import AXES, batch_shards
 from siglip_jax.params import flatten
+from siglip_jax.training.assembly import flops_of
 from siglip_jax.training.costs import ADAM, GROUPS, further_flops, group_bytes
 from siglip_jax.training.joint import GROUPS as JOINT_GROUPS
 from siglip_jax.training.memory import device_memory
 from siglip_jax.training.naflex import kinds_of
-from siglip_jax.training.prepare import Model, flops_of, make_transform
+from siglip_jax.training.prepare import Model, make_transform
 from siglip_jax.training.recipe import Recipe
 from siglip_jax.training.setup import Data, Path_, Sources, open_sources, recipe_with, set_up, whole_model
 from siglip_jax.training.stages import config_of_stage

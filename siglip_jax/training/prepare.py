@@ -1,18 +1,14 @@
-"""Prepares a run: makes of a recipe, a checkpoint and data what the loop needs."""
+"""Prepares what a run trains: its mesh, module, parameters and how each is treated, and the transform of its data."""
 
 import dataclasses
-import functools
-import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from siglip_jax._files import folder_of
@@ -22,9 +18,8 @@ from siglip_jax.checkpoints.checkpoint import Checkpoint
 from siglip_jax.checkpoints.surgery import with_labels, with_resolution
 from siglip_jax.configs.configuration import Siglip2Config, SiglipConfig
 from siglip_jax.data.flexible import FlexibleTransform
-from siglip_jax.data.transform import Transform, normalize_pixels
+from siglip_jax.data.transform import Transform
 from siglip_jax.models import Siglip2ForImageClassification, Siglip2Model, SiglipForImageClassification, SiglipModel
-from siglip_jax.models.cost import step_flops
 from siglip_jax.models.placement import place_params
 from siglip_jax.models.positions import sincos_positions
 from siglip_jax.parallel.mesh import batch_shards, mesh_over
@@ -32,20 +27,14 @@ from siglip_jax.parallel.sharding import shard_params
 from siglip_jax.params import flatten, unflatten
 from siglip_jax.processing import Siglip2ImageProcessor, SiglipProcessor
 from siglip_jax.rules import match_rules
-from siglip_jax.training.costs import further_flops
 from siglip_jax.training.curating import load_teacher
-from siglip_jax.training.curation import CURATOR, Curator
+from siglip_jax.training.curation import CURATOR
 from siglip_jax.training.flexible import check_flexible
-from siglip_jax.training.joint import TEACHER, TRAINED_GROUPS, JointPairs, placed_groups, without_groups
+from siglip_jax.training.joint import TEACHER, TRAINED_GROUPS, placed_groups
 from siglip_jax.training.lora import init_lora
-from siglip_jax.training.lora import merge as merge_lora
-from siglip_jax.training.naflex import kinds_of
-from siglip_jax.training.objective import Labels, Objective, Pairs
-from siglip_jax.training.optimizer import Treatment, make_optimizer, treatments
+from siglip_jax.training.optimizer import Treatment, treatments
 from siglip_jax.training.processors import processor_of_size
 from siglip_jax.training.recipe import Recipe
-from siglip_jax.training.step import Step, TrainState, init_state
-from siglip_jax.training.timetable import timetable_of
 
 POSITIONS = "vision_model/embeddings/position_embedding/embedding"  # path of the position table of the image tower
 Trainable = SiglipModel | SiglipForImageClassification | Siglip2Model | Siglip2ForImageClassification
@@ -276,179 +265,3 @@ def make_transform(recipe: Recipe, processor: SiglipProcessor) -> Transform:
         boxes=recipe.captioning.boxes > 0,
         max_pixels=recipe.max_pixels,
     )
-
-
-def make_objective(recipe: Recipe, model: Model, transform: Transform, mesh: Mesh | None) -> Objective:
-    """Returns the objective that a recipe minimises."""
-    normalization = transform.mean, transform.std, transform.rescale_factor
-    return objective_of(recipe, model.module, normalization, mesh, model.processor.tokenizer.eos_token_id)
-
-
-def objective_of(
-    recipe: Recipe,
-    module: Trainable,
-    normalization: tuple[Sequence[float], Sequence[float], float],
-    mesh: Mesh | None,
-    end_token: int = 1,
-) -> Objective:
-    """Returns the objective that a recipe minimises.
-
-    Args:
-      recipe: recipe of the run.
-      module: module to train.
-      normalization: mean, standard deviation and factor of the pixels, as `normalize_pixels` takes them.
-      mesh: mesh over which the batch is sharded; None: one device.
-      end_token: id of the token that ends a text.
-    """
-    mean, std, factor = normalization
-    normalize = functools.partial(normalize_pixels, mean=mean, std=std, rescale_factor=factor)
-    fields: dict[str, Any] = {
-        "module": module,
-        "prepare": lambda key, pixels: normalize(pixels),
-        "lora": recipe.lora,
-    }
-    if recipe.task == "labels":
-        return Labels(**fields)
-    fields |= {"contrast": recipe.loss, "equal_texts_match": recipe.equal_texts_match, "mesh": mesh}
-    if not (recipe.uses("captioning") or recipe.uses("self_distillation")):
-        return Pairs(**fields)
-    more = {"captioning": recipe.captioning, "self_distillation": recipe.self_distillation, "end_token": end_token}
-    return JointPairs(**fields, **more)
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The steps of a stage of a run.
-
-    Attributes:
-      table: treatment of each parameter by path, as from `treatments`.
-      steps: steps of the whole run.
-      schedule: function from steps done to the factor of rate and decay.
-      step: step of the stage, which `make_step` compiles.
-    """
-
-    table: Mapping[str, Treatment]
-    steps: int
-    schedule: Callable[[Any], Any]
-    step: Step
-
-
-def make_plan(
-    recipe: Recipe,
-    table: Mapping[str, Treatment],
-    objective: Objective,
-    examples: int,
-    mesh: Mesh | None,
-    curator: Curator | None = None,
-    when: tuple[int, Callable[[Any], Any]] | None = None,
-) -> Plan:
-    """Returns the plan of a run, or of a stage of it.
-
-    Args:
-      recipe: recipe of the run, or of a stage of it.
-      table: treatment of each parameter by path, as from `treatments`.
-      objective: objective to minimise.
-      examples: examples of an epoch.
-      mesh: mesh over which the batch is sharded; None: one device.
-      curator: chooses the rows of each batch that are trained on; None: all are.
-      when: steps of the whole run, and the schedule of the stage; None: those of the recipe's last stage.
-
-    Raises:
-      ValueError: if warm-up and cool-down are longer than the run.
-    """
-    if when is None:
-        flexible = isinstance(getattr(objective.module, "config", None), Siglip2Config) and not recipe.late.naflex
-        found = timetable_of(recipe, examples, flexible)
-        when = found.steps, found.stages[-1].schedule
-    steps, schedule = when
-    optimizer = make_optimizer(recipe.optimizer, table, schedule)
-    step = Step(objective, optimizer, recipe.micro_batches, recipe.optimizer.average, recipe.seed, mesh, curator)
-    return Plan(table, steps, schedule, step)
-
-
-def flops_of(
-    recipe: Recipe,
-    config: SiglipConfig,
-    table: Mapping[str, Treatment],
-    kinds: Sequence[tuple[int | None, int]] | None = None,
-) -> int:
-    """Returns the operations of a step of a recipe, as `step_flops` and `further_flops` count them.
-
-    Steps of several sequence lengths are averaged.
-
-    Args:
-      recipe: recipe of the run.
-      config: configuration of the model.
-      table: treatment of each parameter by path, as from `treatments`.
-      kinds: (length, examples) of each kind of step, as from `kinds_of`; None: all of the recipe's.
-    """
-    moving = {path.partition("/")[0] for path, entry in table.items() if not entry.frozen}
-    kinds = kinds or kinds_of(recipe.naflex, recipe.batch_size, config)
-    each = [
-        step_flops(
-            config,
-            0 if recipe.locked_images else examples,
-            examples if recipe.task == "pairs" else 0,
-            image_trained=bool(moving & {"vision_model", "lora"}),
-            text_trained=bool(moving & {"text_model", "lora"}),
-            patches=length,
-        )
-        for length, examples in kinds
-    ]
-    return sum(further_flops(recipe, config, kinds).values()) + round(sum(each) / len(each))
-
-
-def make_state(plan: Plan, params: Mapping[str, Any]) -> TrainState:
-    """Returns the state before the first step, which takes ownership of `params`."""
-    step = plan.step
-    return init_state(params, lambda path: plan.table[path].frozen, step.optimizer, step.average is not None, step.mesh)
-
-
-def identity_of(recipe: Recipe, name_or_path: str, **fingerprints: str) -> dict[str, Any]:
-    """Returns what must be the same for a run to be resumed, for JSON: the recipe without its mesh, and the model.
-
-    Args:
-      recipe: recipe of the run.
-      name_or_path: name of the model as it was given.
-      **fingerprints: hashes of what the recipe does not state, as `processor`.
-    """
-    fields = {name: value for name, value in dataclasses.asdict(recipe).items() if name != "mesh"}
-    return json.loads(json.dumps(fields | {"model": name_or_path, "fingerprints": fingerprints}))
-
-
-def whole(recipe: Recipe, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the parameters that the module takes, with low-rank additions folded in and without further groups."""
-    params = without_groups(params)
-    additions = params.pop("lora", None)
-    return params if additions is None else merge_lora(recipe.lora, params, additions)
-
-
-def gathered(params: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns parameters that a process can use without the others; all processes must call it."""
-    return params if jax.process_count() == 1 else multihost_utils.process_allgather(dict(params), tiled=True)
-
-
-def local_objective(objective: Objective) -> Objective:
-    """Returns the objective for use without the other processes: on one device if there are others."""
-    if jax.process_count() == 1:
-        return objective
-    return dataclasses.replace(objective, module=objective.module.clone(mesh=None))
-
-
-def save_model(directory: Path, recipe: Recipe, model: Model, params: Mapping[str, Any]) -> None:
-    """Writes a Hugging Face directory: float32 weights with low-rank additions folded in, and the processor.
-
-    All processes must call it; the first one writes.
-
-    Args:
-      directory: directory to write; made if need be.
-      recipe: recipe of the run.
-      model: module and processor.
-      params: trained parameters; low-rank additions under "lora".
-    """
-    params = gathered(params)
-    if jax.process_index():
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    model.module.save_pretrained(directory, whole(recipe, params))
-    model.processor.save_pretrained(directory)

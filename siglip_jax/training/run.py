@@ -21,24 +21,14 @@ from siglip_jax.inference.bench import peak_memory
 from siglip_jax.inference.engine import Siglip
 from siglip_jax.processing import SiglipProcessor
 from siglip_jax.training.adapter import save_adapter
+from siglip_jax.training.assembly import Plan, flops_of, make_state
 from siglip_jax.training.evaluators import labels_evaluation, pairs_evaluation
 from siglip_jax.training.loop import Entry, Evaluate, LoopOptions, OnMetrics, check_resumable, run_loop
 from siglip_jax.training.naflex import examples_per_step, kinds_of
-from siglip_jax.training.prepare import (
-    Model,
-    Plan,
-    Trainable,
-    flops_of,
-    gathered,
-    identity_of,
-    local_objective,
-    make_state,
-    make_transform,
-    save_model,
-    whole,
-)
+from siglip_jax.training.prepare import Model, Trainable, make_transform
 from siglip_jax.training.processors import processor_fingerprint
 from siglip_jax.training.recipe import Recipe
+from siglip_jax.training.saving import gathered, identity_of, local_objective, save_model, whole
 from siglip_jax.training.setup import (
     Data,
     Path_,

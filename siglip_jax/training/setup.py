@@ -20,6 +20,7 @@ from siglip_jax.data.pipeline import Pipeline
 from siglip_jax.data.transform import Transform
 from siglip_jax.evaluation.prompts import brief
 from siglip_jax.params import flatten, unflatten
+from siglip_jax.training.assembly import Plan, make_objective, make_plan
 from siglip_jax.training.curating import make_curator
 from siglip_jax.training.flexible import check_flexible, check_lengths
 from siglip_jax.training.joint import placed_groups
@@ -27,21 +28,11 @@ from siglip_jax.training.memory import host_memory
 from siglip_jax.training.naflex import kinds_of
 from siglip_jax.training.objective import Objective
 from siglip_jax.training.precomputed import PrecomputedTransform, precompute_image_embeds, tower_fingerprint
-from siglip_jax.training.prepare import (
-    Model,
-    Plan,
-    gathered,
-    local_objective,
-    make_objective,
-    make_plan,
-    make_table,
-    make_transform,
-    mesh_of,
-    prepare_model,
-)
+from siglip_jax.training.prepare import Model, make_table, make_transform, mesh_of, prepare_model
 from siglip_jax.training.processors import processor_fingerprint
 from siglip_jax.training.recipe import Recipe
 from siglip_jax.training.recipes import RECIPES
+from siglip_jax.training.saving import gathered, local_objective
 from siglip_jax.training.timetable import Timetable, timetable_of
 
 Path_ = str | os.PathLike[str]

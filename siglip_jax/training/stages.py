@@ -17,19 +17,12 @@ from siglip_jax.checkpoints.surgery import with_patch_size, with_resolution
 from siglip_jax.configs.configuration import Siglip2VisionConfig
 from siglip_jax.parallel.sharding import shard_params
 from siglip_jax.params import flatten, unflatten
+from siglip_jax.training.assembly import Plan, make_state
 from siglip_jax.training.flexible import late_config, processor_of
 from siglip_jax.training.joint import TEACHER, placed_groups
-from siglip_jax.training.prepare import (
-    POSITIONS,
-    Plan,
-    fixed_positions,
-    gathered,
-    make_module,
-    make_state,
-    make_table,
-    make_transform,
-)
+from siglip_jax.training.prepare import POSITIONS, fixed_positions, make_module, make_table, make_transform
 from siglip_jax.training.recipe import Recipe
+from siglip_jax.training.saving import gathered
 from siglip_jax.training.setup import Setup, assemble
 from siglip_jax.training.step import TrainState
 

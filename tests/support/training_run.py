@@ -16,16 +16,11 @@ import numpy as np
 from siglip_jax.data.open import open_source
 from siglip_jax.data.pipeline import Pipeline
 from siglip_jax.params import flatten
+from siglip_jax.training.assembly import make_objective, make_plan, make_state
 from siglip_jax.training.loop import LoopOptions, run_loop
-from siglip_jax.training.prepare import (
-    identity_of,
-    make_objective,
-    make_plan,
-    make_state,
-    make_transform,
-    prepare_model,
-)
+from siglip_jax.training.prepare import make_transform, prepare_model
 from siglip_jax.training.recipe import Optimizer, Recipe, Schedule
+from siglip_jax.training.saving import identity_of
 from siglip_jax.training.step import make_step
 from tests.support import killing as killed
 

@@ -13,8 +13,9 @@ from siglip_jax.params import flatten, unflatten
 from siglip_jax.training import RECIPES, train
 from siglip_jax.training import run as run_module
 from siglip_jax.training.adapter import save_adapter
-from siglip_jax.training.prepare import prepare_model, whole
+from siglip_jax.training.prepare import prepare_model
 from siglip_jax.training.recipe import Lora
+from siglip_jax.training.saving import whole
 from tests.support import peft_files
 from tests.support.pairs import write_pairs
 

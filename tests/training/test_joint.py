@@ -16,8 +16,9 @@ from siglip_jax.models import SiglipVisionModel
 from siglip_jax.parallel import global_batch
 from siglip_jax.params import flatten, unflatten
 from siglip_jax.training import Captioning, Objective, Recipe, SelfDistillation, joint
+from siglip_jax.training.assembly import make_objective
 from siglip_jax.training.joint import decoder_of, masked_patches
-from siglip_jax.training.prepare import make_objective, make_transform, prepare_model
+from siglip_jax.training.prepare import make_transform, prepare_model
 from siglip_jax.training.step import Step, init_state
 from tests.support.tiny_checkpoint import write_checkpoint
 

@@ -12,15 +12,9 @@ import siglip_jax
 from siglip_jax.data.example import Example
 from siglip_jax.params import flatten
 from siglip_jax.training import Naflex, Recipe, dry_run, train
+from siglip_jax.training.assembly import make_objective, make_plan, make_state
 from siglip_jax.training.naflex import examples_per_step
-from siglip_jax.training.prepare import (
-    make_objective,
-    make_plan,
-    make_state,
-    make_transform,
-    mesh_of,
-    prepare_model,
-)
+from siglip_jax.training.prepare import make_transform, mesh_of, prepare_model
 from siglip_jax.training.recipe import MeshShape
 from siglip_jax.training.step import make_step
 from tests.support.data_sets import saved

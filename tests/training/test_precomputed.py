@@ -15,12 +15,9 @@ import pytest
 from siglip_jax.data import open_source
 from siglip_jax.processing import SiglipProcessor
 from siglip_jax.training import run
+from siglip_jax.training.assembly import make_objective
 from siglip_jax.training.precomputed import precompute_image_embeds, tower_fingerprint
-from siglip_jax.training.prepare import (
-    make_objective,
-    make_transform,
-    prepare_model,
-)
+from siglip_jax.training.prepare import make_transform, prepare_model
 from siglip_jax.training.processors import processor_fingerprint
 from siglip_jax.training.recipes import RECIPES
 from tests.support.pairs import write_pairs

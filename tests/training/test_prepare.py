@@ -15,19 +15,12 @@ from siglip_jax.checkpoints import convert
 from siglip_jax.data.open import open_source
 from siglip_jax.data.pipeline import Pipeline
 from siglip_jax.params import flatten
+from siglip_jax.training.assembly import make_objective, make_plan, make_state
 from siglip_jax.training.lora import merge
-from siglip_jax.training.prepare import (
-    identity_of,
-    make_objective,
-    make_plan,
-    make_state,
-    make_transform,
-    prepare_model,
-    save_model,
-    whole,
-)
+from siglip_jax.training.prepare import make_transform, prepare_model
 from siglip_jax.training.recipe import Lora, Optimizer, Recipe
 from siglip_jax.training.recipes import RECIPES
+from siglip_jax.training.saving import identity_of, save_model, whole
 from siglip_jax.training.step import make_step
 from siglip_jax.training.terms import Curation
 from tests.support.pairs import write_pairs
