@@ -170,10 +170,7 @@ def rows_of(found: Any) -> list[tuple[str, str]]:
 
 
 def _fits(found: Any) -> str:
-    amounts = f"{size(found.needed)} of {size(found.memory)} a chip"
-    if found.fits and found.needed > found.memory:  # the sum of all arrays, of which not all are there at once
-        return f"yes, just: XLA accepts it; arguments, results and temporaries are together {amounts}"
-    return f"{'yes' if found.fits else 'no'}: {amounts}"
+    return f"{'yes' if found.fits else 'no'}: {size(found.needed)} of {size(found.memory)} a chip"
 
 
 def _length(row: dict[str, Any]) -> str:

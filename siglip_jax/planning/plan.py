@@ -45,11 +45,11 @@ class Plan:
       estimated: by which compiler, of which version, everything is estimated, and for what.
       versions: versions of jax and of the compiler.
       fits: whether a chip has the memory.
-      needed: bytes that a chip needs in all: arguments, results and temporaries together, of which not all may be there
-        at once, so that a program that just fits may have more than `memory`.
+      needed: bytes that a chip needs at once, arguments and results among them; of a program that does not fit, what
+        the compiler says that it would need.
       memory: bytes that a program can use on a chip.
       arguments: bytes of parameters, optimizer and batch on a chip; None where it does not fit.
-      temporaries: bytes of temporaries on a chip; None where it does not fit.
+      temporaries: bytes of temporaries on a chip, of which not all may be in use at once; None where it does not fit.
       model_flops: operations of the model on all chips in one run, without those that are repeated.
       flops: operations of all matrix products on a chip in one run; None where it does not fit.
       cycles: cycles that XLA estimates for one run, loops multiplied out; None where it does not fit.

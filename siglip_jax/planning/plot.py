@@ -95,11 +95,10 @@ def _one(plan: Plan) -> Any:
 
 
 def _parts_of_memory(plan: Plan) -> list[tuple[str, float, str]]:
-    if plan.arguments is None or plan.temporaries is None:
+    if plan.arguments is None:
         return [("needed, more than there is", plan.needed / GIB, RED)]
-    rest = plan.needed - plan.arguments - plan.temporaries
-    parts = [("arguments", plan.arguments, BLUE), ("temporaries", plan.temporaries, ORANGE), ("outputs", rest, GREY)]
-    return [(name, size / GIB, color) for name, size, color in parts if size > plan.needed / 200]
+    rest = plan.needed - plan.arguments
+    return [("arguments", plan.arguments / GIB, BLUE), ("temporaries and results at the peak", rest / GIB, ORANGE)]
 
 
 def _bars(axes: Any, parts: Sequence[tuple[str, float, str]], unit: str) -> None:

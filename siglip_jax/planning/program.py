@@ -60,7 +60,7 @@ class Program:
       arguments: bytes of its arguments.
       outputs: bytes of its outputs, those that take the place of arguments left out.
       temporaries: bytes of its temporaries.
-      peak: bytes that it needs in all.
+      peak: bytes that it needs, arguments and outputs among them: the smaller of two bounds, see `read_program`.
       flops: operations of its matrix products, convolutions and kernels, loops multiplied out.
       cycles: estimated cycles, loops multiplied out; 0 where XLA estimates none.
       collectives: all collectives, in the order of the program.
@@ -84,6 +84,9 @@ class Program:
 def read_program(compiled: jax.stages.Compiled, mesh: Mesh) -> Program:
     """Returns the facts of a compiled program.
 
+    The compiler states two numbers that are not less than what the program needs: the size of all arrays, of which some
+    are not there at once, and the most that is in use at once, which counts the memory on the chip besides.
+
     Args:
       compiled: result of `jax.jit(function).lower(...).compile()`.
       mesh: mesh that it was compiled for.
@@ -97,7 +100,7 @@ def read_program(compiled: jax.stages.Compiled, mesh: Mesh) -> Program:
         arguments=memory.argument_size_in_bytes,
         outputs=outputs,
         temporaries=memory.temp_size_in_bytes,
-        peak=memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes,
+        peak=min(memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes, memory.peak_memory_in_bytes),
         flops=reader.module.flops(entry),
         cycles=reader.cycles(entry),
         collectives=collectives,

@@ -64,6 +64,22 @@ def test_layer_norm_of_bfloat16_rounds_once():
     assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.float32]
 
 
+@pytest.mark.parametrize("width", [52, 1152])
+@pytest.mark.parametrize("offset", [0.0, 3.0, 30.0, 100.0])
+def test_the_variance_of_bfloat16_adds_nothing_to_the_rounding_of_the_input(offset, width):
+    unrounded = np.random.default_rng(2).normal(offset, 1, (64, width))
+    x = jnp.asarray(unrounded, jnp.bfloat16)
+    expected = float64_layer_norm(np.asarray(x, np.float64), 1.0, 0.0)
+    rounding = np.abs(float64_layer_norm(unrounded, 1.0, 0.0) - expected).max()
+    error = np.abs(layer_norm(x, jnp.ones(width), jnp.zeros(width), EPSILON, jnp.float32) - expected).max()
+    assert error < 0.02 * rounding and error < 2**-8
+
+
+def test_equal_values_have_a_variance_of_zero_also_where_rounding_takes_it_below():
+    out = layer_norm(jnp.full((3, 52), 1008, jnp.bfloat16), jnp.ones(52), jnp.zeros(52), EPSILON, jnp.float32)
+    assert np.isfinite(out).all()
+
+
 def cdf(x):
     return 0.5 * (1 + erf(x / np.sqrt(2)))
 

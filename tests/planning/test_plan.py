@@ -1,6 +1,7 @@
 """What the compiler of TPUs says of small programs, for machines that are not there."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,7 @@ def test_a_scan_is_planned_like_its_layers():
 
 
 @pytest.mark.slow
-def test_bytes_are_those_of_the_compiler():
+def test_bytes_are_those_of_the_compiler(monkeypatch):
     machine = open_topology("v5e:2x2")
     mesh = mesh_over(machine.devices, 4)
     where = NamedSharding(mesh, PartitionSpec(("data",)))
@@ -96,6 +97,12 @@ def test_bytes_are_those_of_the_compiler():
     found, memory = read_program(made, mesh), made.memory_analysis()
     assert found.arguments == memory.argument_size_in_bytes and found.temporaries == memory.temp_size_in_bytes
     assert found.outputs == memory.output_size_in_bytes
+    together = found.arguments + found.outputs + found.temporaries
+    assert found.peak == together <= memory.peak_memory_in_bytes
+    sizes = {name: getattr(memory, name) for name in dir(memory) if name.endswith("_in_bytes")}
+    less = SimpleNamespace(**sizes | {"peak_memory_in_bytes": together - 1})
+    monkeypatch.setattr(type(made), "memory_analysis", lambda self: less)
+    assert read_program(made, mesh).peak == together - 1
     assert found.flops == 2 * 1000 * 4000 * 300 and found.cycles > 0
     (gathered,) = (c for c in found.collectives if c.kind == "all-gather")
     assert gathered.over == "data" and gathered.count == 1 and gathered.bytes == 3 * 1000 * 300 * 2
