@@ -153,7 +153,9 @@ def xla_attention(
     """Returns the output of the attention, whose weights the backward pass computes again.
 
     Kept are inputs, output, and for each query the logarithm of the sum that the softmax divides by. With these the
-    gradient needs no other sum over keys than its matrix products (Dao et al. 2022, arXiv 2205.14135, appendix B.4).
+    gradient needs no other sum over keys than its matrix products (Dao et al. 2022, arXiv 2205.14135, appendix B.4). On
+    a TPU the sum itself is kept, relative to the largest score: XLA makes maximum, exponential and sum a part of the
+    product of queries and keys there, unless the maximum is used elsewhere.
     """
     return _xla_forward(num_heads, query, key, value, bias)[0]
 
@@ -165,15 +167,18 @@ def _xla_forward(num_heads: int, query: Array, key: Array, value: Array, bias: A
     weights = jnp.exp(scores - most)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     out = _heads_last(matmul((weights / total).astype(query.dtype), v))
-    out, log_total = checkpoint_name((out, (most + jnp.log(total))[..., 0]), ATTENTION)
-    return out, (query, key, value, bias, out, log_total)
+    divisor = jax.lax.platform_dependent(most, total, tpu=_total, default=_log_total)
+    out, divisor = checkpoint_name((out, divisor[..., 0]), ATTENTION)
+    return out, (query, key, value, bias, out, divisor)
 
 
 def _xla_backward(num_heads: int, kept: Any, cotangent: Array) -> tuple[Array, Array, Array, Array | None]:
-    query, key, value, bias, out, log_total = kept
+    query, key, value, bias, out, divisor = kept
     query, key = compute_again((query, key))
     q, k, v, g, o = (_heads_first(x, num_heads) for x in (query, key, value, cotangent, out))
-    weights = jnp.exp(_scores(q, k, bias) - log_total[..., None])
+    weights = jax.lax.platform_dependent(
+        _scores(q, k, bias), divisor[..., None], tpu=_weights_of_total, default=_weights_of_log_total
+    )
     of_weights = float32_matmul(g, jnp.swapaxes(v, -1, -2))
     # The sum over keys of weights * of_weights.
     common = jnp.sum(g.astype(of_weights.dtype) * o.astype(of_weights.dtype), axis=-1, keepdims=True)
@@ -186,6 +191,22 @@ def _xla_backward(num_heads: int, kept: Any, cotangent: Array) -> tuple[Array, A
 
 
 xla_attention.defvjp(_xla_forward, _xla_backward)
+
+
+def _total(most: Array, total: Array) -> Array:
+    return total
+
+
+def _log_total(most: Array, total: Array) -> Array:
+    return most + jnp.log(total)
+
+
+def _weights_of_total(scores: Array, total: Array) -> Array:
+    return jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True)) / total
+
+
+def _weights_of_log_total(scores: Array, log_total: Array) -> Array:
+    return jnp.exp(scores - log_total)
 
 
 def _heads_first(x: Array, num_heads: int) -> Array:
@@ -322,12 +343,12 @@ def _pallas_forward(
         return out, jnp.zeros((out.shape[0], num_heads, out.shape[1]), jnp.float32)
 
     def elsewhere(*arrays: Any) -> tuple[Array, Array]:
-        out, (*_, log_total) = _xla_forward(num_heads, *arrays)
-        return out, log_total
+        out, (*_, divisor) = _xla_forward(num_heads, *arrays)
+        return out, divisor
 
     kept = jax.lax.platform_dependent(query, key, value, bias, tpu=on_tpu, default=elsewhere)
-    out, log_total = checkpoint_name(kept, ATTENTION)
-    return out, (query, key, value, bias, out, log_total)
+    out, divisor = checkpoint_name(kept, ATTENTION)
+    return out, (query, key, value, bias, out, divisor)
 
 
 def _pallas_backward(num_heads: int, mesh: Mesh | None, kept: Any, cotangent: Array) -> Any:
