@@ -152,7 +152,8 @@ def rows_of(found: Any) -> list[tuple[str, str]]:
         ("fits", _fits(found)),
     ]
     if found.arguments is not None and found.temporaries is not None:
-        rows += [("  arguments", size(found.arguments)), ("  temporaries", size(found.temporaries))]
+        rest = ", not all at once" if found.arguments + found.temporaries > found.needed else ""
+        rows += [("  arguments", size(found.arguments)), ("  temporaries", size(found.temporaries) + rest)]
     operations = f"{found.model_flops:.3g} of the model"
     if found.flops is not None:
         operations += f"; {found.flops * found.chips:.3g} in the program"

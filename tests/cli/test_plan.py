@@ -148,6 +148,13 @@ def test_search_prints_the_fastest_first(run, monkeypatch, tmp_path):
         )
 
 
+def test_temporaries_that_are_not_there_at_once_are_said_to_be_so(capsys):
+    for needed, words in ((PLAN.needed, "8.00 GiB"), (PLAN.needed - 2**30, "8.00 GiB, not all at once")):
+        print_found(dataclasses.replace(PLAN, needed=needed), as_json=False)
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  temporaries")]
+        assert re.split(r"  +", line)[2] == words, line
+
+
 def test_a_dry_run_of_training_plans_its_step(run, asked, checkpoint, tmp_path):
     table = tmp_path / "pairs.csv"
     (tmp_path / "a.png").write_bytes((EXAMPLES / "horse.png").read_bytes())
