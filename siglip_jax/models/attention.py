@@ -54,8 +54,8 @@ def cudnn_supports(dtype: DTypeLike, head_width: int) -> bool:
 def pallas_pays(tokens: int, width: int) -> bool:
     """Returns whether the kernel for TPUs is worth it: where XLA's attention takes 40 % of a tower's estimated cycles.
 
-    The share grows with tokens / width: it is 34 % for 196 tokens of 768 numbers, whose heads of 64 a kernel cannot keep
-    busy, and 49 % for 729 of 1,152.
+    The share grows with tokens / width: it is 34 % for 196 tokens of 768 numbers, of which a kernel would not be much
+    faster, and 49 % for 729 of 1,152.
     """
     return tokens >= 128 and 3 * tokens >= width
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from siglip_jax.assets import EXAMPLES
+from siglip_jax.cli.plan import print_found
 from siglip_jax.planning import Collective, Plan, largest_batches, plan
 from siglip_jax.training import RECIPES, MeshShape
 
