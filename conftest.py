@@ -10,7 +10,8 @@ from pathlib import Path
 import jax
 import pytest
 
-import tests.support.strict  # noqa: F401
+import tests.support.strict
+import tests.support.types  # noqa: F401
 from tests.support.quick import compiling_quickly
 
 _STATM = Path("/proc/self/statm")
