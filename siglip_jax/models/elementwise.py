@@ -103,17 +103,17 @@ def keeping_input(function: Callable[[Array], Array]) -> Callable[[Array], Array
     return functools.partial(_keeping_input, function)
 
 
-_TANH = keeping_input(functools.partial(jax.nn.gelu, approximate=True))
-_SILU = keeping_input(jax.nn.silu)
+_TANH = functools.partial(jax.nn.gelu, approximate=True)
 
+# As they are, for a layer that computes them again itself: `Dense(activation=...)`.
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_pytorch_tanh": _TANH,
     "gelu_new": _TANH,
-    "gelu": keeping_input(functools.partial(jax.nn.gelu, approximate=False)),
-    "quick_gelu": keeping_input(lambda x: x * jax.nn.sigmoid(1.702 * x)),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
-    "silu": _SILU,
-    "swish": _SILU,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
 }
 
 

@@ -102,8 +102,8 @@ class MLP(nn.Module):
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         inits = self.options.inits
         dense = functools.partial(Dense, kernel_init=inits.mlp, bias_init=inits.mlp_bias, **self.options.types)
-        y = ACTIVATION_FUNCTIONS[self.hidden_act](dense(self.intermediate_size, name="fc1")(x))
-        return dense(x.shape[-1], name="fc2")(y)
+        y = dense(self.intermediate_size, name="fc1")(x)
+        return dense(x.shape[-1], activation=ACTIVATION_FUNCTIONS[self.hidden_act], name="fc2")(y)
 
 
 class EncoderLayer(nn.Module):

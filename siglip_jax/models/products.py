@@ -6,6 +6,7 @@ decided where the program is lowered for it, so that a program for an accelerato
 """
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from siglip_jax.models.elementwise import compute_again, keeping_input
 from siglip_jax.models.initializers import Initializer
 from siglip_jax.quantization.schemes import Quantized, dequantize, multiply_int8
 
 PRODUCT = "product"  # name of the outputs of dense layers for `jax.checkpoint`
 _CPUINFO = Path("/proc/cpuinfo")
+Activation = Callable[[Array], Array]
 _INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86, Arm
 
 
@@ -140,6 +143,26 @@ def _dense_backward(dtype: Any, kept: tuple[Array, Array], cotangent: Array) -> 
 _narrow_dense.defvjp(_dense_forward, _dense_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _product_of_activated(activation: Activation, dtype: Any, x: Array, kernel: Array) -> Array:
+    """Returns the product of what an activation function returns, which the backward pass computes again."""
+    return dense_product(activation(x), kernel, dtype)
+
+
+def _activated_forward(activation: Activation, dtype: Any, x: Array, kernel: Array) -> tuple[Array, Any]:
+    return _product_of_activated(activation, dtype, x, kernel), (x, kernel)
+
+
+def _activated_backward(activation: Activation, dtype: Any, kept: Any, cotangent: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+    y, pull = jax.vjp(activation, compute_again(x))
+    of_y, of_kernel = jax.vjp(functools.partial(dense_product, dtype=dtype), y, kernel)[1](cotangent)
+    return *pull(of_y), of_kernel
+
+
+_product_of_activated.defvjp(_activated_forward, _activated_backward)
+
+
 def _rows(x: Array) -> Array:
     """Returns an array (..., width) as a matrix."""
     return x.reshape(-1, x.shape[-1])
@@ -149,6 +172,7 @@ class Dense(nn.Module):
     """A linear layer as `flax.linen.Dense`, with the products of this file and kernels that may be quantized.
 
     A quantized kernel is loaded, never initialised. Kernels of int8 multiply as integers, others are dequantized first.
+    With an `activation` the layer is that of `activation(x)`, of which only `x` is kept for the backward pass.
     """
 
     features: int
@@ -157,19 +181,26 @@ class Dense(nn.Module):
     param_dtype: DTypeLike = jnp.float32
     kernel_init: Initializer = nn.initializers.lecun_normal()
     bias_init: Initializer = nn.initializers.zeros
+    activation: Activation | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch features"]:
         x = x.astype(self.dtype)
         kernel = self._kernel(x.shape[-1])
         if isinstance(kernel, Quantized) and kernel.scheme == "int8":
-            y = multiply_int8(x, kernel)
+            y = multiply_int8(self.activated(x), kernel)
+        elif self.activation:
+            y = _product_of_activated(self.activation, jnp.dtype(self.dtype), x, self._in_dtype(kernel))
         else:
             y = dense_product(x, self._in_dtype(kernel), self.dtype)
         y = checkpoint_name(y, PRODUCT)
         if self.use_bias:
             y = y + self._bias().reshape((1,) * (y.ndim - 1) + (-1,))
         return y
+
+    def activated(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch inputs"]:
+        """Returns what the kernel multiplies."""
+        return keeping_input(self.activation)(x) if self.activation else x
 
     def _kernel(self, inputs: int) -> Any:
         """Returns the kernel, a quantized one as it is."""

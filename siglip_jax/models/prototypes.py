@@ -36,10 +36,10 @@ class PrototypeHead(nn.Module):
         """Returns the similarities, float32 whatever the compute dtype: a low temperature divides them."""
         options, init = self.options, self.options.inits.mlp
         dense = functools.partial(Dense, kernel_init=init, **options.types)
-        act = ACTIVATION_FUNCTIONS["gelu"]
-        x = act(dense(self.hidden, name="fc1")(x))
-        x = act(dense(self.hidden, name="fc2")(x))
-        x = _unit(dense(self.bottleneck, name="fc3")(x), axis=-1)
+        activated = functools.partial(dense, activation=ACTIVATION_FUNCTIONS["gelu"])
+        x = dense(self.hidden, name="fc1")(x)
+        x = activated(self.hidden, name="fc2")(x)
+        x = _unit(activated(self.bottleneck, name="fc3")(x), axis=-1)
         shape = (self.bottleneck, self.prototypes)
         columns = _unit(jnp.asarray(self.param("prototypes", init, shape, options.param_dtype)), axis=0)
         return dense_product(x.astype(options.dtype), columns.astype(options.dtype), jnp.float32)

@@ -68,7 +68,7 @@ def added(options: Lora, additions: Mapping[str, Any]) -> AbstractContextManager
             kernel, bias = y
             product = jnp.matmul(parts[f"{layer}/a"], parts[f"{layer}/b"], precision="highest")
             return kernel + (product * scale).astype(kernel.dtype), bias
-        x: Array = args[0]
+        x: Array = context.module.activated(args[0])
         a, b = (parts[f"{layer}/{name}"].astype(y.dtype) for name in "ab")
         return y + (x.astype(y.dtype) @ a @ b) * jnp.asarray(scale, y.dtype)
 

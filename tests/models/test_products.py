@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from siglip_jax.models import products
+from siglip_jax.models.elementwise import ACTIVATION_FUNCTIONS
 
 
 def arrays(dtype, *shapes):
@@ -46,6 +47,55 @@ def test_dense_layers_round_once_and_keep_their_parameters():
     out = np.asarray(layer.apply({"params": params}, jnp.asarray(x)), np.float64)
     expected = x.astype(np.float64) @ kernel.astype(ml_dtypes.bfloat16).astype(np.float64)
     np.testing.assert_allclose(out, expected, rtol=2**-8 * (1 + 1e-3), atol=1e-5)
+
+
+def tanh_gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def test_a_layer_of_activated_inputs_and_its_gradients_equal_float64():
+    x, kernel, bias, weights = arrays(np.float32, (2, 3, 52), (52, 24), (24,), (2, 3, 24))
+    layer = products.Dense(24, activation=ACTIVATION_FUNCTIONS["gelu_pytorch_tanh"])
+
+    def weighted(params, x):
+        return jnp.sum(layer.apply({"params": params}, x) * weights)
+
+    params = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
+    found, of_x = jax.grad(weighted, (0, 1))(params, jnp.asarray(x))
+    x64, k64, w64 = (a.astype(np.float64) for a in (x, kernel, weights))
+    out = layer.apply({"params": params}, jnp.asarray(x))
+    np.testing.assert_allclose(out, tanh_gelu(x64) @ k64 + bias, atol=1e-5)
+    slope = (tanh_gelu(x64 + 1e-5) - tanh_gelu(x64 - 1e-5)) / 2e-5
+    of_kernel = np.einsum("abi,abo->io", tanh_gelu(x64), w64)
+    for gradient, right in (
+        (of_x, w64 @ k64.T * slope),
+        (found["kernel"], of_kernel),
+        (found["bias"], w64.sum((0, 1))),
+    ):
+        np.testing.assert_allclose(gradient, right, atol=1e-5 * np.abs(right).max())
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_a_layer_of_activated_inputs_computes_what_two_steps_do_and_keeps_less(dtype):
+    x, kernel = (jnp.asarray(a, dtype) for a in arrays(np.float32, (2, 3, 52), (52, 24)))
+    activation = ACTIVATION_FUNCTIONS["gelu"]
+    layer, plain = (
+        products.Dense(24, dtype=dtype, use_bias=False, activation=activation),
+        products.Dense(24, dtype=dtype, use_bias=False),
+    )
+
+    def one(x, kernel):
+        return layer.apply({"params": {"kernel": kernel}}, x)
+
+    def two(x, kernel):
+        return plain.apply({"params": {"kernel": kernel}}, activation(x))
+
+    for found, right in zip(*(jax.vjp(f, x, kernel)[1](jnp.ones((2, 3, 24), dtype)) for f in (one, two)), strict=True):
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, right)
+    np.testing.assert_array_equal(one(x, kernel), two(x, kernel))
+    kept = jax.tree.leaves(jax.eval_shape(lambda *a: jax.vjp(one, *a)[1], x, kernel))
+    assert sorted(a.shape for a in kept) == [(2, 3, 52), (52, 24)]
 
 
 @pytest.mark.parametrize(
