@@ -23,6 +23,9 @@ collect_ignore = ["tests/support"]  # without tests; some of it imports torch, w
 # Packages whose examples load and compile the bundled model.
 SLOW_EXAMPLES = {"evaluation", "inference", "plots", "search", "training"}
 
+# Packages whose numbers are held against float64 and the reference, or whose compiled programs are looked at.
+OPTIMIZED = {"losses", "models", "parallel", "planning", "quantization"}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the examples of some packages as slow."""
@@ -38,11 +41,23 @@ def no_last_value() -> Iterator[None]:
     vars(builtins).pop("_", None)
 
 
-@pytest.fixture(scope="module")
-def quick_compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiles without most optimizations, for tests that compile for longer than they compute."""
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiles without most optimizations, but for tests of them: the others compile for longer than they compute."""
+    if OPTIMIZED & set(request.path.parts):
+        yield
+        return
     with compiling_quickly(tmp_path_factory.getbasetemp() / "compiled"):
         yield
+
+
+@pytest.fixture
+def optimized(quick_compilation: None) -> Iterator[None]:
+    """A test compiles as users do."""
+    was = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", was)
 
 
 @pytest.fixture(autouse=True)

@@ -169,7 +169,7 @@ def test_only_the_tower_that_is_used_is_quantized(checkpoint, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", [None, "int8", "int4"])
-def test_over_a_mesh(checkpoint, scheme, pictures, tmp_path):
+def test_over_a_mesh(optimized, checkpoint, scheme, pictures, tmp_path):
     mesh = siglip_jax.make_mesh(data=2, fsdp=2, tensor=2)
     alone = siglip_jax.load(checkpoint, quantization=scheme)
     over = siglip_jax.load(checkpoint, quantization=scheme, mesh=mesh)

@@ -529,7 +529,7 @@ def test_verifying_ends_whatever_number_of_items_a_manifest_says(whole, tmp_path
 
 
 @pytest.mark.slow
-def test_two_workers_of_ray_make_the_same_bytes(siglip, folder, tmp_path):
+def test_two_workers_of_ray_make_the_same_bytes(optimized, siglip, folder, tmp_path):
     size = 5  # ten parts, which are handed out four at a time
     embed_collection(siglip, open_items(folder), tmp_path / "alone", part_size=size)
     command = [sys.executable, "-m", "siglip_jax.search.ray", str(folder), str(tmp_path / "ray")]

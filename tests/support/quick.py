@@ -47,7 +47,7 @@ def compiling_quickly(folder: Path) -> Iterator[None]:
         "jax_disable_most_optimizations": True,
         "jax_enable_compilation_cache": True,
         "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.5,
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
     }
     before = {name: jax.config.values[name] for name in settings}
     compiler.get_compile_options = quick
