@@ -11,7 +11,7 @@ import jax
 import pytest
 
 import tests.support.strict
-import tests.support.types  # noqa: F401
+import tests.support.type_checker  # noqa: F401
 from tests.support.quick import compiling_quickly
 
 _STATM = Path("/proc/self/statm")
@@ -44,7 +44,7 @@ def no_last_value() -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compiles without most optimizations, but for tests of them: the others compile for longer than they compute."""
-    if OPTIMIZED & set(request.path.parts):
+    if OPTIMIZED & set(request.path.relative_to(request.config.rootpath).parts):
         yield
         return
     with compiling_quickly(tmp_path_factory.getbasetemp() / "compiled"):

@@ -157,9 +157,9 @@ def estimate(
     if itemsize < FLOAT32 and remat is None:  # the weights of the layers in the compute dtype are kept too
         kernels = (row.bytes for row in table if "/encoder/" in row.path and row.path.endswith("/kernel"))
         activations += sum(kernels) * itemsize // FLOAT32
-    # Beside what is kept, arrays of two thirds of its size exist while a layer is differentiated.
+    # Beside what is kept, arrays of two thirds of a layer's size exist while it is differentiated.
     thirds = 2 if remat is None else 5
-    workspace = max(examples * thirds * t.layer // 3 + t.weights * (itemsize + FLOAT32) for t in towers)
+    workspace = max(examples * thirds * (t.layer + t.activated) // 3 + t.weights * (itemsize + FLOAT32) for t in towers)
     loss = FLOAT32 * (7 * examples * towers[-1].width + 3 * min(TILE, examples) ** 2)
     return Memory(parameters, parameters, 2 * parameters, inputs, activations, workspace, loss)
 
@@ -233,6 +233,7 @@ class _Tower(NamedTuple):
     weights: int  # parameters of a layer, sharded over `tensor` only
     inputs: int  # bytes, as are all that follow
     layer: int  # arrays that a layer keeps
+    activated: int  # output of its activation function
     stream: int  # input of a layer
     after: int  # arrays that are kept outside the layers
     widest: int  # arrays of a layer at its widest point, in a forward pass
@@ -254,7 +255,7 @@ def _tower(c: TextConfig | VisionConfig, tensor: int, itemsize: int) -> _Tower:
     scores = heads * tokens
     layer = (
         (4 * projected + 4 * width) * itemsize  # queries, keys, values, attention's output; both norms: input, output
-        + 2 * mlp * itemsize  # input and output of the activation function
+        + mlp * itemsize  # input of the activation function
         + (4 + heads) * FLOAT32  # statistics of both norms and of the softmax
     )
     return _Tower(
@@ -263,6 +264,7 @@ def _tower(c: TextConfig | VisionConfig, tensor: int, itemsize: int) -> _Tower:
         inputs=inputs,
         weights=4 * width * projected + 2 * width * mlp,
         layer=tokens * layer,
+        activated=tokens * mlp * itemsize,
         stream=tokens * width * itemsize,
         after=after,
         widest=tokens * (2 * width + 2 * max(mlp, scores)) * itemsize,

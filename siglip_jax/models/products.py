@@ -23,8 +23,8 @@ from siglip_jax.models.initializers import Initializer
 from siglip_jax.quantization.schemes import Quantized, dequantize, multiply_int8
 
 PRODUCT = "product"  # name of the outputs of dense layers for `jax.checkpoint`
-_CPUINFO = Path("/proc/cpuinfo")
 Activation = Callable[[Array], Array]
+_CPUINFO = Path("/proc/cpuinfo")
 _INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86, Arm
 
 
@@ -150,7 +150,7 @@ def _product_of_activated(activation: Activation, dtype: Any, x: Array, kernel: 
 
 
 def _activated_forward(activation: Activation, dtype: Any, x: Array, kernel: Array) -> tuple[Array, Any]:
-    return _product_of_activated(activation, dtype, x, kernel), (x, kernel)
+    return dense_product(activation(x), kernel, dtype), (x, kernel)
 
 
 def _activated_backward(activation: Activation, dtype: Any, kept: Any, cotangent: Array) -> tuple[Array, Array]:

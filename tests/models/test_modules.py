@@ -304,7 +304,7 @@ def test_a_product_of_the_hessian_and_a_vector(inputs):
 @pytest.mark.parametrize(
     ("remat", "expected"),
     [
-        (None, (8, 2, 1)),
+        (None, (8, 1, 1)),
         ("dots", (6, 1, 1)),
         ("dots_with_no_batch_dims", (5, 1, 0)),
         ("attention_and_mlp_input", (3, 0, 1)),

@@ -21,6 +21,7 @@ from siglip_jax.search.making import embed_collection
 from siglip_jax.search.manifest import read_manifest
 from siglip_jax.search.search import load_for, search
 from siglip_jax.search.verify import verify_collection
+from tests.support.quick import environment as quick_environment
 from tests.support.tiny_checkpoint import picture
 
 PART, COUNT, BAD = 16, 50, 20  # the last part is shorter; the image of this number is broken
@@ -529,11 +530,11 @@ def test_verifying_ends_whatever_number_of_items_a_manifest_says(whole, tmp_path
 
 
 @pytest.mark.slow
-def test_two_workers_of_ray_make_the_same_bytes(optimized, siglip, folder, tmp_path):
+def test_two_workers_of_ray_make_the_same_bytes(siglip, folder, tmp_path):
     size = 5  # ten parts, which are handed out four at a time
     embed_collection(siglip, open_items(folder), tmp_path / "alone", part_size=size)
     command = [sys.executable, "-m", "siglip_jax.search.ray", str(folder), str(tmp_path / "ray")]
-    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+    environment = os.environ | quick_environment() | {"RAY_USAGE_STATS_ENABLED": "0"}
     ran = subprocess.run(
         [*command, "--part-size", str(size), "--workers", "2"],
         capture_output=True,

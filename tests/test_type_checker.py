@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 from jaxtyping import Array, Float, TypeCheckError, jaxtyped
 
-from tests.support.types import checked
+from tests.support.type_checker import checked
 
 
 def test_a_nested_function_is_checked_at_each_definition():
