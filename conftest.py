@@ -10,9 +10,10 @@ from pathlib import Path
 import jax
 import pytest
 
+# Imported, not called: the first makes settings; the second is what pyproject.toml tells jaxtyping to check types with.
 import tests.support.strict
 import tests.support.type_checker  # noqa: F401
-from tests.support.quick import compiling_quickly
+from tests.support.quick import compiling_quickly, hold_only
 
 _STATM = Path("/proc/self/statm")
 _GROWTH = 3 << 28  # bytes by which a process may grow before compiled programs are forgotten
@@ -45,6 +46,7 @@ def no_last_value() -> Iterator[None]:
 def quick_compilation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compiles without most optimizations, but for tests of them: the others compile for longer than they compute."""
     if OPTIMIZED & set(request.path.relative_to(request.config.rootpath).parts):
+        hold_only(quick=False)
         yield
         return
     with compiling_quickly(tmp_path_factory.getbasetemp() / "compiled"):
@@ -56,8 +58,10 @@ def optimized(quick_compilation: None) -> Iterator[None]:
     """A test compiles as users do."""
     was = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
+    hold_only(quick=False)
     yield
     jax.config.update("jax_disable_most_optimizations", was)
+    hold_only(quick=was)
 
 
 @pytest.fixture(autouse=True)

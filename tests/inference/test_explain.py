@@ -18,6 +18,7 @@ from siglip_jax.inference.seen import States, see, states_of
 from siglip_jax.params import stack_layers
 from siglip_jax.processing import SiglipImageProcessorPil, SiglipProcessor
 from tests.support import cases
+from tests.support.gelu import tanh_gelu
 from tests.support.tiny_checkpoint import picture, write_checkpoint
 
 TEXTS = ["a cat", "two dogs on the beach"]
@@ -56,10 +57,6 @@ def by_definition(head: dict[str, np.ndarray], tokens: np.ndarray, heads: int, e
     z = act(z @ head["mlp.fc1.weight"].T + head["mlp.fc1.bias"])
     alone = y + z @ head["mlp.fc2.weight"].T + head["mlp.fc2.bias"]
     return States(weights, unit(alone), unit(tokens))
-
-
-def tanh_gelu(x: np.ndarray) -> np.ndarray:
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
 def assert_close(found, expected, tolerance=1e-5):

@@ -7,6 +7,7 @@ import pytest
 from scipy.special import erf
 
 from siglip_jax.models.elementwise import ACTIVATION_FUNCTIONS, keeping_input, layer_norm, normalize
+from tests.support.gelu import tanh_gelu
 
 EPSILON = 1e-6
 
@@ -86,10 +87,6 @@ def cdf(x):
 
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
-
-
-def tanh_gelu(x):
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
 FLOAT64 = {

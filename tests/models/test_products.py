@@ -8,6 +8,7 @@ import pytest
 
 from siglip_jax.models import products
 from siglip_jax.models.elementwise import ACTIVATION_FUNCTIONS
+from tests.support.gelu import tanh_gelu
 
 
 def arrays(dtype, *shapes):
@@ -47,10 +48,6 @@ def test_dense_layers_round_once_and_keep_their_parameters():
     out = np.asarray(layer.apply({"params": params}, jnp.asarray(x)), np.float64)
     expected = x.astype(np.float64) @ kernel.astype(ml_dtypes.bfloat16).astype(np.float64)
     np.testing.assert_allclose(out, expected, rtol=2**-8 * (1 + 1e-3), atol=1e-5)
-
-
-def tanh_gelu(x):
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
 def test_a_layer_of_activated_inputs_and_its_gradients_equal_float64():

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import PIL.Image
 import pyarrow.parquet as pq
@@ -531,10 +530,9 @@ def test_verifying_ends_whatever_number_of_items_a_manifest_says(whole, tmp_path
 
 
 @pytest.mark.slow
-def test_two_workers_of_ray_make_the_same_bytes(folder, tmp_path):
+def test_two_workers_of_ray_make_the_same_bytes(siglip, folder, tmp_path):
     size = 5  # ten parts, which are handed out four at a time
-    jax.clear_caches()  # what other modules' tests compiled with all optimizations rounds in another way
-    embed_collection(siglip_jax.load(), open_items(folder), tmp_path / "alone", part_size=size)
+    embed_collection(siglip, open_items(folder), tmp_path / "alone", part_size=size)
     command = [sys.executable, "-m", "siglip_jax.search.ray", str(folder), str(tmp_path / "ray")]
     environment = os.environ | quick_environment() | {"RAY_USAGE_STATS_ENABLED": "0"}
     ran = subprocess.run(

@@ -31,6 +31,17 @@ def environment() -> dict[str, str]:
     return {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true", "XLA_FLAGS": flags}
 
 
+_held_are_quick = False
+
+
+def hold_only(quick: bool) -> None:
+    """Forgets all compiled programs if they were compiled in the other way: jax would run them in this one too."""
+    global _held_are_quick
+    if quick != _held_are_quick:
+        jax.clear_caches()
+    _held_are_quick = quick
+
+
 @contextlib.contextmanager
 def compiling_quickly(folder: Path) -> Iterator[None]:
     """What this process compiles for a CPU is compiled quickly, and kept; `environment()` tells another process."""
@@ -52,6 +63,7 @@ def compiling_quickly(folder: Path) -> Iterator[None]:
     before = {name: jax.config.values[name] for name in settings}
     compiler.get_compile_options = quick
     _set(settings)
+    hold_only(quick=True)
     try:
         yield
     finally:
