@@ -24,15 +24,18 @@ collect_ignore = ["tests/support"]  # without tests; some of it imports torch, w
 # Packages whose examples load and compile the bundled model.
 SLOW_EXAMPLES = {"evaluation", "inference", "plots", "search", "training"}
 
+LONGEST = {"test_killed.py", "test_notebooks.py"}
+
 # Packages whose numbers are held against float64 and the reference, or whose compiled programs are looked at.
 OPTIMIZED = {"losses", "models", "parallel", "planning", "quantization"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the examples of some packages as slow."""
+    """Marks the examples of some packages as slow; the files that take longest come first, or one worker ends alone."""
     for item in items:
         if isinstance(item, pytest.DoctestItem) and SLOW_EXAMPLES & set(item.path.parts):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True)
