@@ -13,14 +13,17 @@ import subprocess
 import sys
 import time
 
-HUGE = "ours, dots, huge pages"  # as `siglip-jax train` starts itself
-REMAT = {
-    "ours": None,
-    "ours, remat dots": "dots_with_no_batch_dims",
-    "ours, remat full": "full",
-    HUGE: "dots_with_no_batch_dims",
+HUGE = "scan, dots, huge pages"  # as `siglip-jax train` starts itself
+# What to compute again, and whether the layers are stacked.
+OURS = {
+    "ours": (None, False),
+    "scan": (None, True),
+    "scan, dots": ("dots", True),
+    "scan, dots_with_no_batch_dims": ("dots_with_no_batch_dims", True),
+    "scan, full": ("full", True),
+    HUGE: ("dots", True),
 }
-SIDES = ("torch", *REMAT)
+SIDES = ("torch", *OURS)
 LENGTH = 64  # tokens of a text
 
 
@@ -41,7 +44,7 @@ def torch_step(batch, dtype):
     return step
 
 
-def our_step(batch, dtype, remat):
+def our_step(batch, dtype, remat, scan_layers):
     """Returns a function that does a compiled step with siglip_jax."""
     import jax
     import jax.numpy as jnp
@@ -49,7 +52,7 @@ def our_step(batch, dtype, remat):
     from siglip_jax import SiglipConfig, SiglipModel
     from siglip_jax.losses.sigmoid import sigmoid_loss
 
-    model = SiglipModel(SiglipConfig(), dtype=getattr(jnp, dtype), remat=remat, scan_layers=remat is not None)
+    model = SiglipModel(SiglipConfig(), dtype=getattr(jnp, dtype), remat=remat, scan_layers=scan_layers)
     pixels = jax.random.normal(jax.random.key(0), (batch, 224, 224, 3))
     ids = jax.random.randint(jax.random.key(1), (batch, LENGTH), 2, 32000)
     params = jax.jit(model.init)(jax.random.key(2), ids[:1], pixels[:1])["params"]
@@ -65,7 +68,7 @@ def our_step(batch, dtype, remat):
 
 def work(side, batch, dtype):
     """Does a step for every input line, and prints its seconds and the peak memory in bytes."""
-    step = torch_step(batch, dtype) if side == "torch" else our_step(batch, dtype, REMAT[side])
+    step = torch_step(batch, dtype) if side == "torch" else our_step(batch, dtype, *OURS[side])
     for _ in sys.stdin:
         start = time.perf_counter()
         step()
@@ -106,7 +109,7 @@ def main():
     for side in sides:
         median = statistics.median(seconds[side])
         print(
-            f"{side:22s} {median:7.2f} s  {base / median:5.2f} x as fast as torch"
+            f"{side:30s} {median:7.2f} s  {base / median:5.2f} x as fast as torch"
             f"  {memory[side] / 2**30:6.2f} GiB peak  {memory[side] / memory['torch']:5.2f} of torch's"
         )
 

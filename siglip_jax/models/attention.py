@@ -182,7 +182,8 @@ def _xla_backward(num_heads: int, kept: Any, cotangent: Array) -> tuple[Array, A
     )
     of_weights = float32_matmul(g, jnp.swapaxes(v, -1, -2))
     # The sum over keys of weights * of_weights.
-    common = jnp.sum(g.astype(of_weights.dtype) * o.astype(of_weights.dtype), axis=-1, keepdims=True)
+    products = g.astype(of_weights.dtype) * o.astype(of_weights.dtype)
+    common = jax.lax.platform_dependent(products, tpu=_sum_by_product, default=_sum)
     of_scores = weights * (of_weights - common)
     narrow = (of_scores * _factor(q)).astype(query.dtype)
     of_q, of_k = matmul(narrow, k), matmul(jnp.swapaxes(narrow, -1, -2), q)
@@ -208,6 +209,20 @@ def _weights_of_total(scores: Array, total: Array) -> Array:
 
 def _weights_of_log_total(scores: Array, log_total: Array) -> Array:
     return jnp.exp(scores - log_total)
+
+
+def _sum(x: Array) -> Array:
+    return jnp.sum(x, axis=-1, keepdims=True)
+
+
+def _sum_by_product(x: Array) -> Array:
+    """Returns `_sum` of (batch, heads, tokens, width), for a TPU: its matrix unit sums a head faster than its vector unit.
+
+    With one column of ones for each head, as XLA makes a sum of the product with a vector.
+    """
+    heads, width = x.shape[1], x.shape[3]
+    ones = jnp.broadcast_to(jnp.eye(heads, dtype=x.dtype)[:, None], (heads, width, heads))
+    return jnp.einsum("bhtw,hwk->bkt", x, ones, precision=jax.lax.Precision.HIGHEST)[..., None]
 
 
 def _heads_first(x: Array, num_heads: int) -> Array:
