@@ -176,14 +176,14 @@ def _xla_forward(num_heads: int, query: Array, key: Array, value: Array, bias: A
 def _xla_backward(num_heads: int, kept: Any, cotangent: Array) -> tuple[Array, Array, Array, Array | None]:
     query, key, value, bias, out, divisor = kept
     query, key = compute_again((query, key))
-    q, k, v, g, o = (_heads_first(x, num_heads) for x in (query, key, value, cotangent, out))
+    q, k, v, g = (_heads_first(x, num_heads) for x in (query, key, value, cotangent))
     weights = jax.lax.platform_dependent(
         _scores(q, k, bias), divisor[..., None], tpu=_weights_of_total, default=_weights_of_log_total
     )
     of_weights = float32_matmul(g, jnp.swapaxes(v, -1, -2))
     # The sum over keys of weights * of_weights.
-    products = g.astype(of_weights.dtype) * o.astype(of_weights.dtype)
-    common = jax.lax.platform_dependent(products, tpu=_sum_by_product, default=_sum)
+    of_heads = (_heads_apart(x, num_heads).astype(of_weights.dtype) for x in (cotangent, out))
+    common = jax.lax.platform_dependent(*of_heads, tpu=_dots_by_product, default=_dots)
     of_scores = weights * (of_weights - common)
     narrow = (of_scores * _factor(q)).astype(query.dtype)
     of_q, of_k = matmul(narrow, k), matmul(jnp.swapaxes(narrow, -1, -2), q)
@@ -211,23 +211,26 @@ def _weights_of_log_total(scores: Array, log_total: Array) -> Array:
     return jnp.exp(scores - log_total)
 
 
-def _sum(x: Array) -> Array:
-    return jnp.sum(x, axis=-1, keepdims=True)
+def _dots(x: Array, y: Array) -> Array:
+    """Returns the dot product of each head of (batch, tokens, heads, width) as (batch, heads, tokens, 1)."""
+    return jnp.sum(jnp.swapaxes(x, 1, 2) * jnp.swapaxes(y, 1, 2), axis=-1, keepdims=True)
 
 
-def _sum_by_product(x: Array) -> Array:
-    """Returns `_sum` of (batch, heads, tokens, width), for a TPU: its matrix unit sums a head faster than its vector unit.
-
-    With one column of ones for each head, as XLA makes a sum of the product with a vector.
-    """
-    heads, width = x.shape[1], x.shape[3]
+def _dots_by_product(x: Array, y: Array) -> Array:
+    """Returns `_dots` for a TPU: its matrix unit, with a column of ones for each head, beats its vector unit."""
+    heads, width = x.shape[2:]
     ones = jnp.broadcast_to(jnp.eye(heads, dtype=x.dtype)[:, None], (heads, width, heads))
-    return jnp.einsum("bhtw,hwk->bkt", x, ones, precision=jax.lax.Precision.HIGHEST)[..., None]
+    return jnp.einsum("bthw,hwk->bkt", x * y, ones, precision=jax.lax.Precision.HIGHEST)[..., None]
 
 
 def _heads_first(x: Array, num_heads: int) -> Array:
     """Returns (batch, tokens, heads · width) as (batch, heads, tokens, width)."""
-    return jnp.swapaxes(x.reshape(*x.shape[:-1], num_heads, -1), 1, 2)
+    return jnp.swapaxes(_heads_apart(x, num_heads), 1, 2)
+
+
+def _heads_apart(x: Array, num_heads: int) -> Array:
+    """Returns (batch, tokens, heads · width) as (batch, tokens, heads, width)."""
+    return x.reshape(*x.shape[:-1], num_heads, -1)
 
 
 def _heads_last(x: Array) -> Array:
