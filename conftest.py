@@ -30,10 +30,15 @@ LONGEST = {"test_killed.py", "test_notebooks.py"}
 OPTIMIZED = {"losses", "models", "parallel", "planning", "quantization"}
 
 
+def folders(node: pytest.Item | pytest.Collector) -> set[str]:
+    """Returns the names of the folders of a test within the project."""
+    return set(node.path.relative_to(node.config.rootpath).parts)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the examples of some packages as slow; the files that take longest come first, or one worker ends alone."""
     for item in items:
-        if isinstance(item, pytest.DoctestItem) and SLOW_EXAMPLES & set(item.path.parts):
+        if isinstance(item, pytest.DoctestItem) and SLOW_EXAMPLES & folders(item):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
@@ -48,7 +53,7 @@ def no_last_value() -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compiles without most optimizations, but for tests of them: the others compile for longer than they compute."""
-    if OPTIMIZED & set(request.path.relative_to(request.config.rootpath).parts):
+    if OPTIMIZED & folders(request.node):
         hold_only(quick=False)
         yield
         return
