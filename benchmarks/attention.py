@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from siglip_jax.models.attention import cudnn_attention, cudnn_supports, eager_attention, xla_attention
+from siglip_jax.models.attention import cudnn_attention, cudnn_supports
+from siglip_jax.models.xla_attention import eager_attention, xla_attention
 
 
 class Shape(NamedTuple):

@@ -4,7 +4,6 @@ Mirrors `SiglipAttention`. The softmax is always float32.
 """
 
 import functools
-import math
 from types import ModuleType
 from typing import Any, Literal
 
@@ -16,14 +15,20 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from siglip_jax.models.elementwise import compute_again
 from siglip_jax.models.initializers import Initializer
-from siglip_jax.models.products import Dense, float32_matmul, matmul
+from siglip_jax.models.products import Dense
+from siglip_jax.models.xla_attention import (
+    ATTENTION,
+    eager_attention,
+    heads_apart,
+    xla_attention,
+    xla_backward,
+    xla_forward,
+)
 from siglip_jax.parallel.mesh import platform_of
 
 Implementation = Literal["auto", "xla", "eager", "cudnn", "pallas"]
 IMPLEMENTATIONS = ("auto", "xla", "eager", "cudnn", "pallas")
-ATTENTION = "attention"  # name of the output of "xla" and "pallas" for `jax.checkpoint`
 
 
 def check_implementation(name: str, *, weights: bool, dropout: bool) -> None:
@@ -125,137 +130,6 @@ def mask_to_bias(
     return jnp.where(mask.astype(bool)[:, None, None, :], 0.0, jnp.finfo(jnp.float32).min).astype(jnp.float32)
 
 
-def eager_attention(
-    query: Float[Array, "batch queries heads width"],
-    key: Float[Array, "batch keys heads width"],
-    value: Float[Array, "batch keys heads width"],
-    bias: Float[Array, "..."] | None = None,
-    dropout: float = 0.0,
-    rng: jax.Array | None = None,
-) -> tuple[Float[Array, "batch queries heads width"], Float[Array, "batch heads queries keys"]]:
-    """Returns the output of the attention and its weights, after dropout as in the reference."""
-    query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    weights = jax.nn.softmax(_scores(query, key, bias), axis=-1)
-    if dropout and rng is not None:
-        kept = jax.random.bernoulli(rng, 1.0 - dropout, weights.shape)
-        weights = jnp.where(kept, weights / (1.0 - dropout), 0.0)
-    weights = weights.astype(query.dtype)
-    return jnp.swapaxes(matmul(weights, value), 1, 2), weights
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def xla_attention(
-    num_heads: int,
-    query: Float[Array, "batch queries width"],
-    key: Float[Array, "batch keys width"],
-    value: Float[Array, "batch keys width"],
-    bias: Float[Array, "..."] | None = None,
-) -> Float[Array, "batch queries width"]:
-    """Returns the output of the attention, whose weights the backward pass computes again.
-
-    Kept are inputs, output, and for each query the logarithm of the sum that the softmax divides by. With these the
-    gradient needs no other sum over keys than its matrix products (Dao et al. 2022, arXiv 2205.14135, appendix B.4). On
-    a TPU the sum itself is kept, relative to the largest score: XLA makes maximum, exponential and sum a part of the
-    product of queries and keys there, unless the maximum is used elsewhere.
-    """
-    return _xla_forward(num_heads, query, key, value, bias)[0]
-
-
-def _xla_forward(num_heads: int, query: Array, key: Array, value: Array, bias: Array | None) -> tuple[Array, Any]:
-    q, k, v = (_heads_first(x, num_heads) for x in (query, key, value))
-    scores = _scores(q, k, bias)
-    most = jnp.max(scores, axis=-1, keepdims=True)
-    weights = jnp.exp(scores - most)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = _heads_last(matmul((weights / total).astype(query.dtype), v))
-    divisor = jax.lax.platform_dependent(most, total, tpu=_total, default=_log_total)
-    out, divisor = checkpoint_name((out, divisor[..., 0]), ATTENTION)
-    return out, (query, key, value, bias, out, divisor)
-
-
-def _xla_backward(num_heads: int, kept: Any, cotangent: Array) -> tuple[Array, Array, Array, Array | None]:
-    query, key, value, bias, out, divisor = kept
-    query, key = compute_again((query, key))
-    q, k, v, g = (_heads_first(x, num_heads) for x in (query, key, value, cotangent))
-    weights = jax.lax.platform_dependent(
-        _scores(q, k, bias), divisor[..., None], tpu=_weights_of_total, default=_weights_of_log_total
-    )
-    of_weights = float32_matmul(g, jnp.swapaxes(v, -1, -2))
-    # The sum over keys of weights * of_weights.
-    of_heads = (_heads_apart(x, num_heads).astype(of_weights.dtype) for x in (cotangent, out))
-    common = jax.lax.platform_dependent(*of_heads, tpu=_dots_by_product, default=_dots)
-    of_scores = weights * (of_weights - common)
-    narrow = (of_scores * _factor(q)).astype(query.dtype)
-    of_q, of_k = matmul(narrow, k), matmul(jnp.swapaxes(narrow, -1, -2), q)
-    of_v = matmul(jnp.swapaxes(weights.astype(query.dtype), -1, -2), g)
-    of_bias = None if bias is None else _sum_to(of_scores, bias)
-    return _heads_last(of_q), _heads_last(of_k), _heads_last(of_v), of_bias
-
-
-xla_attention.defvjp(_xla_forward, _xla_backward)
-
-
-def _total(most: Array, total: Array) -> Array:
-    return total
-
-
-def _log_total(most: Array, total: Array) -> Array:
-    return most + jnp.log(total)
-
-
-def _weights_of_total(scores: Array, total: Array) -> Array:
-    return jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True)) / total
-
-
-def _weights_of_log_total(scores: Array, log_total: Array) -> Array:
-    return jnp.exp(scores - log_total)
-
-
-def _dots(x: Array, y: Array) -> Array:
-    """Returns the dot product of each head of (batch, tokens, heads, width) as (batch, heads, tokens, 1)."""
-    return jnp.sum(jnp.swapaxes(x, 1, 2) * jnp.swapaxes(y, 1, 2), axis=-1, keepdims=True)
-
-
-def _dots_by_product(x: Array, y: Array) -> Array:
-    """Returns `_dots` for a TPU: its matrix unit, with a column of ones for each head, beats its vector unit."""
-    heads, width = x.shape[2:]
-    ones = jnp.broadcast_to(jnp.eye(heads, dtype=x.dtype)[:, None], (heads, width, heads))
-    return jnp.einsum("bthw,hwk->bkt", x * y, ones, precision=jax.lax.Precision.HIGHEST)[..., None]
-
-
-def _heads_first(x: Array, num_heads: int) -> Array:
-    """Returns (batch, tokens, heads · width) as (batch, heads, tokens, width)."""
-    return jnp.swapaxes(_heads_apart(x, num_heads), 1, 2)
-
-
-def _heads_apart(x: Array, num_heads: int) -> Array:
-    """Returns (batch, tokens, heads · width) as (batch, tokens, heads, width)."""
-    return x.reshape(*x.shape[:-1], num_heads, -1)
-
-
-def _heads_last(x: Array) -> Array:
-    """The inverse of `_heads_first`."""
-    x = jnp.swapaxes(x, 1, 2)
-    return x.reshape(*x.shape[:-2], -1)
-
-
-def _scores(query: Array, key: Array, bias: Array | None) -> Array:
-    """Returns the scaled and biased scores in float32 of queries and keys with the heads first."""
-    # Matrix products with the heads first: on a CPU, XLA computes them faster than the same einsum.
-    scores = float32_matmul(query, jnp.swapaxes(key, -1, -2)) * _factor(query)
-    return scores if bias is None else scores + jnp.broadcast_to(bias.astype(scores.dtype), scores.shape)
-
-
-def _factor(query: Array) -> float:
-    return 1.0 / math.sqrt(query.shape[-1])
-
-
-def _sum_to(gradient: Array, bias: Array) -> Array:
-    """Returns the gradient of a bias that was broadcast."""
-    axes = tuple(i for i, size in enumerate(bias.shape) if size == 1)
-    return jnp.sum(gradient, axis=axes, keepdims=True).astype(bias.dtype)
-
-
 def cudnn_attention(
     num_heads: int,
     query: Float[Array, "batch queries width"],
@@ -289,7 +163,7 @@ def _cudnn(num_heads: int, query: Array, key: Array, value: Array, bias: Array |
 
 
 def _cudnn_kernel(num_heads: int, query: Array, key: Array, value: Array, **options: Any) -> Array:
-    q, k, v = (x.reshape(*x.shape[:-1], num_heads, -1) for x in (query, key, value))
+    q, k, v = (heads_apart(x, num_heads) for x in (query, key, value))
     with jax.numpy_dtype_promotion("standard"):  # jax's own code relies on it for narrow dtypes
         out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn", **options)
     return out.reshape(query.shape)
@@ -362,7 +236,7 @@ def _pallas_forward(
         return out, jnp.zeros((out.shape[0], num_heads, out.shape[1]), jnp.float32)
 
     def elsewhere(*arrays: Any) -> tuple[Array, Array]:
-        out, (*_, divisor) = _xla_forward(num_heads, *arrays)
+        out, (*_, divisor) = xla_forward(num_heads, *arrays)
         return out, divisor
 
     kept = jax.lax.platform_dependent(query, key, value, bias, tpu=on_tpu, default=elsewhere)
@@ -377,7 +251,7 @@ def _pallas_backward(num_heads: int, mesh: Mesh | None, kept: Any, cotangent: Ar
         gradients = jax.vjp(kernel, *inputs)[1](cotangent)
         return *gradients, None if bias is None else jnp.zeros_like(bias)
 
-    elsewhere = functools.partial(_xla_backward, num_heads)
+    elsewhere = functools.partial(xla_backward, num_heads)
     return jax.lax.platform_dependent(kept, cotangent, tpu=on_tpu, default=elsewhere)
 
 
@@ -450,7 +324,7 @@ class Attention(nn.Module):
         weights = None
         if self.implementation == "eager" or self.dropout:
             rng = self.make_rng("dropout") if self.dropout else None
-            q, k, v = (y.reshape(*y.shape[:-1], self.num_heads, -1) for y in (query, key, value))
+            q, k, v = (heads_apart(y, self.num_heads) for y in (query, key, value))
             out, weights = eager_attention(q, k, v, bias, self.dropout, rng)
             out = out.reshape(x.shape)
         elif self.implementation in _ATTENTION:

@@ -18,10 +18,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from siglip_jax.configs.configuration import TextConfig, VisionConfig
-from siglip_jax.models.attention import ATTENTION, Attention
+from siglip_jax.models.attention import Attention
 from siglip_jax.models.elementwise import ACTIVATION_FUNCTIONS, layer_norm
 from siglip_jax.models.initializers import Initializer, Initializers, initializers
 from siglip_jax.models.products import PRODUCT, Dense
+from siglip_jax.models.xla_attention import ATTENTION
 from siglip_jax.parallel.mesh import keep_batch_sharded
 
 MLP_INPUT = "mlp_input"  # name of the sum of a layer's input and its attention for `jax.checkpoint`

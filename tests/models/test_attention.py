@@ -8,7 +8,8 @@ import pytest
 
 from siglip_jax.models import attention
 from siglip_jax.models import pallas_attention as pallas
-from siglip_jax.models.attention import describe_attention, mask_to_bias, xla_attention
+from siglip_jax.models.attention import describe_attention, mask_to_bias
+from siglip_jax.models.xla_attention import xla_attention
 
 SHAPES = {"odd": (2, 77, 3, 72), "one query": (3, 29, 2, 8), "small": (2, 16, 5, 24)}  # batch, tokens, heads, width
 

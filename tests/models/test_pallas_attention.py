@@ -9,8 +9,9 @@ from jaxtyping import Array
 
 from siglip_jax import make_mesh
 from siglip_jax.models import pallas_attention as file
-from siglip_jax.models.attention import eager_attention, mask_to_bias
+from siglip_jax.models.attention import mask_to_bias
 from siglip_jax.models.pallas_attention import pallas_attention, supports
+from siglip_jax.models.xla_attention import eager_attention
 from siglip_jax.planning.topology import open_topology
 
 TOLERANCES = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}
