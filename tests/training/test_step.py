@@ -69,7 +69,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(whole, parts, device
         if path.endswith("k_proj/bias") or path in LOGITS:  # nothing there but rounding, or large terms of both signs
             scale = largest
         # Sums in another order differ by this much; a factor or a part left out is far more.
-        assert np.abs(found[path] - x).max() <= 3e-6 * scale, path
+        assert np.abs(found[path] - x).max() <= 1e-5 * scale, path
 
 
 @pytest.mark.slow
@@ -92,7 +92,7 @@ def test_softmax_and_groups_accumulate_too(whole):
         np.testing.assert_allclose(two[0], one[0], rtol=1e-6)
         for path in ("text_model/head/kernel", "vision_model/head/probe", "logit_scale"):
             largest = np.abs(one[1][path]).max()
-            assert np.abs(np.asarray(two[1][path] - one[1][path])).max() <= 2e-6 * largest, path
+            assert np.abs(np.asarray(two[1][path] - one[1][path])).max() <= 1e-5 * largest, path
 
 
 @pytest.mark.slow
