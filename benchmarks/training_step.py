@@ -1,29 +1,29 @@
 """A training step of the base model, forward and backward, beside `transformers` on torch: seconds and peak memory.
 
-    python benchmarks/training_step.py [--batch 32] [--dtype float32] [--repeat 3] [--sides torch ours ...]
+    python benchmarks/training_step.py [--batch 32] [--dtype float32] [--repeat 3] [--sides ours scan ...]
 
-Each side is a process of its own with random weights; the sides take steps in turns. Needs the extra `test` (torch).
+Each side is a process of its own with random weights, which takes steps in turns with torch. Needs the extra `test`
+(torch).
 """
 
 import argparse
-import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
 
-HUGE = "scan, dots, huge pages"  # as `siglip-jax train` starts itself
-# What to compute again, and whether the layers are stacked.
+# What to compute again, whether the layers are stacked, and whether freed memory is kept, as `siglip-jax train` does.
 OURS = {
-    "ours": (None, False),
-    "scan": (None, True),
-    "scan, dots": ("dots", True),
-    "scan, dots_with_no_batch_dims": ("dots_with_no_batch_dims", True),
-    "scan, full": ("full", True),
-    HUGE: ("dots", True),
+    "ours": (None, False, True),
+    "scan": (None, True, True),
+    "scan, dots": ("dots", True, True),
+    "scan, dots_with_no_batch_dims": ("dots_with_no_batch_dims", True, True),
+    "scan, attention_and_mlp_input": ("attention_and_mlp_input", True, True),
+    "scan, full": ("full", True, True),
+    "ours, memory given back": (None, False, False),
+    "scan, dots_with_no_batch_dims, memory given back": ("dots_with_no_batch_dims", True, False),
 }
-SIDES = ("torch", *OURS)
 LENGTH = 64  # tokens of a text
 
 
@@ -44,14 +44,17 @@ def torch_step(batch, dtype):
     return step
 
 
-def our_step(batch, dtype, remat, scan_layers):
+def our_step(batch, dtype, remat, scan_layers, keep_memory):
     """Returns a function that does a compiled step with siglip_jax."""
     import jax
     import jax.numpy as jnp
 
     from siglip_jax import SiglipConfig, SiglipModel
     from siglip_jax.losses.sigmoid import sigmoid_loss
+    from siglip_jax.training import keep_freed_memory
 
+    if keep_memory:
+        keep_freed_memory()
     model = SiglipModel(SiglipConfig(), dtype=getattr(jnp, dtype), remat=remat, scan_layers=scan_layers)
     pixels = jax.random.normal(jax.random.key(0), (batch, 224, 224, 3))
     ids = jax.random.randint(jax.random.key(1), (batch, LENGTH), 2, 32000)
@@ -81,37 +84,49 @@ def main():
     parser.add_argument("--batch", type=int, default=32, help="image-text pairs in a step")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="compute dtype")
     parser.add_argument("--repeat", type=int, default=3, help="measured steps, after one to warm up")
-    parser.add_argument("--sides", choices=SIDES, nargs="+", default=SIDES, help="what to compare with torch")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--sides", choices=OURS, nargs="+", default=OURS, help="what to compare with torch")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         work(options.side, options.batch, options.dtype)
         return
-    processes, sides = {}, tuple(dict.fromkeys(("torch", *options.sides)))
-    for side in sides:
-        words = [sys.executable, __file__, "--side", side, "--batch", str(options.batch), "--dtype", options.dtype]
-        environment = os.environ | ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if side == HUGE else {})
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        processes[side] = subprocess.Popen(words, env=environment, **pipes)
-    seconds, memory = {side: [] for side in sides}, {}
-    for turn in range(options.repeat + 1):
-        for side, process in processes.items():
-            print(file=process.stdin, flush=True)
-            took, peak = process.stdout.readline().split()
-            memory[side] = int(peak)
-            if turn:
-                seconds[side].append(float(took))
-    for process in processes.values():
-        process.stdin.close()
-        process.wait()
-    base = statistics.median(seconds["torch"])
     print(f"base model, batch {options.batch}, {options.dtype}, forward and backward, medians of {options.repeat}")
-    for side in sides:
-        median = statistics.median(seconds[side])
+    torch = start("torch", options)
+    for side in dict.fromkeys(options.sides):
+        ours = start(side, options)
+        steps = [(take_step(torch), take_step(ours)) for _ in range(options.repeat + 1)]
+        stop(ours)
+        (base, base_peak), (seconds, peak) = (summary(rows) for rows in zip(*steps, strict=True))
         print(
-            f"{side:30s} {median:7.2f} s  {base / median:5.2f} x as fast as torch"
-            f"  {memory[side] / 2**30:6.2f} GiB peak  {memory[side] / memory['torch']:5.2f} of torch's"
+            f"{side:48s} {seconds:6.2f} s {base / seconds:5.2f} x as fast as torch, {base:.2f} s"
+            f" {peak / 2**30:6.2f} GiB peak {peak / base_peak:5.2f} of torch's, {base_peak / 2**30:.2f}",
+            flush=True,
         )
+    stop(torch)
+
+
+def start(side, options):
+    """Starts the process of a side."""
+    words = [sys.executable, __file__, "--side", side, "--batch", str(options.batch), "--dtype", options.dtype]
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def take_step(process):
+    """Returns the seconds of a step of a process, and its peak memory in bytes until then."""
+    print(file=process.stdin, flush=True)
+    seconds, peak = process.stdout.readline().split()
+    return float(seconds), int(peak)
+
+
+def stop(process):
+    """Ends a process."""
+    process.stdin.close()
+    process.wait()
+
+
+def summary(steps):
+    """Returns the median of the seconds without the first step, which warms up, and the peak memory."""
+    return statistics.median(seconds for seconds, _ in steps[1:]), max(peak for _, peak in steps)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from siglip_jax.models import SiglipModel
 from siglip_jax.models.elementwise import normalize
 from siglip_jax.params import flatten
 from siglip_jax.processing import SiglipProcessor
-from siglip_jax.training import Captioning, SelfDistillation
+from siglip_jax.training import Captioning, SelfDistillation, keep_freed_memory
 from siglip_jax.training.assembly import make_plan, make_state
 from siglip_jax.training.curation import CURATOR, Curator
 from siglip_jax.training.joint import JointPairs, placed_groups, without_groups
@@ -249,4 +249,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

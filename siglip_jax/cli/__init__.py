@@ -1,11 +1,9 @@
 """The command line `siglip-jax`: one module per command, which imports slow modules only when it runs."""
 
-import sys
 from collections.abc import Sequence
 
 from siglip_jax._tpu import describe_no_tpu
 from siglip_jax.cli import _signals
-from siglip_jax.cli._huge_pages import restart_with_huge_pages
 
 __all__ = ["main"]
 
@@ -20,8 +18,6 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: arguments after the name of the program; None: those of the process.
     """
     if argv is None:
-        if sys.argv[1:2] == ["train"]:
-            restart_with_huge_pages()
         _signals.end_at_once()  # before jax is imported, which takes a second
         describe_no_tpu()
     from siglip_jax.cli._main import run

@@ -77,6 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = parse(arguments.recipe, arguments.rest)
     from siglip_jax.cli._training_plan import print_plan
     from siglip_jax.parallel import join_processes
+    from siglip_jax.training.allocator import keep_freed_memory
     from siglip_jax.training.plan import dry_run
     from siglip_jax.training.run import train
 
@@ -99,6 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if options.topology is not None:
         raise ValueError(f"--topology must be used with --dry-run, got {options.topology!r} alone; add --dry-run")
+    keep_freed_memory()
     evaluate = None if options.evaluate is None else opened(options.evaluate, **keys)
     names = ("best", "save_every", "keep", "log_every", "tensorboard", "workers")
     with progress("steps") as steps, progress("images embedded") as images:

@@ -12,6 +12,7 @@ from siglip_jax.training.recipes import RECIPES
 from siglip_jax.training.terms import Captioning, Curation, Growth, Late, SelfDistillation
 
 if TYPE_CHECKING:
+    from siglip_jax.training.allocator import keep_freed_memory
     from siglip_jax.training.joint import JointPairs
     from siglip_jax.training.objective import Labels, Objective, Pairs
     from siglip_jax.training.plan import dry_run
@@ -37,6 +38,7 @@ __all__ = [
     "Schedule",
     "SelfDistillation",
     "dry_run",
+    "keep_freed_memory",
     "random_views",
     "train",
 ]
@@ -50,6 +52,7 @@ make_lazy(
         "Pairs": "siglip_jax.training.objective",
         "Run": "siglip_jax.training.run",
         "dry_run": "siglip_jax.training.plan",
+        "keep_freed_memory": "siglip_jax.training.allocator",
         "random_views": "siglip_jax.training.views",
         "train": "siglip_jax.training.run",
     },
