@@ -69,7 +69,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(whole, parts, device
         if path.endswith("k_proj/bias") or path in LOGITS:  # nothing there but rounding, or large terms of both signs
             scale = largest
         # Sums in another order differ by this much; a factor or a part left out is far more.
-        assert np.abs(found[path] - x).max() <= 1e-5 * scale, path
+        assert np.abs(found[path] - x).max() <= 3e-6 * scale, path
 
 
 @pytest.mark.slow
@@ -90,9 +90,10 @@ def test_softmax_and_groups_accumulate_too(whole):
     for fields, extra in (({"contrast": "softmax"}, {}), ({}, {"image_groups": groups, "text_groups": groups})):
         one, two = (gradients(model, params, batch | extra, parts, **fields) for parts in (1, 4))
         np.testing.assert_allclose(two[0], one[0], rtol=1e-6)
+        largest = max(np.abs(x).max() for x in one[1].values())
         for path in ("text_model/head/kernel", "vision_model/head/probe", "logit_scale"):
-            largest = np.abs(one[1][path]).max()
-            assert np.abs(np.asarray(two[1][path] - one[1][path])).max() <= 1e-5 * largest, path
+            scale = largest if path in LOGITS else np.abs(one[1][path]).max()  # a sum of large terms of both signs
+            assert np.abs(np.asarray(two[1][path] - one[1][path])).max() <= 2e-6 * scale, path
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def test_parameters_after_a_step_are_those_of_one_device(setting, sizes, scan_la
     assert found.keys() == expected.keys()
     moved = 0
     for path, x in expected.items():
-        assert np.abs(found[path] - x).max() <= 1e-5 * np.abs(x).max(), path
+        assert np.abs(found[path] - x).max() <= 1e-6 * np.abs(x).max(), path
         moved += np.abs(x - before[path]).max() > 1e-3 * np.abs(x).max()
     assert moved > 40  # the step is large enough to be seen
 
