@@ -24,7 +24,7 @@ print(min(counts[1:]))  # an array that JAX frees too late for the next run cost
 
 
 def faults(keep: bool, **environment: str) -> int:
-    """Returns the fewest page faults of a program when it runs again: one or more for each 2 MiB of new memory."""
+    """Returns the fewest page faults of a program when it runs again: about one or more per 2 MiB of new memory."""
     code = FAULTS.format(keep=keep)
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return int(ran.stdout)
@@ -32,9 +32,9 @@ def faults(keep: bool, **environment: str) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the allocator of glibc is told")
 def test_later_steps_meet_no_new_pages():
-    assert faults(keep=True) < 64 < 128 <= faults(keep=False)
+    assert faults(keep=True) < 32 < 64 < faults(keep=False)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the allocator of glibc is told")
 def test_what_the_user_has_set_stays():
-    assert faults(keep=True, GLIBC_TUNABLES="glibc.malloc.hugetlb=0") >= 128
+    assert faults(keep=True, GLIBC_TUNABLES="glibc.malloc.hugetlb=0") > 64
