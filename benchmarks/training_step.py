@@ -85,7 +85,7 @@ def main():
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="compute dtype")
     parser.add_argument("--repeat", type=int, default=3, help="measured steps, after one to warm up")
     parser.add_argument("--sides", choices=OURS, nargs="+", default=OURS, help="what to compare with torch")
-    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=("torch", *OURS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         work(options.side, options.batch, options.dtype)

@@ -21,12 +21,12 @@ def keep_freed_memory() -> None:
     compiling has left is given back. The process keeps its peak of memory until it ends.
 
     `siglip-jax train` calls this. A script calls it before JAX computes anything and, if it runs in several processes,
-    after `jax.distributed.initialize`. It does nothing on accelerators, elsewhere than on Linux with glibc, and where
-    the environment variable `GLIBC_TUNABLES` sets the allocator.
+    after `jax.distributed.initialize`. The allocator is left alone where the default device is an accelerator. Nothing
+    happens elsewhere than on Linux, and where the environment variable `GLIBC_TUNABLES` sets the allocator.
     """
-    jax.config.update("jax_cpu_enable_async_dispatch", False)  # read when JAX makes its client of the CPU
     if sys.platform != "linux" or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # read when JAX makes its client of the CPU
     library = ctypes.CDLL(None)
     if jax.default_backend() != "cpu" or not (hasattr(library, "mallopt") and hasattr(library, "malloc_trim")):
         return

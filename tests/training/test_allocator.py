@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only glibc's allocator is told to keep memory")
+
 FAULTS = """
-import resource, sys
+import resource
 import jax, jax.numpy as jnp
 from siglip_jax.training import keep_freed_memory
 
@@ -30,11 +32,9 @@ def faults(keep: bool, **environment: str) -> int:
     return int(ran.stdout)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the allocator of glibc is told")
 def test_later_steps_meet_no_new_pages():
     assert faults(keep=True) < 32 < 64 < faults(keep=False)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the allocator of glibc is told")
 def test_what_the_user_has_set_stays():
     assert faults(keep=True, GLIBC_TUNABLES="glibc.malloc.hugetlb=0") > 64
